@@ -1,0 +1,70 @@
+# Every verb does the set-up it needs. PYTHON is the interpreter that the environment is made with (3.11 or newer).
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PROTO_ENV := .protoenv
+# The generator of the stubs. Its versions are the floors of grpcio and protobuf in pyproject.toml.
+GRPC_TOOLS := grpcio-tools==1.75.1 grpcio==1.75.1 protobuf==6.31.1 setuptools==80.9.0
+BUF := @bufbuild/buf@1.75.0
+PROTOS := $(wildcard protos/darkroom/v1/*.proto)
+OUT ?= out
+
+# help: list the verbs
+.PHONY: help
+help:
+	@grep -E '^# [a-z-]+: ' Makefile | sed 's/^# //'
+
+# demo: make "a red circle on a blue background" with the embedded model, and a contact sheet of its previews
+.PHONY: demo
+demo: $(VENV)/ready
+	$(BIN)/python -m darkroom_server.demo --out $(OUT)
+
+# serve: serve the embedded demo model on 127.0.0.1:50051
+.PHONY: serve
+serve: $(VENV)/ready
+	$(BIN)/darkroom serve
+
+# test: all tests
+.PHONY: test
+test: $(VENV)/ready $(PROTO_ENV)/ready
+	$(BIN)/python -m pytest $(PYTEST)
+
+# lint: ruff, mypy and buf
+.PHONY: lint
+lint: $(VENV)/ready
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy protos/darkroom plugins/darkroom_plugins server client
+	npm exec --yes --package=$(BUF) -- buf lint protos
+	npm exec --yes --package=$(BUF) -- buf format --diff --exit-code protos
+
+# protos: write the stubs again
+.PHONY: protos
+protos: $(PROTO_ENV)/ready
+	$(PROTO_ENV)/bin/python -m grpc_tools.protoc -I protos --python_out=protos --pyi_out=protos --grpc_python_out=protos $(PROTOS)
+
+# bench: compare with diffusers' pipeline behind a lock, on the CPU with the demo model
+.PHONY: bench
+bench: $(VENV)/ready
+	$(BIN)/python -m tests.benchmarks $(BENCH)
+
+# bench-gpu: the same on a GPU, with real architectures of random weights
+.PHONY: bench-gpu
+bench-gpu: $(VENV)/ready
+	$(BIN)/python -m tests.benchmarks --device cuda $(BENCH)
+
+# clean: remove the environments and everything made
+.PHONY: clean
+clean:
+	rm -rf $(VENV) $(PROTO_ENV) $(OUT) .cache .pytest_cache .mypy_cache .ruff_cache
+
+$(VENV)/ready: constraints.txt pyproject.toml plugins/examples/vignette/pyproject.toml
+	$(PYTHON) -m venv --clear $(VENV)
+	$(BIN)/python -m pip install --quiet -c constraints.txt torch
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[server,dev]" -e plugins/examples/vignette
+	touch $@
+
+$(PROTO_ENV)/ready: Makefile
+	$(PYTHON) -m venv --clear $(PROTO_ENV)
+	$(PROTO_ENV)/bin/python -m pip install --quiet $(GRPC_TOOLS)
+	touch $@

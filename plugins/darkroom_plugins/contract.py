@@ -1,0 +1,209 @@
+"""What plugins contribute. Each contribution has a name of its own, and what its hook's docstring asks for.
+
+Everything here runs on the engine's thread, where torch may be used, but `Finisher.finish`, which runs in a pool.
+"""
+
+from __future__ import annotations
+
+import enum
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Hashable, Mapping
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, ClassVar
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    import numpy as np
+    import torch
+    from pydantic import BaseModel
+
+    from darkroom_plugins.request import PreviewMode, Request, SchedulerChoice
+    from darkroom_plugins.sample import Evaluation, Picture, PromptEmbedding, Sample
+
+
+class BatchContract(enum.Enum):
+    """What a contribution asks of the batches that its samples are in."""
+
+    ROW_WISE = "row-wise"  # its rows may share an evaluation with any others
+    KEYED = "keyed"  # only with samples of the same `key`
+    SOLO = "solo"  # with none but its own sample's rows
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelInfo:
+    """What a model is, read from its configuration files alone."""
+
+    family: str
+    prediction_type: str
+    size_factor: int  # pixels; width and height are multiples of it
+    default_width: int  # pixels
+    default_height: int  # pixels
+    max_clip_skip: int
+    weight_bytes: int
+    preview_modes: tuple[PreviewMode, ...] = ("off", "latent-rgb", "full-vae")
+
+
+class Contribution:
+    """The base of what plugins contribute. `name` is unique among its kind; `Parameters` is a pydantic class, where
+    the contribution takes some: clients send them in `extensions` under the plugin's name."""
+
+    name: ClassVar[str]
+    description: ClassVar[str] = ""
+    Parameters: ClassVar[type[BaseModel] | None] = None
+    contract: ClassVar[BatchContract] = BatchContract.ROW_WISE
+
+    def key(self, request: Request) -> Hashable:
+        """What must be equal among samples of one batch; for KEYED contributions."""
+        return None
+
+
+class Family(ABC):
+    """A loaded model of one architecture: the networks, and how they are used."""
+
+    name: ClassVar[str]
+    info: ModelInfo
+    scheduler_config: Mapping[str, Any]  # of the model's own scheduler
+    device: torch.device
+    dtype: torch.dtype
+
+    @classmethod
+    @abstractmethod
+    def detect(cls, model_index: Mapping[str, Any]) -> bool:
+        """Whether this family knows the model of this model_index.json."""
+
+    @classmethod
+    @abstractmethod
+    def describe(cls, folder: Path) -> ModelInfo:
+        """What the model in this folder is, without loading its weights."""
+
+    @classmethod
+    @abstractmethod
+    def load(cls, folder: Path, device: torch.device, dtype: torch.dtype) -> Family:
+        """The model in this folder, ready on the device."""
+
+    @abstractmethod
+    def latent_shape(self, width: int, height: int) -> tuple[int, int, int]:
+        """Channels, height and width of the latents of a picture of width x height pixels."""
+
+    @abstractmethod
+    def prompt_keys(self, request: Request) -> tuple[Hashable, ...]:
+        """What this request's rows are conditioned on, one key a row, the unconditional one first."""
+
+    @abstractmethod
+    def encode_prompt(self, key: Any) -> PromptEmbedding:
+        """The embedding of one of `prompt_keys`; the caller keeps it for others that have the same key."""
+
+    @abstractmethod
+    def predict(self, evaluation: Evaluation) -> torch.Tensor:
+        """The denoiser's output for each row: (rows, channels, h, w)."""
+
+    @abstractmethod
+    def decode(self, latents: torch.Tensor) -> torch.Tensor:
+        """Pictures of clean latents: (n, channels, h, w) to (n, 3, height, width), about -1 to 1."""
+
+    @abstractmethod
+    def encode(self, images: torch.Tensor) -> torch.Tensor:
+        """Latents (the mode of their distribution, scaled) of pictures: (n, 3, height, width) in -1 to 1 to
+        (n, channels, h, w)."""
+
+
+class Task(Contribution, ABC):
+    """How an image begins, and what happens to it after each step."""
+
+    rpcs: ClassVar[tuple[str, ...]]  # the RPCs that may name it: "Generate", "Edit"
+
+    def first_evaluation(self, request: Request, timesteps: torch.Tensor) -> int:
+        """The index among the timesteps, (evaluations,), at which the sample begins."""
+        return 0
+
+    @abstractmethod
+    def begin(self, sample: Sample) -> None:
+        """Set the sample's first latents, drawing from its generator."""
+
+    def after_evaluation(self, sample: Sample, latents: torch.Tensor) -> torch.Tensor:
+        """The latents to go on with, given those that the scheduler's step made: (1, channels, h, w)."""
+        return latents
+
+
+class Conditioner(Contribution, ABC):
+    """Adds to what the rows of a sample are conditioned on."""
+
+    @abstractmethod
+    def wants(self, request: Request) -> bool:
+        """Whether it takes part in this request."""
+
+    def begin(self, sample: Sample) -> None:  # noqa: B027 - most need nothing here
+        """Prepare: `sample.rows` hold the prompt embeddings and may be replaced; own state goes into
+        `sample.state[name]`."""
+
+    def condition(self, evaluation: Evaluation) -> None:  # noqa: B027 - some change only the prompts
+        """Add to `evaluation.arguments` for the rows whose samples want it. It must change no sample."""
+
+
+class Adapter(Contribution, ABC):
+    """Changes a model's components while it evaluates, and restores them exactly."""
+
+    @abstractmethod
+    def wants(self, request: Request) -> bool:
+        """Whether it takes part in this request."""
+
+    @abstractmethod
+    def applied(self, model: Family, evaluation: Evaluation) -> AbstractContextManager[None]:
+        """A context in which the model evaluates these rows as their samples ask."""
+
+
+class Finisher(Contribution, ABC):
+    """Changes a decoded picture. Runs in a thread pool; one with Parameters runs where its extension is sent."""
+
+    @abstractmethod
+    def finish(self, picture: Picture, request: Request, parameters: Any) -> Picture:
+        """The picture to go on with. `parameters` is an instance of `Parameters`, None where it has none."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SchedulerEntry:
+    """A noise scheduler by name."""
+
+    name: str
+    scheduler: type[Any]  # a diffusers scheduler class
+    description: str = ""
+    aliases: tuple[str, ...] = ()
+    options: Mapping[str, Any] = field(default_factory=dict)  # always set, over the model's configuration
+    defaults: Mapping[str, Any] = field(default_factory=dict)  # set where the model's configuration is silent
+    min_steps: int = 1
+    max_steps: int = 1000
+    sigma_schedules: tuple[str, ...] = ()
+    timestep_spacings: tuple[str, ...] = ()
+    takes_eta: bool = False
+    Parameters: type[BaseModel] | None = None
+
+    def build(self, config: Mapping[str, Any], choice: SchedulerChoice) -> Any:
+        """A scheduler for a model of this scheduler configuration, without timesteps yet."""
+        asked = choice.options.model_dump(exclude_none=True) if choice.options else {}
+        if choice.sigma_schedule:
+            flags = (s for s in self.sigma_schedules if s != "default")
+            asked |= {f"use_{s}_sigmas": s == choice.sigma_schedule for s in flags}
+        if choice.timestep_spacing:
+            asked["timestep_spacing"] = choice.timestep_spacing
+        return self.scheduler.from_config({**self.defaults, **config}, **{**self.options, **asked})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Preprocessor:
+    """Makes a control map from a picture: `run(pixels, parameters)`, (height, width, 3) uint8 to the same."""
+
+    name: str
+    run: Callable[[np.ndarray[Any, Any], Any], np.ndarray[Any, Any]]
+    description: str = ""
+    Parameters: type[BaseModel] | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PreviewDecoder:
+    """Makes small pictures of clean latents. `build(model)` is called once a model and gives the function:
+    (n, channels, h, w) to (n, 3, h', w'), about -1 to 1, n of one shape at a time."""
+
+    name: PreviewMode
+    build: Callable[[Family], Callable[[torch.Tensor], torch.Tensor]]

@@ -1,0 +1,173 @@
+"""Finds plugins, checks them, and puts what they contribute in order."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from importlib.metadata import Distribution, EntryPoint, entry_points, version
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+import pluggy
+
+from darkroom_plugins import API_VERSION, ENTRY_POINT_GROUP, hookspecs
+
+if TYPE_CHECKING:
+    from pydantic import BaseModel
+
+    from darkroom_plugins.contract import (
+        Adapter,
+        Conditioner,
+        Family,
+        Finisher,
+        Preprocessor,
+        PreviewDecoder,
+        SchedulerEntry,
+        Task,
+    )
+
+VERSION = version("darkroom-diffusion")
+
+
+class PluginError(Exception):
+    """A plugin that cannot be used; the server does not start."""
+
+
+@dataclass(frozen=True, slots=True)
+class PluginInfo:
+    """A plugin at work."""
+
+    name: str
+    version: str
+    hooks: tuple[str, ...]
+    builtin: bool
+    parameters: type[BaseModel] | None  # what `extensions` takes under the plugin's name
+
+
+@dataclass(slots=True)
+class Plugins:
+    """All contributions, by name. `owners` names the plugin of each, by hook and name."""
+
+    infos: list[PluginInfo]
+    owners: dict[tuple[str, str], str] = field(default_factory=dict)
+    families: dict[str, type[Family]] = field(default_factory=dict)
+    schedulers: dict[str, SchedulerEntry] = field(default_factory=dict)
+    scheduler_names: dict[str, str] = field(default_factory=dict)  # names and aliases to names
+    preprocessors: dict[str, Preprocessor] = field(default_factory=dict)
+    preview_decoders: dict[str, PreviewDecoder] = field(default_factory=dict)
+    tasks: dict[str, Task] = field(default_factory=dict)
+    conditioners: dict[str, Conditioner] = field(default_factory=dict)
+    adapters: dict[str, Adapter] = field(default_factory=dict)
+    finishers: dict[str, Finisher] = field(default_factory=dict)
+
+    @property
+    def extensions(self) -> Mapping[str, type[BaseModel]]:
+        """The classes that check `extensions`, by plugin name."""
+        return {info.name: info.parameters for info in self.infos if info.parameters}
+
+    def owner(self, kind: str, name: str) -> str:
+        """The name of the plugin that contributed this; `kind` is the hook's name without its prefix."""
+        return self.owners[(kind, name)]
+
+
+KINDS = (
+    "families",
+    "schedulers",
+    "preprocessors",
+    "preview_decoders",
+    "tasks",
+    "conditioners",
+    "adapters",
+    "finishers",
+)
+
+
+def load_plugins(blocked: Iterable[str] = (), extra: Mapping[str, object] | None = None) -> Plugins:
+    """All plugins: built in, installed, and `extra` ones by name.
+
+    :raises PluginError: one does not load, was written for another version of the contract, names a hook that does
+        not exist, or claims a name that another has
+    """
+    manager = pluggy.PluginManager("darkroom")
+    manager.add_hookspecs(hookspecs)
+    for name in blocked:
+        manager.set_blocked(name)
+    builtin = _builtins()
+    installed = {e.name: e for e in entry_points(group=ENTRY_POINT_GROUP)}
+    candidates = [*builtin.items(), *((n, _load(e)) for n, e in installed.items()), *(extra or {}).items()]
+    for name, plugin in candidates:
+        _register(manager, name, plugin)
+    try:
+        manager.check_pending()
+    except pluggy.PluginValidationError as error:
+        raise PluginError(str(error)) from error
+    plugins = Plugins([])
+    for name, plugin in sorted(manager.list_name_plugin()):
+        if plugin is not None:
+            distribution = installed[name].dist if name in installed else None
+            plugins.infos.append(_collect(manager, plugins, name, name in builtin, distribution))
+    return plugins
+
+
+def _builtins() -> dict[str, ModuleType]:
+    from darkroom_plugins import previews, recipe, schedulers, sd, txt2img
+
+    return {"previews": previews, "recipe": recipe, "schedulers": schedulers, "sd": sd, "txt2img": txt2img}
+
+
+def _load(entry: EntryPoint) -> object:
+    try:
+        return entry.load()
+    except Exception as error:
+        raise PluginError(f"plugin {entry.name!r} does not load: {error!r}; block it, or remove it") from error
+
+
+def _register(manager: pluggy.PluginManager, name: str, plugin: object) -> None:
+    if manager.is_blocked(name):
+        return
+    declared = getattr(plugin, "darkroom_api_version", None)
+    if declared != API_VERSION:
+        raise PluginError(
+            f"plugin {name!r} declares darkroom_api_version = {declared}; this server has version {API_VERSION}"
+        )
+    try:
+        manager.register(plugin, name)
+    except (ValueError, pluggy.PluginValidationError) as error:
+        raise PluginError(f"plugin {name!r}: {error}") from error
+
+
+def _collect(
+    manager: pluggy.PluginManager, plugins: Plugins, name: str, builtin: bool, distribution: Distribution | None
+) -> PluginInfo:
+    hooks, parameters = [], set()
+    for kind, implementation in _implementations(manager, name):
+        hooks.append(f"darkroom_{kind}")
+        for contribution in implementation():
+            _add(plugins, kind, name, contribution)
+            if kind not in ("schedulers", "preprocessors") and getattr(contribution, "Parameters", None):
+                parameters.add(contribution.Parameters)
+    if len(parameters) > 1:
+        raise PluginError(f"plugin {name!r} has {len(parameters)} classes of parameters; one is possible")
+    its_version = VERSION if builtin else distribution.version if distribution else ""
+    return PluginInfo(name, its_version, tuple(sorted(hooks)), builtin, next(iter(parameters), None))
+
+
+def _implementations(manager: pluggy.PluginManager, name: str) -> Iterator[tuple[str, Callable[[], Iterable[Any]]]]:
+    for kind in KINDS:
+        for implementation in getattr(manager.hook, f"darkroom_{kind}").get_hookimpls():
+            if implementation.plugin_name == name:
+                yield kind, implementation.function
+
+
+def _add(plugins: Plugins, kind: str, plugin: str, contribution: Any) -> None:
+    table: dict[str, Any] = getattr(plugins, kind)
+    names = (contribution.name, *getattr(contribution, "aliases", ()))
+    taken = plugins.scheduler_names if kind == "schedulers" else table
+    for name in names:
+        if name in taken:
+            owner = plugins.owner(kind, plugins.scheduler_names.get(name, name))
+            raise PluginError(f"plugins {owner!r} and {plugin!r} both claim the name {name!r} among {kind}")
+    table[contribution.name] = contribution
+    plugins.owners[(kind, contribution.name)] = plugin
+    if kind == "schedulers":
+        plugins.scheduler_names |= dict.fromkeys(names, contribution.name)

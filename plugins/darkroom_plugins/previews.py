@@ -1,0 +1,56 @@
+"""Ways to show latents: a linear map to colours, and the model's own decoder."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+
+from darkroom_plugins import hookimpl
+from darkroom_plugins.contract import Family, PreviewDecoder
+
+darkroom_api_version = 1
+
+FIT_PICTURES = 16
+
+
+def latent_rgb(model: Family) -> Callable[[torch.Tensor], torch.Tensor]:
+    """The linear map from latents to colours that fits best, for any model without a table.
+
+    Pictures of random colour fields are encoded, and each latent position is set against the mean colour of the pixels
+    it stands for: least squares over positions.
+    """
+    height, width = (min(256, size) for size in (model.info.default_height, model.info.default_width))
+    pictures = _colour_fields(FIT_PICTURES, height, width).to(model.device, model.dtype)
+    latents = torch.cat([model.encode(picture[None]) for picture in pictures]).float()
+    colours = torch.nn.functional.adaptive_avg_pool2d(pictures.float(), latents.shape[-2:])
+    features = _with_one(latents).movedim(1, -1).flatten(0, -2).cpu()  # (positions, channels + 1)
+    targets = colours.movedim(1, -1).flatten(0, -2).cpu()  # (positions, 3)
+    weights = torch.linalg.lstsq(features, targets).solution.to(model.device)  # (channels + 1, 3)
+    return lambda latents: torch.einsum("nchw,cd->ndhw", _with_one(latents.float()), weights)
+
+
+def _with_one(latents: torch.Tensor) -> torch.Tensor:
+    return torch.cat([latents, torch.ones_like(latents[:, :1])], dim=1)
+
+
+def _colour_fields(count: int, height: int, width: int) -> torch.Tensor:
+    """(count, 3, height, width) in -1 to 1: coarse grids of random colours, half with hard edges, half smooth."""
+    generator = torch.Generator().manual_seed(0)
+    grids = torch.rand((count, 3, 6, 6), generator=generator) * 2 - 1
+    hard = torch.nn.functional.interpolate(grids[: count // 2], (height, width), mode="nearest")
+    smooth = torch.nn.functional.interpolate(grids[count // 2 :], (height, width), mode="bilinear")
+    return torch.cat([hard, smooth])
+
+
+def full_vae(model: Family) -> Callable[[torch.Tensor], torch.Tensor]:
+    """The model's own decoder."""
+    return model.decode
+
+
+@hookimpl
+def darkroom_preview_decoders() -> Sequence[PreviewDecoder]:
+    return [
+        PreviewDecoder(name="latent-rgb", build=latent_rgb),
+        PreviewDecoder(name="full-vae", build=full_vae),
+    ]

@@ -1,0 +1,90 @@
+"""Writes into each picture how it was made: a line as the field's tools write it, and the parameters as JSON."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from darkroom_plugins import hookimpl
+from darkroom_plugins.contract import Finisher
+from darkroom_plugins.request import Request
+from darkroom_plugins.sample import Picture
+
+darkroom_api_version = 1
+
+
+class Recipe(Finisher):
+    """`metadata` gets the parameters under their names in darkroom.v1 (protobuf's JSON form, so that the seed, an
+    int64, is a string); the text chunk `parameters` gets the line."""
+
+    name = "recipe"
+    description = "Writes how the picture was made into it."
+
+    def finish(self, picture: Picture, request: Request, parameters: None) -> Picture:
+        from darkroom_plugins.manager import VERSION
+
+        picture.metadata["darkroom"] = VERSION
+        picture.metadata["parameters"] = parameters_json(request, picture.seed)
+        if request.deterministic:
+            picture.metadata["deterministic"] = True
+        picture.text["parameters"] = parameters_line(request, picture.seed)
+        return picture
+
+
+COPIED = (
+    "task",
+    "model",
+    "prompt",
+    "negative_prompt",
+    "width",
+    "height",
+    "num_inference_steps",
+    "guidance_scale",
+    "guidance_rescale",
+    "clip_skip",
+    "eta",
+)
+
+
+def parameters_json(request: Request, seed: int) -> dict[str, Any]:
+    """The parameters of one image, in protobuf's JSON form."""
+    result = {name: getattr(request, name) for name in COPIED if getattr(request, name) is not None}
+    result["seed"] = str(seed)
+    scheduler: dict[str, Any] = {"name": request.scheduler.name}
+    for field in ("sigma_schedule", "timestep_spacing"):
+        if value := getattr(request.scheduler, field):
+            scheduler[field] = f"{field}_{value}".upper()
+    if request.scheduler.options:
+        scheduler["options"] = request.scheduler.options.model_dump(mode="json", exclude_none=True)
+    result["scheduler"] = scheduler
+    if request.extensions:
+        result["extensions"] = {n: p.model_dump(mode="json") for n, p in sorted(request.extensions.items())}
+    return result
+
+
+def parameters_line(request: Request, seed: int) -> str:
+    """The recipe as AUTOMATIC1111's web UI writes it: prompt, negative prompt, then settings with commas."""
+    lines = [request.prompt]
+    if request.negative_prompt:
+        lines.append(f"Negative prompt: {request.negative_prompt}")
+    settings = {
+        "Steps": request.num_inference_steps,
+        "Sampler": request.scheduler.name,
+        "CFG scale": f"{request.guidance_scale:g}",
+        "Seed": seed,
+        "Size": f"{request.width}x{request.height}",
+        "Model": request.model,
+    }
+    if request.scheduler.sigma_schedule:
+        settings["Schedule type"] = request.scheduler.sigma_schedule.capitalize()
+    if request.clip_skip:
+        settings["Clip skip"] = request.clip_skip + 1  # A1111 counts from 1
+    if request.guidance_rescale:
+        settings["CFG Rescale"] = f"{request.guidance_rescale:g}"
+    lines.append(", ".join(f"{key}: {value}" for key, value in settings.items()))
+    return "\n".join(lines)
+
+
+@hookimpl
+def darkroom_finishers() -> Sequence[Finisher]:
+    return [Recipe()]

@@ -1,0 +1,114 @@
+"""The noise schedulers, each one entry: a name and a diffusers class."""
+
+from __future__ import annotations
+
+import inspect
+import typing
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any
+
+import diffusers
+from pydantic import BaseModel, ConfigDict, Field, create_model
+
+from darkroom_plugins import hookimpl
+from darkroom_plugins.contract import SchedulerEntry
+
+darkroom_api_version = 1
+
+# The constructor arguments that a client may set, where the class has them; None takes the class's own annotation.
+OPTIONS: Mapping[str, Any] = {
+    "solver_order": Annotated[int, Field(ge=1, le=3)],
+    "predictor_order": Annotated[int, Field(ge=1, le=3)],
+    "corrector_order": Annotated[int, Field(ge=1, le=3)],
+    "solver_type": None,
+    "predict_x0": bool,
+    "lower_order_final": bool,
+    "euler_at_final": bool,
+    "use_lu_lambdas": bool,
+    "final_sigmas_type": None,
+    "skip_prk_steps": bool,
+    "set_alpha_to_one": bool,
+    "steps_offset": Annotated[int, Field(ge=0, le=1)],
+    "rescale_betas_zero_snr": bool,
+    "original_inference_steps": Annotated[int, Field(ge=1, le=1000)],
+}
+
+
+def entry(name: str, class_name: str, description: str, *aliases: str, **given: Any) -> SchedulerEntry:
+    """An entry of a diffusers class, with everything that its constructor says filled in. `given` are fields of
+    SchedulerEntry and, under `options`, constructor arguments that are always set."""
+    scheduler = getattr(diffusers, class_name)
+    arguments = inspect.signature(scheduler.__init__).parameters
+    fixed = given.get("options", {})
+    sigmas = [s for s in ("karras", "exponential", "beta") if f"use_{s}_sigmas" in arguments]
+    return SchedulerEntry(
+        name=name,
+        scheduler=scheduler,
+        description=description,
+        aliases=aliases,
+        # Latents are not bounded by 1: a model whose configuration is silent on clipping must not get it.
+        defaults={"clip_sample": False} if "clip_sample" in arguments else {},
+        sigma_schedules=("default", *sigmas) if sigmas else (),
+        timestep_spacings=("linspace", "leading", "trailing") if "timestep_spacing" in arguments else (),
+        takes_eta="eta" in inspect.signature(scheduler.step).parameters,
+        Parameters=_parameters(scheduler, [o for o in OPTIONS if o in arguments and o not in fixed]),
+        **given,
+    )
+
+
+def _parameters(scheduler: type[Any], options: Sequence[str]) -> type[BaseModel] | None:
+    if not options:
+        return None
+    hints = typing.get_type_hints(scheduler.__init__)
+    fields: dict[str, Any] = {o: ((OPTIONS[o] or hints[o]) | None, None) for o in options}
+    if fields.get("solver_type") == (str | None, None):
+        fields["solver_type"] = (typing.Literal["bh1", "bh2"] | None, None)  # UniPC annotates it as str
+    config = ConfigDict(extra="forbid", strict=True)
+    return create_model(f"{scheduler.__name__}Options", __config__=config, **fields)
+
+
+MULTISTEP = "DPMSolverMultistepScheduler"
+ENTRIES = (
+    entry("ddpm", "DDPMScheduler", "Ho et al. 2020: stochastic, the original; wants many steps."),
+    entry("ddim", "DDIMScheduler", "Song et al. 2020: deterministic at eta 0."),
+    entry("euler", "EulerDiscreteScheduler", "Karras et al. 2022, Euler's method: fast, deterministic."),
+    entry("euler-ancestral", "EulerAncestralDiscreteScheduler", "Euler with noise added at each step.", "euler_a"),
+    entry("dpmpp-2m", MULTISTEP, "DPM-Solver++ of order 2: good in 20 steps.", "dpm++", "dpm++_2m"),
+    entry(
+        "dpmpp-2m-sde",
+        MULTISTEP,
+        "DPM-Solver++ of order 2 with noise.",
+        "dpm++_2m_sde",
+        options={"algorithm_type": "sde-dpmsolver++"},
+    ),
+    entry(
+        "dpmpp-sde",
+        "DPMSolverSinglestepScheduler",
+        "DPM-Solver++ in single steps with noise.",
+        "dpm++_sde",
+        options={"algorithm_type": "sde-dpmsolver++"},
+    ),
+    entry(
+        "dpmpp-3m-sde",
+        MULTISTEP,
+        "DPM-Solver++ of order 3 with noise.",
+        "dpm++_3m_sde",
+        options={"algorithm_type": "sde-dpmsolver++", "solver_order": 3},
+    ),
+    entry("unipc", "UniPCMultistepScheduler", "Zhao et al. 2023: a predictor and corrector; good in 10 steps."),
+    entry("pndm", "PNDMScheduler", "Liu et al. 2022: the first default of Stable Diffusion.", "plms"),
+    entry("heun", "HeunDiscreteScheduler", "Karras et al. 2022, Heun's method: two evaluations a step."),
+    entry("kdpm2", "KDPM2DiscreteScheduler", "DPM2 as in k-diffusion: two evaluations a step.", "dpm2"),
+    entry("kdpm2-ancestral", "KDPM2AncestralDiscreteScheduler", "DPM2 with noise added at each step.", "dpm2_a"),
+    entry("lms", "LMSDiscreteScheduler", "Linear multistep, as in k-diffusion."),
+    entry("deis", "DEISMultistepScheduler", "Zhang and Chen 2022: exponential integrator."),
+    entry("ipndm", "IPNDMScheduler", "Zhang and Chen 2022: improved PNDM; for models trained on its time scale."),
+    entry("sa-solver", "SASolverScheduler", "Xue et al. 2023: stochastic Adams."),
+    entry("lcm", "LCMScheduler", "Luo et al. 2023: for latent consistency models, 2 to 8 steps.", max_steps=50),
+    entry("tcd", "TCDScheduler", "Zheng et al. 2024: for trajectory consistency models.", max_steps=50),
+)
+
+
+@hookimpl
+def darkroom_schedulers() -> Sequence[SchedulerEntry]:
+    return ENTRIES

@@ -1,0 +1,135 @@
+"""Puts a server together, and runs it."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+from concurrent.futures import ThreadPoolExecutor
+
+import structlog
+from grpc import aio
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection
+
+from darkroom.v1 import catalog_service_pb2, catalog_service_pb2_grpc, image_service_pb2, image_service_pb2_grpc
+from darkroom_plugins.errors import DeviceLost
+from darkroom_plugins.manager import Plugins, load_plugins
+from darkroom_server.calls import TokenCheck
+from darkroom_server.catalog import Catalog
+from darkroom_server.catalog_service import CatalogService
+from darkroom_server.engine import Engine
+from darkroom_server.image_service import ImageService
+from darkroom_server.models import open_models
+from darkroom_server.previews import PreviewDecoders
+from darkroom_server.settings import Settings, demo_model
+
+log = structlog.get_logger()
+
+SERVICES = tuple(
+    service.full_name
+    for module in (image_service_pb2, catalog_service_pb2)
+    for service in module.DESCRIPTOR.services_by_name.values()
+)
+
+
+class AddressInUse(Exception):
+    """The server cannot listen where it should."""
+
+
+class App:
+    """A server that runs. `address` is where; `failed` is set when the device is lost."""
+
+    def __init__(self, settings: Settings, plugins: Plugins) -> None:
+        if not settings.models:
+            settings = settings.model_copy(update={"models": [demo_model()]})
+        self.settings = settings
+        self.address = ""
+        self.failed = asyncio.Event()
+        self._loop = asyncio.get_running_loop()
+        self._plugins = plugins
+        decoders = PreviewDecoders(plugins)
+        self._decoders = decoders
+        self.engine = Engine(settings.limits.max_batch_rows, decoders, self._on_device_lost)
+        self._encoders = ThreadPoolExecutor(settings.encoder_threads, "encoder")
+        self._health = health.aio.HealthServicer()
+        self._server: aio.Server | None = None
+        self.images: ImageService | None = None
+
+    async def start(self) -> None:
+        """Load the models, and serve.
+
+        :raises ModelError: a model does not load
+        :raises AddressInUse: nothing can listen at the address
+        """
+        self.engine.start()
+        catalog = await self.engine.call(self._open_catalog)
+        self.images = ImageService(catalog, self.engine, self._encoders)
+        self._server = self._build(catalog, self.images)
+        try:
+            port = self._server.add_insecure_port(self.settings.listen)
+        except RuntimeError as error:
+            raise AddressInUse(f"cannot listen on {self.settings.listen}; is another server running there?") from error
+        self.address = f"{self.settings.listen.rpartition(':')[0]}:{port}"
+        await self._server.start()
+        for service in ("", *SERVICES):
+            await self._health.set(service, health_pb2.HealthCheckResponse.SERVING)
+
+    async def stop(self) -> None:
+        """Refuse new jobs, let those that run end within `drain_seconds`, and stop."""
+        await self._health.enter_graceful_shutdown()
+        if self.images is not None:
+            await self.images.drain(0 if self.failed.is_set() else self.settings.drain_seconds)
+        if self._server is not None:
+            await self._server.stop(1)
+        await self.engine.stop()
+        self._encoders.shutdown()
+
+    def _open_catalog(self) -> Catalog:
+        models = open_models(self.settings, self._plugins)
+        for model in models.values():
+            self._decoders.prepare(model)
+        default = self.settings.default_model or self.settings.models[0].name
+        return Catalog(self._plugins, models, default, self.settings.limits)
+
+    def _build(self, catalog: Catalog, images: ImageService) -> aio.Server:
+        options = [
+            ("grpc.so_reuseport", 0),  # else a second server takes the same port in silence
+            ("grpc.max_receive_message_length", self.settings.limits.max_request_bytes),
+            ("grpc.max_send_message_length", -1),
+            ("grpc.keepalive_permit_without_calls", 1),
+            ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
+        ]
+        checks = [TokenCheck(self.settings.token)] if self.settings.token else []
+        server = aio.server(interceptors=checks, options=options)
+        image_service_pb2_grpc.add_ImageServiceServicer_to_server(images, server)
+        catalog_service_pb2_grpc.add_CatalogServiceServicer_to_server(CatalogService(catalog), server)
+        health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
+        reflection.enable_server_reflection((*SERVICES, health.SERVICE_NAME, reflection.SERVICE_NAME), server)
+        return server
+
+    def _on_device_lost(self) -> None:
+        """Called on the engine's thread: nothing can be made any more, so the process is to end."""
+        self._loop.call_soon_threadsafe(self._give_up)
+
+    def _give_up(self) -> None:
+        log.error("the device is lost")
+        if self.images is not None:
+            self.images.lose(DeviceLost("the device is lost; the server will be restarted"))
+        self.failed.set()
+
+
+async def run(settings: Settings, plugins: Plugins | None = None) -> int:
+    """Serve until SIGINT or SIGTERM; the exit code, 1 when the device was lost."""
+    app = App(settings, plugins or load_plugins(settings.blocked_plugins))
+    stop = asyncio.Event()
+    for name in (signal.SIGINT, signal.SIGTERM):
+        asyncio.get_running_loop().add_signal_handler(name, stop.set)
+    await app.start()
+    log.info("ready", address=app.address, models=[model.name for model in app.settings.models])
+    waits = [asyncio.ensure_future(event.wait()) for event in (stop, app.failed)]
+    await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+    log.info("stopping")
+    await app.stop()
+    for wait in waits:
+        wait.cancel()
+    return 1 if app.failed.is_set() else 0

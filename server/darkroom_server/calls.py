@@ -1,0 +1,86 @@
+"""What all RPC handlers have in common: how they answer errors, and who may call."""
+
+from __future__ import annotations
+
+import functools
+import hmac
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import grpc
+import structlog
+from grpc import aio
+
+from darkroom_plugins.errors import DarkroomError, JobFailed, NotImplementedYet, Unauthenticated
+from darkroom_server.status import status_of
+
+log = structlog.get_logger()
+
+Handler = Callable[[Any, Any, Any], Awaitable[Any]]
+OPEN_METHODS = ("/grpc.health.v1.Health/",)  # for probes, which have no token
+
+
+def answers_errors(handler: Handler) -> Handler:
+    """A handler whose errors become statuses. What is not ours is logged, and hidden from the client."""
+
+    @functools.wraps(handler)
+    async def answering(service: Any, request: Any, context: aio.ServicerContext[Any, Any]) -> Any:
+        failure: DarkroomError
+        try:
+            return await handler(service, request, context)
+        except DarkroomError as error:
+            failure = error
+        except Exception as error:
+            if _client_is_gone(error):
+                return None
+            log.exception("an RPC failed", rpc=handler.__name__)
+            failure = JobFailed("the server failed; its log says more")
+        code, message, trailers = status_of(failure)
+        return await context.abort(code, message, trailers)
+
+    return answering
+
+
+def _client_is_gone(error: Exception) -> bool:
+    """Whether a write failed because the call was cancelled, or its connection lost."""
+    return type(error).__name__ in ("ExecuteBatchError", "UsageError")
+
+
+def not_there_yet(what: str) -> Handler:
+    """A handler for an RPC whose work is not there yet."""
+
+    @answers_errors
+    async def handler(service: Any, request: Any, context: Any) -> None:
+        raise NotImplementedYet(message=f"{what} not there yet")
+
+    return handler
+
+
+class TokenCheck(aio.ServerInterceptor):  # type: ignore[misc]
+    """Refuses calls that do not bring the server's bearer token."""
+
+    def __init__(self, token: str) -> None:
+        self._expected = f"Bearer {token}".encode()
+
+    async def intercept_service(
+        self,
+        continuation: Callable[[grpc.HandlerCallDetails], Awaitable[grpc.RpcMethodHandler]],
+        details: grpc.HandlerCallDetails,
+    ) -> grpc.RpcMethodHandler:
+        given = next((value for key, value in details.invocation_metadata if key == "authorization"), "")
+        if details.method.startswith(OPEN_METHODS) or hmac.compare_digest(given.encode(), self._expected):
+            return await continuation(details)
+        handler = await continuation(details)
+        return _refusing(handler)
+
+
+def _refusing(handler: grpc.RpcMethodHandler) -> grpc.RpcMethodHandler:
+    @answers_errors
+    async def refuse(service: Any, request: Any, context: Any) -> None:
+        raise Unauthenticated("this server wants a token: authorization: Bearer <token>")
+
+    call = functools.partial(refuse, None)
+    if handler is None or handler.request_streaming:
+        return grpc.stream_stream_rpc_method_handler(call)
+    kind = grpc.unary_stream_rpc_method_handler if handler.response_streaming else grpc.unary_unary_rpc_method_handler
+    return kind(call, handler.request_deserializer, handler.response_serializer)

@@ -1,0 +1,141 @@
+"""CatalogService: what may be named in a request."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import diffusers
+import torch
+from google.protobuf.json_format import ParseDict
+from google.protobuf.struct_pb2 import Struct
+from grpc import aio
+
+from darkroom.v1 import catalog_service_pb2 as pb
+from darkroom.v1 import catalog_service_pb2_grpc, parameters_pb2
+from darkroom_plugins.manager import VERSION
+from darkroom_server.calls import answers_errors, not_there_yet
+from darkroom_server.responses import preview_mode
+
+if TYPE_CHECKING:
+    from pydantic import BaseModel
+
+    from darkroom_plugins.contract import SchedulerEntry
+    from darkroom_plugins.manager import PluginInfo
+    from darkroom_server.catalog import Catalog
+    from darkroom_server.models import Model
+
+Context = aio.ServicerContext[Any, Any]
+
+
+class CatalogService(catalog_service_pb2_grpc.CatalogServiceServicer):  # type: ignore[misc]
+    """Lists what the catalog holds, each list sorted by name."""
+
+    def __init__(self, catalog: Catalog) -> None:
+        self._catalog = catalog
+
+    @answers_errors
+    async def GetServerInfo(self, request: pb.GetServerInfoRequest, context: Context) -> pb.GetServerInfoResponse:
+        limits = self._catalog.limits
+        return pb.GetServerInfoResponse(
+            version=VERSION,
+            api_version="darkroom.v1",
+            torch_version=torch.__version__,
+            diffusers_version=diffusers.__version__,
+            devices=[_device(d) for d in dict.fromkeys(m.loaded.device for m in self._catalog.models.values())],
+            limits=pb.ServerLimits(**limits.model_dump()),
+            plugins=[_plugin(info) for info in self._catalog.plugins.infos],
+            default_model=self._catalog.default_model,
+        )
+
+    @answers_errors
+    async def ListModels(self, request: pb.ListModelsRequest, context: Context) -> pb.ListModelsResponse:
+        return pb.ListModelsResponse(models=[self._model(m) for _, m in sorted(self._catalog.models.items())])
+
+    @answers_errors
+    async def ListTasks(self, request: pb.ListTasksRequest, context: Context) -> pb.ListTasksResponse:
+        plugins = self._catalog.plugins
+        tasks = [
+            pb.Task(
+                name=name,
+                description=task.description,
+                rpcs=task.rpcs,
+                plugin=plugins.owner("tasks", name),
+                parameters_schema=_schema(task.Parameters),
+            )
+            for name, task in sorted(plugins.tasks.items())
+        ]
+        return pb.ListTasksResponse(tasks=tasks)
+
+    @answers_errors
+    async def ListSchedulers(self, request: pb.ListSchedulersRequest, context: Context) -> pb.ListSchedulersResponse:
+        entries = sorted(self._catalog.plugins.schedulers.items())
+        return pb.ListSchedulersResponse(schedulers=[self._scheduler(entry) for _, entry in entries])
+
+    ListLoras = not_there_yet("LoRAs are")
+    ListControlNets = not_there_yet("ControlNets are")
+    ListPreprocessors = not_there_yet("preprocessors are")
+    LoadModel = not_there_yet("LoadModel is")
+    UnloadModel = not_there_yet("UnloadModel is")
+
+    def _model(self, model: Model) -> pb.Model:
+        settings, info, tasks = model.settings, model.info, self._catalog.plugins.tasks
+        low, high = self._catalog.size_range(model)
+        return pb.Model(
+            name=model.name,
+            description=settings.description,
+            is_default=model.name == self._catalog.default_model,
+            family=info.family,
+            tasks=sorted(tasks),
+            prediction_type=info.prediction_type,
+            size_factor=info.size_factor,
+            default_width=info.default_width,
+            default_height=info.default_height,
+            min_size=low,
+            max_size=high,
+            default_scheduler=model.default_scheduler,
+            default_num_inference_steps=settings.default_num_inference_steps,
+            default_guidance_scale=settings.default_guidance_scale,
+            preview_modes=[preview_mode(mode) for mode in info.preview_modes],
+            default_preview_mode=preview_mode(settings.default_preview_mode),
+            residency=pb.RESIDENCY_RESIDENT,
+            weight_bytes=info.weight_bytes,
+            device=str(model.loaded.device),
+            dtype=str(model.loaded.dtype).removeprefix("torch."),
+            safety_policy=pb.SAFETY_POLICY_OFF,
+        )
+
+    def _scheduler(self, entry: SchedulerEntry) -> pb.Scheduler:
+        low, high = self._catalog.step_range(entry.name)
+        sigmas = [f"SIGMA_SCHEDULE_{name.upper()}" for name in entry.sigma_schedules]
+        spacings = [f"TIMESTEP_SPACING_{name.upper()}" for name in entry.timestep_spacings]
+        return pb.Scheduler(
+            name=entry.name,
+            aliases=entry.aliases,
+            diffusers_class=entry.scheduler.__name__,
+            description=entry.description,
+            min_steps=low,
+            max_steps=high,
+            sigma_schedules=[parameters_pb2.SigmaSchedule.Value(name) for name in sigmas],
+            timestep_spacings=[parameters_pb2.TimestepSpacing.Value(name) for name in spacings],
+            takes_eta=entry.takes_eta,
+            parameters_schema=_schema(entry.Parameters),
+            plugin=self._catalog.plugins.owner("schedulers", entry.name),
+        )
+
+
+def _device(device: torch.device) -> pb.Device:
+    if device.type == "cuda":
+        properties = torch.cuda.get_device_properties(device)
+        return pb.Device(id=str(device), name=properties.name, memory_bytes=properties.total_memory)
+    return pb.Device(id=str(device), name=device.type.upper())
+
+
+def _plugin(info: PluginInfo) -> pb.Plugin:
+    schema = _schema(info.parameters)
+    return pb.Plugin(
+        name=info.name, version=info.version, hooks=info.hooks, extensions_schema=schema, builtin=info.builtin
+    )
+
+
+def _schema(parameters: type[BaseModel] | None) -> Struct | None:
+    return ParseDict(parameters.model_json_schema(), Struct()) if parameters else None

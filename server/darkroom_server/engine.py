@@ -1,0 +1,246 @@
+"""The loop that steps all images in the making, on a thread of its own."""
+
+from __future__ import annotations
+
+import asyncio
+import concurrent.futures
+import queue
+import threading
+import time
+from collections.abc import Callable, Sequence
+from typing import TypeVar
+
+import structlog
+import torch
+
+from darkroom_plugins.errors import Cancelled, DarkroomError, DeviceLost
+from darkroom_plugins.sample import Sample
+from darkroom_server import denoise, sampling
+from darkroom_server.batcher import Batcher
+from darkroom_server.events import Ended, Event, ImageDecoded, PreviewMade, StepDone
+from darkroom_server.jobs import Job, Seat
+from darkroom_server.mailbox import Mailbox
+from darkroom_server.previews import PreviewDecoders, wants_preview
+from darkroom_server.prompts import PromptCache
+from darkroom_server.waiting import WaitingRoom
+
+log = structlog.get_logger()
+
+T = TypeVar("T")
+
+DECODE_AT_ONCE = 8  # pictures: bounds the memory of the final decode
+
+
+class Engine:
+    """Steps every job's samples, and puts what happens into the jobs' mailboxes on the event loop.
+
+    `start`, `call`, `submit`, `cancel` and `stop` are for the event loop; all else runs on the engine's thread, the only one
+    that runs torch while the server serves. `on_lost` is called there when the device is lost.
+    """
+
+    def __init__(self, max_batch_rows: int, decoders: PreviewDecoders, on_lost: Callable[[], None]) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._max_batch_rows = max_batch_rows
+        self._decoders = decoders
+        self._on_lost = on_lost
+        self._inbox: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
+        self._outbox: list[tuple[Mailbox, Event]] = []
+        self._prompts = PromptCache()
+        self._batcher = Batcher()
+        self._waiting = WaitingRoom(self._batcher, max_batch_rows)
+        self._stopping = False
+        self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
+        self.ticks = 0
+
+    def start(self) -> None:
+        """Begin to step."""
+        self._thread.start()
+
+    async def stop(self) -> None:
+        """End the jobs that are left, and the thread."""
+        self._inbox.put(self._stop)
+        await asyncio.to_thread(self._thread.join)
+
+    async def call(self, function: Callable[[], T]) -> T:
+        """The result of a function that uses torch, run between two ticks."""
+        future: concurrent.futures.Future[T] = concurrent.futures.Future()
+
+        def run() -> None:
+            try:
+                future.set_result(function())
+            except BaseException as error:
+                future.set_exception(error)
+
+        self._inbox.put(run)
+        return await asyncio.wrap_future(future)
+
+    def submit(self, job: Job) -> None:
+        """Take a job in. Its mailbox gets its events, the last one `Ended`."""
+        self._inbox.put(lambda: self._admit(job))
+
+    def cancel(self, job: Job) -> None:
+        """End a job before its next step; one that has ended stays as it is."""
+        self._inbox.put(lambda: self._end(job, Cancelled("the job was cancelled")))
+
+    @torch.inference_mode()
+    def _run(self) -> None:
+        while not self._stopping:
+            if not self._batcher:
+                self._inbox.get()()
+            while not self._inbox.empty():
+                self._inbox.get()()
+            if self._batcher:
+                self._take_turn()
+            self._post()
+
+    def _stop(self) -> None:
+        self._stopping = True
+        self._end_all(Cancelled("the server stopped"))
+
+    def _admit(self, job: Job) -> None:
+        if not job.ended:
+            self._batcher.add(job)
+            self._waiting.stale = True
+
+    def _take_turn(self) -> None:
+        seats = self._batcher.turn().gather(self._max_batch_rows)
+        try:
+            self._tick(seats)
+        except DeviceLost as error:
+            self._end_all(error)
+            self._on_lost()
+        except Exception as error:  # a fault of our own: its jobs end, the server goes on
+            for seat in seats:
+                self._end(seat.job, sampling.known(error))
+
+    def _tick(self, seats: Sequence[Seat]) -> None:
+        """One evaluation: the whole of the loop's work."""
+        self.ticks += 1
+        seated = [(seat, sample) for seat in seats if (sample := self._begin(seat))]
+        if not seated:
+            return
+        outcomes = sampling.predict([sample for _, sample in seated])
+        rows = sum(seat.rows for seat, _ in seated)
+        estimates = [
+            (seat, estimate)
+            for (seat, sample), outcome in zip(seated, outcomes, strict=True)
+            if (estimate := self._advance(seat, sample, outcome, rows)) is not None
+        ]
+        self._show(estimates)
+        self._finish([(seat, sample) for seat, sample in seated if sample.evaluation == len(sample.timesteps)])
+
+    def _begin(self, seat: Seat) -> Sample | None:
+        """The seat's sample, begun if its turn comes for the first time; None where its job has ended."""
+        job = seat.job
+        if seat.sample is not None or job.ended:
+            return None if job.ended else seat.sample
+        arrived = time.monotonic()
+        if job.started is None:
+            job.started = arrived
+            self._waiting.started(arrived)
+            self._waiting.stale = True
+        try:
+            seat.sample = sampling.begin(seat, self._prompts)
+        except Exception as error:
+            self._end(job, sampling.known(error))
+            return None
+        job.warnings += dict.fromkeys(w for r in seat.sample.rows for w in r.warnings if w not in job.warnings)
+        seat.began = time.monotonic()
+        job.encode_prompt_seconds += seat.began - arrived
+        return seat.sample
+
+    def _advance(
+        self, seat: Seat, sample: Sample, outcome: sampling.Outcome[torch.Tensor], rows: int
+    ) -> torch.Tensor | None:
+        """Step one sample and say so; its clean estimate where a preview is due."""
+        job = seat.job
+        if job.ended:  # another image of the job failed in this tick
+            return None
+        number = sample.evaluation
+        step = job.plan.steps.ends.get(number)
+        now = time.monotonic()
+        show = step is not None and wants_preview(seat, step, now)
+        try:
+            if isinstance(outcome, DarkroomError):
+                raise outcome
+            estimate = denoise.advance(sample, outcome, want_estimate=show)
+        except Exception as error:
+            self._end(job, sampling.known(error))
+            return None
+        if step is not None:
+            self._say(job, _step_done(seat, sample, step, number, now, rows))
+        return estimate
+
+    def _show(self, estimates: Sequence[tuple[Seat, torch.Tensor]]) -> None:
+        wanted = [(seat, estimate) for seat, estimate in estimates if not seat.job.ended]
+        for seat, pixels in self._decoders.show(wanted):
+            assert seat.sample is not None
+            seat.previewed = time.monotonic()
+            step = seat.job.plan.steps.ends[seat.sample.evaluation - 1]
+            self._say(seat.job, PreviewMade(seat.index, step, pixels, seat.job.request.preview.mode))
+
+    def _finish(self, done: Sequence[tuple[Seat, Sample]]) -> None:
+        done = [(seat, sample) for seat, sample in done if not seat.job.ended]
+        for at in range(0, len(done), DECODE_AT_ONCE):
+            group = done[at : at + DECODE_AT_ONCE]
+            began = time.monotonic()
+            outcomes = sampling.decode([sample for _, sample in group])
+            seconds = time.monotonic() - began
+            for (seat, _), outcome in zip(group, outcomes, strict=True):
+                seat.job.decode_seconds += seconds
+                self._deliver(seat, outcome)
+
+    def _deliver(self, seat: Seat, outcome: sampling.Outcome[object]) -> None:
+        job = seat.job
+        if isinstance(outcome, DarkroomError):
+            self._end(job, outcome)
+            return
+        self._say(job, ImageDecoded(seat.index, outcome))
+        self._batcher.drop([seat])
+        job.seats_left -= 1
+        if job.seats_left == 0:
+            self._end(job, None)
+
+    def _end(self, job: Job, error: Exception | None) -> None:
+        """The one way in which a job ends: its seats are free, its client is told."""
+        if job.ended:
+            return
+        job.ended = True
+        self._batcher.drop_job(job)
+        self._waiting.stale = True
+        self._say(job, Ended(error, job.timings(time.monotonic()), tuple(job.warnings)))
+
+    def _end_all(self, error: Exception) -> None:
+        for job in self._batcher.jobs():
+            self._end(job, error)
+
+    def _say(self, job: Job, event: Event) -> None:
+        if not job.ended or isinstance(event, Ended):
+            self._outbox.append((job.mailbox, event))
+
+    def _post(self) -> None:
+        """Hand over what happened, once a tick: waking the event loop costs more than an event."""
+        for job, queued in self._waiting.news(time.monotonic()):
+            self._say(job, queued)
+        if self._outbox:
+            self._loop.call_soon_threadsafe(_deliver, self._outbox)
+            self._outbox = []
+
+
+def _deliver(outbox: Sequence[tuple[Mailbox, Event]]) -> None:
+    for mailbox, event in outbox:
+        mailbox.put(event)
+
+
+def _step_done(seat: Seat, sample: Sample, step: int, evaluation: int, now: float, rows: int) -> StepDone:
+    elapsed, count = now - seat.began, seat.job.plan.steps.count
+    return StepDone(
+        image_index=seat.index,
+        step=step,
+        step_count=count,
+        timestep=float(sample.timesteps[evaluation]),
+        sigma=denoise.noise_level(sample.scheduler, evaluation),
+        elapsed=elapsed,
+        eta=elapsed / step * (count - step),
+        batch_rows=rows,
+    )

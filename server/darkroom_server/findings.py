@@ -1,0 +1,97 @@
+"""Collects everything that is wrong with a request, to refuse it with all of that at once."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from google.protobuf.struct_pb2 import Struct, Value
+from pydantic import BaseModel, ValidationError
+
+from darkroom_plugins.errors import InvalidRequest, NotFound, NotImplementedYet, UnsupportedCombination, Violation
+
+MAX_VIOLATIONS = 50  # gRPC turns a status with more than some 8 KiB of details into another one
+MAX_TEXT = 200
+
+
+class Findings:
+    """What is wrong, by the paths of the fields."""
+
+    def __init__(self) -> None:
+        self._invalid: list[Violation] = []
+        self._unknown: list[tuple[str, Violation]] = []
+        self._not_yet: list[Violation] = []
+        self._unsupported: list[Violation] = []
+
+    def invalid(self, path: str, problem: str) -> None:
+        """A value that is not allowed."""
+        self._invalid.append(_violation(path, problem))
+
+    def unknown(self, kind: str, path: str, name: str) -> None:
+        """A name that the server does not offer."""
+        self._unknown.append((kind, _violation(path, f"there is no {kind} {name!r}")))
+
+    def not_yet(self, path: str, what: str) -> None:
+        """A field that is set and whose work is not there yet."""
+        self._not_yet.append(_violation(path, f"{what} not there yet"))
+
+    def unsupported(self, path: str, problem: str) -> None:
+        """What the model cannot do."""
+        self._unsupported.append(_violation(path, problem))
+
+    def check_range(self, path: str, value: float, low: float, high: float, unit: str = "") -> None:
+        """A number outside of low to high, or not a number."""
+        if not low <= value <= high:
+            self.invalid(path, f"must be from {low} to {high}{unit and ' ' + unit}, not {value}")
+
+    def parsed(self, path: str, struct: Struct, parameters: type[BaseModel]) -> BaseModel | None:
+        """The struct as an instance of the class that checks it; None where it is wrong."""
+        try:
+            return parameters.model_validate(_plain(struct))
+        except ValidationError as error:
+            for each in error.errors(include_url=False, include_context=False, include_input=False):
+                self.invalid(".".join([path, *map(str, each["loc"])]), each["msg"])
+        except ValueError as error:
+            self.invalid(path, str(error))
+        return None
+
+    def refuse(self) -> None:
+        """Raise the error that says all of it; return when there is nothing.
+
+        :raises InvalidRequest, NotFound, NotImplementedYet, UnsupportedCombination: in this order, each with all
+            violations, those of the later kinds too
+        """
+        every = [*self._invalid, *(v for _, v in self._unknown), *self._not_yet, *self._unsupported][:MAX_VIOLATIONS]
+        if self._invalid:
+            raise InvalidRequest(every)
+        if self._unknown:
+            raise NotFound(self._unknown[0][0], every)
+        if self._not_yet:
+            raise NotImplementedYet(every)
+        if self._unsupported:
+            raise UnsupportedCombination(every)
+
+
+def _violation(path: str, problem: str) -> Violation:
+    return Violation(path[:MAX_TEXT], problem if len(problem) <= MAX_TEXT else problem[: MAX_TEXT - 1] + "…")
+
+
+def _plain(struct: Struct) -> dict[str, Any]:
+    return {name: _plain_value(value) for name, value in struct.fields.items()}
+
+
+def _plain_value(value: Value) -> Any:
+    """JSON knows one kind of number: whole ones become int.
+
+    :raises ValueError: a number is not finite
+    """
+    kind = value.WhichOneof("kind")
+    if kind == "struct_value":
+        return _plain(value.struct_value)
+    if kind == "list_value":
+        return [_plain_value(each) for each in value.list_value.values]
+    if kind == "number_value":
+        if not math.isfinite(value.number_value):
+            raise ValueError("every number must be finite")
+        return int(value.number_value) if value.number_value.is_integer() else value.number_value
+    return None if kind in (None, "null_value") else getattr(value, kind)

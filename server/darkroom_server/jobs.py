@@ -1,0 +1,111 @@
+"""A job, the steps it takes, and the seats that its samples have in the engine."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Hashable
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from darkroom_plugins.contract import BatchContract
+from darkroom_plugins.sample import Sample
+from darkroom_server.events import Timings
+from darkroom_server.mailbox import Mailbox
+
+if TYPE_CHECKING:
+    import torch
+
+    from darkroom_plugins.contract import Adapter, Conditioner, Finisher, Task
+    from darkroom_plugins.request import Request
+    from darkroom_server.models import Model
+
+
+@dataclass(frozen=True, slots=True)
+class Steps:
+    """The evaluations of one image, and which of them end a step that the user asked for."""
+
+    timesteps: torch.Tensor  # (evaluations,), on the CPU
+    first: int  # the evaluation to begin with
+    ends: dict[int, int]  # evaluation to step, from 1
+
+    @property
+    def count(self) -> int:
+        """How many steps the user sees."""
+        return len(self.ends)
+
+
+def count_steps(timesteps: torch.Tensor, first: int, order: int, num_inference_steps: int) -> Steps:
+    """The steps of a scheduler that evaluates `order` times a step, counted as the progress bar of diffusers'
+    pipelines counts them: evaluations that are too many come before the first step."""
+    evaluations = len(timesteps) - first
+    warmup = evaluations - (num_inference_steps - first // order) * order
+    done = [
+        i for i in range(evaluations) if i == evaluations - 1 or (i + 1 > warmup and (i + 1) % order == 0)
+    ]
+    return Steps(timesteps, first, {first + i: step for step, i in enumerate(done, 1)})
+
+
+@dataclass(slots=True, eq=False)
+class Plan:
+    """Who makes a job's images, and how: everything that is known before its turn comes."""
+
+    model: Model
+    task: Task
+    conditioners: tuple[Conditioner, ...]
+    adapters: tuple[Adapter, ...]
+    finishers: tuple[tuple[Finisher, Any], ...]  # each with its parameters
+    scheduler: Any  # a diffusers scheduler with its timesteps set; each sample gets a copy
+    steps: Steps
+    rows: int  # of each sample
+
+    def batch_key(self, request: Request) -> tuple[Hashable, ...]:
+        """What must be equal to share an evaluation. Its last item says whether a sample is to be alone."""
+        parts = (self.task, *self.conditioners, *self.adapters)
+        solo = request.deterministic or any(p.contract is BatchContract.SOLO for p in parts)
+        keys = tuple((p.name, p.key(request)) for p in parts if p.contract is BatchContract.KEYED)
+        return (self.model.name, request.width, request.height, keys, solo)
+
+
+@dataclass(slots=True, eq=False)
+class Job:
+    """The work of one RPC. The engine's thread owns what is below the line."""
+
+    request: Request
+    plan: Plan
+    mailbox: Mailbox = field(default_factory=Mailbox)
+    arrived: float = field(default_factory=time.monotonic)
+    # ---
+    started: float | None = None
+    seats_left: int = 0
+    position: int | None = None  # in the queue, as the client was told last
+    ended: bool = False
+    warnings: list[str] = field(default_factory=list)
+    encode_prompt_seconds: float = 0.0
+    decode_seconds: float = 0.0
+
+    def timings(self, now: float) -> Timings:
+        """Where the time went, at the end."""
+        started = self.started or now
+        busy = self.encode_prompt_seconds + self.decode_seconds
+        return Timings(
+            queue=started - self.arrived,
+            encode_prompt=self.encode_prompt_seconds,
+            denoise=max(0.0, now - started - busy),
+            decode=self.decode_seconds,
+        )
+
+
+@dataclass(slots=True, eq=False)
+class Seat:
+    """A sample's place in the engine."""
+
+    job: Job
+    index: int
+    sample: Sample | None = None  # None until its turn comes
+    began: float = 0.0  # time.monotonic at its first evaluation
+    previewed: float = float("-inf")  # the same at its last preview
+
+    @property
+    def rows(self) -> int:
+        """How many rows it takes in a batch."""
+        return self.job.plan.rows

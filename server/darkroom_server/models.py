@@ -1,0 +1,102 @@
+"""The models that the server offers."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+
+from darkroom_plugins import DarkroomError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from darkroom_plugins.contract import Family, ModelInfo, SchedulerEntry
+    from darkroom_plugins.manager import Plugins
+    from darkroom_server.settings import ModelSettings, Settings
+
+
+class ModelError(Exception):
+    """A model that cannot be offered as it is configured; the server does not start."""
+
+
+@dataclass(slots=True, eq=False)
+class Model:
+    """A model by name: what its files say of it, and once it is loaded the model itself."""
+
+    settings: ModelSettings
+    family: type[Family]
+    info: ModelInfo
+    default_scheduler: str
+    loaded: Family
+
+    @property
+    def name(self) -> str:
+        """What clients call it."""
+        return self.settings.name
+
+
+def open_models(settings: Settings, plugins: Plugins) -> dict[str, Model]:
+    """All models, loaded, by name.
+
+    :raises ModelError: a folder has no model that a family knows, or does not load
+    """
+    device = choose_device(settings.device)
+    return {each.name: _open(each, plugins, device) for each in settings.models}
+
+
+def choose_device(name: str) -> torch.device:
+    """The device of this name; ``auto`` is CUDA where there is one.
+
+    :raises ModelError: there is no such device
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(1, device=device)
+    except Exception as error:
+        raise ModelError(f"there is no device {name!r}") from error
+    return device
+
+
+def _open(settings: ModelSettings, plugins: Plugins, device: torch.device) -> Model:
+    path = settings.path.expanduser()
+    try:
+        index = json.loads((path / "model_index.json").read_text())
+    except (OSError, ValueError) as error:
+        raise ModelError(f"model {settings.name!r}: {path} has no readable model_index.json") from error
+    found = [family for family in plugins.families.values() if family.detect(index)]
+    if len(found) != 1:
+        known = ", ".join(sorted(f.name for f in found)) or "none"
+        raise ModelError(f"model {settings.name!r}: one family should know {index.get('_class_name')}, but {known} do")
+    try:
+        info = found[0].describe(path)
+        loaded = found[0].load(path, device, _dtype(settings.dtype, device))
+    except (OSError, ValueError, KeyError, DarkroomError) as error:
+        raise ModelError(f"model {settings.name!r}: {path} does not load: {error}") from error
+    wanted = settings.default_scheduler or entry_of(loaded.scheduler_config, plugins.schedulers)
+    if wanted not in plugins.scheduler_names:
+        raise ModelError(f"model {settings.name!r}: default_scheduler: there is no scheduler {wanted!r}")
+    return Model(settings, found[0], info, plugins.scheduler_names[wanted], loaded)
+
+
+def entry_of(config: Mapping[str, object], entries: Mapping[str, SchedulerEntry]) -> str:
+    """The name of the entry that is the model's own scheduler; where there is none, ddim."""
+    fitting = [
+        entry
+        for entry in entries.values()
+        if entry.scheduler.__name__ == config.get("_class_name")
+        and all(config.get(option) == value for option, value in entry.options.items())
+    ]
+    return max(fitting, key=lambda entry: len(entry.options)).name if fitting else "ddim"
+
+
+def _dtype(name: str, device: torch.device) -> torch.dtype:
+    if name == "auto":
+        return torch.float16 if device.type == "cuda" else torch.float32
+    return getattr(torch, name)  # type: ignore[no-any-return]
+
+

@@ -1,0 +1,51 @@
+"""Small pictures of images in the making, on the engine's thread."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+
+from darkroom_plugins.manager import Plugins
+from darkroom_plugins.request import PreviewMode, PreviewOptions
+from darkroom_server.denoise import to_pixels
+from darkroom_server.jobs import Seat
+from darkroom_server.models import Model
+
+
+def wants_preview(seat: Seat, step: int, now: float) -> bool:
+    """Whether this step of this image is to be shown."""
+    options: PreviewOptions = seat.job.request.preview
+    due = step % options.every_n_steps == 0 and now - seat.previewed >= options.min_interval_seconds
+    return options.mode != "off" and due
+
+
+class PreviewDecoders:
+    """The preview decoders of each model, built when first needed or at `prepare`."""
+
+    def __init__(self, plugins: Plugins) -> None:
+        self._plugins = plugins
+        self._built: dict[tuple[str, PreviewMode], Callable[[torch.Tensor], torch.Tensor]] = {}
+
+    def prepare(self, model: Model) -> None:
+        """Build the decoders that cost time, so that no job waits for them."""
+        for mode in model.info.preview_modes:
+            if mode in self._plugins.preview_decoders:
+                self._decoder(model, mode)
+
+    def _decoder(self, model: Model, mode: PreviewMode) -> Callable[[torch.Tensor], torch.Tensor]:
+        key = (model.name, mode)
+        if key not in self._built:
+            self._built[key] = self._plugins.preview_decoders[mode].build(model.loaded)
+        return self._built[key]
+
+    def show(self, wanted: Sequence[tuple[Seat, torch.Tensor]]) -> list[tuple[Seat, Any]]:
+        """Each seat's (h, w, 3) uint8 picture of its (1, channels, h, w) estimate. All are of one model and shape."""
+        shown: list[tuple[Seat, Any]] = []
+        for mode in dict.fromkeys(seat.job.request.preview.mode for seat, _ in wanted):
+            group = [(seat, estimate) for seat, estimate in wanted if seat.job.request.preview.mode == mode]
+            decode = self._decoder(group[0][0].job.plan.model, mode)
+            pictures = to_pixels(decode(torch.cat([estimate for _, estimate in group])))
+            shown += zip((seat for seat, _ in group), pictures, strict=True)
+        return shown

@@ -1,0 +1,105 @@
+"""How samples begin, are predicted and are decoded: what may fail by a plugin's or a model's fault.
+
+Functions over many samples return, for each, its result or the error that it alone failed with: a batch that fails is
+run again in halves until each sample that fails is alone. They change nothing, so the others go on from where they are.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
+
+import structlog
+import torch
+
+from darkroom_plugins.errors import DarkroomError, DeviceLost, NonFinite, OutOfMemory, PluginFailed
+from darkroom_plugins.sample import Sample
+from darkroom_server import denoise
+from darkroom_server.jobs import Seat
+from darkroom_server.prompts import PromptCache
+
+log = structlog.get_logger()
+
+T = TypeVar("T")
+Outcome = T | DarkroomError
+
+
+def begin(seat: Seat, prompts: PromptCache) -> Sample:
+    """The sample of this seat, ready for its first evaluation."""
+    request, plan = seat.job.request, seat.job.plan
+    sample = Sample(
+        request=request,
+        index=seat.index,
+        model=plan.model.loaded,
+        task=plan.task,
+        conditioners=plan.conditioners,
+        adapters=plan.adapters,
+        scheduler=copy.deepcopy(plan.scheduler),
+        timesteps=plan.steps.timesteps,
+        evaluation=plan.steps.first,
+    )
+    sample.generator = torch.Generator().manual_seed(sample.seed)
+    sample.rows = prompts.rows(plan.model, request)
+    for conditioner in sample.conditioners:
+        conditioner.begin(sample)
+    sample.task.begin(sample)
+    return sample
+
+
+def predict(samples: Sequence[Sample]) -> list[Outcome[torch.Tensor]]:
+    """Each sample's guided prediction, (1, channels, h, w)."""
+    return _each_or_halves(_predict, samples)
+
+
+def _predict(samples: Sequence[Sample]) -> list[torch.Tensor]:
+    evaluation = denoise.gather(samples)
+    for conditioner in {c.name: c for s in samples for c in s.conditioners}.values():
+        conditioner.condition(evaluation)
+    with contextlib.ExitStack() as adapted:
+        for adapter in {a.name: a for s in samples for a in s.adapters}.values():
+            adapted.enter_context(adapter.applied(samples[0].model, evaluation))
+        outputs = samples[0].model.predict(evaluation)
+    return denoise.scatter(samples, outputs)
+
+
+def decode(samples: Sequence[Sample]) -> list[Outcome[Any]]:
+    """Each sample's picture, (height, width, 3) uint8, or NonFinite."""
+    return [
+        NonFinite("the model's result has values that are not finite") if outcome is None else outcome
+        for outcome in _each_or_halves(_decode, samples)
+    ]
+
+
+def _decode(samples: Sequence[Sample]) -> list[Any]:
+    latents = torch.cat([sample.latents for sample in samples if sample.latents is not None])
+    images = samples[0].model.decode(latents)
+    finite = images.isfinite().flatten(1).all(dim=1).tolist()
+    return [pixels if good else None for pixels, good in zip(denoise.to_pixels(images), finite, strict=True)]
+
+
+def _each_or_halves(run: Callable[[Sequence[Sample]], list[T]], samples: Sequence[Sample]) -> list[Outcome[T]]:
+    try:
+        return list(run(samples))
+    except Exception as error:
+        failure = known(error)
+    # Outside the except block, whose traceback would keep the failed batch's tensors in memory.
+    if isinstance(failure, DeviceLost):
+        raise failure
+    if len(samples) == 1:
+        return [failure]
+    middle = len(samples) // 2
+    return [*_each_or_halves(run, samples[:middle]), *_each_or_halves(run, samples[middle:])]
+
+
+def known(error: Exception) -> DarkroomError:
+    """The domain's error for whatever a plugin or a model raised; its own words go to the log alone."""
+    if isinstance(error, DarkroomError):
+        return error
+    if isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error):
+        return OutOfMemory("the device has too little memory for this image")
+    log.error("a plugin or the model failed", exc_info=error)
+    if isinstance(error, getattr(torch, "AcceleratorError", ())) or "CUDA error" in str(error):
+        return DeviceLost("the device failed; the server will be restarted")
+    return PluginFailed("a plugin or the model failed on this image")

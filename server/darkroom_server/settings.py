@@ -1,0 +1,91 @@
+"""What the operator sets: by environment (DARKROOM_…), or by the flags of `darkroom serve`."""
+
+from __future__ import annotations
+
+from ipaddress import ip_address
+from pathlib import Path
+from typing import Annotated, Literal, Self
+
+from pydantic import BaseModel, Field, model_validator
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from darkroom_plugins.request import PreviewMode
+
+DEFAULT_LISTEN = "127.0.0.1:50051"
+MIB = 1024 * 1024
+
+
+class ModelSettings(BaseModel, extra="forbid"):
+    """A model to offer, and what requests for it get by default."""
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9._/-]+$", max_length=128)]
+    path: Path
+    description: str = ""
+    dtype: Literal["auto", "float32", "float16", "bfloat16"] = "auto"
+    default_scheduler: str | None = None  # None: the entry of the scheduler that the model comes with
+    default_num_inference_steps: Annotated[int, Field(ge=1)] = 30
+    default_guidance_scale: Annotated[float, Field(ge=0, le=100)] = 7.5
+    default_preview_mode: PreviewMode = "latent-rgb"
+
+
+class Limits(BaseModel, extra="forbid"):
+    """What a request may ask for; ServerLimits of the API, field by field."""
+
+    max_batch_rows: Annotated[int, Field(ge=2)] = 32
+    max_images: Annotated[int, Field(ge=1)] = 16
+    max_inference_steps: Annotated[int, Field(ge=1, le=1000)] = 500
+    max_edge: Annotated[int, Field(ge=64)] = 2048
+    max_pixels: Annotated[int, Field(ge=64 * 64)] = 2048 * 2048
+    max_prompt_characters: Annotated[int, Field(ge=1)] = 10_000
+    max_queued_jobs: Annotated[int, Field(ge=1)] = 1000
+    max_request_bytes: Annotated[int, Field(ge=64 * 1024)] = 32 * MIB
+    chunk_bytes: Annotated[int, Field(ge=1024, le=3 * MIB)] = 3 * MIB
+
+
+class Settings(BaseSettings):
+    """Everything that is set for one server."""
+
+    model_config = SettingsConfigDict(env_prefix="DARKROOM_", env_nested_delimiter="__", extra="ignore")
+
+    listen: str = DEFAULT_LISTEN
+    token: str | None = None  # what clients must send as a bearer token
+    device: str = "auto"  # torch's name of a device
+    models: list[ModelSettings] = []  # none: the embedded demo model
+    default_model: str | None = None  # None: the first
+    limits: Limits = Limits()
+    blocked_plugins: list[str] = []
+    encoder_threads: Annotated[int, Field(ge=1)] = 2
+    drain_seconds: Annotated[float, Field(ge=0)] = 30.0
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        names = [model.name for model in self.models]
+        for name in {n for n in names if names.count(n) > 1}:
+            raise ValueError(f"models: the name {name!r} is given {names.count(name)} times")
+        if self.default_model is not None and self.models and self.default_model not in names:
+            raise ValueError(f"default_model: there is no model {self.default_model!r}, but {', '.join(names)}")
+        host = self.listen.rpartition(":")[0]
+        if not self.token and not _is_loopback(host):
+            raise ValueError(f"listen: {host} is reached from other machines; set a token, or listen on 127.0.0.1")
+        return self
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ip_address(host.strip("[]")).is_loopback
+    except ValueError:
+        return host == "localhost" or host.startswith("unix")
+
+
+def demo_model() -> ModelSettings:
+    """The embedded model, which is offered when nothing is configured."""
+    from darkroom_demo import MODEL_PATH
+
+    return ModelSettings(
+        name="shapes",
+        path=MODEL_PATH,
+        description="Coloured shapes on a coloured background, 64x64: small, trained for demonstration.",
+        default_num_inference_steps=25,
+        default_guidance_scale=4.0,
+        default_preview_mode="full-vae",
+    )

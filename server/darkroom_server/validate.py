@@ -1,0 +1,241 @@
+"""Turns a GenerateRequest into a checked Request, or says everything that is wrong with it."""
+
+from __future__ import annotations
+
+import re
+import secrets
+import uuid
+from typing import TYPE_CHECKING, Any
+
+from darkroom.v1 import image_service_pb2, parameters_pb2
+from darkroom_plugins.request import OutputOptions, PreviewOptions, Request, SchedulerChoice
+from darkroom_server.findings import Findings
+from darkroom_server.models import Model
+
+if TYPE_CHECKING:
+    from pydantic import BaseModel
+
+    from darkroom_server.catalog import Catalog
+
+REQUEST_ID = re.compile(r"[A-Za-z0-9_.:-]{1,128}")
+MAX_SEED = 2**63 - 1
+
+
+def check_generate(message: image_service_pb2.GenerateRequest, catalog: Catalog) -> Request:
+    """The request with every default filled in.
+
+    :raises RequestRefused: with everything that is wrong with it
+    """
+    findings = Findings()
+    check = _Check(catalog, findings)
+    request = check.request(message, rpc="Generate", derived_task="txt2img")
+    findings.refuse()
+    assert request is not None
+    return request
+
+
+class _Check:
+    """Checks one message; what is wrong goes to the findings, and a stand-in takes its place."""
+
+    def __init__(self, catalog: Catalog, findings: Findings) -> None:
+        self.catalog = catalog
+        self.findings = findings
+
+    def request(self, message: Any, rpc: str, derived_task: str) -> Request | None:
+        given = message.parameters
+        self._request_id(message.request_id)
+        self._refuse_what_is_not_there_yet(message)
+        model = self._model(given.model)
+        task = self._task(given.task, rpc, derived_task)
+        texts = self._texts(given)
+        scheduler = self._scheduler(given, model)
+        numbers = self._numbers(given, model, scheduler)
+        extensions = self._extensions(given)
+        preview = self._preview(message.preview, model)
+        output = self._output(message.output)
+        if model is None or scheduler is None:
+            return None
+        return Request(
+            request_id=message.request_id or uuid.uuid4().hex,
+            task=task,
+            model=model.name,
+            scheduler=scheduler,
+            extensions=extensions,
+            preview=preview,
+            output=output,
+            deterministic=message.deterministic,
+            **texts,
+            **numbers,
+        )
+
+    def _request_id(self, request_id: str) -> None:
+        if request_id and not REQUEST_ID.fullmatch(request_id):
+            self.findings.invalid("request_id", "must be 1 to 128 letters, digits or any of -_.:")
+
+    def _refuse_what_is_not_there_yet(self, message: Any) -> None:
+        given = message.parameters
+        for field, what in (("loras", "LoRAs are"), ("controls", "ControlNets are")):
+            if getattr(given, field):
+                self.findings.not_yet(f"parameters.{field}", what)
+        if self._enum("parameters.prompt_syntax", parameters_pb2.PromptSyntax, given.prompt_syntax) == "weighted":
+            self.findings.not_yet("parameters.prompt_syntax", "weighted prompts are")
+        if self._enum("disconnect_policy", parameters_pb2.DisconnectPolicy, message.disconnect_policy) == "keep":
+            self.findings.not_yet("disconnect_policy", "keeping a job without its client is")
+        for field in ("prompt_2", "negative_prompt_2"):
+            if getattr(given, field):
+                self.findings.unsupported(f"parameters.{field}", "the model has one text encoder")
+        if given.HasField("size_conditioning"):
+            self.findings.unsupported("parameters.size_conditioning", "the model is told nothing about sizes")
+
+    def _model(self, name: str) -> Model | None:
+        model = self.catalog.models.get(name or self.catalog.default_model)
+        if model is None:
+            self.findings.unknown("model", "parameters.model", name)
+        return model
+
+    def _task(self, name: str, rpc: str, derived: str) -> str:
+        task = self.catalog.plugins.tasks.get(name or derived)
+        if task is None:
+            self.findings.unknown("task", "parameters.task", name)
+        elif rpc not in task.rpcs:
+            self.findings.invalid("parameters.task", f"{name!r} is for {' and '.join(task.rpcs)}")
+        return name or derived
+
+    def _texts(self, given: parameters_pb2.Parameters) -> dict[str, Any]:
+        limit = self.catalog.limits.max_prompt_characters
+        for field in ("prompt", "negative_prompt"):
+            if len(text := getattr(given, field)) > limit:
+                self.findings.invalid(f"parameters.{field}", f"must have up to {limit} characters, not {len(text)}")
+        negative = given.negative_prompt if given.HasField("negative_prompt") else None
+        return {"prompt": given.prompt, "negative_prompt": negative}
+
+    def _scheduler(self, given: parameters_pb2.Parameters, model: Model | None) -> SchedulerChoice | None:
+        spec, plugins, path = given.scheduler, self.catalog.plugins, "parameters.scheduler"
+        if not spec.name and model is None:
+            return None
+        name = plugins.scheduler_names.get(spec.name) if spec.name else model and model.default_scheduler
+        if name is None:
+            self.findings.unknown("scheduler", f"{path}.name", spec.name)
+            return None
+        entry = plugins.schedulers[name]
+        sigmas = self._enum(f"{path}.sigma_schedule", parameters_pb2.SigmaSchedule, spec.sigma_schedule)
+        spacing = self._enum(f"{path}.timestep_spacing", parameters_pb2.TimestepSpacing, spec.timestep_spacing)
+        self._offered(f"{path}.sigma_schedule", sigmas, entry.sigma_schedules, name)
+        self._offered(f"{path}.timestep_spacing", spacing, entry.timestep_spacings, name)
+        if not entry.takes_eta and given.eta != 0:
+            self.findings.invalid("parameters.eta", f"must be 0 for the scheduler {name}, which takes none")
+        options: BaseModel | None = None
+        if spec.options.fields and entry.Parameters:
+            options = self.findings.parsed(f"{path}.options", spec.options, entry.Parameters)
+        elif spec.options.fields:
+            self.findings.invalid(f"{path}.options", f"the scheduler {name} takes none")
+        chosen: Any = {"sigma_schedule": sigmas, "timestep_spacing": spacing}
+        return SchedulerChoice(name=name, options=options, **chosen)
+
+    def _offered(self, path: str, value: str | None, offered: tuple[str, ...], scheduler: str) -> None:
+        if value is not None and value not in offered:
+            kinds = ", ".join(offered) or "none"
+            self.findings.invalid(path, f"{value!r} is not offered by the scheduler {scheduler}; it has: {kinds}")
+
+    def _numbers(
+        self, given: parameters_pb2.Parameters, model: Model | None, scheduler: SchedulerChoice | None
+    ) -> dict[str, Any]:
+        limits, settings = self.catalog.limits, model and model.settings
+        steps = self.catalog.step_range(scheduler.name) if scheduler else (1, limits.max_inference_steps)
+        default_steps = settings.default_num_inference_steps if settings else 1
+        default_guidance = settings.default_guidance_scale if settings else 1.0
+        numbers = {
+            "num_images": self._number(given, "num_images", 1, 1, limits.max_images),
+            "num_inference_steps": self._number(given, "num_inference_steps", min(default_steps, steps[1]), *steps),
+            "guidance_scale": self._number(given, "guidance_scale", default_guidance, 0, 100),
+            "guidance_rescale": self._number(given, "guidance_rescale", 0.0, 0, 1),
+            "eta": self._number(given, "eta", 0.0, 0, 1),
+            "clip_skip": self._number(given, "clip_skip", 0, 0, model.info.max_clip_skip if model else 100),
+        }
+        numbers["seed"] = self._seed(given, numbers["num_images"])
+        if model is not None:
+            numbers |= self._size(given, model)
+        return numbers
+
+    def _number(self, given: Any, field: str, default: float, low: float, high: float, unit: str = "") -> Any:
+        descriptor = given.DESCRIPTOR.fields_by_name[field]
+        if descriptor.has_presence and not given.HasField(field):
+            return default
+        value = getattr(given, field)
+        self.findings.check_range(f"parameters.{field}", value, low, high, unit)
+        return value
+
+    def _seed(self, given: parameters_pb2.Parameters, num_images: int) -> int:
+        if not given.HasField("seed"):
+            return secrets.randbelow(2**32)
+        last = MAX_SEED - max(1, num_images) + 1
+        if not 0 <= given.seed <= last:
+            each = "" if num_images <= 1 else f" for {num_images} images, of which each has the next seed"
+            self.findings.invalid("parameters.seed", f"must be from 0 to {last}{each}, not {given.seed}")
+        return given.seed
+
+    def _size(self, given: parameters_pb2.Parameters, model: Model) -> dict[str, int]:
+        low, high = self.catalog.size_range(model)
+        width = self._number(given, "width", model.info.default_width, low, high, "pixels")
+        height = self._number(given, "height", model.info.default_height, low, high, "pixels")
+        for field, size in (("width", width), ("height", height)):
+            if size % model.info.size_factor:
+                problem = f"must be a multiple of {model.info.size_factor} pixels, not {size}"
+                self.findings.invalid(f"parameters.{field}", problem)
+        if width * height > self.catalog.limits.max_pixels:
+            problem = f"width x height must be up to {self.catalog.limits.max_pixels} pixels, not {width * height}"
+            self.findings.invalid("parameters.width", problem)
+        return {"width": width, "height": height}
+
+    def _extensions(self, given: parameters_pb2.Parameters) -> dict[str, BaseModel]:
+        checked: dict[str, BaseModel] = {}
+        classes = self.catalog.plugins.extensions
+        for name, struct in sorted(given.extensions.items()):
+            path = f"parameters.extensions[{name[:64]}]"
+            if name not in classes:
+                known = ", ".join(sorted(classes)) or "none"
+                self.findings.invalid(path, f"no plugin of this name takes parameters; those that do: {known}")
+            elif (parameters := self.findings.parsed(path, struct, classes[name])) is not None:
+                checked[name] = parameters
+        return checked
+
+    def _preview(self, given: parameters_pb2.PreviewOptions, model: Model | None) -> PreviewOptions:
+        mode = self._enum("preview.mode", parameters_pb2.PreviewMode, given.mode)
+        if mode == "tiny-vae":
+            self.findings.not_yet("preview.mode", "previews by a tiny VAE are")
+        elif model is not None and mode is not None and mode not in model.info.preview_modes:
+            self.findings.unsupported("preview.mode", f"the model {model.name} has no previews {mode}")
+        every = given.every_n_steps if given.HasField("every_n_steps") else 1
+        self.findings.check_range("preview.every_n_steps", every, 1, 2**31 - 1, "steps")
+        self.findings.check_range("preview.min_interval_seconds", given.min_interval_seconds, 0, 86400, "seconds")
+        max_edge = given.max_edge if given.HasField("max_edge") else min(512, self.catalog.limits.max_edge)
+        self.findings.check_range("preview.max_edge", max_edge, 64, self.catalog.limits.max_edge, "pixels")
+        chosen: Any = {
+            "mode": mode or (model.settings.default_preview_mode if model else "off"),
+            "format": self._enum("preview.format", parameters_pb2.ImageFormat, given.format) or "jpeg",
+        }
+        interval = given.min_interval_seconds
+        return PreviewOptions(every_n_steps=every, min_interval_seconds=interval, max_edge=max_edge, **chosen)
+
+    def _output(self, given: parameters_pb2.OutputOptions) -> OutputOptions:
+        chosen: Any = self._enum("output.format", parameters_pb2.ImageFormat, given.format) or "png"
+        quality = given.quality if given.HasField("quality") else None
+        if quality is not None and chosen == "png":
+            self.findings.invalid("output.quality", "must be unset for PNG, which is lossless")
+        elif quality is not None:
+            self.findings.check_range("output.quality", quality, 1, 100)
+        elif chosen != "png":
+            quality = 95
+        embed = given.embed_metadata if given.HasField("embed_metadata") else True
+        return OutputOptions(format=chosen, quality=quality, embed_metadata=embed)
+
+    def _enum(self, path: str, enum: Any, value: int) -> str | None:
+        """The value's name without its prefix, in kebab-case; None where it is unset."""
+        if value == 0:
+            return None
+        if value not in enum.values():
+            names = ", ".join(enum.keys()[1:])
+            self.findings.invalid(path, f"must be one of {names}, not {value}")
+            return None
+        prefix = enum.Name(0).removesuffix("UNSPECIFIED")
+        return str(enum.Name(value).removeprefix(prefix).lower().replace("_", "-"))

@@ -1,0 +1,46 @@
+"""Tells the jobs that wait how long they will."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterator
+
+from darkroom_server.batcher import Batcher
+from darkroom_server.events import Queued
+from darkroom_server.jobs import Job
+
+INTERVAL = 0.1  # seconds between two rounds
+
+
+class WaitingRoom:
+    """Works out each waiting job's position. A job waits when its lane's batch is full without it."""
+
+    def __init__(self, batcher: Batcher, row_limit: int) -> None:
+        self._batcher = batcher
+        self._row_limit = row_limit
+        self._starts: deque[float] = deque(maxlen=16)  # when the last jobs began
+        self._told = 0.0
+        self.stale = False  # set when jobs came, began or went
+
+    def started(self, now: float) -> None:
+        """A job began."""
+        self._starts.append(now)
+
+    def news(self, now: float) -> Iterator[tuple[Job, Queued]]:
+        """The jobs whose position is not what they were told last."""
+        if not self.stale or now - self._told < INTERVAL:
+            return
+        self.stale, self._told = False, now
+        for lane in self._batcher.lanes():
+            waiting = dict.fromkeys(seat.job for seat in lane.seats if seat.job.started is None)
+            seated = {seat.job for seat in lane.gather(self._row_limit)}
+            for position, job in enumerate(job for job in waiting if job not in seated):
+                if job.position != position:
+                    job.position = position
+                    yield job, Queued(position, self._estimate(position))
+
+    def _estimate(self, position: int) -> float | None:
+        if len(self._starts) < 2:
+            return None
+        each = (self._starts[-1] - self._starts[0]) / (len(self._starts) - 1)
+        return each * (position + 1)

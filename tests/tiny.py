@@ -1,0 +1,94 @@
+"""Tiny Stable Diffusion models with random weights, in diffusers' format: of the real architecture, and fast."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import AutoencoderKL, PNDMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+from tokenizers.pre_tokenizers import ByteLevel
+from torch import nn
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+
+NOISE = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "steps_offset": 1}
+
+
+def tokenizer() -> CLIPTokenizer:
+    """Byte-level, without merges: any text goes through, a token a letter."""
+    alphabet = sorted(ByteLevel.alphabet())
+    tokens = [*alphabet, *(letter + "</w>" for letter in alphabet), "<|startoftext|>", "<|endoftext|>"]
+    vocab = {token: index for index, token in enumerate(tokens)}
+    return CLIPTokenizer(vocab=vocab, merges=[], model_max_length=77)
+
+
+def text_encoder(layers: int = 3) -> CLIPTextModel:
+    config = CLIPTextConfig(
+        vocab_size=514,
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=layers,
+        num_attention_heads=4,
+        max_position_embeddings=77,
+        bos_token_id=512,
+        eos_token_id=513,
+        pad_token_id=513,
+    )
+    return CLIPTextModel(config)
+
+
+def unet(**changes: Any) -> UNet2DConditionModel:
+    arguments: dict[str, Any] = {
+        "sample_size": 16,
+        "in_channels": 4,
+        "out_channels": 4,
+        "down_block_types": ("CrossAttnDownBlock2D", "DownBlock2D"),
+        "up_block_types": ("UpBlock2D", "CrossAttnUpBlock2D"),
+        "block_out_channels": (16, 32),
+        "layers_per_block": 1,
+        "norm_num_groups": 4,
+        "cross_attention_dim": 32,
+        "attention_head_dim": 4,
+    }
+    return UNet2DConditionModel(**{**arguments, **changes})
+
+
+def vae() -> AutoencoderKL:
+    return AutoencoderKL(
+        down_block_types=("DownEncoderBlock2D",) * 2,
+        up_block_types=("UpDecoderBlock2D",) * 2,
+        block_out_channels=(8, 16),
+        layers_per_block=1,
+        latent_channels=4,
+        norm_num_groups=4,
+        sample_size=32,
+        scaling_factor=0.5,
+    )
+
+
+@torch.no_grad()
+def randomise(network: nn.Module, gain: float = 1.0) -> None:
+    """Random weights everywhere, also in the layers that start at zero, so that each has an effect."""
+    for parameter in network.parameters():
+        if parameter.dim() > 1:
+            parameter.normal_(0, gain / parameter[0].numel() ** 0.5)
+        else:
+            parameter.add_(torch.randn_like(parameter) * 0.1)
+
+
+def save_sd(folder: Path, seed: int = 0, scheduler: dict[str, Any] | None = None, **unet_changes: Any) -> Path:
+    """A Stable Diffusion model of 32x32 pictures, in this folder."""
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        parts = {"unet": unet(**unet_changes), "vae": vae(), "text_encoder": text_encoder()}
+        for part in parts.values():
+            randomise(part)
+        randomise(parts["vae"].decoder.conv_out, gain=4.0)  # pictures of full contrast
+    pipeline = StableDiffusionPipeline(
+        **parts,
+        tokenizer=tokenizer(),
+        scheduler=PNDMScheduler(**{**NOISE, "skip_prk_steps": True, **(scheduler or {})}),
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )
+    pipeline.save_pretrained(folder)
+    return folder
