@@ -134,11 +134,11 @@ class Conditioner(Contribution, ABC):
     def wants(self, request: Request) -> bool:
         """Whether it takes part in this request."""
 
-    def begin(self, sample: Sample) -> None:  # noqa: B027 - most need nothing here
+    def begin(self, sample: Sample) -> None:
         """Prepare: `sample.rows` hold the prompt embeddings and may be replaced; own state goes into
         `sample.state[name]`."""
 
-    def condition(self, evaluation: Evaluation) -> None:  # noqa: B027 - some change only the prompts
+    def condition(self, evaluation: Evaluation) -> None:
         """Add to `evaluation.arguments` for the rows whose samples want it. It must change no sample."""
 
 

@@ -23,7 +23,7 @@ def latent_rgb(model: Family) -> Callable[[torch.Tensor], torch.Tensor]:
     height, width = (min(256, size) for size in (model.info.default_height, model.info.default_width))
     pictures = _colour_fields(FIT_PICTURES, height, width).to(model.device, model.dtype)
     latents = torch.cat([model.encode(picture[None]) for picture in pictures]).float()
-    colours = torch.nn.functional.adaptive_avg_pool2d(pictures.float(), latents.shape[-2:])
+    colours = torch.nn.functional.adaptive_avg_pool2d(pictures.float(), (latents.shape[-2], latents.shape[-1]))
     features = _with_one(latents).movedim(1, -1).flatten(0, -2).cpu()  # (positions, channels + 1)
     targets = colours.movedim(1, -1).flatten(0, -2).cpu()  # (positions, 3)
     weights = torch.linalg.lstsq(features, targets).solution.to(model.device)  # (channels + 1, 3)

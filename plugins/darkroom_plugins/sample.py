@@ -79,4 +79,3 @@ class Picture:
     seed: int
     metadata: dict[str, Any] = field(default_factory=dict)  # JSON-able: sent with the image, embedded when asked for
     text: dict[str, str] = field(default_factory=dict)  # further text chunks to embed, by keyword
-

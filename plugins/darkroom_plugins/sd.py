@@ -26,7 +26,7 @@ class StableDiffusion(Family):
 
     name = "sd"
 
-    def __init__(self, pipeline: StableDiffusionPipeline, info: ModelInfo) -> None:
+    def __init__(self, pipeline: Any, info: ModelInfo) -> None:
         self.info = info
         self.unet = pipeline.unet
         self.vae = pipeline.vae

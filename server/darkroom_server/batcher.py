@@ -18,7 +18,8 @@ class Lane:
         """The oldest seats that fit into one batch; at least one."""
         if self.solo:
             return self.seats[:1]
-        gathered, rows = [], 0
+        gathered: list[Seat] = []
+        rows = 0
         for seat in self.seats:
             rows += seat.rows
             if gathered and rows > row_limit:

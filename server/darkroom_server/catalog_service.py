@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import diffusers
 import torch
 from google.protobuf.json_format import ParseDict
 from google.protobuf.struct_pb2 import Struct
-from grpc import aio
 
 from darkroom.v1 import catalog_service_pb2 as pb
-from darkroom.v1 import catalog_service_pb2_grpc, parameters_pb2
+from darkroom.v1 import catalog_service_pb2_grpc
 from darkroom_plugins.manager import VERSION
 from darkroom_server.calls import answers_errors, not_there_yet
 from darkroom_server.responses import preview_mode
@@ -24,10 +23,10 @@ if TYPE_CHECKING:
     from darkroom_server.catalog import Catalog
     from darkroom_server.models import Model
 
-Context = aio.ServicerContext[Any, Any]
+Context: TypeAlias = Any  # grpc.aio.ServicerContext, which has no types
 
 
-class CatalogService(catalog_service_pb2_grpc.CatalogServiceServicer):  # type: ignore[misc]
+class CatalogService(catalog_service_pb2_grpc.CatalogServiceServicer):
     """Lists what the catalog holds, each list sorted by name."""
 
     def __init__(self, catalog: Catalog) -> None:
@@ -106,8 +105,8 @@ class CatalogService(catalog_service_pb2_grpc.CatalogServiceServicer):  # type: 
 
     def _scheduler(self, entry: SchedulerEntry) -> pb.Scheduler:
         low, high = self._catalog.step_range(entry.name)
-        sigmas = [f"SIGMA_SCHEDULE_{name.upper()}" for name in entry.sigma_schedules]
-        spacings = [f"TIMESTEP_SPACING_{name.upper()}" for name in entry.timestep_spacings]
+        sigmas: list[Any] = [f"SIGMA_SCHEDULE_{name.upper()}" for name in entry.sigma_schedules]
+        spacings: list[Any] = [f"TIMESTEP_SPACING_{name.upper()}" for name in entry.timestep_spacings]
         return pb.Scheduler(
             name=entry.name,
             aliases=entry.aliases,
@@ -115,8 +114,8 @@ class CatalogService(catalog_service_pb2_grpc.CatalogServiceServicer):  # type: 
             description=entry.description,
             min_steps=low,
             max_steps=high,
-            sigma_schedules=[parameters_pb2.SigmaSchedule.Value(name) for name in sigmas],
-            timestep_spacings=[parameters_pb2.TimestepSpacing.Value(name) for name in spacings],
+            sigma_schedules=sigmas,
+            timestep_spacings=spacings,
             takes_eta=entry.takes_eta,
             parameters_schema=_schema(entry.Parameters),
             plugin=self._catalog.plugins.owner("schedulers", entry.name),

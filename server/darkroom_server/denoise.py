@@ -58,7 +58,7 @@ def advance(sample: Sample, output: torch.Tensor, want_estimate: bool) -> torch.
     sample.scheduler = _copy(sample.scheduler)
     sample.generator = sample.generator.clone_state()
     try:
-        arguments = _step_arguments(type(sample.scheduler))
+        arguments = _step_arguments(sample.scheduler.__class__)
         given = {"generator": sample.generator, "eta": sample.request.eta}
         result = sample.scheduler.step(
             output, sample.timestep, sample.latents, **{k: v for k, v in given.items() if k in arguments}
@@ -82,7 +82,7 @@ def _copy(scheduler: Any) -> Any:
 
 
 @lru_cache
-def _step_arguments(scheduler: type[Any]) -> frozenset[str]:
+def _step_arguments(scheduler: Any) -> frozenset[str]:
     return frozenset(inspect.signature(scheduler.step).parameters)
 
 

@@ -8,7 +8,7 @@ import queue
 import threading
 import time
 from collections.abc import Callable, Sequence
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import structlog
 import torch
@@ -34,8 +34,8 @@ DECODE_AT_ONCE = 8  # pictures: bounds the memory of the final decode
 class Engine:
     """Steps every job's samples, and puts what happens into the jobs' mailboxes on the event loop.
 
-    `start`, `call`, `submit`, `cancel` and `stop` are for the event loop; all else runs on the engine's thread, the only one
-    that runs torch while the server serves. `on_lost` is called there when the device is lost.
+    `start`, `call`, `submit`, `cancel` and `stop` are for the event loop; all else runs on the engine's thread, the
+    only one that runs torch while the server serves. `on_lost` is called there when the device is lost.
     """
 
     def __init__(self, max_batch_rows: int, decoders: PreviewDecoders, on_lost: Callable[[], None]) -> None:
@@ -190,7 +190,7 @@ class Engine:
                 seat.job.decode_seconds += seconds
                 self._deliver(seat, outcome)
 
-    def _deliver(self, seat: Seat, outcome: sampling.Outcome[object]) -> None:
+    def _deliver(self, seat: Seat, outcome: sampling.Outcome[Any]) -> None:
         job = seat.job
         if isinstance(outcome, DarkroomError):
             self._end(job, outcome)

@@ -6,9 +6,7 @@ import asyncio
 import time
 from collections.abc import AsyncIterator
 from concurrent.futures import Executor
-from typing import Any
-
-from grpc import aio
+from typing import Any, TypeAlias
 
 from darkroom.v1 import events_pb2, image_service_pb2, image_service_pb2_grpc
 from darkroom_plugins.errors import (
@@ -33,10 +31,10 @@ from darkroom_server.plan import plan
 from darkroom_server.sampling import known
 from darkroom_server.validate import check_generate
 
-Context = aio.ServicerContext[Any, Any]
+Context: TypeAlias = Any  # grpc.aio.ServicerContext, which has no types
 
 
-class ImageService(image_service_pb2_grpc.ImageServiceServicer):  # type: ignore[misc]
+class ImageService(image_service_pb2_grpc.ImageServiceServicer):
     """Each RPC that makes pictures has one shape: check, submit, stream. It keeps the active jobs by request_id."""
 
     def __init__(self, catalog: Catalog, engine: Engine, encoders: Executor) -> None:

@@ -39,9 +39,7 @@ def count_steps(timesteps: torch.Tensor, first: int, order: int, num_inference_s
     pipelines counts them: evaluations that are too many come before the first step."""
     evaluations = len(timesteps) - first
     warmup = evaluations - (num_inference_steps - first // order) * order
-    done = [
-        i for i in range(evaluations) if i == evaluations - 1 or (i + 1 > warmup and (i + 1) % order == 0)
-    ]
+    done = [i for i in range(evaluations) if i == evaluations - 1 or (i + 1 > warmup and (i + 1) % order == 0)]
     return Steps(timesteps, first, {first + i: step for step, i in enumerate(done, 1)})
 
 

@@ -17,12 +17,12 @@ from darkroom_server.jobs import Job
 from darkroom_server.pictures import MEDIA_TYPES
 
 
-def preview_mode(mode: PreviewMode) -> parameters_pb2.PreviewMode:
+def preview_mode(mode: PreviewMode) -> Any:
     """The enum's value for a mode."""
     return parameters_pb2.PreviewMode.Value("PREVIEW_MODE_" + mode.upper().replace("-", "_"))
 
 
-def _format(name: str) -> parameters_pb2.ImageFormat:
+def _format(name: str) -> Any:
     return parameters_pb2.ImageFormat.Value("IMAGE_FORMAT_" + name.upper())
 
 

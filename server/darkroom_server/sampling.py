@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import copy
 from collections.abc import Callable, Sequence
-from typing import Any, TypeVar
+from typing import Any, TypeAlias, TypeVar
 
 import structlog
 import torch
@@ -23,7 +23,7 @@ from darkroom_server.prompts import PromptCache
 log = structlog.get_logger()
 
 T = TypeVar("T")
-Outcome = T | DarkroomError
+Outcome: TypeAlias = T | DarkroomError
 
 
 def begin(seat: Seat, prompts: PromptCache) -> Sample:

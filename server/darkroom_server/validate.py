@@ -111,11 +111,11 @@ class _Check:
 
     def _scheduler(self, given: parameters_pb2.Parameters, model: Model | None) -> SchedulerChoice | None:
         spec, plugins, path = given.scheduler, self.catalog.plugins, "parameters.scheduler"
-        if not spec.name and model is None:
-            return None
-        name = plugins.scheduler_names.get(spec.name) if spec.name else model and model.default_scheduler
+        wanted = spec.name or (model.default_scheduler if model else "")
+        name = plugins.scheduler_names.get(wanted)
         if name is None:
-            self.findings.unknown("scheduler", f"{path}.name", spec.name)
+            if spec.name:
+                self.findings.unknown("scheduler", f"{path}.name", spec.name)
             return None
         entry = plugins.schedulers[name]
         sigmas = self._enum(f"{path}.sigma_schedule", parameters_pb2.SigmaSchedule, spec.sigma_schedule)

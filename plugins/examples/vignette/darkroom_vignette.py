@@ -1,9 +1,10 @@
 """Darkens a picture's corners: `extensions {"vignette": {"strength": 0.5}}`."""
 
 import numpy as np
+from pydantic import BaseModel, Field
+
 from darkroom_plugins import hookimpl
 from darkroom_plugins.contract import Finisher
-from pydantic import BaseModel, Field
 
 darkroom_api_version = 1
 
