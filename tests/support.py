@@ -1,0 +1,158 @@
+"""A server in a thread, and a plain gRPC client that collects what it streams."""
+
+import asyncio
+import io
+import threading
+from collections.abc import Coroutine, Mapping
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+import grpc
+import numpy as np
+from google.protobuf.struct_pb2 import Struct
+from grpc_status import rpc_status
+from PIL import Image
+
+from darkroom.v1 import catalog_service_pb2_grpc, events_pb2, image_service_pb2, image_service_pb2_grpc, parameters_pb2
+from darkroom_plugins.manager import load_plugins
+
+T = TypeVar("T")
+
+
+class RunningServer:
+    """The real server, on a free port, with an event loop and an engine in threads of their own."""
+
+    def __init__(self, plugins: Mapping[str, object] | None = None, **settings: Any) -> None:
+        self._plugins = plugins
+        self._settings = {"listen": "127.0.0.1:0", "drain_seconds": 0.0, **settings}
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
+
+    def __enter__(self) -> "RunningServer":
+        self._thread.start()
+        try:
+            self.app = self.run(self._start())
+        except BaseException:
+            self._stop_loop()
+            raise
+        self.address = self.app.address
+        self.channel = grpc.insecure_channel(self.address)
+        self.images = image_service_pb2_grpc.ImageServiceStub(self.channel)
+        self.catalog = catalog_service_pb2_grpc.CatalogServiceStub(self.channel)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.channel.close()
+        self.run(self.app.stop())
+        self._stop_loop()
+
+    async def _start(self) -> Any:
+        from darkroom_server.app import App
+        from darkroom_server.settings import Settings
+
+        app = App(Settings(**self._settings), load_plugins(extra=self._plugins))
+        await app.start()
+        return app
+
+    def _stop_loop(self) -> None:
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join()
+        self._loop.close()
+
+    def run(self, coroutine: Coroutine[Any, Any, T]) -> T:
+        """Run on the server's event loop."""
+        return asyncio.run_coroutine_threadsafe(coroutine, self._loop).result(60)
+
+    def start(self, request: image_service_pb2.GenerateRequest, timeout: float = 60) -> "Stream":
+        """Begin a call, without reading yet."""
+        return Stream(self.images.Generate(request, timeout=timeout))
+
+    def generate(self, **parameters: Any) -> "Stream":
+        """Make pictures, and read the whole stream."""
+        return self.start(generate_request(**parameters)).read()
+
+
+def generate_request(**parameters: Any) -> image_service_pb2.GenerateRequest:
+    """A request; what is not a field of GenerateRequest is one of Parameters. `scheduler` may be a name."""
+    fields = image_service_pb2.GenerateRequest.DESCRIPTOR.fields_by_name
+    own = {name: parameters.pop(name) for name in list(parameters) if name in fields}
+    if isinstance(parameters.get("scheduler"), str):
+        parameters["scheduler"] = parameters_pb2.SchedulerSpec(name=parameters["scheduler"])
+    for name, values in parameters.pop("extensions", {}).items():
+        parameters.setdefault("extensions", {})[name] = struct(values)
+    return image_service_pb2.GenerateRequest(parameters=parameters_pb2.Parameters(**parameters), **own)
+
+
+def struct(values: Mapping[str, Any]) -> Struct:
+    result = Struct()
+    result.update(values)
+    return result
+
+
+@dataclass
+class Stream:
+    """What came of one call."""
+
+    call: Any
+    events: list[events_pb2.JobEvent] = field(default_factory=list)
+
+    def read(self) -> "Stream":
+        """Read to the end. :raises grpc.RpcError: it did not end well"""
+        for response in self.call:
+            self.events.append(response.event)
+        return self
+
+    def read_until(self, kind: str) -> Any:
+        """Read up to the first event of this kind, and return it."""
+        for response in self.call:
+            self.events.append(response.event)
+            if response.event.WhichOneof("event") == kind:
+                return getattr(response.event, kind)
+        raise AssertionError(f"the stream ended without {kind}")
+
+    @property
+    def kinds(self) -> list[str]:
+        return [event.WhichOneof("event") for event in self.events]
+
+    def of(self, kind: str) -> list[Any]:
+        """All events of a kind."""
+        return [getattr(event, kind) for event in self.events if event.WhichOneof("event") == kind]
+
+    def files(self) -> dict[int, bytes]:
+        """Each image's whole file, by index."""
+        files = {image.image_index: image.image_bytes for image in self.of("image")}
+        for chunk in self.of("chunk"):
+            assert len(files[chunk.image_index]) == chunk.offset
+            files[chunk.image_index] += chunk.data
+        return files
+
+    def pictures(self) -> list[Image.Image]:
+        """All images, in order."""
+        return [Image.open(io.BytesIO(data)) for _, data in sorted(self.files().items())]
+
+    @property
+    def pixels(self) -> np.ndarray:
+        """(images, height, width, 3), int so that differences do not wrap."""
+        return np.stack([np.asarray(picture.convert("RGB"), dtype=int) for picture in self.pictures()])
+
+
+def details(error: grpc.RpcError) -> tuple[str, dict[str, str], float | None]:
+    """An error's reason, its violations by field, and the seconds after which to try again."""
+    from google.rpc import error_details_pb2
+
+    reason, violations, retry = "", {}, None
+    for detail in rpc_status.from_call(error).details:
+        if detail.Is(error_details_pb2.ErrorInfo.DESCRIPTOR):
+            info = error_details_pb2.ErrorInfo()
+            detail.Unpack(info)
+            assert info.domain == "darkroom"
+            reason = info.reason
+        elif detail.Is(error_details_pb2.BadRequest.DESCRIPTOR):
+            bad = error_details_pb2.BadRequest()
+            detail.Unpack(bad)
+            violations = {v.field: v.description for v in bad.field_violations}
+        elif detail.Is(error_details_pb2.RetryInfo.DESCRIPTOR):
+            info = error_details_pb2.RetryInfo()
+            detail.Unpack(info)
+            retry = info.retry_delay.ToTimedelta().total_seconds()
+    return reason, violations, retry
