@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -19,6 +20,9 @@ def serve(
     block: Annotated[list[str] | None, typer.Option(help="A plugin not to load; repeat for more.")] = None,
 ) -> None:
     """Serve pictures: the embedded demo model, or the models named."""
+    # OpenMP's threads spin while they wait unless told otherwise before torch is loaded; beside the event loop and the
+    # encoders that costs more than it saves. An operator's own setting stays.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     from pydantic import ValidationError
 
     from darkroom_plugins.manager import PluginError
