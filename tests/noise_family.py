@@ -16,6 +16,7 @@ darkroom_api_version = 1
 class Noise(Family):
     name = "noise"
     scheduler_config: dict[str, Any] = {"_class_name": "DDIMScheduler"}  # noqa: RUF012
+    components: dict[str, Any] = {}  # noqa: RUF012
     device = torch.device("cpu")
     dtype = torch.float32
 
@@ -32,7 +33,6 @@ class Noise(Family):
             default_width=64,
             default_height=64,
             max_clip_skip=0,
-            weight_bytes=0,
         )
 
     @classmethod

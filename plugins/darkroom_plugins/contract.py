@@ -41,7 +41,6 @@ class ModelInfo:
     default_width: int  # pixels
     default_height: int  # pixels
     max_clip_skip: int
-    weight_bytes: int
     preview_modes: tuple[PreviewMode, ...] = ("off", "latent-rgb", "full-vae")
 
 
@@ -64,6 +63,7 @@ class Family(ABC):
 
     name: ClassVar[str]
     info: ModelInfo
+    components: Mapping[str, torch.nn.Module]  # its networks, under their names in model_index.json
     scheduler_config: Mapping[str, Any]  # of the model's own scheduler
     device: torch.device
     dtype: torch.dtype
@@ -82,6 +82,11 @@ class Family(ABC):
     @abstractmethod
     def load(cls, folder: Path, device: torch.device, dtype: torch.dtype) -> Family:
         """The model in this folder, ready on the device."""
+
+    @property
+    def weight_bytes(self) -> int:
+        """The size of its weights in memory."""
+        return sum(p.numel() * p.element_size() for c in self.components.values() for p in c.parameters())
 
     @abstractmethod
     def latent_shape(self, width: int, height: int) -> tuple[int, int, int]:

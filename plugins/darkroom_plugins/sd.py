@@ -31,6 +31,7 @@ class StableDiffusion(Family):
         self.unet = pipeline.unet
         self.vae = pipeline.vae
         self.text_encoder = pipeline.text_encoder
+        self.components = {"unet": self.unet, "vae": self.vae, "text_encoder": self.text_encoder}
         self.tokenizer = pipeline.tokenizer
         self.scheduler_config = dict(pipeline.scheduler.config)
         self.device = self.unet.device
@@ -68,7 +69,6 @@ class StableDiffusion(Family):
             default_width=width * factor,
             default_height=height * factor,
             max_clip_skip=text["num_hidden_layers"] - 1,
-            weight_bytes=sum(f.stat().st_size for f in folder.glob("*/*.safetensors")),
         )
 
     @classmethod

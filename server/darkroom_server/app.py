@@ -125,7 +125,7 @@ async def run(settings: Settings, plugins: Plugins | None = None) -> int:
     for name in (signal.SIGINT, signal.SIGTERM):
         asyncio.get_running_loop().add_signal_handler(name, stop.set)
     await app.start()
-    log.info("ready", address=app.address, models=[model.name for model in app.settings.models])
+    print(f"Darkroom is ready on {app.address}: {', '.join(model.name for model in app.settings.models)}", flush=True)  # noqa: T201
     waits = [asyncio.ensure_future(event.wait()) for event in (stop, app.failed)]
     await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
     log.info("stopping")

@@ -97,7 +97,7 @@ class CatalogService(catalog_service_pb2_grpc.CatalogServiceServicer):
             preview_modes=[preview_mode(mode) for mode in info.preview_modes],
             default_preview_mode=preview_mode(settings.default_preview_mode),
             residency=pb.RESIDENCY_RESIDENT,
-            weight_bytes=info.weight_bytes,
+            weight_bytes=model.loaded.weight_bytes,
             device=str(model.loaded.device),
             dtype=str(model.loaded.dtype).removeprefix("torch."),
             safety_policy=pb.SAFETY_POLICY_OFF,

@@ -83,8 +83,13 @@ def _run_event_loop(main: Any) -> int:
 
 
 def _quiet_libraries() -> None:
-    """Keep the progress bars and advice of the libraries out of the log."""
+    """Keep the progress bars and advice of the libraries out of the log, which goes to stderr."""
     import logging
+    import sys
+
+    import structlog
+
+    structlog.configure(logger_factory=structlog.PrintLoggerFactory(sys.stderr))
 
     import diffusers
     import transformers

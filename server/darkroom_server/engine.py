@@ -98,9 +98,13 @@ class Engine:
         self._end_all(Cancelled("the server stopped"))
 
     def _admit(self, job: Job) -> None:
-        if not job.ended:
+        if job.ended:
+            return
+        try:
             self._batcher.add(job)
-            self._waiting.stale = True
+        except Exception as error:  # a plugin could not say its key
+            self._end(job, sampling.known(error))
+        self._waiting.stale = True
 
     def _take_turn(self) -> None:
         seats = self._batcher.turn().gather(self._max_batch_rows)
@@ -144,7 +148,7 @@ class Engine:
         except Exception as error:
             self._end(job, sampling.known(error))
             return None
-        job.warnings += dict.fromkeys(w for r in seat.sample.rows for w in r.warnings if w not in job.warnings)
+        _warn(job, *(warning for row in seat.sample.rows for warning in row.warnings))
         seat.began = time.monotonic()
         job.encode_prompt_seconds += seat.began - arrived
         return seat.sample
@@ -172,12 +176,17 @@ class Engine:
         return estimate
 
     def _show(self, estimates: Sequence[tuple[Seat, torch.Tensor]]) -> None:
-        wanted = [(seat, estimate) for seat, estimate in estimates if not seat.job.ended]
-        for seat, pixels in self._decoders.show(wanted):
-            assert seat.sample is not None
-            seat.previewed = time.monotonic()
-            step = seat.job.plan.steps.ends[seat.sample.evaluation - 1]
-            self._say(seat.job, PreviewMade(seat.index, step, pixels, seat.job.request.preview.mode))
+        """Make the previews that are due. One that fails is left out with a warning: the picture is worth more."""
+        for mode in dict.fromkeys(seat.job.request.preview.mode for seat, _ in estimates):
+            wanted = [each for each in estimates if each[0].job.request.preview.mode == mode and not each[0].job.ended]
+            for (seat, _), outcome in zip(wanted, self._decoders.show(wanted) if wanted else (), strict=True):
+                seat.previewed = time.monotonic()
+                if isinstance(outcome, DarkroomError):
+                    _warn(seat.job, f"a preview is missing: {outcome}")
+                    continue
+                assert seat.sample is not None
+                step = seat.job.plan.steps.ends[seat.sample.evaluation - 1]
+                self._say(seat.job, PreviewMade(seat.index, step, outcome, mode))
 
     def _finish(self, done: Sequence[tuple[Seat, Sample]]) -> None:
         done = [(seat, sample) for seat, sample in done if not seat.job.ended]
@@ -208,7 +217,11 @@ class Engine:
         job.ended = True
         self._batcher.drop_job(job)
         self._waiting.stale = True
-        self._say(job, Ended(error, job.timings(time.monotonic()), tuple(job.warnings)))
+        now = time.monotonic()
+        self._say(job, Ended(error, job.timings(now), tuple(job.warnings)))
+        log.info(
+            "job ended", id=job.request.request_id, seconds=round(now - job.arrived, 3), error=error and str(error)
+        )
 
     def _end_all(self, error: Exception) -> None:
         for job in self._batcher.jobs():
@@ -230,6 +243,10 @@ class Engine:
 def _deliver(outbox: Sequence[tuple[Mailbox, Event]]) -> None:
     for mailbox, event in outbox:
         mailbox.put(event)
+
+
+def _warn(job: Job, *warnings: str) -> None:
+    job.warnings += (warning for warning in dict.fromkeys(warnings) if warning not in job.warnings)
 
 
 def _step_done(seat: Seat, sample: Sample, step: int, evaluation: int, now: float, rows: int) -> StepDone:

@@ -49,7 +49,8 @@ class ImageService(image_service_pb2_grpc.ImageServiceServicer):
     @answers_errors
     async def Generate(self, request: image_service_pb2.GenerateRequest, context: Context) -> None:
         checked = check_generate(request, self._catalog)
-        job = self._submit(Job(checked, plan(checked, self._catalog)))
+        # In the pool: some schedulers take a tenth of a second to set up.
+        job = self._submit(Job(checked, await self._in_pool(plan, checked, self._catalog)))
         try:
             async for event in self._events(job):
                 await context.write(image_service_pb2.GenerateResponse(event=event))

@@ -10,13 +10,22 @@ from darkroom_plugins.request import Request
 from darkroom_server.catalog import Catalog
 from darkroom_server.jobs import Plan, count_steps
 from darkroom_server.models import Model
+from darkroom_server.sampling import known
 
 
 def plan(request: Request, catalog: Catalog) -> Plan:
     """The plan of a checked request.
 
     :raises InvalidRequest: the scheduler refuses what is asked of it
+    :raises DarkroomError: what a plugin raised
     """
+    try:
+        return _plan(request, catalog)
+    except Exception as error:
+        raise known(error) from None
+
+
+def _plan(request: Request, catalog: Catalog) -> Plan:
     plugins, model = catalog.plugins, catalog.models[request.model]
     scheduler = _scheduler(request, catalog, model)
     task = plugins.tasks[request.task]

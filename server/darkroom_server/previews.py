@@ -12,6 +12,7 @@ from darkroom_plugins.request import PreviewMode, PreviewOptions
 from darkroom_server.denoise import to_pixels
 from darkroom_server.jobs import Seat
 from darkroom_server.models import Model
+from darkroom_server.sampling import Outcome, each_or_halves
 
 
 def wants_preview(seat: Seat, step: int, now: float) -> bool:
@@ -40,12 +41,12 @@ class PreviewDecoders:
             self._built[key] = self._plugins.preview_decoders[mode].build(model.loaded)
         return self._built[key]
 
-    def show(self, wanted: Sequence[tuple[Seat, torch.Tensor]]) -> list[tuple[Seat, Any]]:
-        """Each seat's (h, w, 3) uint8 picture of its (1, channels, h, w) estimate. All are of one model and shape."""
-        shown: list[tuple[Seat, Any]] = []
-        for mode in dict.fromkeys(seat.job.request.preview.mode for seat, _ in wanted):
-            group = [(seat, estimate) for seat, estimate in wanted if seat.job.request.preview.mode == mode]
-            decode = self._decoder(group[0][0].job.plan.model, mode)
-            pictures = to_pixels(decode(torch.cat([estimate for _, estimate in group])))
-            shown += zip((seat for seat, _ in group), pictures, strict=True)
-        return shown
+    def show(self, wanted: Sequence[tuple[Seat, torch.Tensor]]) -> list[Outcome[Any]]:
+        """Each seat's (h, w, 3) uint8 picture of its (1, channels, h, w) estimate. All are of one model, mode and
+        shape."""
+        return each_or_halves(self._show, wanted)
+
+    def _show(self, wanted: Sequence[tuple[Seat, torch.Tensor]]) -> list[Any]:
+        job = wanted[0][0].job
+        decode = self._decoder(job.plan.model, job.request.preview.mode)
+        return list(to_pixels(decode(torch.cat([estimate for _, estimate in wanted]))))

@@ -22,6 +22,7 @@ from darkroom_server.prompts import PromptCache
 
 log = structlog.get_logger()
 
+S = TypeVar("S")
 T = TypeVar("T")
 Outcome: TypeAlias = T | DarkroomError
 
@@ -50,7 +51,7 @@ def begin(seat: Seat, prompts: PromptCache) -> Sample:
 
 def predict(samples: Sequence[Sample]) -> list[Outcome[torch.Tensor]]:
     """Each sample's guided prediction, (1, channels, h, w)."""
-    return _each_or_halves(_predict, samples)
+    return each_or_halves(_predict, samples)
 
 
 def _predict(samples: Sequence[Sample]) -> list[torch.Tensor]:
@@ -68,7 +69,7 @@ def decode(samples: Sequence[Sample]) -> list[Outcome[Any]]:
     """Each sample's picture, (height, width, 3) uint8, or NonFinite."""
     return [
         NonFinite("the model's result has values that are not finite") if outcome is None else outcome
-        for outcome in _each_or_halves(_decode, samples)
+        for outcome in each_or_halves(_decode, samples)
     ]
 
 
@@ -79,18 +80,22 @@ def _decode(samples: Sequence[Sample]) -> list[Any]:
     return [pixels if good else None for pixels, good in zip(denoise.to_pixels(images), finite, strict=True)]
 
 
-def _each_or_halves(run: Callable[[Sequence[Sample]], list[T]], samples: Sequence[Sample]) -> list[Outcome[T]]:
+def each_or_halves(run: Callable[[Sequence[S]], list[T]], items: Sequence[S]) -> list[Outcome[T]]:
+    """What `run` makes of the items, all at once where that works; where it does not, the error of each that fails.
+
+    :raises DeviceLost: nothing works any more
+    """
     try:
-        return list(run(samples))
+        return list(run(items))
     except Exception as error:
         failure = known(error)
     # Outside the except block, whose traceback would keep the failed batch's tensors in memory.
     if isinstance(failure, DeviceLost):
         raise failure
-    if len(samples) == 1:
+    if len(items) == 1:
         return [failure]
-    middle = len(samples) // 2
-    return [*_each_or_halves(run, samples[:middle]), *_each_or_halves(run, samples[middle:])]
+    middle = len(items) // 2
+    return [*each_or_halves(run, items[:middle]), *each_or_halves(run, items[middle:])]
 
 
 def known(error: Exception) -> DarkroomError:

@@ -39,15 +39,15 @@ class Served:
     def __init__(self, model: Path, device: str, dtype: str) -> None:
         command = [str(Path(sys.executable).with_name("darkroom")), "serve", "--listen", "127.0.0.1:0"]
         command += ["--model", str(model), "--device", device, "--dtype", dtype]
-        self._process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        self._process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
         self.address = self._wait_until_ready()
 
     def _wait_until_ready(self) -> str:
         assert self._process.stdout is not None
-        for line in self._process.stdout:
-            if found := re.search(r"127\.0\.0\.1:\d+", line):
-                return found[0]
-        raise RuntimeError("the server did not start")
+        found = re.search(r"ready on (\S+):", self._process.stdout.readline())
+        if not found:
+            raise RuntimeError("the server did not start")
+        return found[1]
 
     @property
     def memory(self) -> int:
@@ -82,9 +82,7 @@ async def _client(
         outcome.latencies.append(time.perf_counter() - began)
 
 
-async def _one(
-    stub: image_service_pb2_grpc.ImageServiceStub, order: Order, preview: str, outcome: Outcome
-) -> None:
+async def _one(stub: image_service_pb2_grpc.ImageServiceStub, order: Order, preview: str, outcome: Outcome) -> None:
     parameters = parameters_pb2.Parameters(
         prompt=order.prompt,
         seed=order.seed,

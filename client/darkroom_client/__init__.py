@@ -1,0 +1,138 @@
+"""The Python client of Darkroom, the gRPC server for diffusion image generation.
+
+from darkroom_client import Client
+
+with Client() as client:
+    for event in client.generate("a red circle on a blue background", num_inference_steps=30):
+        print(event)
+"""
+
+import importlib
+import typing
+
+if typing.TYPE_CHECKING:
+    from darkroom_client._aio import AsyncClient
+    from darkroom_client._stream import AsyncStream
+    from darkroom_client._sync import Client, Stream
+    from darkroom_client.errors import (
+        Cancelled,
+        ControlNetNotFound,
+        DarkroomError,
+        DeadlineExceeded,
+        DeviceLost,
+        InvalidRequest,
+        JobFailed,
+        LoraNotFound,
+        ModelNotFound,
+        NonFinite,
+        NotFound,
+        NotImplementedYet,
+        OutOfMemory,
+        PluginFailed,
+        PreprocessorNotFound,
+        QueueFull,
+        RequestIdInUse,
+        RequestNotFound,
+        ResourceExhausted,
+        SchedulerNotFound,
+        ServerUnreachable,
+        ShuttingDown,
+        TaskNotFound,
+        Unauthenticated,
+        Unavailable,
+        UnsupportedCombination,
+        Violation,
+    )
+    from darkroom_client.events import (
+        Accepted,
+        Completed,
+        ControlImage,
+        Event,
+        Image,
+        Loading,
+        Preview,
+        Queued,
+        Step,
+        Timings,
+    )
+    from darkroom_client.options import (
+        ControlSpec,
+        JobOptions,
+        LoraSpec,
+        OutputOptions,
+        PreviewOptions,
+        SchedulerSpec,
+        SizeConditioning,
+    )
+    from darkroom_client.recipes import Recipe, read_recipe
+
+__all__ = [
+    "Accepted",
+    "AsyncClient",
+    "AsyncStream",
+    "Cancelled",
+    "Client",
+    "Completed",
+    "ControlImage",
+    "ControlNetNotFound",
+    "ControlSpec",
+    "DarkroomError",
+    "DeadlineExceeded",
+    "DeviceLost",
+    "Event",
+    "Image",
+    "InvalidRequest",
+    "JobFailed",
+    "JobOptions",
+    "Loading",
+    "LoraNotFound",
+    "LoraSpec",
+    "ModelNotFound",
+    "NonFinite",
+    "NotFound",
+    "NotImplementedYet",
+    "OutOfMemory",
+    "OutputOptions",
+    "PluginFailed",
+    "PreprocessorNotFound",
+    "Preview",
+    "PreviewOptions",
+    "QueueFull",
+    "Queued",
+    "Recipe",
+    "RequestIdInUse",
+    "RequestNotFound",
+    "ResourceExhausted",
+    "SchedulerNotFound",
+    "SchedulerSpec",
+    "ServerUnreachable",
+    "ShuttingDown",
+    "SizeConditioning",
+    "Step",
+    "Stream",
+    "TaskNotFound",
+    "Timings",
+    "Unauthenticated",
+    "Unavailable",
+    "UnsupportedCombination",
+    "Violation",
+    "read_recipe",
+]
+
+# Where the names are. They are imported when they are first used, so that `darkroom --help` need not wait for gRPC.
+_MODULES = ("errors", "recipes", "options", "events", "_stream", "_aio", "_sync")
+
+
+def __getattr__(name: str) -> typing.Any:
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    for module in _MODULES:
+        found = vars(importlib.import_module(f"{__name__}.{module}")).get(name)
+        if found is not None:
+            globals()[name] = found
+            return found
+    raise AttributeError(name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -1,0 +1,175 @@
+"""The asyncio client."""
+
+import os
+from collections.abc import Awaitable, Callable
+from types import TracebackType
+from typing import Any, Self, TypeVar
+from weakref import WeakSet
+
+import grpc.aio
+
+from darkroom.v1 import catalog_service_pb2 as catalog
+from darkroom.v1 import image_service_pb2
+from darkroom_client import _assembly
+from darkroom_client._calls import JobCalls
+from darkroom_client._connection import Connection
+from darkroom_client._status import to_exception
+from darkroom_client._stream import AsyncStream
+from darkroom_client.events import Loading
+
+_T = TypeVar("_T")
+
+
+class AsyncClient(JobCalls[AsyncStream]):
+    """A client of a Darkroom server for asyncio::
+
+        async with AsyncClient() as client:
+            picture = await client.generate("a red circle on a blue background").image()
+
+    It belongs to the event loop that it is first used in. What the lists return are messages of `darkroom.v1`.
+
+    :param address: HOST:PORT of the server; else DARKROOM_ADDRESS, else 127.0.0.1:50051.
+    :param token: what the server asks for as a bearer token; else DARKROOM_TOKEN, else none.
+    :param root_certificate: PEM file (or its bytes) of who signed the server's certificate; implies `tls`.
+    :param tls: speak TLS, by default trusting gRPC's own list of root certificates.
+    """
+
+    def __init__(
+        self,
+        address: str | None = None,
+        *,
+        token: str | None = None,
+        root_certificate: str | os.PathLike[str] | bytes | None = None,
+        tls: bool = False,
+    ) -> None:
+        self._connection = Connection(address, token, root_certificate, tls)
+        self._streams: WeakSet[AsyncStream] = WeakSet()
+
+    @property
+    def address(self) -> str:
+        """Where the server is, HOST:PORT."""
+        return self._connection.address
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        await self.close()
+
+    async def close(self) -> None:
+        """Ends all calls and closes the connection."""
+        for stream in list(self._streams):
+            stream.hang_up()
+        await self._connection.close()
+
+    async def cancel(self, request_id: str) -> bool:
+        """Stops a job; False when it had ended already.
+
+        :raises RequestNotFound: when there is no such job.
+        """
+        images, _ = self._connection.stubs()
+        response = await self._unary(images.Cancel, image_service_pb2.CancelRequest(request_id=request_id))
+        return bool(response.cancelled)
+
+    async def server_info(self) -> catalog.GetServerInfoResponse:
+        """Version, devices, limits and plugins of the server.
+
+        :raises DarkroomError: when the call fails.
+        """
+        info: catalog.GetServerInfoResponse = await self._catalog("GetServerInfo", catalog.GetServerInfoRequest())
+        return info
+
+    async def models(self) -> list[catalog.Model]:
+        """The models that `model` can name.
+
+        :raises DarkroomError: when the call fails.
+        """
+        return list((await self._catalog("ListModels", catalog.ListModelsRequest())).models)
+
+    async def tasks(self) -> list[catalog.Task]:
+        """The tasks that `task` can name.
+
+        :raises DarkroomError: when the call fails.
+        """
+        return list((await self._catalog("ListTasks", catalog.ListTasksRequest())).tasks)
+
+    async def schedulers(self) -> list[catalog.Scheduler]:
+        """The noise schedulers that `scheduler` can name.
+
+        :raises DarkroomError: when the call fails.
+        """
+        return list((await self._catalog("ListSchedulers", catalog.ListSchedulersRequest())).schedulers)
+
+    async def loras(self) -> list[catalog.Lora]:
+        """The LoRAs that `loras` can name.
+
+        :raises DarkroomError: when the call fails.
+        """
+        return list((await self._catalog("ListLoras", catalog.ListLorasRequest())).loras)
+
+    async def control_nets(self) -> list[catalog.ControlNet]:
+        """The ControlNets that `controls` can name.
+
+        :raises DarkroomError: when the call fails.
+        """
+        return list((await self._catalog("ListControlNets", catalog.ListControlNetsRequest())).control_nets)
+
+    async def preprocessors(self) -> list[catalog.Preprocessor]:
+        """The preprocessors that `preprocess` and `controls` can name.
+
+        :raises DarkroomError: when the call fails.
+        """
+        return list((await self._catalog("ListPreprocessors", catalog.ListPreprocessorsRequest())).preprocessors)
+
+    async def load_model(self, model: str, on_progress: Callable[[Loading], object] | None = None) -> catalog.Model:
+        """Makes a model resident ahead of its first job; for operators.
+
+        :raises ModelNotFound: when there is no such model.
+        :raises DarkroomError: when the call fails.
+        """
+        call = self._connection.stubs()[1].LoadModel(
+            catalog.LoadModelRequest(model=model), metadata=self._connection.metadata
+        )
+        loaded = catalog.Model()
+        try:
+            async for response in call:
+                loaded.MergeFrom(response.model)
+                if on_progress is not None and response.HasField("loading"):
+                    on_progress(_assembly.loading(response.loading))
+        except grpc.aio.AioRpcError as error:
+            raise to_exception(error, self.address, connected=False) from error
+        finally:
+            call.cancel()
+        return loaded
+
+    async def unload_model(self, model: str) -> int:
+        """Frees a model's memory once no job uses it, and returns how many bytes that were; for operators.
+
+        :raises ModelNotFound: when there is no such model.
+        """
+        response = await self._catalog("UnloadModel", catalog.UnloadModelRequest(model=model))
+        return int(response.freed_bytes)
+
+    def _start(self, rpc: str, request: Any, timeout: float | None, *, outlives: bool) -> AsyncStream:
+        images, _ = self._connection.stubs()
+        call = getattr(images, rpc)(request, timeout=timeout, metadata=self._connection.metadata)
+        request_id = request.request_id
+
+        async def stop_job() -> bool:
+            return await self.cancel(request_id)
+
+        stop = stop_job if outlives else None
+        stream = AsyncStream(call, request_id=request_id, address=self.address, stop_job=stop)
+        self._streams.add(stream)
+        return stream
+
+    async def _catalog(self, rpc: str, request: Any) -> Any:
+        return await self._unary(getattr(self._connection.stubs()[1], rpc), request)
+
+    async def _unary(self, method: Callable[..., Awaitable[_T]], request: Any) -> _T:
+        try:
+            return await method(request, metadata=self._connection.metadata)
+        except grpc.aio.AioRpcError as error:
+            raise to_exception(error, self.address, connected=False) from error

@@ -1,0 +1,57 @@
+"""Where the server is, and how to speak to it."""
+
+import os
+from pathlib import Path
+from typing import Any
+
+import grpc
+import grpc.aio
+
+from darkroom.v1 import catalog_service_pb2_grpc, image_service_pb2_grpc
+from darkroom_client._fork import refuse_after_fork
+
+# The generated stubs have no types.
+_images: Any = image_service_pb2_grpc
+_catalog: Any = catalog_service_pb2_grpc
+
+DEFAULT_ADDRESS = "127.0.0.1:50051"
+
+
+class Connection:
+    """The channel to one server, opened at the first call.
+
+    The limits on message sizes are gRPC's own: 4 MiB to receive, which the API keeps to, and none to send.
+    """
+
+    def __init__(
+        self, address: str | None, token: str | None, root_certificate: str | os.PathLike[str] | bytes | None, tls: bool
+    ) -> None:
+        self.address = address or os.environ.get("DARKROOM_ADDRESS") or DEFAULT_ADDRESS
+        token = token or os.environ.get("DARKROOM_TOKEN")
+        self.metadata = (("authorization", f"Bearer {token}"),) if token else ()
+        self._credentials = _credentials(root_certificate) if tls or root_certificate is not None else None
+        self._channel: grpc.aio.Channel | None = None
+
+    def stubs(self) -> tuple[Any, Any]:
+        """The stubs of ImageService and CatalogService. To be called in a running event loop."""
+        refuse_after_fork()
+        if self._channel is None:
+            self._channel = self._open()
+        return _images.ImageServiceStub(self._channel), _catalog.CatalogServiceStub(self._channel)
+
+    async def close(self) -> None:
+        """Closes the channel, which ends all its calls; the next call would open another."""
+        channel, self._channel = self._channel, None
+        if channel is not None:
+            await channel.close(None)
+
+    def _open(self) -> grpc.aio.Channel:
+        if self._credentials is None:
+            return grpc.aio.insecure_channel(self.address)
+        return grpc.aio.secure_channel(self.address, self._credentials)
+
+
+def _credentials(root_certificate: str | os.PathLike[str] | bytes | None) -> grpc.ChannelCredentials:
+    if isinstance(root_certificate, bytes) or root_certificate is None:
+        return grpc.ssl_channel_credentials(root_certificate)
+    return grpc.ssl_channel_credentials(Path(root_certificate).read_bytes())

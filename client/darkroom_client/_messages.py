@@ -1,0 +1,149 @@
+"""Fills protobuf messages from what Python users write: words for enums, dictionaries for JSON, pictures for bytes."""
+
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import fields, is_dataclass
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+from google.protobuf import json_format
+from google.protobuf.descriptor import FieldDescriptor
+from google.protobuf.message import Message
+from google.protobuf.struct_pb2 import Struct
+
+from darkroom_client.errors import Violation
+
+
+def fill(message: Any, values: Mapping[str, Any], path: str) -> list[Violation]:
+    """Sets the fields named in `values` and returns what is wrong with them; None leaves a field as it is.
+
+    What is set replaces what the field had, except that a map keeps its other keys.
+    """
+    violations: list[Violation] = []
+    for name, value in values.items():
+        where = f"{path}.{name}" if path else name
+        field = message.DESCRIPTOR.fields_by_name.get(name)
+        if field is None:
+            violations.append(Violation(where, f"is not a field of {message.DESCRIPTOR.name}"))
+        elif value is not None:
+            violations += _guarded(_set, message, field, value, where)
+    return violations
+
+
+def _guarded(setter: Callable[..., list[Violation]], *args: Any) -> list[Violation]:
+    """What a setter finds wrong, its exceptions included; its last argument is the path."""
+    try:
+        return setter(*args)
+    except (TypeError, ValueError, OSError, json_format.ParseError) as error:
+        return [Violation(args[-1], str(error))]
+
+
+def _set(message: Any, field: FieldDescriptor, value: Any, where: str) -> list[Violation]:
+    if _is_map(field):
+        return _set_map(getattr(message, field.name), value, where)
+    if field.message_type is not None and field.is_repeated:
+        message.ClearField(field.name)
+        return _set_repeated(getattr(message, field.name), field, value, where)
+    if field.message_type is not None:
+        message.ClearField(field.name)
+        return _set_message(getattr(message, field.name), value, where)
+    setattr(message, field.name, _scalar(field, value))
+    return []
+
+
+def _set_map(target: Any, values: Mapping[str, Any], where: str) -> list[Violation]:
+    violations: list[Violation] = []
+    for key, value in values.items():
+        target[key].Clear()
+        violations += _guarded(_set_message, target[key], value, f"{where}[{key!r}]")
+    return violations
+
+
+def _set_repeated(target: Any, field: Any, values: Any, where: str) -> list[Violation]:
+    first, second = (each.name for each in field.message_type.fields[:2])
+    if isinstance(values, Mapping):  # such as {"lora name": weight}
+        values = [{first: key, second: value} for key, value in values.items()]
+    if isinstance(values, str) or not isinstance(values, Sequence):
+        raise TypeError(f"must be a sequence, not {type(values).__name__}")
+    violations: list[Violation] = []
+    for index, value in enumerate(values):
+        violations += _guarded(_set_message, target.add(), value, f"{where}[{index}]")
+    return violations
+
+
+def _set_message(target: Any, value: Any, where: str) -> list[Violation]:
+    target.SetInParent()
+    if isinstance(value, Message):
+        target.CopyFrom(value)
+        return []
+    if isinstance(target, Struct):
+        json_format.ParseDict(dict(value), target)
+        return []
+    return fill(target, _mapping(target, value), where)
+
+
+def _mapping(target: Any, value: Any) -> Mapping[str, Any]:
+    """The fields that `value` stands for; a mere string is the message's first field, as in scheduler="euler"."""
+    if isinstance(value, str):
+        return {target.DESCRIPTOR.fields[0].name: value}
+    if is_dataclass(value):
+        return {field.name: getattr(value, field.name) for field in fields(value)}
+    if isinstance(value, Mapping):
+        return value
+    raise TypeError(f"cannot be made from {type(value).__name__}")
+
+
+def _scalar(field: FieldDescriptor, value: Any) -> Any:
+    if field.enum_type is not None and isinstance(value, str):
+        return enum_number(field.enum_type, value)
+    if field.type == FieldDescriptor.TYPE_BYTES:
+        return image_bytes(value)
+    return value
+
+
+def enum_number(enum: Any, word: str) -> int:
+    """The number of an enum's value by its name, which may be short: "karras" for SIGMA_SCHEDULE_KARRAS.
+
+    :raises ValueError: when there is no such value.
+    """
+    prefix = enum.values_by_number[0].name.removesuffix("UNSPECIFIED")
+    names = word, prefix + word.upper().replace("-", "_")
+    value = next((enum.values_by_name[name] for name in names if name in enum.values_by_name), None)
+    if value is None:
+        known = [each.name.removeprefix(prefix).lower() for each in enum.values if each.number]
+        raise ValueError(f"must be one of {', '.join(known)}, not {word!r}")
+    return int(value.number)
+
+
+def word(message: Any, name: str) -> Any:
+    """A field's enum value in short: "full_vae" for PREVIEW_MODE_FULL_VAE; of a repeated field, all of them.
+
+    None for what is unset, and for numbers that are not known here.
+    """
+    enum = message.DESCRIPTOR.fields_by_name[name].enum_type
+    prefix = enum.values_by_number[0].name.removesuffix("UNSPECIFIED")
+    words = {each.number: each.name.removeprefix(prefix).lower() for each in enum.values if each.number}
+    value = getattr(message, name)
+    return words.get(value) if isinstance(value, int) else [words[each] for each in value if each in words]
+
+
+def image_bytes(image: Any) -> bytes:
+    """An image file's bytes, from the bytes themselves, a path, or a PIL picture (which goes as PNG).
+
+    :raises TypeError: for anything else.
+    :raises OSError: when the file cannot be read.
+    """
+    if isinstance(image, bytes | bytearray | memoryview):
+        return bytes(image)
+    if isinstance(image, str | os.PathLike):
+        return Path(image).read_bytes()
+    if not hasattr(image, "save"):
+        raise TypeError(f"must be bytes, a path or a PIL image, not {type(image).__name__}")
+    buffer = BytesIO()
+    image.save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def _is_map(field: FieldDescriptor) -> bool:
+    return field.message_type is not None and bool(field.message_type.GetOptions().map_entry)

@@ -1,0 +1,91 @@
+"""From gRPC statuses to the exceptions of `errors`."""
+
+from typing import Any
+
+import grpc
+from google.rpc import error_details_pb2
+from grpc_status import rpc_status
+
+from darkroom_client import errors
+
+_BY_REASON: dict[str, type[errors.DarkroomError]] = {
+    "INVALID_REQUEST": errors.InvalidRequest,
+    "MODEL_NOT_FOUND": errors.ModelNotFound,
+    "LORA_NOT_FOUND": errors.LoraNotFound,
+    "CONTROLNET_NOT_FOUND": errors.ControlNetNotFound,
+    "SCHEDULER_NOT_FOUND": errors.SchedulerNotFound,
+    "PREPROCESSOR_NOT_FOUND": errors.PreprocessorNotFound,
+    "TASK_NOT_FOUND": errors.TaskNotFound,
+    "REQUEST_NOT_FOUND": errors.RequestNotFound,
+    "UNSUPPORTED_COMBINATION": errors.UnsupportedCombination,
+    "REQUEST_ID_IN_USE": errors.RequestIdInUse,
+    "NOT_IMPLEMENTED": errors.NotImplementedYet,
+    "QUEUE_FULL": errors.QueueFull,
+    "OUT_OF_MEMORY": errors.OutOfMemory,
+    "SHUTTING_DOWN": errors.ShuttingDown,
+    "DEVICE_LOST": errors.DeviceLost,
+    "PLUGIN_FAILED": errors.PluginFailed,
+    "NON_FINITE": errors.NonFinite,
+}
+
+_BY_CODE: dict[grpc.StatusCode, type[errors.DarkroomError]] = {
+    grpc.StatusCode.INVALID_ARGUMENT: errors.InvalidRequest,
+    grpc.StatusCode.NOT_FOUND: errors.NotFound,
+    grpc.StatusCode.FAILED_PRECONDITION: errors.UnsupportedCombination,
+    grpc.StatusCode.ALREADY_EXISTS: errors.RequestIdInUse,
+    grpc.StatusCode.UNIMPLEMENTED: errors.NotImplementedYet,
+    grpc.StatusCode.RESOURCE_EXHAUSTED: errors.ResourceExhausted,
+    grpc.StatusCode.UNAVAILABLE: errors.ServerUnreachable,
+    grpc.StatusCode.DEADLINE_EXCEEDED: errors.DeadlineExceeded,
+    grpc.StatusCode.CANCELLED: errors.Cancelled,
+    grpc.StatusCode.UNAUTHENTICATED: errors.Unauthenticated,
+    grpc.StatusCode.INTERNAL: errors.JobFailed,
+}
+
+
+def to_exception(error: grpc.aio.AioRpcError, address: str, *, connected: bool) -> errors.DarkroomError:
+    """The exception for a failed call; `connected` says that the server had answered before."""
+    fields = _details(error)
+    code = error.code()
+    kind = _BY_REASON.get(fields["reason"]) or _BY_CODE.get(code, errors.DarkroomError)
+    message = error.details() or code.name.replace("_", " ").lower()
+    if kind is errors.ServerUnreachable:
+        message = _unreachable(message, address, connected=connected)
+    return kind(message, code=code.name, **fields)
+
+
+def _unreachable(message: str, address: str, *, connected: bool) -> str:
+    if connected:
+        return f"the connection to the Darkroom server at {address} was lost ({message})"
+    return (
+        f"no Darkroom server answers at {address} ({message}); start one with `darkroom serve`, "
+        "or name another by --address or DARKROOM_ADDRESS"
+    )
+
+
+def _details(error: grpc.aio.AioRpcError) -> dict[str, Any]:
+    """Reason, violations and retry hint out of the status's details."""
+    found: dict[str, Any] = {"reason": "", "violations": (), "retry_after": None}
+    for detail in _packed_details(error):
+        if detail.Is(error_details_pb2.ErrorInfo.DESCRIPTOR):
+            found["reason"] = _unpacked(detail, error_details_pb2.ErrorInfo()).reason
+        elif detail.Is(error_details_pb2.BadRequest.DESCRIPTOR):
+            bad = _unpacked(detail, error_details_pb2.BadRequest()).field_violations
+            found["violations"] = tuple(errors.Violation(each.field, each.description) for each in bad)
+        elif detail.Is(error_details_pb2.RetryInfo.DESCRIPTOR):
+            delay = _unpacked(detail, error_details_pb2.RetryInfo()).retry_delay
+            found["retry_after"] = delay.seconds + delay.nanos / 1e9
+    return found
+
+
+def _packed_details(error: Any) -> list[Any]:
+    try:
+        status = rpc_status.from_call(error)
+    except ValueError:  # details that contradict the status, as a proxy may leave behind
+        return []
+    return list(status.details) if status is not None else []
+
+
+def _unpacked(detail: Any, message: Any) -> Any:
+    detail.Unpack(message)
+    return message

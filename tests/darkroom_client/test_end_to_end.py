@@ -1,0 +1,197 @@
+"""The client and the command line against the real server."""
+
+import asyncio
+import json
+from io import BytesIO
+
+import PIL.Image
+import pytest
+from typer.testing import CliRunner
+
+from darkroom_client import (
+    Accepted,
+    AsyncClient,
+    Cancelled,
+    Client,
+    Completed,
+    DeadlineExceeded,
+    InvalidRequest,
+    ModelNotFound,
+    NotImplementedYet,
+    OutputOptions,
+    Preview,
+    PreviewOptions,
+    RequestIdInUse,
+    RequestNotFound,
+    SchedulerNotFound,
+    SchedulerSpec,
+    Step,
+    read_recipe,
+)
+from darkroom_client.cli._app import app
+
+
+@pytest.fixture
+def client(server):
+    with Client(server.address) as client:
+        yield client
+
+
+@pytest.fixture
+def darkroom(server, monkeypatch, tmp_path):
+    """Runs a command in an empty folder."""
+    monkeypatch.setenv("DARKROOM_ADDRESS", server.address)
+    monkeypatch.setenv("COLUMNS", "200")
+    monkeypatch.chdir(tmp_path)
+
+    def run(*arguments, exit_code=0):
+        result = CliRunner().invoke(app, list(map(str, arguments)))
+        assert result.exit_code == exit_code, result.output
+        return result
+
+    return run
+
+
+def pixels(data):
+    return PIL.Image.open(BytesIO(data)).convert("RGB").tobytes()
+
+
+def test_a_picture_develops(client):
+    stream = client.generate("a red circle", num_inference_steps=4, seed=3, preview=PreviewOptions(format="png"))
+    events = list(stream)
+    assert isinstance(events[0], Accepted)
+    assert isinstance(events[-1], Completed)
+    assert [event.step for event in events if isinstance(event, Step)] == [1, 2, 3, 4]
+    assert [event.sequence for event in events] == sorted(event.sequence for event in events)
+    previews = [event for event in events if isinstance(event, Preview)]
+    assert previews
+    assert max(previews[0].image.size) >= 64
+    image = stream.image()
+    assert (image.seed, image.image.size) == (3, (image.width, image.height))
+    assert stream.accepted.seeds == (3,)
+    assert stream.accepted.parameters.num_inference_steps == 4
+
+
+def test_the_recipe_makes_the_same_picture_again(client, tmp_path):
+    first = client.generate(
+        "a “red” circle ☂",
+        negative_prompt="",
+        num_inference_steps=5,
+        num_images=2,
+        guidance_scale=3.5,
+        scheduler=SchedulerSpec("dpmpp-2m", sigma_schedule="karras"),
+        deterministic=True,
+    ).images()[1]
+    recipe = read_recipe(first.save(tmp_path / "a.png"))
+    assert (recipe.parameters.prompt, recipe.parameters.seed) == ("a “red” circle ☂", first.seed)
+    assert recipe.deterministic
+    for base in (recipe, first.metadata):
+        again = client.generate(parameters=base).image()
+        assert again.image_bytes == first.image_bytes
+    other = client.generate(parameters=recipe, seed=first.seed + 1).image()
+    assert pixels(other.image_bytes) != pixels(first.image_bytes)
+
+
+def test_output_formats(client):
+    image = client.generate("a", num_inference_steps=1, output=OutputOptions("jpeg", quality=50)).image()
+    assert (image.media_type, image.suffix, image.image.format) == ("image/jpeg", ".jpg", "JPEG")
+    assert image.metadata["parameters"]["prompt"] == "a"
+
+
+def test_many_jobs_of_both_clients_at_once(server, client):
+    async def main():
+        async with AsyncClient(server.address) as other:
+            streams = [other.generate("a", seed=seed, num_inference_steps=3) for seed in range(4)]
+            blocking = asyncio.to_thread(lambda: client.generate("a", seed=9, num_inference_steps=3).image())
+            images = await asyncio.gather(*(stream.image() for stream in streams), blocking)
+            return [image.seed for image in images]
+
+    assert asyncio.run(main()) == [0, 1, 2, 3, 9]
+
+
+def test_errors_are_typed(client):
+    with pytest.raises(InvalidRequest) as caught:
+        client.generate("a", num_inference_steps=0, width=33, guidance_scale=float("nan")).image()
+    fields = {violation.field for violation in caught.value.violations}
+    assert fields >= {"parameters.num_inference_steps", "parameters.width", "parameters.guidance_scale"}
+    with pytest.raises(ModelNotFound):
+        client.generate("a", model="missing").image()
+    with pytest.raises(SchedulerNotFound):
+        client.generate("a", scheduler="missing").image()
+    with pytest.raises(RequestNotFound):
+        client.cancel("missing")
+    with pytest.raises(InvalidRequest, match="nobody"):
+        client.generate("a", extensions={"nobody": {}}).image()
+    with pytest.raises(NotImplementedYet):
+        client.generate("a", loras={"x": 1.0}).image()
+
+
+def test_calls_that_are_not_there_yet(client):
+    picture = PIL.Image.new("RGB", (32, 32))
+    for stream in (client.edit(picture), client.watch("x"), client.preprocess(picture, "canny")):
+        with pytest.raises(NotImplementedYet):
+            list(stream)
+
+
+def test_cancelling(client):
+    with client.generate("a", num_inference_steps=500, request_id="long") as stream:
+        for event in stream:
+            if isinstance(event, Step):
+                break
+    stream = client.generate("a", num_inference_steps=500)
+    events = iter(stream)
+    while not isinstance(next(events), Step):
+        pass
+    with pytest.raises(RequestIdInUse):
+        client.generate("a", request_id=stream.request_id).image()
+    assert client.cancel(stream.request_id) is True
+    with pytest.raises(Cancelled):
+        list(events)
+
+
+def test_the_timeout(client):
+    with pytest.raises(DeadlineExceeded):
+        client.generate("a", num_inference_steps=500, timeout=0.2).image()
+
+
+def test_the_catalog(client):
+    info = client.server_info()
+    assert info.api_version == "darkroom.v1"
+    models = {model.name: model for model in client.models()}
+    assert models[info.default_model].is_default
+    names = {scheduler.name for scheduler in client.schedulers()}
+    assert {"ddim", "euler", "lcm", "dpmpp-2m", "unipc"} <= names
+
+
+def test_command_generate(darkroom, tmp_path):
+    result = darkroom("generate", "a circle", "--steps", 3, "--seed", 4, "--out", "a.png", "--previews", "p")
+    assert result.stdout.splitlines() == ["a.png", "p/contact-sheet.png"]
+    again = darkroom("generate", "--from", "a.png", "--out", "b.png")
+    assert again.stdout == "b.png\n"
+    assert pixels((tmp_path / "a.png").read_bytes()) == pixels((tmp_path / "b.png").read_bytes())
+    assert list((tmp_path / "p").glob("step-*"))
+
+
+def test_command_generate_as_json(darkroom):
+    lines = [json.loads(line) for line in darkroom("generate", "a", "b", "--steps", 2, "--json").stdout.splitlines()]
+    assert {line["job"] for line in lines} == {0, 1}
+    assert [line["step"] for line in lines if line["event"] == "step" and line["job"] == 1] == [1, 2]
+    assert sum(line["event"] == "completed" for line in lines) == 2
+
+
+def test_command_errors(darkroom):
+    result = darkroom("generate", "a", "--steps", 0, "--width", 33, exit_code=1)
+    assert "parameters.num_inference_steps" in result.stderr
+    assert "parameters.width" in result.stderr
+
+
+def test_command_compare_schedulers(darkroom, client):
+    result = darkroom("compare-schedulers", "a circle", "--steps", 51, "--scheduler", "lcm", "--scheduler", "euler_a")
+    assert result.stdout == "schedulers.png\n"
+    assert result.stderr.startswith("lcm: 50 steps (not 51), ")
+    assert "euler-ancestral: 51 steps, " in result.stderr
+
+
+def test_command_lists(darkroom, server):
+    assert "tiny (default)" in darkroom("models").stdout
+    assert "DPMSolverMultistepScheduler" in darkroom("schedulers").stdout

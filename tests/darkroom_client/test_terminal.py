@@ -1,0 +1,103 @@
+"""The command line in a real terminal: the preview develops in it, and Ctrl-C stops the job on the server."""
+
+import os
+import re
+import select
+import signal
+import sys
+import time
+
+import pytest
+
+pty = pytest.importorskip("pty")
+_ESCAPES = re.compile(r"\x1b\[[0-9;?]*[a-zA-Z]")
+
+
+class Terminal:
+    """Runs `darkroom` with a terminal of 40 x 100 characters as stdin, stdout and stderr."""
+
+    def __init__(self, *arguments: str, **environment: str) -> None:
+        self._output = b""
+        code = "from darkroom_client.cli import main; main()"
+        variables = {**os.environ, "TERM": "xterm-256color", "COLORTERM": "truecolor", "COLUMNS": "100", "LINES": "40"}
+        variables |= environment
+        main, other = pty.openpty()
+        self._main = main
+        self.pid = os.posix_spawn(
+            sys.executable,
+            [sys.executable, "-c", code, *arguments],
+            variables,
+            file_actions=[(os.POSIX_SPAWN_DUP2, other, n) for n in range(3)] + [(os.POSIX_SPAWN_CLOSE, main)],
+        )
+        os.close(other)
+
+    def read(self, *, until: str | None = None, timeout: float = 20) -> None:
+        """Reads to the end, or until a text has come."""
+        deadline = time.monotonic() + timeout
+        while until is None or until not in self.text:
+            assert time.monotonic() < deadline, self.text
+            if not select.select([self._main], [], [], 0.2)[0]:
+                continue
+            try:
+                data = os.read(self._main, 65536)
+            except OSError:  # how Linux says that the other side is closed
+                return
+            if not data:
+                return
+            self._output += data
+
+    def exit_code(self) -> int:
+        self.read()
+        os.close(self._main)
+        return os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1])
+
+    @property
+    def text(self) -> str:
+        return self._output.decode(errors="replace")
+
+    @property
+    def lines(self) -> list[str]:
+        return [line.strip() for line in _ESCAPES.sub("", self.text).splitlines() if line.strip()]
+
+
+@pytest.fixture(autouse=True)
+def _here(scripted, monkeypatch, tmp_path):
+    monkeypatch.setenv("DARKROOM_ADDRESS", scripted.address)
+    monkeypatch.chdir(tmp_path)
+
+
+def test_the_preview_develops_in_the_terminal(scripted, tmp_path):
+    terminal = Terminal("generate", "a red circle")
+    assert terminal.exit_code() == 0
+    assert terminal.text.count("▀") >= 48 * 24
+    assert "38;2;255;0;0" in terminal.text
+    assert any(line.startswith("a red circle") and "3/3" in line and "done" in line for line in terminal.lines)
+    assert terminal.lines[-1] == "a-red-circle-7.png"
+    assert scripted.requests[0].preview.mode == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "environment"),
+    [(["--no-preview"], {}), (["--preview", "off"], {}), ([], {"NO_COLOR": "1"}), ([], {"TERM": "dumb"})],
+)
+def test_without_previews(scripted, arguments, environment):
+    terminal = Terminal("generate", "a red circle", *arguments, **environment)
+    assert terminal.exit_code() == 0
+    assert "▀" not in terminal.text
+    assert terminal.lines[-1] == "a-red-circle-7.png"
+    assert scripted.requests[0].preview.mode == 1
+
+
+@pytest.mark.parametrize("command", ["generate", "compare-schedulers"])
+def test_ctrl_c_cancels_on_the_server(scripted, command):
+    scripted.script = scripted.endless
+    terminal = Terminal(command, "a red circle")
+    deadline = time.monotonic() + 10
+    while not scripted.requests and time.monotonic() < deadline:
+        time.sleep(0.02)
+    time.sleep(0.3)
+    os.kill(terminal.pid, signal.SIGINT)
+    assert terminal.exit_code() == 130
+    assert terminal.lines[-1] == "interrupted"
+    assert "Traceback" not in terminal.text
+    scripted.wait_ended(scripted.requests[0].request_id)
