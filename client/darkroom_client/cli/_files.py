@@ -15,7 +15,7 @@ _AUTOMATIC = "{prompt}-{seed}{suffix}"
 class Namer:
     """Gives each picture of a run its own path, by what --out says.
 
-    A folder (or nothing) means automatic names, which never meet a file that is there already. A name with {prompt},
+    A folder, a name without an ending, or nothing means automatic names, which never meet a file that is there already. A name with {prompt},
     {seed}, {index} or {suffix} in it is a pattern. Any other name is the file itself; of several pictures, each gets
     its number.
     """
@@ -48,7 +48,7 @@ class Namer:
 
 
 def _is_folder(out: str) -> bool:
-    return out.endswith(("/", "\\")) or Path(out).is_dir()
+    return out.endswith(("/", "\\")) or Path(out).is_dir() or not ("{" in out or Path(out).suffix)
 
 
 def _pattern(out: str | None, total: int) -> str:
