@@ -22,7 +22,7 @@ def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--dtype", default="auto")
-    parser.add_argument("--model", type=Path, help="a folder; none: the demo model")
+    parser.add_argument("--model", type=Path, help="a folder; none: the demo model, on CUDA the networks of SD 1.5")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--clients", type=int, default=16)
     parser.add_argument("--requests", type=int, default=1000, help="of the memory test; 0 leaves it out")
@@ -105,10 +105,11 @@ def main() -> None:
     import torch
 
     from darkroom_demo import MODEL_PATH
+    from tests.benchmarks.architectures import stable_diffusion_15
     from tests.benchmarks.peers import LockedPipeline
 
-    model = options.model or MODEL_PATH
     cuda = options.device.startswith("cuda")
+    model = options.model or (stable_diffusion_15(Path(".cache/sd15")) if cuda else MODEL_PATH)
     dtype = torch.float16 if cuda else torch.float32
     peer = LockedPipeline(model, options.device, dtype)
     served = Served(model, options.device, options.dtype)
