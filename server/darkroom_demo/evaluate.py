@@ -1,0 +1,171 @@
+"""Score the demo model: `python -m darkroom_demo.evaluate`.
+
+Prompts of held-out scenes are drawn by the model, and what the pictures show is measured from their pixels alone, by
+`measure`. `--originals` scores the data set's own pictures instead (the measure of the measure: at least 99 %), and
+`--shuffled` compares each picture with another one's prompt (near chance). Exits with 1 below the bar.
+"""
+
+import random
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from PIL import Image
+
+from . import MODEL_PATH
+from .captions import caption
+from .data import Scene, draw, scenes
+from .measure import Seen, measure
+
+BARS = {"colours": 0.95, "shapes": 0.85}
+"""The least share of pictures that must be right, in a sound model."""
+ORIGINALS_BAR = 0.99
+BATCH = 20
+
+
+@dataclass(frozen=True, slots=True)
+class Check:
+    """One thing that can be right or wrong in a picture. `applies` says in which scenes it can be asked."""
+
+    holds: Callable[[Scene, Seen], bool]
+    applies: Callable[[Scene], bool] = lambda scene: True
+
+
+def _background(scene: Scene, seen: Seen) -> bool:
+    return seen.background == scene.background
+
+
+def _objects(scene: Scene, seen: Seen) -> bool:
+    """The right number of things in the right colours, whatever their order."""
+    return sorted(thing.colour for thing in scene.things) == sorted(blob.colour for blob in seen.blobs)
+
+
+def _colours(scene: Scene, seen: Seen) -> bool:
+    return _background(scene, seen) and _objects(scene, seen)
+
+
+def _shapes(scene: Scene, seen: Seen) -> bool:
+    return sorted(thing.shape for thing in scene.things) == sorted(blob.shape for blob in seen.blobs)
+
+
+def _place(scene: Scene, seen: Seen) -> bool:
+    return len(seen.blobs) == 1 and seen.blobs[0].position == scene.position
+
+
+def _relation(scene: Scene, seen: Seen) -> bool:
+    """Each thing in its place, told by colour."""
+    ordered = seen.ordered(scene.relation)
+    return [thing.colour for thing in scene.things] == [blob.colour for blob in ordered]
+
+
+def _everything(scene: Scene, seen: Seen) -> bool:
+    arranged = _relation if scene.relation else _place
+    return _colours(scene, seen) and _shapes(scene, seen) and arranged(scene, seen)
+
+
+CHECKS = {
+    "background": Check(_background),
+    "objects": Check(_objects),
+    "colours": Check(_colours),
+    "shapes": Check(_shapes),
+    "position": Check(_place, lambda scene: len(scene.things) == 1),
+    "relation": Check(_relation, lambda scene: len(scene.things) == 2),
+    "all": Check(_everything),
+}
+
+
+def score(wanted: list[Scene], pictures: list[Image.Image]) -> dict[str, tuple[int, int]]:
+    """For each check: in how many pictures it holds, and of how many."""
+    pairs = [(scene, measure(picture)) for scene, picture in zip(wanted, pictures, strict=True)]
+    totals = {}
+    for name, check in CHECKS.items():
+        results = [check.holds(scene, seen) for scene, seen in pairs if check.applies(scene)]
+        totals[name] = (sum(results), len(results))
+    return totals
+
+
+def unseen_scenes(count: int, seed: int) -> list[Scene]:
+    """Scenes that training never draws."""
+    stream = scenes(seed, held_out=True)
+    return [next(stream) for _ in range(count)]
+
+
+def originals(wanted: list[Scene], seed: int) -> list[Image.Image]:
+    """The scenes as the data set draws them."""
+    rng = random.Random(seed)
+    return [draw(scene, rng) for scene in wanted]
+
+
+def generate(model: Path, wanted: list[Scene], steps: int, scheduler: str, guidance: float) -> Iterator[Image.Image]:
+    """The scenes as the model draws them, picture i from seed i."""
+    import torch
+
+    pipeline = load_pipeline(model, scheduler)
+    for start in range(0, len(wanted), BATCH):
+        indices = range(start, min(start + BATCH, len(wanted)))
+        yield from pipeline(
+            [caption(wanted[index]) for index in indices],
+            num_inference_steps=steps,
+            guidance_scale=guidance,
+            generator=[torch.Generator().manual_seed(index) for index in indices],
+        ).images
+
+
+def load_pipeline(model: Path, scheduler: str) -> Any:
+    """The model as a diffusers pipeline, with a diffusers scheduler class by its name."""
+    import diffusers
+
+    pipeline = diffusers.StableDiffusionPipeline.from_pretrained(model, local_files_only=True)
+    pipeline.scheduler = getattr(diffusers, scheduler).from_config(pipeline.scheduler.config)
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
+
+
+def passes(totals: dict[str, tuple[int, int]], of_originals: bool) -> bool:
+    """Whether every score reaches its bar."""
+    bars = dict.fromkeys(CHECKS, ORIGINALS_BAR) if of_originals else BARS
+    return all(totals[name][0] >= bar * totals[name][1] for name, bar in bars.items())
+
+
+def report(totals: dict[str, tuple[int, int]]) -> str:
+    """A small table, one check a line."""
+    rows = (
+        f"{name:<11}{right:>5} of {count:>4}  {right / max(count, 1):>6.1%}" for name, (right, count) in totals.items()
+    )
+    return "\n".join(rows)
+
+
+def main(
+    model: Annotated[Path, typer.Option(help="Model folder.")] = MODEL_PATH,
+    count: Annotated[int, typer.Option(min=2, help="Pictures.")] = 200,
+    steps: Annotated[int, typer.Option(min=1, help="Inference steps a picture.")] = 25,
+    scheduler: Annotated[str, typer.Option(help="Name of a diffusers scheduler class.")] = "DDIMScheduler",
+    guidance: Annotated[float, typer.Option(help="Guidance scale.")] = 3.0,
+    seed: Annotated[int, typer.Option(help="Of the choice of prompts.")] = 1,
+    of_originals: Annotated[bool, typer.Option("--originals", help="Score the data set's own pictures.")] = False,
+    shuffled: Annotated[bool, typer.Option(help="Compare with another picture's prompt.")] = False,
+    save: Annotated[Path | None, typer.Option(help="Folder to keep the pictures in.")] = None,
+) -> None:
+    """Score the demo model on prompts that training never saw."""
+    wanted = unseen_scenes(count, seed)
+    made = originals(wanted, seed) if of_originals else generate(model, wanted, steps, scheduler, guidance)
+    pictures = list(made)
+    if save:
+        _keep(pictures, wanted, save)
+    if shuffled:
+        wanted = wanted[1:] + wanted[:1]
+    totals = score(wanted, pictures)
+    print(report(totals))
+    raise typer.Exit(0 if passes(totals, of_originals) else 1)
+
+
+def _keep(pictures: list[Image.Image], wanted: list[Scene], folder: Path) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    for index, (picture, scene) in enumerate(zip(pictures, wanted, strict=True)):
+        picture.save(folder / f"{index:03} {caption(scene)}.png")
+
+
+if __name__ == "__main__":
+    typer.run(main)

@@ -1,0 +1,139 @@
+"""What a picture of the demo's world shows, measured from its pixels alone.
+
+- Background: the named colour nearest to the median of the picture's outermost pixels.
+- Things: connected regions (of 8-neighbours) whose pixels are further from that median than half of what separates it
+  from the thing; specks under SPECK of the picture's area do not count.
+- Colour of a thing: the named colour nearest to the median of its inner pixels, those furthest from its edge.
+- Shape: the region, scaled to a square of TEMPLATE pixels by the longer side of its box, is compared with every shape
+  drawn in the same way at several sizes; the highest intersection over union wins.
+- Position: which side of the middle the centre of the box is on, by more than MIDDLE of the picture's width.
+"""
+
+from dataclasses import dataclass
+from functools import cache
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from .data import IMAGE_SIZE
+from .shapes import COLOURS, SHAPES, shape_mask
+
+Floats = NDArray[np.float32]
+
+SPECK = 0.005
+TEMPLATE = 48
+MIDDLE = 0.065
+FAINT = 40.0
+"""Pixels nearer than this to the background's RGB are background."""
+TEMPLATE_RADII = (6.0, 8.0, 10.0, 13.0, 16.0, 23.0)
+"""In pixels of a picture of IMAGE_SIZE."""
+
+
+@dataclass(frozen=True, slots=True)
+class Blob:
+    """One thing as seen: `x` and `y` are its centre in picture widths; `position` as in a scene."""
+
+    colour: str
+    shape: str
+    x: float
+    y: float
+
+    @property
+    def position(self) -> str:
+        across, down = self.x - 0.5, self.y - 0.5
+        if max(abs(across), abs(down)) < MIDDLE:
+            return ""
+        if abs(across) > abs(down):
+            return "left" if across < 0 else "right"
+        return "top" if down < 0 else "bottom"
+
+
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """A picture as seen."""
+
+    background: str
+    blobs: tuple[Blob, ...]
+
+    def ordered(self, relation: str) -> list[Blob]:
+        """The things from left to right, or for "above" from top to bottom."""
+        return sorted(self.blobs, key=lambda blob: blob.y if relation == "above" else blob.x)
+
+
+def measure(picture: Image.Image) -> Seen:
+    """What the picture shows. Pictures of any size are measured at IMAGE_SIZE."""
+    if picture.size != (IMAGE_SIZE, IMAGE_SIZE):
+        picture = picture.resize((IMAGE_SIZE, IMAGE_SIZE), Image.Resampling.BOX)
+    pixels = np.asarray(picture.convert("RGB"), dtype=np.float32)
+    rim = np.concatenate([pixels[0], pixels[-1], pixels[:, 0], pixels[:, -1]])
+    background = np.median(rim, axis=0)
+    blobs = (_blob(pixels, background, region) for region in _regions(pixels, background))
+    return Seen(nearest_colour(background), tuple(blobs))
+
+
+def nearest_colour(rgb: Floats) -> str:
+    """The name of the colour nearest to an RGB triple."""
+    return min(COLOURS, key=lambda name: float(np.sum((rgb - np.array(COLOURS[name])) ** 2)))
+
+
+def _regions(pixels: Floats, background: Floats) -> list[NDArray[np.bool_]]:
+    """The masks (H, W) of the things."""
+    away = np.linalg.norm(pixels - background, axis=-1)
+    count, labels, stats, _ = cv2.connectedComponentsWithStats((away > FAINT).astype(np.uint8), connectivity=8)
+    large = [i for i in range(1, count) if stats[i, cv2.CC_STAT_AREA] >= SPECK * labels.size]
+    return [labels == label for label in large]
+
+
+def _blob(pixels: Floats, background: Floats, region: NDArray[np.bool_]) -> Blob:
+    colour = _inner_colour(pixels, region)
+    coverage = _coverage(pixels, background, colour) * region
+    rows, columns = np.nonzero(coverage > 0.5)
+    if not len(rows):
+        rows, columns = np.nonzero(region)
+    x, y = (columns.min() + columns.max() + 1) / 2, (rows.min() + rows.max() + 1) / 2
+    return Blob(nearest_colour(colour), _nearest_shape(coverage), x / pixels.shape[1], y / pixels.shape[0])
+
+
+def _inner_colour(pixels: Floats, region: NDArray[np.bool_]) -> Floats:
+    """The median RGB of the third of the region's pixels that lies deepest in it."""
+    depth = cv2.distanceTransform(np.pad(region, 1).astype(np.uint8), cv2.DIST_L2, 3)[1:-1, 1:-1]
+    deep = depth >= np.quantile(depth[region], 0.67)
+    median: Floats = np.median(pixels[deep & region], axis=0)
+    return median
+
+
+def _coverage(pixels: Floats, background: Floats, colour: Floats) -> Floats:
+    """How much of each pixel (H, W) the thing covers, 0 to 1: how far its RGB is on the way to the thing's."""
+    way = colour - background
+    share: Floats = np.clip((pixels - background) @ way / max(float(way @ way), 1.0), 0, 1)
+    return share
+
+
+def _nearest_shape(coverage: Floats) -> str:
+    """The shape whose template overlaps most."""
+    seen = _normalised(coverage)
+    overlaps = {
+        shape: max(float(np.minimum(seen, model).sum() / np.maximum(seen, model).sum()) for model in _templates(shape))
+        for shape in SHAPES
+    }
+    return max(overlaps, key=lambda shape: overlaps[shape])
+
+
+def _normalised(coverage: Floats) -> Floats:
+    """A shape's coverage cropped to its box and scaled to fit (TEMPLATE, TEMPLATE), centred."""
+    rows, columns = np.nonzero(coverage > 0.3)
+    if not len(rows):
+        return np.ones((TEMPLATE, TEMPLATE), np.float32)
+    box = coverage[rows.min() : rows.max() + 1, columns.min() : columns.max() + 1]
+    edge = max(box.shape)
+    high, low = edge - box.shape[0], edge - box.shape[1]
+    square = np.pad(box, ((high // 2, high - high // 2), (low // 2, low - low // 2)))
+    return np.asarray(cv2.resize(square, (TEMPLATE, TEMPLATE)), dtype=np.float32)
+
+
+@cache
+def _templates(shape: str) -> tuple[Floats, ...]:
+    masks = (shape_mask(shape, (IMAGE_SIZE / 2, IMAGE_SIZE / 2), radius, IMAGE_SIZE) for radius in TEMPLATE_RADII)
+    return tuple(_normalised((np.asarray(mask) / 255).astype(np.float32)) for mask in masks)

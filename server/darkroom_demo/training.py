@@ -1,0 +1,114 @@
+"""What both stages of training share: a schedule by the clock, averaged weights, checkpoints, batches of pictures."""
+
+import copy
+import math
+import random
+import time
+from collections.abc import Iterator
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import nn
+
+from .data import Scene, draw, random_scene
+from .networks import Network
+
+WARMUP_STEPS = 200
+EMA_DECAY = 0.999
+
+
+@dataclass(slots=True)
+class Clock:
+    """A budget of time: the learning rate decays as it is spent, so that training ends well at any speed."""
+
+    minutes: float
+    spent: float = 0.0
+    """Seconds that earlier, interrupted runs have used."""
+    started: float = field(default_factory=time.monotonic)
+
+    def seconds(self) -> float:
+        return self.spent + time.monotonic() - self.started
+
+    def fraction(self) -> float:
+        """0 at the start, 1 or more once the budget is spent."""
+        return self.seconds() / (self.minutes * 60)
+
+
+def learning_rate(peak: float, step: int, fraction: float) -> float:
+    """Warmed over the first steps, then along a cosine down to a hundredth of the peak."""
+    decay = 0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * min(1.0, fraction)))
+    return peak * min(1.0, (step + 1) / WARMUP_STEPS) * decay
+
+
+class Trainer:
+    """Networks under training, with their optimiser, their running average and their checkpoint file."""
+
+    def __init__(self, networks: dict[str, Network], clock: Clock, path: Path, device: torch.device, peak: float):
+        self.networks = nn.ModuleDict(networks).to(device)
+        self.average = copy.deepcopy(self.networks).eval().requires_grad_(False)
+        self.optimizer = torch.optim.AdamW(self.networks.parameters(), lr=peak, weight_decay=1e-3, fused=True)
+        self.clock, self.path, self.device, self.peak = clock, path, device, peak
+        self.step = 0
+
+    def autocast(self, on_cpu: bool) -> AbstractContextManager[object]:
+        """bfloat16 where matrices are multiplied: faster on a GPU, and with AMX for large ones."""
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=on_cpu or self.device.type != "cpu")
+
+    def apply(self, loss: torch.Tensor) -> None:
+        """One optimiser step down a scalar loss."""
+        for group in self.optimizer.param_groups:
+            group["lr"] = learning_rate(self.peak, self.step, self.clock.fraction())
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        nn.utils.clip_grad_norm_(self.networks.parameters(), 1.0)
+        self.optimizer.step()
+        self.step += 1
+        self._track()
+
+    @torch.no_grad()
+    def _track(self) -> None:
+        # A young average forgets faster, or it would hold the random weights of the start for long.
+        decay = min(EMA_DECAY, (1 + self.step) / (10 + self.step))
+        torch._foreach_lerp_(list(self.average.parameters()), list(self.networks.parameters()), 1 - decay)
+
+    def running(self, max_steps: int) -> bool:
+        """Whether there are steps and time left."""
+        return self.step < max_steps and self.clock.fraction() < 1
+
+    def save(self) -> None:
+        """Write a checkpoint; an interruption leaves the old one whole."""
+        state = {
+            "networks": self.networks.state_dict(),
+            "average": self.average.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "step": self.step,
+            "seconds": self.clock.seconds(),
+        }
+        partial = self.path.with_suffix(".partial")
+        torch.save(state, partial)
+        partial.replace(self.path)
+
+    def resume(self) -> None:
+        """Go on from the checkpoint, if there is one."""
+        if not self.path.exists():
+            return
+        state = torch.load(self.path, map_location=self.device, weights_only=True)
+        self.networks.load_state_dict(state["networks"])
+        self.average.load_state_dict(state["average"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.step, self.clock.spent = state["step"], state["seconds"]
+
+
+def training_scenes(seed: int) -> Iterator[Scene]:
+    rng = random.Random(seed)
+    while True:
+        yield random_scene(rng)
+
+
+def draw_batch(scenes: list[Scene], rng: random.Random, image_size: int) -> torch.Tensor:
+    """(B, 3, image_size, image_size), float32 in [-1, 1]."""
+    pixels = np.stack([np.asarray(draw(scene, rng, image_size)) for scene in scenes])
+    return torch.from_numpy(pixels).permute(0, 3, 1, 2).float() / 127.5 - 1
