@@ -9,12 +9,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import structlog
 
 from tests.support import RunningServer
 from tests.tiny import save_sd
-
-structlog.configure(logger_factory=structlog.stdlib.LoggerFactory())  # to pytest's log, not to stdout
 
 
 @pytest.fixture(scope="session")

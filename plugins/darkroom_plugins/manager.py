@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from importlib.metadata import Distribution, EntryPoint, entry_points, version
+from importlib.metadata import Distribution, EntryPoint, entry_points
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 import pluggy
 
 from darkroom_plugins import API_VERSION, ENTRY_POINT_GROUP, hookspecs
+from darkroom_plugins.recipe import VERSION
 
 if TYPE_CHECKING:
     from pydantic import BaseModel
@@ -25,8 +26,6 @@ if TYPE_CHECKING:
         SchedulerEntry,
         Task,
     )
-
-VERSION = version("darkroom-diffusion")
 
 
 class PluginError(Exception):
@@ -93,9 +92,9 @@ def load_plugins(blocked: Iterable[str] = (), extra: Mapping[str, object] | None
     for name in blocked:
         manager.set_blocked(name)
     builtin = _builtins()
-    installed = {e.name: e for e in entry_points(group=ENTRY_POINT_GROUP)}
-    candidates = [*builtin.items(), *((n, _load(e)) for n, e in installed.items()), *(extra or {}).items()]
-    for name, plugin in candidates:
+    installed = _installed(manager)
+    loaded = {name: _load(entry) for name, entry in installed.items()}
+    for name, plugin in [*builtin.items(), *loaded.items(), *(extra or {}).items()]:
         _register(manager, name, plugin)
     try:
         manager.check_pending()
@@ -105,7 +104,12 @@ def load_plugins(blocked: Iterable[str] = (), extra: Mapping[str, object] | None
     for name, plugin in sorted(manager.list_name_plugin()):
         if plugin is not None:
             distribution = installed[name].dist if name in installed else None
-            plugins.infos.append(_collect(manager, plugins, name, name in builtin, distribution))
+            try:
+                plugins.infos.append(_collect(manager, plugins, name, name in builtin, distribution))
+            except PluginError:
+                raise
+            except Exception as error:
+                raise PluginError(f"plugin {name!r} does not say what it contributes: {error!r}") from error
     return plugins
 
 
@@ -113,6 +117,18 @@ def _builtins() -> dict[str, ModuleType]:
     from darkroom_plugins import previews, recipe, schedulers, sd, txt2img
 
     return {"previews": previews, "recipe": recipe, "schedulers": schedulers, "sd": sd, "txt2img": txt2img}
+
+
+def _installed(manager: pluggy.PluginManager) -> dict[str, EntryPoint]:
+    """The entry points of installed plugins that are not blocked."""
+    found: dict[str, EntryPoint] = {}
+    for entry in entry_points(group=ENTRY_POINT_GROUP):
+        if manager.is_blocked(entry.name):
+            continue
+        if entry.name in found:
+            raise PluginError(f"two installed plugins have the name {entry.name!r}; block it, or remove one")
+        found[entry.name] = entry
+    return found
 
 
 def _load(entry: EntryPoint) -> object:

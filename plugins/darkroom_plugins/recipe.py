@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from importlib.metadata import version
 from typing import Any
 
 from darkroom_plugins import hookimpl
@@ -11,6 +12,8 @@ from darkroom_plugins.request import Request
 from darkroom_plugins.sample import Picture
 
 darkroom_api_version = 1
+
+VERSION = version("darkroom-diffusion")
 
 
 class Recipe(Finisher):
@@ -21,8 +24,6 @@ class Recipe(Finisher):
     description = "Writes how the picture was made into it."
 
     def finish(self, picture: Picture, request: Request, parameters: None) -> Picture:
-        from darkroom_plugins.manager import VERSION
-
         picture.metadata["darkroom"] = VERSION
         picture.metadata["parameters"] = parameters_json(request, picture.seed)
         if request.deterministic:

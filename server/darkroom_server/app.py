@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import signal
 from concurrent.futures import ThreadPoolExecutor
 
-import structlog
 from grpc import aio
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
@@ -14,7 +14,7 @@ from grpc_reflection.v1alpha import reflection
 from darkroom.v1 import catalog_service_pb2, catalog_service_pb2_grpc, image_service_pb2, image_service_pb2_grpc
 from darkroom_plugins.errors import DeviceLost
 from darkroom_plugins.manager import Plugins, load_plugins
-from darkroom_server.calls import TokenCheck
+from darkroom_server.calls import DecodeCheck, TokenCheck
 from darkroom_server.catalog import Catalog
 from darkroom_server.catalog_service import CatalogService
 from darkroom_server.engine import Engine
@@ -23,7 +23,7 @@ from darkroom_server.models import open_models
 from darkroom_server.previews import PreviewDecoders
 from darkroom_server.settings import Settings, demo_model
 
-log = structlog.get_logger()
+log = logging.getLogger(__name__)
 
 SERVICES = tuple(
     service.full_name
@@ -69,7 +69,8 @@ class App:
             port = self._server.add_insecure_port(self.settings.listen)
         except RuntimeError as error:
             raise AddressInUse(f"cannot listen on {self.settings.listen}; is another server running there?") from error
-        self.address = f"{self.settings.listen.rpartition(':')[0]}:{port}"
+        host = self.settings.listen.rpartition(":")[0]
+        self.address = self.settings.listen if host.startswith("unix") else f"{host}:{port}"
         await self._server.start()
         for service in ("", *SERVICES):
             await self._health.set(service, health_pb2.HealthCheckResponse.SERVING)
@@ -99,7 +100,7 @@ class App:
             ("grpc.keepalive_permit_without_calls", 1),
             ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
         ]
-        checks = [TokenCheck(self.settings.token)] if self.settings.token else []
+        checks = [*([TokenCheck(self.settings.token)] if self.settings.token else []), DecodeCheck()]
         server = aio.server(interceptors=checks, options=options)
         image_service_pb2_grpc.add_ImageServiceServicer_to_server(images, server)
         catalog_service_pb2_grpc.add_CatalogServiceServicer_to_server(CatalogService(catalog), server)
@@ -115,6 +116,7 @@ class App:
         log.error("the device is lost")
         if self.images is not None:
             self.images.lose(DeviceLost("the device is lost; the server will be restarted"))
+        self._farewell = self._loop.create_task(self._health.enter_graceful_shutdown())
         self.failed.set()
 
 

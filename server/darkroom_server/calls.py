@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import functools
 import hmac
+import logging
 from collections.abc import Awaitable, Callable
 from typing import Any
 
 import grpc
-import structlog
+from google.protobuf.message import DecodeError
 from grpc import aio
 
-from darkroom_plugins.errors import DarkroomError, JobFailed, NotImplementedYet, Unauthenticated
+from darkroom_plugins.errors import DarkroomError, InvalidRequest, JobFailed, NotImplementedYet, Unauthenticated
 from darkroom_server.status import status_of
 
-log = structlog.get_logger()
+log = logging.getLogger(__name__)
 
 Handler = Callable[[Any, Any, Any], Awaitable[Any]]
+UNDECODABLE = object()  # stands for a request that is no message
 OPEN_METHODS = ("/grpc.health.v1.Health/",)  # for probes, which have no token
 
 
@@ -33,7 +35,7 @@ def answers_errors(handler: Handler) -> Handler:
         except Exception as error:
             if _client_is_gone(error):
                 return None
-            log.exception("an RPC failed", rpc=handler.__name__)
+            log.exception("%s failed", handler.__name__)
             failure = JobFailed("the server failed; its log says more")
         code, message, trailers = status_of(failure)
         return await context.abort(code, message, trailers)
@@ -72,6 +74,44 @@ class TokenCheck(aio.ServerInterceptor):  # type: ignore[misc]
             return await continuation(details)
         handler = await continuation(details)
         return _refusing(handler)
+
+
+class DecodeCheck(aio.ServerInterceptor):  # type: ignore[misc]
+    """Answers bytes that are no message in our words; gRPC would tell the client of the exception."""
+
+    async def intercept_service(
+        self,
+        continuation: Callable[[grpc.HandlerCallDetails], Awaitable[grpc.RpcMethodHandler]],
+        details: grpc.HandlerCallDetails,
+    ) -> grpc.RpcMethodHandler:
+        handler = await continuation(details)
+        if handler is None or not details.method.startswith("/darkroom."):
+            return handler
+        kind = "unary_stream" if handler.response_streaming else "unary_unary"
+        changes = {kind: _decoded_only(getattr(handler, kind))}
+        return handler._replace(request_deserializer=_lenient(handler.request_deserializer), **changes)
+
+
+def _lenient(deserialize: Callable[[bytes], Any]) -> Callable[[bytes], Any]:
+    """Gives UNDECODABLE instead of an exception."""
+
+    def lenient(data: bytes) -> Any:
+        try:
+            return deserialize(data)
+        except DecodeError:
+            return UNDECODABLE
+
+    return lenient
+
+
+def _decoded_only(call: Callable[[Any, Any], Awaitable[Any]]) -> Callable[[Any, Any], Awaitable[Any]]:
+    @answers_errors
+    async def checked(service: Any, request: Any, context: Any) -> Any:
+        if request is UNDECODABLE:
+            raise InvalidRequest(message="the request is not a message of this API")
+        return await call(request, context)
+
+    return functools.partial(checked, None)
 
 
 def _refusing(handler: grpc.RpcMethodHandler) -> grpc.RpcMethodHandler:

@@ -11,7 +11,7 @@ from google.protobuf.struct_pb2 import Struct
 
 from darkroom.v1 import catalog_service_pb2 as pb
 from darkroom.v1 import catalog_service_pb2_grpc
-from darkroom_plugins.manager import VERSION
+from darkroom_plugins.recipe import VERSION
 from darkroom_server.calls import answers_errors, not_there_yet
 from darkroom_server.responses import preview_mode
 

@@ -87,9 +87,7 @@ def _quiet_libraries() -> None:
     import logging
     import sys
 
-    import structlog
-
-    structlog.configure(logger_factory=structlog.PrintLoggerFactory(sys.stderr))
+    logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
 
     import diffusers
     import transformers

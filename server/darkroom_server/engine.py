@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import concurrent.futures
+import logging
 import queue
 import threading
 import time
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
-import structlog
 import torch
 
 from darkroom_plugins.errors import Cancelled, DarkroomError, DeviceLost
@@ -24,7 +24,7 @@ from darkroom_server.previews import PreviewDecoders, wants_preview
 from darkroom_server.prompts import PromptCache
 from darkroom_server.waiting import WaitingRoom
 
-log = structlog.get_logger()
+log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
@@ -82,16 +82,34 @@ class Engine:
         """End a job before its next step; one that has ended stays as it is."""
         self._inbox.put(lambda: self._end(job, Cancelled("the job was cancelled")))
 
+    def lose(self, error: DeviceLost) -> None:
+        """End everything: the device was seen to be lost elsewhere."""
+        self._inbox.put(lambda: self._lose(error))
+
     @torch.inference_mode()
     def _run(self) -> None:
         while not self._stopping:
-            if not self._batcher:
-                self._inbox.get()()
-            while not self._inbox.empty():
-                self._inbox.get()()
-            if self._batcher:
-                self._take_turn()
+            try:
+                self._take_in()
+                if self._batcher:
+                    self._take_turn()
+            except DeviceLost as error:
+                self._lose(error)
+            except BaseException as error:  # without this thread nothing goes on: say so rather than hang
+                log.critical("the engine failed", exc_info=error)
+                self._lose(DeviceLost("the engine failed; the server will be restarted"))
             self._post()
+
+    def _take_in(self) -> None:
+        """Do what was asked for since the last tick; with nothing to step, wait for it."""
+        if not self._batcher:
+            self._inbox.get()()
+        while not self._inbox.empty():
+            self._inbox.get()()
+
+    def _lose(self, error: DeviceLost) -> None:
+        self._end_all(error)
+        self._on_lost()
 
     def _stop(self) -> None:
         self._stopping = True
@@ -103,19 +121,18 @@ class Engine:
         try:
             self._batcher.add(job)
         except Exception as error:  # a plugin could not say its key
-            self._end(job, sampling.known(error))
+            self._fail(job, error)
         self._waiting.stale = True
 
     def _take_turn(self) -> None:
         seats = self._batcher.turn().gather(self._max_batch_rows)
         try:
             self._tick(seats)
-        except DeviceLost as error:
-            self._end_all(error)
-            self._on_lost()
+        except DeviceLost:
+            raise
         except Exception as error:  # a fault of our own: its jobs end, the server goes on
             for seat in seats:
-                self._end(seat.job, sampling.known(error))
+                self._fail(seat.job, error)
 
     def _tick(self, seats: Sequence[Seat]) -> None:
         """One evaluation: the whole of the loop's work."""
@@ -146,7 +163,7 @@ class Engine:
         try:
             seat.sample = sampling.begin(seat, self._prompts)
         except Exception as error:
-            self._end(job, sampling.known(error))
+            self._fail(job, error)
             return None
         _warn(job, *(warning for row in seat.sample.rows for warning in row.warnings))
         seat.began = time.monotonic()
@@ -169,7 +186,7 @@ class Engine:
                 raise outcome
             estimate = denoise.advance(sample, outcome, want_estimate=show)
         except Exception as error:
-            self._end(job, sampling.known(error))
+            self._fail(job, error)
             return None
         if step is not None:
             self._say(job, _step_done(seat, sample, step, number, now, rows))
@@ -219,9 +236,18 @@ class Engine:
         self._waiting.stale = True
         now = time.monotonic()
         self._say(job, Ended(error, job.timings(now), tuple(job.warnings)))
-        log.info(
-            "job ended", id=job.request.request_id, seconds=round(now - job.arrived, 3), error=error and str(error)
-        )
+        seconds = round(now - job.arrived, 3)
+        log.info("job %s ended after %s s: %s", job.request.request_id, seconds, error or "done")
+
+    def _fail(self, job: Job, error: Exception) -> None:
+        """End a job by what a plugin or the model raised.
+
+        :raises DeviceLost: it is more than this job that failed
+        """
+        failure = sampling.known(error)
+        if isinstance(failure, DeviceLost):
+            raise failure
+        self._end(job, failure)
 
     def _end_all(self, error: Exception) -> None:
         for job in self._batcher.jobs():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from typing import Any
 
@@ -44,10 +45,11 @@ class Findings:
         if not low <= value <= high:
             self.invalid(path, f"must be from {low} to {high}{unit and ' ' + unit}, not {value}")
 
-    def parsed(self, path: str, struct: Struct, parameters: type[BaseModel]) -> BaseModel | None:
-        """The struct as an instance of the class that checks it; None where it is wrong."""
+    def parsed(self, path: str, struct: Struct, parameters: type[BaseModel] | None) -> BaseModel | None:
+        """The struct as an instance of the class that checks it; None where it is wrong, or there is no class."""
         try:
-            return parameters.model_validate(_plain(struct))
+            plain = json.dumps(_plain(struct))
+            return parameters.model_validate_json(plain, strict=True) if parameters else None
         except ValidationError as error:
             for each in error.errors(include_url=False, include_context=False, include_input=False):
                 self.invalid(".".join([path, *map(str, each["loc"])]), each["msg"])

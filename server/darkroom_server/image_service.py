@@ -12,6 +12,7 @@ from darkroom.v1 import events_pb2, image_service_pb2, image_service_pb2_grpc
 from darkroom_plugins.errors import (
     Cancelled,
     DarkroomError,
+    DeviceLost,
     InvalidRequest,
     NotFound,
     QueueFull,
@@ -144,22 +145,26 @@ class ImageService(image_service_pb2_grpc.ImageServiceServicer):
                 data, size = await self._in_pool(encode_preview, event.pixels, job.request.preview)
                 return [{"preview": responses.preview(event, job, data, size)}]
             case ImageDecoded():
-                picture, data = await self._in_pool(_finish, job, event)
-                return list(responses.image(event.image_index, picture, data, job, self._catalog.limits.chunk_bytes))
+                chunk_bytes = self._catalog.limits.chunk_bytes
+                return await self._in_pool(_finish, job, event, chunk_bytes)  # type: ignore[no-any-return]
             case Ended():
                 return [{"completed": responses.completed(event, job, encode_seconds)}]
 
     async def _in_pool(self, function: Any, *arguments: Any) -> Any:
-        return await asyncio.get_running_loop().run_in_executor(self._encoders, function, *arguments)
+        try:
+            return await asyncio.get_running_loop().run_in_executor(self._encoders, function, *arguments)
+        except DeviceLost as error:
+            self._engine.lose(error)
+            raise
 
 
-def _finish(job: Job, event: ImageDecoded) -> tuple[Picture, bytes]:
-    """The finished picture and its file; a finisher that fails fails the job."""
-    request = job.request
-    picture = Picture(event.pixels, seed=request.seed + event.image_index)
+def _finish(job: Job, event: ImageDecoded, chunk_bytes: int) -> list[dict[str, Any]]:
+    """The messages of a finished picture; a finisher that fails, or makes nonsense, fails the job."""
+    picture = Picture(event.pixels, seed=job.request.seed + event.image_index)
     try:
         for finisher, parameters in job.plan.finishers:
-            picture = finisher.finish(picture, request, parameters)
-        return picture, encode_picture(picture, request.output)
+            picture = finisher.finish(picture, job.request, parameters)
+        data = encode_picture(picture, job.request.output)
+        return list(responses.image(event.image_index, picture, data, job, chunk_bytes))
     except Exception as error:
         raise known(error) from None

@@ -14,6 +14,7 @@ from darkroom_plugins.sample import Picture
 MIN_PREVIEW_EDGE = 64  # pixels: smaller previews are enlarged
 PREVIEW_QUALITY = 90
 EXIF_IFD, USER_COMMENT = 0x8769, 0x9286
+MAX_COMMENT = 60_000  # bytes, even; EXIF has room for 64 KiB in all
 MEDIA_TYPES: dict[ImageFormat, str] = {"png": "image/png", "jpeg": "image/jpeg", "webp": "image/webp"}
 
 
@@ -33,13 +34,14 @@ def _text_chunks(picture: Picture) -> PngImagePlugin.PngInfo:
     chunks = PngImagePlugin.PngInfo()
     for keyword, text in picture.text.items():
         chunks.add_itxt(keyword, text)
-    chunks.add_itxt("darkroom", json.dumps(picture.metadata, ensure_ascii=False))
+    chunks.add_itxt("darkroom", json.dumps(picture.metadata, ensure_ascii=False, allow_nan=False))
     return chunks
 
 
 def _user_comment(text: str) -> bytes:
     exif = Image.Exif()
-    exif.get_ifd(EXIF_IFD)[USER_COMMENT] = b"UNICODE\0" + text.encode("utf-16-be", "replace")
+    encoded = text.encode("utf-16-be", "replace")[:MAX_COMMENT]
+    exif.get_ifd(EXIF_IFD)[USER_COMMENT] = b"UNICODE\0" + encoded
     return exif.tobytes()
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from typing import Any
 
 from darkroom_plugins.contract import Finisher
@@ -11,6 +12,8 @@ from darkroom_server.catalog import Catalog
 from darkroom_server.jobs import Plan, count_steps
 from darkroom_server.models import Model
 from darkroom_server.sampling import known
+
+log = logging.getLogger(__name__)
 
 
 def plan(request: Request, catalog: Catalog) -> Plan:
@@ -60,7 +63,7 @@ def _scheduler(request: Request, catalog: Catalog, model: Model) -> Any:
         scheduler = entry.build(model.loaded.scheduler_config, request.scheduler)
         scheduler.set_timesteps(request.num_inference_steps)
     except Exception as error:  # diffusers raises ValueError, but also others, for what its classes cannot do
-        text = " ".join(str(error).split())[:150]
-        violation = Violation("parameters.scheduler", f"the scheduler {entry.name} refuses this: {text}")
-        raise InvalidRequest([violation]) from error
+        log.info("scheduler %s: %r", entry.name, error)
+        problem = f"the scheduler {entry.name} cannot take this number of steps with these options"
+        raise InvalidRequest([Violation("parameters.scheduler", problem)]) from error
     return scheduler

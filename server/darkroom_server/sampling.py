@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import logging
 from collections.abc import Callable, Sequence
 from typing import Any, TypeAlias, TypeVar
 
-import structlog
 import torch
 
 from darkroom_plugins.errors import DarkroomError, DeviceLost, NonFinite, OutOfMemory, PluginFailed
@@ -20,7 +20,7 @@ from darkroom_server import denoise
 from darkroom_server.jobs import Seat
 from darkroom_server.prompts import PromptCache
 
-log = structlog.get_logger()
+log = logging.getLogger(__name__)
 
 S = TypeVar("S")
 T = TypeVar("T")
@@ -88,7 +88,7 @@ def each_or_halves(run: Callable[[Sequence[S]], list[T]], items: Sequence[S]) ->
     try:
         return list(run(items))
     except Exception as error:
-        failure = known(error)
+        failure = known(error) if len(items) == 1 else _kind(error)
     # Outside the except block, whose traceback would keep the failed batch's tensors in memory.
     if isinstance(failure, DeviceLost):
         raise failure
@@ -100,11 +100,17 @@ def each_or_halves(run: Callable[[Sequence[S]], list[T]], items: Sequence[S]) ->
 
 def known(error: Exception) -> DarkroomError:
     """The domain's error for whatever a plugin or a model raised; its own words go to the log alone."""
+    kind = _kind(error)
+    if isinstance(kind, DeviceLost | PluginFailed) and kind is not error:
+        log.error("%s", kind, exc_info=error)
+    return kind
+
+
+def _kind(error: Exception) -> DarkroomError:
     if isinstance(error, DarkroomError):
         return error
     if isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error):
         return OutOfMemory("the device has too little memory for this image")
-    log.error("a plugin or the model failed", exc_info=error)
     if isinstance(error, getattr(torch, "AcceleratorError", ())) or "CUDA error" in str(error):
         return DeviceLost("the device failed; the server will be restarted")
     return PluginFailed("a plugin or the model failed on this image")

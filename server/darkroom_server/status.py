@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from urllib.parse import quote
+
 import grpc
 from google.protobuf import any_pb2, duration_pb2
 from google.rpc import error_details_pb2, status_pb2
@@ -10,8 +12,9 @@ from darkroom_plugins import errors
 
 DOMAIN = "darkroom"
 DETAILS_KEY = "grpc-status-details-bin"
-MAX_MESSAGE = 1000  # characters; a status has room for some 8 KiB in all
-MAX_DETAILS = 5000  # bytes of violations
+# A status has room for some 8 KiB in all; the message stands in it twice, once percent-encoded and once in base64.
+MAX_MESSAGE = 900  # bytes, percent-encoded
+MAX_DETAILS = 3500  # bytes of violations
 
 CODES: dict[type[errors.DarkroomError], grpc.StatusCode] = {
     errors.InvalidRequest: grpc.StatusCode.INVALID_ARGUMENT,
@@ -35,7 +38,7 @@ def code_of(error: errors.DarkroomError) -> grpc.StatusCode:
 
 def status_of(error: errors.DarkroomError) -> tuple[grpc.StatusCode, str, tuple[tuple[str, str | bytes], ...]]:
     """Code, message and trailing metadata of an error, google.rpc.Status with its details among them."""
-    code, message = code_of(error), str(error)[:MAX_MESSAGE]
+    code, message = code_of(error), _short(str(error))
     status = status_pb2.Status(code=code.value[0], message=message)
     trailers: list[tuple[str, str | bytes]] = []
     if error.reason:
@@ -47,6 +50,14 @@ def status_of(error: errors.DarkroomError) -> tuple[grpc.StatusCode, str, tuple[
         _add(status, error_details_pb2.RetryInfo(retry_delay=delay))
         trailers.append(("grpc-retry-pushback-ms", str(int(retry_after * 1000))))
     return code, message, ((DETAILS_KEY, status.SerializeToString()), *trailers)
+
+
+def _short(message: str) -> str:
+    """As much of a message as there is room for."""
+    short = message[:MAX_MESSAGE]
+    while len(quote(short, errors="replace")) > MAX_MESSAGE:
+        short = short[: len(short) * 9 // 10]
+    return short if short == message else short + "…"
 
 
 def _bad_request(violations: tuple[errors.Violation, ...]) -> error_details_pb2.BadRequest:

@@ -111,15 +111,16 @@ class _Check:
 
     def _scheduler(self, given: parameters_pb2.Parameters, model: Model | None) -> SchedulerChoice | None:
         spec, plugins, path = given.scheduler, self.catalog.plugins, "parameters.scheduler"
+        sigmas = self._enum(f"{path}.sigma_schedule", parameters_pb2.SigmaSchedule, spec.sigma_schedule)
+        spacing = self._enum(f"{path}.timestep_spacing", parameters_pb2.TimestepSpacing, spec.timestep_spacing)
         wanted = spec.name or (model.default_scheduler if model else "")
         name = plugins.scheduler_names.get(wanted)
         if name is None:
             if spec.name:
                 self.findings.unknown("scheduler", f"{path}.name", spec.name)
+            self.findings.parsed(f"{path}.options", spec.options, None)
             return None
         entry = plugins.schedulers[name]
-        sigmas = self._enum(f"{path}.sigma_schedule", parameters_pb2.SigmaSchedule, spec.sigma_schedule)
-        spacing = self._enum(f"{path}.timestep_spacing", parameters_pb2.TimestepSpacing, spec.timestep_spacing)
         self._offered(f"{path}.sigma_schedule", sigmas, entry.sigma_schedules, name)
         self._offered(f"{path}.timestep_spacing", spacing, entry.timestep_spacings, name)
         if not entry.takes_eta and given.eta != 0:
@@ -153,9 +154,7 @@ class _Check:
             "clip_skip": self._number(given, "clip_skip", 0, 0, model.info.max_clip_skip if model else 100),
         }
         numbers["seed"] = self._seed(given, numbers["num_images"])
-        if model is not None:
-            numbers |= self._size(given, model)
-        return numbers
+        return numbers | self._size(given, model)
 
     def _number(self, given: Any, field: str, default: float, low: float, high: float, unit: str = "") -> Any:
         descriptor = given.DESCRIPTOR.fields_by_name[field]
@@ -174,16 +173,17 @@ class _Check:
             self.findings.invalid("parameters.seed", f"must be from 0 to {last}{each}, not {given.seed}")
         return given.seed
 
-    def _size(self, given: parameters_pb2.Parameters, model: Model) -> dict[str, int]:
-        low, high = self.catalog.size_range(model)
-        width = self._number(given, "width", model.info.default_width, low, high, "pixels")
-        height = self._number(given, "height", model.info.default_height, low, high, "pixels")
+    def _size(self, given: parameters_pb2.Parameters, model: Model | None) -> dict[str, int]:
+        limits = self.catalog.limits
+        low, high = self.catalog.size_range(model) if model else (1, limits.max_edge)
+        width = self._number(given, "width", model.info.default_width if model else 1, low, high, "pixels")
+        height = self._number(given, "height", model.info.default_height if model else 1, low, high, "pixels")
         for field, size in (("width", width), ("height", height)):
-            if size % model.info.size_factor:
+            if model and size % model.info.size_factor:
                 problem = f"must be a multiple of {model.info.size_factor} pixels, not {size}"
                 self.findings.invalid(f"parameters.{field}", problem)
-        if width * height > self.catalog.limits.max_pixels:
-            problem = f"width x height must be up to {self.catalog.limits.max_pixels} pixels, not {width * height}"
+        if max(width, height) <= limits.max_edge and width * height > limits.max_pixels:
+            problem = f"width x height must be up to {limits.max_pixels} pixels, not {width * height}"
             self.findings.invalid("parameters.width", problem)
         return {"width": width, "height": height}
 
@@ -220,7 +220,7 @@ class _Check:
     def _output(self, given: parameters_pb2.OutputOptions) -> OutputOptions:
         chosen: Any = self._enum("output.format", parameters_pb2.ImageFormat, given.format) or "png"
         quality = given.quality if given.HasField("quality") else None
-        if quality is not None and chosen == "png":
+        if quality is not None and given.format in (0, parameters_pb2.IMAGE_FORMAT_PNG):
             self.findings.invalid("output.quality", "must be unset for PNG, which is lossless")
         elif quality is not None:
             self.findings.check_range("output.quality", quality, 1, 100)

@@ -40,7 +40,7 @@ def points(monkeypatch):
     points = [
         _Point("hello", hello),
         _Point("lacking", lacking),
-        _Point("serve", ModuleNotFoundError("No module named 'structlog'", name="structlog")),
+        _Point("serve", ModuleNotFoundError("No module named 'uvloop'", name="uvloop")),
         _Point("broken", ModuleNotFoundError("No module named 'darkroom_client.x'", name="darkroom_client.x")),
     ]
 

@@ -1,4 +1,4 @@
-"""Every failure is a status of the error table, through a real socket; nothing is left of it, and the server goes on."""
+"""Every failure is a status of the error table, through a real socket; nothing is left of it, the server goes on."""
 
 import asyncio
 import contextlib
@@ -14,6 +14,7 @@ import grpc
 import numpy as np
 import pytest
 import torch
+from diffusers import DDIMScheduler
 from grpc import StatusCode
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
@@ -22,9 +23,7 @@ from darkroom.v1 import catalog_service_pb2 as catalog_pb
 from darkroom.v1 import image_service_pb2 as image_pb
 from darkroom.v1 import parameters_pb2 as pb
 from darkroom_plugins import errors, hookimpl
-from darkroom_plugins.contract import Adapter, BatchContract, Conditioner, Finisher, PreviewDecoder, SchedulerEntry
-from darkroom_plugins.previews import full_vae, latent_rgb
-from darkroom_plugins.schedulers import entry
+from darkroom_plugins.contract import Adapter, BatchContract, Conditioner, Finisher, SchedulerEntry
 from darkroom_plugins.txt2img import Txt2Img
 from darkroom_server.status import status_of
 from tests.support import RunningServer, Stream, details, generate_request, struct
@@ -223,10 +222,8 @@ def test_the_edges_are_valid(clean: RunningServer, name: str) -> None:
     stream = clean.generate(**parameters)
     assert stream.kinds[-1] == "completed"
     assert len(stream.pictures()) == parameters.get("num_images", 1)
-    if "seed" in parameters:
-        assert [image.seed for image in stream.of("image")] == [
-            parameters["seed"] + i for i in range(len(stream.files()))
-        ]
+    seeds = [image.seed for image in stream.of("image")]
+    assert seeds == [parameters.get("seed", seeds[0]) + i for i in range(len(seeds))]
 
 
 def everything_wrong() -> image_pb.GenerateRequest:
@@ -293,7 +290,8 @@ def test_details_stay_small_whatever_comes(clean: RunningServer, letter: str) ->
         failed = refused(lambda: clean.start(request).read())
         assert (failed.code, failed.reason) == (StatusCode.INVALID_ARGUMENT, "INVALID_REQUEST")
         assert len(failed.violations) >= 5
-    assert metadata_size(failed.message, failed.trailers) < MAX_METADATA
+    size = metadata_size(failed.message, failed.trailers)
+    assert size < MAX_METADATA
 
 
 def metadata_size(message: str, trailers: dict[str, Any]) -> int:
@@ -308,7 +306,8 @@ def test_violations_keep_within_their_limit(clean: RunningServer) -> None:
     failed = refused(lambda: clean.generate(extensions=extensions))
     assert (failed.code, failed.reason) == (StatusCode.INVALID_ARGUMENT, "INVALID_REQUEST")
     assert 10 <= len(failed.violations) <= 50
-    assert metadata_size(failed.message, failed.trailers) < MAX_METADATA
+    size = metadata_size(failed.message, failed.trailers)
+    assert size < MAX_METADATA
 
 
 def test_requests_may_have_32_mib(clean: RunningServer) -> None:
@@ -581,7 +580,7 @@ class FailingFinisher(Finisher):
         return picture
 
 
-class FailingScheduler(entry("ddim", "DDIMScheduler", "").scheduler):  # type: ignore[misc]
+class FailingScheduler(DDIMScheduler):
     def set_timesteps(self, *arguments: Any, **more: Any) -> None:
         raise RuntimeError(SECRET)
 
@@ -744,7 +743,6 @@ def test_a_batch_key_that_fails(tiny_model: Path, prompt: str) -> None:
 def test_device_lost(tiny_model: Path, place: str) -> None:
     """A device that fails is lost for every job, wherever in the life of a sample it was noticed."""
     with FailingServer(tiny_model) as server:
-        server.run(server.app.engine.call(lambda: None))
         patient, (failing, second) = server.beside(
             server.request(f"fail {place} device", num_inference_steps=4),
             server.request("second", num_inference_steps=200),
@@ -761,36 +759,35 @@ def test_device_lost(tiny_model: Path, place: str) -> None:
         settle(server)
 
 
-class FailingPreviews:
-    """Takes the place of the built-in plugin `previews`; full-vae fails."""
-
-    darkroom_api_version = 1
-
-    @hookimpl
-    def darkroom_preview_decoders(self) -> list[PreviewDecoder]:
-        def build(model: Any) -> Callable[[torch.Tensor], torch.Tensor]:
-            return self.fail
-
-        return [PreviewDecoder(name="latent-rgb", build=latent_rgb), PreviewDecoder(name="full-vae", build=build)]
-
-    def fail(self, latents: torch.Tensor) -> torch.Tensor:
-        raise RuntimeError(SECRET)
-
-
-def test_a_preview_decoder_that_fails_hurts_only_those_that_want_it(
+def test_a_preview_decoder_that_fails_leaves_out_its_previews(
     failing_server: FailingServer, alone: np.ndarray, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    def fail(latents: torch.Tensor) -> torch.Tensor:
+        raise RuntimeError(SECRET)
+
     server = failing_server
-    built = server.app._decoders._built
-    assert built[("tiny", "full-vae")]
-    assert full_vae
-    monkeypatch.setitem(built, ("tiny", "full-vae"), FailingPreviews().fail)
+    monkeypatch.setitem(server.app._decoders._built, ("tiny", "full-vae"), fail)
     patient, (failing,) = server.beside(server.request("x", **preview(mode="PREVIEW_MODE_FULL_VAE")))
-    with contextlib.suppress(grpc.RpcError):
-        failing.read()
-        assert failing.kinds[-1] == "completed"  # a job may do without its previews
+    assert failing.read().kinds[-1] == "completed"
+    assert failing.of("preview") == []
+    warnings = failing.of("completed")[0].warnings
+    assert warnings
+    assert SECRET not in str(warnings)
     check_unharmed(patient, alone)
+    assert len(patient.of("preview")) == 6
     settle(server)
+
+
+def test_the_log_tells_the_fault_and_nobodys_prompt(
+    failing_server: FailingServer, capfd: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    request = failing_server.request("fail task_begin error", negative_prompt="private words")
+    refused(lambda: failing_server.start(request).read())
+    settle(failing_server)
+    logged = "".join(capfd.readouterr()) + caplog.text
+    assert SECRET in logged
+    assert "task_begin" in logged  # the traceback
+    assert "private words" not in logged
 
 
 # ---------------------------------------------------------------------------- what depends on the state of the server
@@ -986,5 +983,6 @@ def test_no_status_is_too_large(letter: str) -> None:
         errors.QueueFull(long),
     ):
         raised = Raised(error)
-        assert metadata_size(raised.details(), dict(raised.trailing_metadata())) < MAX_METADATA
+        size = metadata_size(raised.details(), dict(raised.trailing_metadata()))
+        assert size < MAX_METADATA
         assert details(raised)[0] == error.reason

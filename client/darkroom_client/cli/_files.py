@@ -15,9 +15,9 @@ _AUTOMATIC = "{prompt}-{seed}{suffix}"
 class Namer:
     """Gives each picture of a run its own path, by what --out says.
 
-    A folder, a name without an ending, or nothing means automatic names, which never meet a file that is there already. A name with {prompt},
-    {seed}, {index} or {suffix} in it is a pattern. Any other name is the file itself; of several pictures, each gets
-    its number.
+    A folder, a name without an ending, or nothing means automatic names, which never meet a file that is there
+    already. A name with {prompt}, {seed}, {index} or {suffix} in it is a pattern. Any other name is the file itself;
+    of several pictures, each gets its number.
     """
 
     def __init__(self, out: str | None, total: int) -> None:

@@ -1,0 +1,212 @@
+"""What the repository promises of itself: layout, import direction, committed stubs and floors."""
+
+import ast
+import filecmp
+import graphlib
+import re
+import subprocess
+import sys
+import tomllib
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+PROTO_PYTHON = ROOT / ".protoenv/bin/python"
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
+PACKAGES = {
+    "darkroom_plugins": ROOT / "plugins/darkroom_plugins",
+    "darkroom_server": ROOT / "server/darkroom_server",
+    "darkroom_demo": ROOT / "server/darkroom_demo",
+    "darkroom_client": ROOT / "client/darkroom_client",
+}
+OURS = {"darkroom", *PACKAGES}
+MAY_IMPORT = {
+    "darkroom_plugins": set(),
+    "darkroom_server": {"darkroom", "darkroom_plugins", "darkroom_demo"},
+    "darkroom_demo": set(),
+    "darkroom_client": {"darkroom"},
+}
+EDGE = {"validate", "findings", "responses", "status", "image_service", "catalog_service", "app"}
+
+needs_generator = pytest.mark.skipif(not PROTO_PYTHON.exists(), reason="no .protoenv; `make test` makes it")
+
+
+def imports(path: Path, types: bool = True) -> Iterator[tuple[str, str]]:
+    """All that a file imports, wherever in it, as modules and the names taken from them; without `types`, what runs."""
+    tree = ast.parse(path.read_text())
+    skipped: set[ast.AST] = set()
+    for node in ast.walk(tree):
+        if not types and isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test):
+            skipped |= {inner for statement in node.body for inner in ast.walk(statement)}
+    for node in ast.walk(tree):
+        if node in skipped:
+            continue
+        if isinstance(node, ast.Import):
+            yield from ((alias.name, "") for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            start = ".".join(package_of(path)[: len(package_of(path)) + 1 - node.level]) if node.level else ""
+            module = ".".join(part for part in (start, node.module) if part)
+            yield from ((module, alias.name) for alias in node.names)
+
+
+def package_of(path: Path) -> tuple[str, ...]:
+    """The parts of the name of the package that a file is in; none for an example, which is in none."""
+    tops = (top.parent for top in PACKAGES.values() if path.is_relative_to(top))
+    return next((path.relative_to(top).parent.parts for top in tops), ())
+
+
+def tops(path: Path) -> set[str]:
+    return {module.partition(".")[0] for module, _ in imports(path)}
+
+
+def sources(package: str) -> list[Path]:
+    found = sorted(PACKAGES[package].rglob("*.py"))
+    assert found, f"{package} has no sources"
+    return found
+
+
+# ------------------------------------------------------------------------------------------------------------ layout
+
+
+def test_the_top_level_is_the_layout() -> None:
+    folders = {"protos", "server", "plugins", "client", "tests"}
+    files = {"Makefile", "README.md", "pyproject.toml", "constraints.txt", "LICENSE"}
+    made = {"out", "build", "dist"}  # by make and by builds; git ignores them
+    found = {path.name for path in ROOT.iterdir() if not path.name.startswith(".")} - made
+    assert found == folders | files
+    packages = set(PROJECT["tool"]["hatch"]["build"]["targets"]["wheel"]["packages"])
+    assert packages == {"protos/darkroom", *(str(folder.relative_to(ROOT)) for folder in PACKAGES.values())}
+    assert not (ROOT / "protos/darkroom/__init__.py").exists()
+
+
+def test_the_readme_is_short() -> None:
+    assert len((ROOT / "README.md").read_text().splitlines()) <= 150
+
+
+def test_typed_packages_say_so() -> None:
+    assert all((folder / "py.typed").exists() for folder in PACKAGES.values())
+
+
+# ------------------------------------------------------------------------------------------------------------ imports
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_imports_go_one_way(package: str) -> None:
+    for path in sources(package):
+        wrong = tops(path) & OURS - MAY_IMPORT[package] - {package}
+        assert not wrong, f"{path.relative_to(ROOT)} imports {wrong}"
+
+
+def test_examples_import_the_contract_alone() -> None:
+    for path in (ROOT / "plugins/examples").rglob("*.py"):
+        assert tops(path) & OURS == {"darkroom_plugins"}
+
+
+def test_plugins_see_no_protobuf_and_no_grpc() -> None:
+    for path in sources("darkroom_plugins"):
+        assert not tops(path) & {"google", "grpc"}, path.name
+
+
+def test_protobuf_is_touched_at_the_edge_only() -> None:
+    for path in sources("darkroom_server"):
+        touched = {module for module, _ in imports(path) if module.startswith(("darkroom.v1", "google."))}
+        assert not touched or path.stem in EDGE, f"{path.name} imports {touched}"
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_there_are_no_circles(package: str) -> None:
+    """Imports inside functions count, too: they only hide a circle."""
+    modules = {}
+    for path in sources(package):
+        own = () if path.stem == "__init__" else (path.stem,)
+        modules[".".join((*package_of(path), *own))] = path
+    graph: dict[str, set[str]] = {}
+    for name, path in modules.items():
+        both = ((module, f"{module}.{taken}") for module, taken in imports(path, types=False))
+        needed = {inner if inner in modules else module for module, inner in both}
+        graph[name] = needed & set(modules) - {name}
+    list(graphlib.TopologicalSorter(graph).static_order())
+
+
+def test_the_client_needs_only_the_base_install() -> None:
+    base = {"grpc", "grpc_status", "google", "PIL", "typer", "rich", "click"}  # click comes with typer
+    for path in sources("darkroom_client"):
+        foreign = tops(path) - base - {"darkroom", "darkroom_client"} - sys.stdlib_module_names
+        assert not foreign, f"{path.relative_to(ROOT)} imports {foreign}"
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "import darkroom_client as client; [getattr(client, name) for name in client.__all__]",
+        "from darkroom_client.cli import main",
+    ],
+    ids=["client", "cli"],
+)
+def test_the_client_imports_nothing_heavy(code: str) -> None:
+    heavy = ["torch", "diffusers", "transformers", "numpy", "pydantic", "darkroom_server", "darkroom_plugins"]
+    assert loaded_by(code, heavy) == []
+
+
+def loaded_by(code: str, modules: list[str]) -> list[str]:
+    """Which of these modules a new interpreter has loaded after this code, which must not warn."""
+    code = f"{code}\nimport sys\nprint(*(name for name in {modules} if name in sys.modules))"
+    result = subprocess.run([sys.executable, "-W", "error", "-c", code], capture_output=True, text=True, check=False)
+    assert result.stderr == ""
+    return result.stdout.split()
+
+
+def test_the_contract_needs_no_torch_to_be_imported() -> None:
+    """Errors, requests and the contract are plain: torch and the rest come with what implements them."""
+    code = "from darkroom_plugins import contract, errors, hookspecs, request, sample"
+    assert loaded_by(code, ["torch", "diffusers", "google.protobuf", "grpc"]) == []
+
+
+# ------------------------------------------------------------------------------------------------------------- stubs
+
+
+@needs_generator
+def test_the_stubs_are_those_of_the_protos(tmp_path: Path) -> None:
+    protos = sorted(str(path.relative_to(ROOT / "protos")) for path in ROOT.glob("protos/darkroom/v1/*.proto"))
+    out = [f"--{kind}_out={tmp_path}" for kind in ("python", "pyi", "grpc_python")]
+    command = [PROTO_PYTHON, "-m", "grpc_tools.protoc", "-I", "protos", *out, *protos]
+    subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
+    made = {path.name for path in (tmp_path / "darkroom/v1").iterdir()}
+    committed = {path.name for path in (ROOT / "protos/darkroom/v1").iterdir() if path.suffix in (".py", ".pyi")}
+    assert committed == made
+    for name in made:
+        same = filecmp.cmp(tmp_path / "darkroom/v1" / name, ROOT / "protos/darkroom/v1" / name, shallow=False)
+        assert same, f"{name} is not what the protos give: `make protos`"
+
+
+@needs_generator
+def test_the_stubs_import_at_the_floors() -> None:
+    modules = sorted(path.stem for path in ROOT.glob("protos/darkroom/v1/*_pb2*.py"))
+    lines = [f"import darkroom.v1.{module}" for module in modules]
+    lines += ["import grpc, google.protobuf", "print(grpc.__version__, google.protobuf.__version__)"]
+    command = [PROTO_PYTHON, "-W", "error", "-c", "\n".join(lines)]
+    result = subprocess.run(
+        command, env={"PYTHONPATH": str(ROOT / "protos")}, capture_output=True, text=True, check=False
+    )
+    assert result.stderr == ""
+    assert result.stdout.split() == [floor("grpcio"), floor("protobuf")]
+
+
+def test_the_floors_are_the_generators_versions() -> None:
+    (tools,) = re.findall(r"^GRPC_TOOLS := (.*)$", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    pinned = dict(each.split("==") for each in tools.split())
+    assert pinned["grpcio-tools"] == pinned["grpcio"] == floor("grpcio")
+    assert pinned["protobuf"] == floor("protobuf")
+
+
+def floor(name: str) -> str:
+    """The least version of a base dependency."""
+    (found,) = (each for each in PROJECT["project"]["dependencies"] if each.startswith(f"{name}>="))
+    return found.removeprefix(f"{name}>=")
+
+
+def test_constraints_pin_everything() -> None:
+    lines = (ROOT / "constraints.txt").read_text().splitlines()
+    assert all(re.fullmatch(r"[\w.-]+==[\w.+-]+", line) for line in lines if line and not line.startswith("#"))
