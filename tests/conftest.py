@@ -1,5 +1,6 @@
 """Fixtures for all tests: real servers on real sockets, with tiny models."""
 
+import json
 import os
 
 # With the default, OpenMP's threads spin while they wait: on a machine that does anything else, everything crawls.
@@ -11,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from tests.support import RunningServer
-from tests.tiny import save_sd
+from tests.tiny import NOISE, save_sd
 
 
 @pytest.fixture(scope="session")
@@ -27,11 +28,25 @@ def tiny_v_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def server(tiny_model: Path, tiny_v_model: Path) -> Iterator[RunningServer]:
-    """A server of the models `tiny` (the default), `tiny-v` and `shapes`."""
+def tiny_silent_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same with other weights, and a scheduler whose file leaves to the pipeline what it patches."""
+    folder = save_sd(tmp_path_factory.mktemp("models") / "tiny-silent", seed=2)
+    config = {key: value for key, value in NOISE.items() if key != "steps_offset"}
+    file = folder / "scheduler" / "scheduler_config.json"
+    file.write_text(json.dumps({"_class_name": "DDIMScheduler", **config}))
+    index = json.loads((folder / "model_index.json").read_text())
+    index["scheduler"][1] = "DDIMScheduler"
+    (folder / "model_index.json").write_text(json.dumps(index))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def server(tiny_model: Path, tiny_v_model: Path, tiny_silent_model: Path) -> Iterator[RunningServer]:
+    """A server of the models `tiny` (the default), `tiny-v`, `tiny-silent` and `shapes`."""
     from darkroom_server.settings import demo_model
 
     demo = [demo_model()] if demo_model().path.exists() else []
-    models = [{"name": "tiny", "path": tiny_model}, {"name": "tiny-v", "path": tiny_v_model}, *demo]
+    folders = {"tiny": tiny_model, "tiny-v": tiny_v_model, "tiny-silent": tiny_silent_model}
+    models = [*({"name": name, "path": path} for name, path in folders.items()), *demo]
     with RunningServer(models=models) as running:
         yield running

@@ -1,6 +1,7 @@
 """What plugins contribute. Each contribution has a name of its own, and what its hook's docstring asks for.
 
-Everything here runs on the engine's thread, where torch may be used, but `Finisher.finish`, which runs in a pool.
+Everything here runs on the engine's thread, where torch may be used, but for what is asked before a job is queued
+(`key`, `wants`, `first_evaluation`, `prompt_keys`, on the planner's thread) and `Finisher.finish` (in a pool).
 """
 
 from __future__ import annotations

@@ -73,7 +73,14 @@ ENTRIES = (
     entry("ddim", "DDIMScheduler", "Song et al. 2020: deterministic at eta 0."),
     entry("euler", "EulerDiscreteScheduler", "Karras et al. 2022, Euler's method: fast, deterministic."),
     entry("euler-ancestral", "EulerAncestralDiscreteScheduler", "Euler with noise added at each step.", "euler_a"),
-    entry("dpmpp-2m", MULTISTEP, "DPM-Solver++ of order 2: good in 20 steps.", "dpm++", "dpm++_2m"),
+    entry(
+        "dpmpp-2m",
+        MULTISTEP,
+        "DPM-Solver++ of order 2: good in 20 steps.",
+        "dpm++",
+        "dpm++_2m",
+        options={"algorithm_type": "dpmsolver++"},
+    ),
     entry(
         "dpmpp-2m-sde",
         MULTISTEP,

@@ -33,7 +33,7 @@ class StableDiffusion(Family):
         self.text_encoder = pipeline.text_encoder
         self.components = {"unet": self.unet, "vae": self.vae, "text_encoder": self.text_encoder}
         self.tokenizer = pipeline.tokenizer
-        self.scheduler_config = dict(pipeline.scheduler.config)
+        self.scheduler_config = _patched(pipeline.scheduler.config)
         self.device = self.unet.device
         self.dtype = self.unet.dtype
         self._vae_factor = pipeline.vae_scale_factor
@@ -145,6 +145,13 @@ class StableDiffusion(Family):
 
     def encode(self, images: torch.Tensor) -> torch.Tensor:
         return self.vae.encode(images).latent_dist.mode() * self.vae.config.scaling_factor  # type: ignore[no-any-return]
+
+
+def _patched(config: Mapping[str, Any]) -> dict[str, Any]:
+    """A scheduler's configuration with what the pipeline sets where the model's files are silent; `from_config` would
+    take these two for defaults, and leave them out."""
+    silent = set(config.get("_use_default_values", ())) - {"steps_offset", "clip_sample"}
+    return {name: value for name, value in config.items() if name not in silent and name != "_use_default_values"}
 
 
 def _read(path: Path) -> dict[str, Any]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import signal
-from concurrent.futures import ThreadPoolExecutor
 
 from grpc import aio
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
@@ -50,7 +49,6 @@ class App:
         decoders = PreviewDecoders(plugins)
         self._decoders = decoders
         self.engine = Engine(settings.limits.max_batch_rows, decoders, self._on_device_lost)
-        self._encoders = ThreadPoolExecutor(settings.encoder_threads, "encoder")
         self._health = health.aio.HealthServicer()
         self._server: aio.Server | None = None
         self.images: ImageService | None = None
@@ -63,7 +61,7 @@ class App:
         """
         self.engine.start()
         catalog = await self.engine.call(self._open_catalog)
-        self.images = ImageService(catalog, self.engine, self._encoders)
+        self.images = ImageService(catalog, self.engine, self.settings.encoder_threads)
         self._server = self._build(catalog, self.images)
         try:
             port = self._server.add_insecure_port(self.settings.listen)
@@ -83,7 +81,8 @@ class App:
         if self._server is not None:
             await self._server.stop(1)
         await self.engine.stop()
-        self._encoders.shutdown()
+        if self.images is not None:
+            self.images.close()
 
     def _open_catalog(self) -> Catalog:
         models = open_models(self.settings, self._plugins)
@@ -98,6 +97,9 @@ class App:
             ("grpc.max_receive_message_length", self.settings.limits.max_request_bytes),
             ("grpc.max_send_message_length", -1),
             ("grpc.keepalive_permit_without_calls", 1),
+            ("grpc.keepalive_time_ms", 20_000),  # to notice clients that vanished without a word
+            ("grpc.keepalive_timeout_ms", 10_000),
+            ("grpc.http2.max_pings_without_data", 0),
             ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
         ]
         checks = [*([TokenCheck(self.settings.token)] if self.settings.token else []), DecodeCheck()]

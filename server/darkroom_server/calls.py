@@ -30,8 +30,10 @@ def answers_errors(handler: Handler) -> Handler:
         failure: DarkroomError
         try:
             return await handler(service, request, context)
+        except aio.AbortError:
+            raise
         except DarkroomError as error:
-            failure = error
+            failure = error.with_traceback(None)  # which would keep the job
         except Exception as error:
             if _client_is_gone(error):
                 return None

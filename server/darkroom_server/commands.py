@@ -26,11 +26,13 @@ def serve(
     from pydantic import ValidationError
 
     from darkroom_plugins.manager import PluginError
-    from darkroom_server.settings import Settings
+    from darkroom_server.settings import Settings, demo_model
 
     given: dict[str, Any] = {"listen": listen, "device": device, "blocked_plugins": block}
     if model:
         given["models"] = [{"name": path.resolve().name, "path": path, "dtype": dtype} for path in model]
+    elif dtype != "auto":
+        given["models"] = [demo_model().model_dump() | {"dtype": dtype}]
     if max_batch_rows is not None:
         given["limits"] = {"max_batch_rows": max_batch_rows}
     try:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import inspect
+import logging
 from collections.abc import Iterable, Sequence
 from functools import lru_cache
 from typing import Any
@@ -13,6 +14,8 @@ from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import resca
 
 from darkroom_plugins.request import Request
 from darkroom_plugins.sample import Evaluation, Row, Sample
+
+log = logging.getLogger(__name__)
 
 
 def gather(samples: Iterable[Sample]) -> Evaluation:
@@ -63,13 +66,21 @@ def advance(sample: Sample, output: torch.Tensor, want_estimate: bool) -> torch.
         result = sample.scheduler.step(
             output, sample.timestep, sample.latents, **{k: v for k, v in given.items() if k in arguments}
         )
-        estimate = clean_estimate(sample, result, output) if want_estimate else None
+        estimate = _estimate(sample, result, output) if want_estimate else None
         sample.latents = sample.task.after_evaluation(sample, result.prev_sample)
     except BaseException:
         sample.scheduler, sample.generator, sample.latents = before
         raise
     sample.evaluation += 1
     return estimate
+
+
+def _estimate(sample: Sample, result: Any, output: torch.Tensor) -> torch.Tensor | None:
+    try:
+        return clean_estimate(sample, result, output)
+    except Exception as error:  # of a scheduler from elsewhere: the picture does not depend on it
+        log.warning("no preview under %s: %r", type(sample.scheduler).__name__, error)
+        return None
 
 
 def _copy(scheduler: Any) -> Any:
@@ -91,14 +102,14 @@ def clean_estimate(sample: Sample, result: Any, output: torch.Tensor) -> torch.T
     `sample.latents` are those before the step, its scheduler is after it."""
     for name in ("pred_original_sample", "denoised"):
         if (estimate := getattr(result, name, None)) is not None:
-            return estimate  # type: ignore[no-any-return]
+            return estimate.to(output.dtype)  # type: ignore[no-any-return]  # some compute in float32
     alpha, sigma = _noise_levels(sample.scheduler, sample.timestep)
     prediction_type = sample.scheduler.config.get("prediction_type", "epsilon")
     if prediction_type == "sample":
         return output
     if prediction_type == "v_prediction":
         return alpha * sample.latents - sigma * output  # type: ignore[no-any-return]
-    return (sample.latents - sigma * output) / alpha  # type: ignore[no-any-return]
+    return (sample.latents - sigma * output) / max(alpha, 1e-3)  # type: ignore[no-any-return]  # IPNDM begins at 0
 
 
 def _noise_levels(scheduler: Any, timestep: torch.Tensor) -> tuple[Any, Any]:

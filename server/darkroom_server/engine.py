@@ -177,10 +177,8 @@ class Engine:
         job = seat.job
         if job.ended:  # another image of the job failed in this tick
             return None
-        number = sample.evaluation
-        step = job.plan.steps.ends.get(number)
-        now = time.monotonic()
-        show = step is not None and wants_preview(seat, step, now)
+        step = job.plan.steps.ends.get(sample.evaluation)
+        show = step is not None and wants_preview(seat, step, time.monotonic())
         try:
             if isinstance(outcome, DarkroomError):
                 raise outcome
@@ -189,7 +187,7 @@ class Engine:
             self._fail(job, error)
             return None
         if step is not None:
-            self._say(job, _step_done(seat, sample, step, number, now, rows))
+            self._say(job, _step_done(seat, sample, step, rows))
         return estimate
 
     def _show(self, estimates: Sequence[tuple[Seat, torch.Tensor]]) -> None:
@@ -212,8 +210,9 @@ class Engine:
             began = time.monotonic()
             outcomes = sampling.decode([sample for _, sample in group])
             seconds = time.monotonic() - began
+            for job in {seat.job for seat, _ in group}:
+                job.decode_seconds += seconds
             for (seat, _), outcome in zip(group, outcomes, strict=True):
-                seat.job.decode_seconds += seconds
                 self._deliver(seat, outcome)
 
     def _deliver(self, seat: Seat, outcome: sampling.Outcome[Any]) -> None:
@@ -275,15 +274,16 @@ def _warn(job: Job, *warnings: str) -> None:
     job.warnings += (warning for warning in dict.fromkeys(warnings) if warning not in job.warnings)
 
 
-def _step_done(seat: Seat, sample: Sample, step: int, evaluation: int, now: float, rows: int) -> StepDone:
-    elapsed, count = now - seat.began, seat.job.plan.steps.count
+def _step_done(seat: Seat, sample: Sample, step: int, rows: int) -> StepDone:
+    steps = seat.job.plan.steps
+    elapsed, began = time.monotonic() - seat.began, steps.begins[step]
     return StepDone(
         image_index=seat.index,
         step=step,
-        step_count=count,
-        timestep=float(sample.timesteps[evaluation]),
-        sigma=denoise.noise_level(sample.scheduler, evaluation),
+        step_count=steps.count,
+        timestep=float(sample.timesteps[began]),
+        sigma=denoise.noise_level(sample.scheduler, began),
         elapsed=elapsed,
-        eta=elapsed / step * (count - step),
+        eta=elapsed / step * (steps.count - step),
         batch_rows=rows,
     )

@@ -13,6 +13,7 @@ from darkroom_plugins.errors import InvalidRequest, NotFound, NotImplementedYet,
 
 MAX_VIOLATIONS = 50  # gRPC turns a status with more than some 8 KiB of details into another one
 MAX_TEXT = 200
+MAX_STRUCT = 64 * 1024  # bytes; checking takes time on the event loop
 
 
 class Findings:
@@ -47,6 +48,9 @@ class Findings:
 
     def parsed(self, path: str, struct: Struct, parameters: type[BaseModel] | None) -> BaseModel | None:
         """The struct as an instance of the class that checks it; None where it is wrong, or there is no class."""
+        if struct.ByteSize() > MAX_STRUCT:
+            self.invalid(path, f"must have up to {MAX_STRUCT} bytes")
+            return None
         try:
             plain = json.dumps(_plain(struct))
             return parameters.model_validate_json(plain, strict=True) if parameters else None

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncIterator
-from concurrent.futures import Executor
+from concurrent.futures import Executor, ThreadPoolExecutor
 from typing import Any, TypeAlias
 
 from darkroom.v1 import events_pb2, image_service_pb2, image_service_pb2_grpc
@@ -38,10 +38,11 @@ Context: TypeAlias = Any  # grpc.aio.ServicerContext, which has no types
 class ImageService(image_service_pb2_grpc.ImageServiceServicer):
     """Each RPC that makes pictures has one shape: check, submit, stream. It keeps the active jobs by request_id."""
 
-    def __init__(self, catalog: Catalog, engine: Engine, encoders: Executor) -> None:
+    def __init__(self, catalog: Catalog, engine: Engine, encoder_threads: int) -> None:
         self._catalog = catalog
         self._engine = engine
-        self._encoders = encoders
+        self._encoders = ThreadPoolExecutor(encoder_threads, "encoder")
+        self._planner = ThreadPoolExecutor(1, "planner")
         self._jobs: dict[str, Job] = {}
         self._idle = asyncio.Event()
         self._idle.set()
@@ -49,10 +50,12 @@ class ImageService(image_service_pb2_grpc.ImageServiceServicer):
 
     @answers_errors
     async def Generate(self, request: image_service_pb2.GenerateRequest, context: Context) -> None:
-        checked = check_generate(request, self._catalog)
-        # In the pool: some schedulers take a tenth of a second to set up.
-        job = self._submit(Job(checked, await self._in_pool(plan, checked, self._catalog)))
+        job = self._register(Job(check_generate(request, self._catalog), arrived=time.monotonic()))
         try:
+            # Beside the loop: some schedulers take a tenth of a second to set up.
+            job.plan = await self._run_in(self._planner, plan, job.request, self._catalog)
+            job.mailbox.put(Accepted())
+            self._engine.submit(job)
             async for event in self._events(job):
                 await context.write(image_service_pb2.GenerateResponse(event=event))
         finally:
@@ -68,9 +71,8 @@ class ImageService(image_service_pb2_grpc.ImageServiceServicer):
         if job is None:
             violation = Violation("request_id", f"there is no active job {request.request_id[:128]!r}")
             raise NotFound("request", [violation])
-        self._engine.cancel(job)
-        job.mailbox.close(Cancelled("the job was cancelled"))
-        return image_service_pb2.CancelResponse(cancelled=True)
+        cancelled = self._end(job, Cancelled("the job was cancelled"))
+        return image_service_pb2.CancelResponse(cancelled=cancelled)
 
     Edit = not_there_yet("Edit is")
     Watch = not_there_yet("Watch is")
@@ -87,16 +89,25 @@ class ImageService(image_service_pb2_grpc.ImageServiceServicer):
         try:
             await asyncio.wait_for(self._idle.wait(), seconds)
         except TimeoutError:
-            for job in self._jobs.values():
-                job.mailbox.close(ShuttingDown("the server stopped before the job was done"))
+            for job in list(self._jobs.values()):
+                self._end(job, ShuttingDown("the server stopped before the job was done"))
 
     def lose(self, error: DarkroomError) -> None:
         """End every job with this error, and take no more."""
         self._draining = True
-        for job in self._jobs.values():
-            job.mailbox.close(error)
+        for job in list(self._jobs.values()):
+            self._end(job, error)
 
-    def _submit(self, job: Job) -> Job:
+    def close(self) -> None:
+        """Let go of the threads; a plugin that hangs in one does not hold up the end."""
+        for executor in (self._encoders, self._planner):
+            executor.shutdown(wait=False, cancel_futures=True)
+
+    def _register(self, job: Job) -> Job:
+        """Take a job in, or refuse it before any work.
+
+        :raises ShuttingDown, RequestIdInUse, QueueFull: it is refused
+        """
         if self._draining:
             raise ShuttingDown("the server is shutting down")
         if job.request.request_id in self._jobs:
@@ -105,14 +116,20 @@ class ImageService(image_service_pb2_grpc.ImageServiceServicer):
             raise QueueFull(f"{self._catalog.limits.max_queued_jobs} jobs are waiting already")
         self._jobs[job.request.request_id] = job
         self._idle.clear()
-        job.mailbox.put(Accepted())
-        self._engine.submit(job)
         return job
+
+    def _end(self, job: Job, error: DarkroomError) -> bool:
+        """End a job from outside, at once, even if its stream hangs in a client that does not read; false when it has
+        ended already."""
+        ended = job.mailbox.close(error)
+        self._release(job)
+        return ended
 
     def _release(self, job: Job) -> None:
         """However the stream ended: the job does not go on without it."""
         self._engine.cancel(job)
-        del self._jobs[job.request.request_id]
+        if self._jobs.get(job.request.request_id) is job:
+            del self._jobs[job.request.request_id]
         if not self._jobs:
             self._idle.set()
 
@@ -142,20 +159,29 @@ class ImageService(image_service_pb2_grpc.ImageServiceServicer):
             case StepDone():
                 return [{"step": responses.step(event)}]
             case PreviewMade():
-                data, size = await self._in_pool(encode_preview, event.pixels, job.request.preview)
-                return [{"preview": responses.preview(event, job, data, size)}]
+                return await self._run_in(self._encoders, _show, job, event)  # type: ignore[no-any-return]
             case ImageDecoded():
                 chunk_bytes = self._catalog.limits.chunk_bytes
-                return await self._in_pool(_finish, job, event, chunk_bytes)  # type: ignore[no-any-return]
+                return await self._run_in(self._encoders, _finish, job, event, chunk_bytes)  # type: ignore[no-any-return]
             case Ended():
                 return [{"completed": responses.completed(event, job, encode_seconds)}]
 
-    async def _in_pool(self, function: Any, *arguments: Any) -> Any:
+    async def _run_in(self, executor: Executor, function: Any, *arguments: Any) -> Any:
         try:
-            return await asyncio.get_running_loop().run_in_executor(self._encoders, function, *arguments)
+            return await asyncio.get_running_loop().run_in_executor(executor, function, *arguments)
         except DeviceLost as error:
             self._engine.lose(error)
             raise
+
+
+def _show(job: Job, event: PreviewMade) -> list[dict[str, Any]]:
+    """The message of a preview; none where its decoder made what is no picture."""
+    try:
+        data, size = encode_preview(event.pixels, job.request.preview)
+    except Exception as error:
+        known(error)
+        return []
+    return [{"preview": responses.preview(event, job, data, size)}]
 
 
 def _finish(job: Job, event: ImageDecoded, chunk_bytes: int) -> list[dict[str, Any]]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Hashable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -27,6 +26,7 @@ class Steps:
     timesteps: torch.Tensor  # (evaluations,), on the CPU
     first: int  # the evaluation to begin with
     ends: dict[int, int]  # evaluation to step, from 1
+    begins: dict[int, int]  # step to its first evaluation
 
     @property
     def count(self) -> int:
@@ -40,7 +40,13 @@ def count_steps(timesteps: torch.Tensor, first: int, order: int, num_inference_s
     evaluations = len(timesteps) - first
     warmup = evaluations - (num_inference_steps - first // order) * order
     done = [i for i in range(evaluations) if i == evaluations - 1 or (i + 1 > warmup and (i + 1) % order == 0)]
-    return Steps(timesteps, first, {first + i: step for step, i in enumerate(done, 1)})
+    begins = [0, *(i + 1 for i in done[:-1])]
+    return Steps(
+        timesteps,
+        first,
+        ends={first + i: step for step, i in enumerate(done, 1)},
+        begins={step: first + i for step, i in enumerate(begins, 1)},
+    )
 
 
 @dataclass(slots=True, eq=False)
@@ -69,9 +75,9 @@ class Job:
     """The work of one RPC. The engine's thread owns what is below the line."""
 
     request: Request
-    plan: Plan
+    arrived: float  # time.monotonic
     mailbox: Mailbox = field(default_factory=Mailbox)
-    arrived: float = field(default_factory=time.monotonic)
+    plan: Plan = field(init=False)  # set before the job is submitted
     # ---
     started: float | None = None
     seats_left: int = 0

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
+from collections.abc import Hashable
 
-from darkroom_server.events import Ended, Event, PreviewMade
+from darkroom_server.events import Ended, Event, PreviewMade, Queued
 
 
 class Mailbox:
-    """Keeps every event in order, but of previews only the newest of each image: a slow reader loses previews and
-    nothing else, and holds up nobody. Used on the event loop's thread only."""
+    """Keeps every event in order, but of previews only the newest of each image, and of positions in the queue the
+    newest: a slow reader loses those and nothing else, and holds up nobody. For the event loop's thread."""
 
     def __init__(self) -> None:
         self._events: deque[tuple[int, Event]] = deque()
-        self._previews: dict[int, tuple[int, PreviewMade]] = {}
+        self._newest: dict[Hashable, tuple[int, Event]] = {}
         self._filled = asyncio.Event()
         self._count = 0
         self._ended = False
@@ -24,26 +25,28 @@ class Mailbox:
         if self._ended:
             return
         self._count += 1
-        if isinstance(event, PreviewMade):
-            self._previews[event.image_index] = (self._count, event)
+        if isinstance(event, PreviewMade | Queued):
+            self._newest[getattr(event, "image_index", "queued")] = (self._count, event)
         else:
             self._events.append((self._count, event))
         self._ended = isinstance(event, Ended)
         self._filled.set()
 
-    def close(self, error: Exception) -> None:
-        """End now, with this error: what waits unread is dropped."""
-        if not self._ended:
-            self._events.clear()
-            self._previews.clear()
-            self.put(Ended(error))
+    def close(self, error: Exception) -> bool:
+        """End now, with this error: what waits unread is dropped. False when it has ended already."""
+        if self._ended:
+            return False
+        self._events.clear()
+        self._newest.clear()
+        self.put(Ended(error))
+        return True
 
     async def get(self) -> Event:
         """The oldest event that waits."""
-        while not self._events and not self._previews:
+        while not self._events and not self._newest:
             self._filled.clear()
             await self._filled.wait()
-        image = min(self._previews, key=lambda i: self._previews[i][0], default=None)
-        if image is None or (self._events and self._events[0][0] < self._previews[image][0]):
+        oldest = min(self._newest, key=lambda slot: self._newest[slot][0], default=None)
+        if oldest is None or (self._events and self._events[0][0] < self._newest[oldest][0]):
             return self._events.popleft()[1]
-        return self._previews.pop(image)[1]
+        return self._newest.pop(oldest)[1]

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
     from darkroom_plugins.contract import Family, ModelInfo, SchedulerEntry
     from darkroom_plugins.manager import Plugins
+    from darkroom_plugins.request import PreviewMode
     from darkroom_server.settings import ModelSettings, Settings
 
 
@@ -30,7 +31,14 @@ class Model:
     family: type[Family]
     info: ModelInfo
     default_scheduler: str
+    preview_modes: tuple[PreviewMode, ...]
     loaded: Family
+
+    @property
+    def default_preview_mode(self) -> PreviewMode:
+        """What requests without a mode get: what is configured, where that is possible."""
+        wanted = self.settings.default_preview_mode
+        return wanted if wanted in self.preview_modes else "off"
 
     @property
     def name(self) -> str:
@@ -80,7 +88,8 @@ def _open(settings: ModelSettings, plugins: Plugins, device: torch.device) -> Mo
     wanted = settings.default_scheduler or entry_of(loaded.scheduler_config, plugins.schedulers)
     if wanted not in plugins.scheduler_names:
         raise ModelError(f"model {settings.name!r}: default_scheduler: there is no scheduler {wanted!r}")
-    return Model(settings, found[0], info, plugins.scheduler_names[wanted], loaded)
+    modes = tuple(mode for mode in info.preview_modes if mode == "off" or mode in plugins.preview_decoders)
+    return Model(settings, found[0], info, plugins.scheduler_names[wanted], modes, loaded)
 
 
 def entry_of(config: Mapping[str, object], entries: Mapping[str, SchedulerEntry]) -> str:

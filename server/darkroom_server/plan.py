@@ -33,6 +33,8 @@ def _plan(request: Request, catalog: Catalog) -> Plan:
     scheduler = _scheduler(request, catalog, model)
     task = plugins.tasks[request.task]
     first = task.first_evaluation(request, scheduler.timesteps)
+    if hasattr(scheduler, "set_begin_index"):
+        scheduler.set_begin_index(first)  # else schedulers look for it, and take the second of two equal timesteps
     return Plan(
         model=model,
         task=task,

@@ -14,6 +14,8 @@ from darkroom_server.jobs import Seat
 from darkroom_server.models import Model
 from darkroom_server.sampling import Outcome, each_or_halves
 
+SHOWN_AT_ONCE = 8  # pictures: bounds the memory of full-VAE previews
+
 
 def wants_preview(seat: Seat, step: int, now: float) -> bool:
     """Whether this step of this image is to be shown."""
@@ -31,8 +33,8 @@ class PreviewDecoders:
 
     def prepare(self, model: Model) -> None:
         """Build the decoders that cost time, so that no job waits for them."""
-        for mode in model.info.preview_modes:
-            if mode in self._plugins.preview_decoders:
+        for mode in model.preview_modes:
+            if mode != "off":
                 self._decoder(model, mode)
 
     def _decoder(self, model: Model, mode: PreviewMode) -> Callable[[torch.Tensor], torch.Tensor]:
@@ -44,9 +46,13 @@ class PreviewDecoders:
     def show(self, wanted: Sequence[tuple[Seat, torch.Tensor]]) -> list[Outcome[Any]]:
         """Each seat's (h, w, 3) uint8 picture of its (1, channels, h, w) estimate. All are of one model, mode and
         shape."""
-        return each_or_halves(self._show, wanted)
+        groups = (wanted[at : at + SHOWN_AT_ONCE] for at in range(0, len(wanted), SHOWN_AT_ONCE))
+        return [outcome for group in groups for outcome in each_or_halves(self._show, group)]
 
     def _show(self, wanted: Sequence[tuple[Seat, torch.Tensor]]) -> list[Any]:
         job = wanted[0][0].job
         decode = self._decoder(job.plan.model, job.request.preview.mode)
-        return list(to_pixels(decode(torch.cat([estimate for _, estimate in wanted]))))
+        pictures = list(to_pixels(decode(torch.cat([estimate for _, estimate in wanted]))))
+        if len(pictures) != len(wanted):
+            raise ValueError(f"a preview decoder made {len(pictures)} pictures of {len(wanted)}")
+        return pictures

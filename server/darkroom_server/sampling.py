@@ -22,6 +22,8 @@ from darkroom_server.prompts import PromptCache
 
 log = logging.getLogger(__name__)
 
+OUT_OF_MEMORY = ("can't allocate memory", "ALLOC_FAILED")  # the CPU's allocator; cuBLAS and cuDNN
+
 S = TypeVar("S")
 T = TypeVar("T")
 Outcome: TypeAlias = T | DarkroomError
@@ -108,9 +110,10 @@ def known(error: Exception) -> DarkroomError:
 
 def _kind(error: Exception) -> DarkroomError:
     if isinstance(error, DarkroomError):
-        return error
-    if isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error):
+        return error.with_traceback(None)  # which would keep the batch's tensors
+    text = str(error)
+    if isinstance(error, torch.OutOfMemoryError | MemoryError) or any(t in text for t in OUT_OF_MEMORY):
         return OutOfMemory("the device has too little memory for this image")
-    if isinstance(error, getattr(torch, "AcceleratorError", ())) or "CUDA error" in str(error):
+    if isinstance(error, getattr(torch, "AcceleratorError", ())) or "CUDA error" in text:
         return DeviceLost("the device failed; the server will be restarted")
     return PluginFailed("a plugin or the model failed on this image")

@@ -74,7 +74,7 @@ def _is_loopback(host: str) -> bool:
     try:
         return ip_address(host.strip("[]")).is_loopback
     except ValueError:
-        return host == "localhost" or host.startswith("unix")
+        return host in ("localhost", "unix", "unix-abstract") or host.startswith("unix:")
 
 
 def demo_model() -> ModelSettings:

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from darkroom_server.catalog import Catalog
 
 REQUEST_ID = re.compile(r"[A-Za-z0-9_.:-]{1,128}")
+MAX_EXTENSIONS = 100
 MAX_SEED = 2**63 - 1
 
 
@@ -190,6 +191,9 @@ class _Check:
     def _extensions(self, given: parameters_pb2.Parameters) -> dict[str, BaseModel]:
         checked: dict[str, BaseModel] = {}
         classes = self.catalog.plugins.extensions
+        if len(given.extensions) > MAX_EXTENSIONS:
+            self.findings.invalid("parameters.extensions", f"must be up to {MAX_EXTENSIONS}")
+            return checked
         for name, struct in sorted(given.extensions.items()):
             path = f"parameters.extensions[{name[:64]}]"
             if name not in classes:
@@ -203,7 +207,7 @@ class _Check:
         mode = self._enum("preview.mode", parameters_pb2.PreviewMode, given.mode)
         if mode == "tiny-vae":
             self.findings.not_yet("preview.mode", "previews by a tiny VAE are")
-        elif model is not None and mode is not None and mode not in model.info.preview_modes:
+        elif model is not None and mode is not None and mode not in model.preview_modes:
             self.findings.unsupported("preview.mode", f"the model {model.name} has no previews {mode}")
         every = given.every_n_steps if given.HasField("every_n_steps") else 1
         self.findings.check_range("preview.every_n_steps", every, 1, 2**31 - 1, "steps")
@@ -211,7 +215,7 @@ class _Check:
         max_edge = given.max_edge if given.HasField("max_edge") else min(512, self.catalog.limits.max_edge)
         self.findings.check_range("preview.max_edge", max_edge, 64, self.catalog.limits.max_edge, "pixels")
         chosen: Any = {
-            "mode": mode or (model.settings.default_preview_mode if model else "off"),
+            "mode": mode or (model.default_preview_mode if model else "off"),
             "format": self._enum("preview.format", parameters_pb2.ImageFormat, given.format) or "jpeg",
         }
         interval = given.min_interval_seconds

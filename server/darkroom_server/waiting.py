@@ -9,7 +9,7 @@ from darkroom_server.batcher import Batcher
 from darkroom_server.events import Queued
 from darkroom_server.jobs import Job
 
-INTERVAL = 0.1  # seconds between two rounds
+INTERVAL = 0.1  # seconds between two rounds, and a millisecond more for each job that waits
 
 
 class WaitingRoom:
@@ -19,7 +19,7 @@ class WaitingRoom:
         self._batcher = batcher
         self._row_limit = row_limit
         self._starts: deque[float] = deque(maxlen=16)  # when the last jobs began
-        self._told = 0.0
+        self._next = 0.0  # time.monotonic of the next round
         self.stale = False  # set when jobs came, began or went
 
     def started(self, now: float) -> None:
@@ -28,11 +28,12 @@ class WaitingRoom:
 
     def news(self, now: float) -> Iterator[tuple[Job, Queued]]:
         """The jobs whose position is not what they were told last."""
-        if not self.stale or now - self._told < INTERVAL:
+        if not self.stale or now < self._next:
             return
-        self.stale, self._told = False, now
+        self.stale, self._next = False, now + INTERVAL
         for lane in self._batcher.lanes():
             waiting = dict.fromkeys(seat.job for seat in lane.seats if seat.job.started is None)
+            self._next += len(waiting) / 1000
             seated = {seat.job for seat in lane.gather(self._row_limit)}
             for position, job in enumerate(job for job in waiting if job not in seated):
                 if job.position != position:

@@ -87,6 +87,28 @@ def test_a_failing_sample_fails_alone(server: RunningServer) -> None:
     assert abs(fine.read().pixels - alone.pixels).max() <= 1
 
 
+def test_a_plugin_that_exits_takes_the_server_down_rather_than_hanging_it(tiny_model: Path) -> None:
+    class Exits(Scaling):
+        name = "exits"
+
+        def begin(self, sample):
+            raise SystemExit("no")
+
+    class ExitPlugin:
+        darkroom_api_version = 1
+
+        @hookimpl
+        def darkroom_conditioners(self):
+            return [Exits()]
+
+    models = [{"name": "tiny", "path": tiny_model}]
+    with RunningServer(plugins={"exits": ExitPlugin()}, models=models) as server:
+        with pytest.raises(grpc.RpcError) as caught:
+            server.generate(prompt="scaled")
+        assert details(caught.value)[0] == "DEVICE_LOST"
+        server.run(server.app.failed.wait())
+
+
 def test_rows_are_shared_and_counted(server: RunningServer) -> None:
     first = begin(server, guidance_scale=1.0)
     second = begin(server, guidance_scale=3.0, num_images=2, scheduler="heun")

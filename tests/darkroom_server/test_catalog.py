@@ -116,7 +116,7 @@ def test_settings_are_what_is_published(tiny_model: Path) -> None:
 
 
 def test_models_are_listed(models: dict[str, pb.Model]) -> None:
-    assert set(models) - {"shapes"} == {"tiny", "tiny-v"}
+    assert set(models) - {"shapes"} == {"tiny", "tiny-v", "tiny-silent"}
     assert [name for name, model in models.items() if model.is_default] == ["tiny"]
     tiny = models["tiny"]
     assert (tiny.family, tiny.tasks, tiny.prediction_type) == ("sd", ["txt2img"], "epsilon")

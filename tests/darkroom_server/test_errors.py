@@ -302,12 +302,20 @@ def metadata_size(message: str, trailers: dict[str, Any]) -> int:
 
 
 def test_violations_keep_within_their_limit(clean: RunningServer) -> None:
-    extensions = {f"{i:03}": {} for i in range(500)}
+    extensions = {f"{i:03}": {} for i in range(100)}
     failed = refused(lambda: clean.generate(extensions=extensions))
     assert (failed.code, failed.reason) == (StatusCode.INVALID_ARGUMENT, "INVALID_REQUEST")
     assert 10 <= len(failed.violations) <= 50
     size = metadata_size(failed.message, failed.trailers)
     assert size < MAX_METADATA
+    too_many = refused(lambda: clean.generate(extensions={f"{i}": {} for i in range(101)}))
+    assert too_many.paths == {"parameters.extensions"}
+
+
+def test_large_options_are_refused_without_reading_them(clean: RunningServer) -> None:
+    options = struct({"x": "y" * 70_000})
+    failed = refused(lambda: clean.generate(scheduler=pb.SchedulerSpec(name="euler", options=options)))
+    assert failed.paths == {"parameters.scheduler.options"}
 
 
 def test_requests_may_have_32_mib(clean: RunningServer) -> None:

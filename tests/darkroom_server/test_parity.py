@@ -104,6 +104,11 @@ CASES: dict[str, Case] = {
         {"scheduler": "pndm", "options": {"skip_prk_steps": False}},
         {"scheduler": "pndm"},
     ),
+    "the model's own scheduler": (
+        {"model": "tiny-silent"},
+        {"model": "tiny-silent"},
+        {"model": "tiny-silent", "options": {"clip_sample": True, "steps_offset": 0}},
+    ),
     "v-prediction": ({"model": "tiny-v"}, {"model": "tiny-v"}, {"model": "tiny-v", "prediction_type": "epsilon"}),
     "v-prediction, heun": (
         {"model": "tiny-v", "scheduler": "heun"},
@@ -138,7 +143,8 @@ class Oracle:
             changes["prediction_type"] = arguments.pop("prediction_type")
         own, config = pipe.scheduler, pipe.scheduler.config
         class_name, options = CLASSES[name] if name else (type(own).__name__, {})
-        pipe.scheduler = getattr(diffusers, class_name).from_config(config, **{**options, **changes})
+        if name or changes:  # else the pipeline's own, untouched
+            pipe.scheduler = getattr(diffusers, class_name).from_config(config, **{**options, **changes})
         count = arguments.get("num_images_per_prompt", 1)
         generators = [torch.Generator().manual_seed(seed + i) for i in range(count)]
         try:
@@ -149,8 +155,10 @@ class Oracle:
 
 
 @pytest.fixture(scope="module")
-def oracle(tiny_model: Path, tiny_v_model: Path, request: pytest.FixtureRequest) -> Iterator[Oracle]:
-    oracle = Oracle({"tiny": tiny_model, "tiny-v": tiny_v_model})
+def oracle(
+    tiny_model: Path, tiny_v_model: Path, tiny_silent_model: Path, request: pytest.FixtureRequest
+) -> Iterator[Oracle]:
+    oracle = Oracle({"tiny": tiny_model, "tiny-v": tiny_v_model, "tiny-silent": tiny_silent_model})
     yield oracle
     lines = [f"  {name:24}{alone:8}{among:9}" for name, alone, among in oracle.table]
     with request.config.pluginmanager.getplugin("capturemanager").global_and_fixture_disabled():

@@ -12,6 +12,7 @@ from google.protobuf.json_format import ParseDict
 from PIL import Image
 
 from darkroom.v1 import parameters_pb2 as pb
+from darkroom.v1.image_service_pb2 import CancelRequest
 from darkroom.v1.image_service_pb2_grpc import ImageServiceStub
 from darkroom_demo import MODEL_PATH
 from tests import noise_family
@@ -66,11 +67,21 @@ def test_steps_say_where_they_are(server: RunningServer) -> None:
     steps = server.generate(prompt="x", num_inference_steps=10, scheduler="euler").of("step")
     timesteps = [step.timestep for step in steps]
     assert timesteps == sorted(timesteps, reverse=True)
+    heun = server.generate(prompt="x", num_inference_steps=10, scheduler="heun").of("step")
+    assert [round(step.timestep) for step in heun] == [round(timestep) for timestep in timesteps]
     assert timesteps[0] > 900
     assert [step.sigma for step in steps] == sorted((step.sigma for step in steps), reverse=True)
     assert [step.elapsed_seconds for step in steps] == sorted(step.elapsed_seconds for step in steps)
     assert steps[-1].eta_seconds == 0
     assert all(step.eta_seconds > 0 for step in steps[:-1])
+
+
+@pytest.mark.parametrize("scheduler", ["dpmpp-2m", "unipc", "dpmpp-sde", "deis", "sa-solver"])
+def test_many_beta_sigmas(server: RunningServer, scheduler: str) -> None:
+    """The first two timesteps are equal then; diffusers' own pipeline begins at the second, and runs off the end."""
+    spec = pb.SchedulerSpec(name=scheduler, sigma_schedule=pb.SIGMA_SCHEDULE_BETA)
+    stream = server.generate(prompt="x", num_inference_steps=50, scheduler=spec)
+    assert [step.step for step in stream.of("step")] == list(range(1, 51))
 
 
 def test_accepted_resolves_everything(server: RunningServer) -> None:
@@ -145,7 +156,7 @@ def test_latent_rgb_previews_resemble_the_picture(server: RunningServer) -> None
     request = {"model": "shapes", "prompt": "a red circle on a blue background", "seed": 1, "num_inference_steps": 12}
     options = pb.PreviewOptions(mode=pb.PREVIEW_MODE_LATENT_RGB, format=pb.IMAGE_FORMAT_PNG)
     stream = server.generate(**request, preview=options)
-    assert np.abs(shown(stream)[-1] - stream.pixels[0]).mean() < 30  # levels
+    assert np.abs(shown(stream)[-1] - stream.pixels[0]).mean() < 45  # levels
 
 
 def test_previews_can_be_thinned_out(server: RunningServer) -> None:
@@ -219,6 +230,21 @@ def test_a_picture_over_4_mib_comes_in_chunks(noise_server: RunningServer) -> No
     assert stream.kinds[-4:] == ["image", "chunk", "chunk", "completed"]
     assert stream.pictures()[0].size == (1600, 1600)
     assert "darkroom" in stream.pictures()[0].text
+
+
+def test_a_job_whose_client_does_not_read_can_be_cancelled(noise_server: RunningServer) -> None:
+    preview = pb.PreviewOptions(mode=pb.PREVIEW_MODE_FULL_VAE, format=pb.IMAGE_FORMAT_PNG, max_edge=1024)
+    size = {"width": 1024, "height": 1024, "num_inference_steps": 400}
+    stuck = noise_server.start(generate_request(prompt="x", request_id="stuck", preview=preview, **size))
+    stuck.read_until("preview")
+    while noise_server.app.engine.ticks < 100:  # until its buffer is full
+        assert noise_server.generate(prompt="y", num_inference_steps=4).kinds[-1] == "completed"
+    assert noise_server.images.Cancel(CancelRequest(request_id="stuck")).cancelled
+    assert noise_server.app.images.active_jobs == 0
+    again = noise_server.generate(prompt="x", request_id="stuck", num_inference_steps=1)
+    assert again.kinds[-1] == "completed"
+    assert not noise_server.app.engine._batcher
+    stuck.call.cancel()
 
 
 def test_a_slow_reader_loses_previews_and_nothing_else(noise_server: RunningServer) -> None:
