@@ -30,6 +30,9 @@ BACKGROUNDS = (
     "in front of a {} background",
 )
 
+SILENT_BACKGROUNDS = 0.1
+"""Share of sentences that leave the background open."""
+
 
 def caption(scene: Scene) -> str:
     """The plain caption: "a small pink heart at the top on a cyan background"."""
@@ -40,7 +43,7 @@ def caption(scene: Scene) -> str:
 
 
 def random_caption(scene: Scene, rng: random.Random) -> str:
-    """The plain caption in half of all cases, else the same said in another way."""
+    """The plain caption in half of all cases, else the same said in another way, now and then without a background."""
     if rng.random() < 0.5:
         return caption(scene)
     text = _terse(scene, rng) if rng.random() < 0.3 else _sentence(scene, rng)
@@ -49,8 +52,11 @@ def random_caption(scene: Scene, rng: random.Random) -> str:
 
 def _sentence(scene: Scene, rng: random.Random) -> str:
     things = [_noun(_respelt(thing, rng)) for thing in scene.things]
+    words = _arranged(scene, things, rng)
+    if rng.random() < SILENT_BACKGROUNDS:
+        return rng.choice(OPENINGS) + " ".join(words)
     where = rng.choice(BACKGROUNDS).format(_spelt(scene.background, rng)).replace("a orange", "an orange")
-    return rng.choice(OPENINGS) + " ".join([*_arranged(scene, things, rng), where])
+    return rng.choice(OPENINGS) + " ".join([*words, where])
 
 
 def _terse(scene: Scene, rng: random.Random) -> str:

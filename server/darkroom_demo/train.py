@@ -17,18 +17,19 @@ from typing import Annotated
 import torch
 import typer
 from torch import nn
+from transformers import CLIPTokenizer
 
 from .export import export, pipeline_of
 from .networks import Network, new_text_encoder, new_unet, new_vae
-from .tokenizer import new_tokenizer
+from .tokenizer import new_tokenizer, save_tokenizer
 from .train_unet import LatentPool, train_unet
 from .train_vae import freeze_encoder, set_scaling, train_vae
 from .training import Clock, Trainer
 
 VAE_RATE, UNET_RATE, DECODER_RATE = 1e-3, 1e-3, 5e-4
 """Peak learning rates."""
-TOKENIZER_SEED = SCALING_SEED = 0
-"""Fixed, whatever the training's seed: the same in every stage and at export."""
+SCALING_SEED = 0
+"""Fixed, so that every stage and the export scale latents alike."""
 
 
 class Stage(StrEnum):
@@ -58,26 +59,33 @@ class Training:
 
     def vae(self, minutes: float) -> None:
         trainer = self._trainer("vae", minutes, VAE_RATE, vae=new_vae(self.image_size))
-        train_vae(trainer, self.image_size, self.seed, self.batch // 2, self.max_steps)
+        train_vae(trainer, self.image_size, self.seed, max(1, self.batch // 4), self.max_steps)
 
     def decoder(self, minutes: float) -> None:
         vae = self._trained_vae("vae")
         freeze_encoder(vae)
         trainer = self._trainer("decoder", minutes, DECODER_RATE, vae=vae)
-        train_vae(trainer, self.image_size, self.seed + 1, self.batch // 2, self.max_steps)
+        train_vae(trainer, self.image_size, self.seed + 1, max(1, self.batch // 4), self.max_steps)
 
     def unet(self, minutes: float) -> None:
-        tokenizer = new_tokenizer(TOKENIZER_SEED)
+        tokenizer = self._tokenizer()
         trainer = self._trainer("unet", minutes, UNET_RATE, **self._denoiser(len(tokenizer)))
         pool = LatentPool(self._trained_vae("vae"), self.image_size, self.seed + trainer.step)
         train_unet(trainer, pool, tokenizer, self.batch, self.max_steps)
 
     def export(self, out: Path) -> None:
         """Write the averaged weights of the newest checkpoints as a model folder."""
-        tokenizer = new_tokenizer(TOKENIZER_SEED)
+        tokenizer = self._tokenizer()
         vae = self._trained_vae("decoder" if self._path("decoder").exists() else "vae")
         networks = self._averaged("unet", self._denoiser(len(tokenizer)))
         export(pipeline_of(vae, networks["unet"], networks["text_encoder"], tokenizer), out)
+
+    def _tokenizer(self) -> Network:
+        # Kept beside the checkpoints: other captions make another vocabulary, which trained weights cannot read.
+        folder = self.folder / "tokenizer"
+        if not folder.exists():
+            save_tokenizer(new_tokenizer(self.seed), folder)
+        return CLIPTokenizer.from_pretrained(folder, local_files_only=True)
 
     def _denoiser(self, vocab_size: int) -> dict[str, Network]:
         # The end token is the vocabulary's last.
@@ -114,7 +122,7 @@ def main(
     device: str = "cpu",
     threads: Annotated[int, typer.Option(help="Threads on a CPU.")] = 1,
     image_size: Annotated[int, typer.Option(help="Edge of the pictures in pixels, a multiple of 16.")] = 64,
-    batch: Annotated[int, typer.Option(help="Pictures a step; the autoencoder takes half as many.")] = 32,
+    batch: Annotated[int, typer.Option(help="Pictures a step; the autoencoder takes a quarter.")] = 32,
     max_steps: Annotated[int, typer.Option(help="Stop a stage after so many steps, even with time left.")] = 1_000_000,
     seed: int = 0,
 ) -> None:

@@ -86,6 +86,6 @@ def demo_model() -> ModelSettings:
         path=MODEL_PATH,
         description="Coloured shapes on a coloured background, 64x64: small, trained for demonstration.",
         default_num_inference_steps=25,
-        default_guidance_scale=4.0,
+        default_guidance_scale=3.0,
         default_preview_mode="full-vae",
     )

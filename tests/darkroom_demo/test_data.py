@@ -88,7 +88,8 @@ def test_captions_vary() -> None:
     texts = {random_caption(RED_CIRCLE, rng) for _ in range(500)}
     assert {"red circle, blue background", "a red circle on a blue background"} <= texts
     assert len(texts) > 30
-    assert all("red" in text.lower() and "circle" in text.lower() and "blue" in text.lower() for text in texts)
+    assert all("red" in text.lower() and "circle" in text.lower() for text in texts)
+    assert 0 < sum("blue" not in text.lower() for text in texts) < 0.3 * len(texts)
 
 
 @pytest.mark.parametrize("size", [64, 128])

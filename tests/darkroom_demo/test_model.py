@@ -33,7 +33,7 @@ def test_it_loads_as_full_precision(pipeline: Any) -> None:
 def test_it_loads_as_half_precision() -> None:
     from diffusers import StableDiffusionPipeline
 
-    loaded = StableDiffusionPipeline.from_pretrained(MODEL_PATH, torch_dtype=torch.float16, local_files_only=True)
+    loaded = StableDiffusionPipeline.from_pretrained(MODEL_PATH, dtype=torch.float16, local_files_only=True)
     for component in (loaded.unet, loaded.vae, loaded.text_encoder):
         assert component.dtype == torch.float16
 
