@@ -40,8 +40,11 @@ def run_jobs(client: AsyncClient, jobs: Sequence[Job], listeners: Sequence[Liste
 
 async def _all(client: AsyncClient, jobs: Sequence[Job], listeners: Sequence[Listener]) -> bool:
     room = asyncio.Semaphore(_AT_ONCE)
-    async with client, asyncio.TaskGroup() as group:
-        tasks = [group.create_task(_one(client, job, listeners, room)) for job in jobs]
+    try:
+        async with client, asyncio.TaskGroup() as group:
+            tasks = [group.create_task(_one(client, job, listeners, room)) for job in jobs]
+    except BaseExceptionGroup as failed:
+        raise failed.exceptions[0] from None  # the first one cancelled the others
     return all(task.result() for task in tasks)
 
 

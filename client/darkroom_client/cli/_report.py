@@ -1,6 +1,8 @@
 """What the commands say when something goes wrong: one clean message and an exit code, never a traceback."""
 
 import functools
+import os
+import sys
 from collections.abc import Callable
 from typing import NoReturn, ParamSpec, TypeVar
 
@@ -20,6 +22,9 @@ def reported(command: Callable[_P, _R]) -> Callable[_P, _R]:
     def run(*args: _P.args, **kwargs: _P.kwargs) -> _R:
         try:
             return command(*args, **kwargs)
+        except BrokenPipeError:  # whoever read our output has had enough
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            raise typer.Exit(1) from None
         except (DarkroomError, OSError) as error:
             fail(str(error))
         except KeyboardInterrupt:
