@@ -5,6 +5,7 @@ and a JSON file beside this one, in results/.
 """
 
 import argparse
+import dataclasses
 import json
 import platform
 import statistics
@@ -91,9 +92,10 @@ def print_row(row: dict[str, Any]) -> None:
 def memory(served: Served, options: argparse.Namespace) -> dict[str, float]:
     """Resident memory of the server, MiB, before and after many requests."""
     mib = 2**20
-    served.run(mixed(200), options.clients, "latent-rgb")  # until pools and caches are full
+    orders = [dataclasses.replace(order, steps=4) for order in mixed(options.requests)]
+    served.run(orders[:200], options.clients, "latent-rgb")  # until pools and caches are full
     before = served.memory / mib
-    served.run(mixed(options.requests), options.clients, "latent-rgb")
+    served.run(orders, options.clients, "latent-rgb")
     after = served.memory / mib
     print(f"memory: {before:.0f} MiB, and {after:.0f} MiB after {options.requests} more requests")
     return {"before_mib": before, "after_mib": after, "requests": options.requests}
