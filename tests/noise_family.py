@@ -9,6 +9,7 @@ import torch
 from darkroom_plugins import hookimpl
 from darkroom_plugins.contract import Family, ModelInfo
 from darkroom_plugins.sample import PromptEmbedding
+from darkroom_plugins.sd import Prompt
 
 darkroom_api_version = 1
 
@@ -44,8 +45,8 @@ class Noise(Family):
     def latent_shape(self, width, height):
         return 1, height // 8, width // 8
 
-    def prompt_keys(self, request):
-        return (request.prompt,)
+    def prompt_keys(self, request, read):
+        return (Prompt(request.prompt, 0, 1),)
 
     def encode_prompt(self, key):
         return PromptEmbedding(torch.zeros(1, 1, 1))
@@ -58,7 +59,7 @@ class Noise(Family):
         generator = torch.Generator().manual_seed(int(latents.abs().sum() * 1e3))
         return torch.rand((n, 3, height * 8, width * 8), generator=generator) * 2 - 1
 
-    def encode(self, images):
+    def encode(self, images, generator=None):
         return torch.nn.functional.avg_pool2d(images, 8)[:, :1]
 
 

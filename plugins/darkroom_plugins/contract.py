@@ -1,17 +1,21 @@
 """What plugins contribute. Each contribution has a name of its own, and what its hook's docstring asks for.
 
 Everything here runs on the engine's thread, where torch may be used, but for what is asked before a job is queued
-(`key`, `wants`, `first_evaluation`, `prompt_keys`, on the planner's thread) and `Finisher.finish` (in a pool).
+(`key`, `wants`, `misfit`, `canvas`, `first_evaluation`, `read_prompt`, `prompt_keys`, on the planner's thread) and
+`Finisher.finish` (in a pool).
 """
 
 from __future__ import annotations
 
+import contextlib
 import enum
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Hashable, Mapping
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
+
+from darkroom_plugins.canvas import Canvas
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -20,8 +24,11 @@ if TYPE_CHECKING:
     import torch
     from pydantic import BaseModel
 
-    from darkroom_plugins.request import PreviewMode, Request, SchedulerChoice
-    from darkroom_plugins.sample import Evaluation, Picture, PromptEmbedding, Sample
+    from darkroom_plugins.request import EditChoice, PreviewMode, Request, SchedulerChoice
+    from darkroom_plugins.sample import Evaluation, Picture, PromptEmbedding, PromptPiece, Sample
+
+AssetKind = Literal["controlnet", "lora", "embedding"]
+PromptReader = Callable[[str], "tuple[PromptPiece, ...]"]
 
 
 class BatchContract(enum.Enum):
@@ -42,7 +49,28 @@ class ModelInfo:
     default_width: int  # pixels
     default_height: int  # pixels
     max_clip_skip: int
+    text_encoders: int = 1
+    takes_sizes: bool = False  # whether it is told of sizes and crops, as SDXL
+    inpainting: bool = False  # whether its denoiser takes a mask and the masked picture beside the latents
     preview_modes: tuple[PreviewMode, ...] = ("off", "latent-rgb", "full-vae")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AssetInfo:
+    """What a file of an asset is, as far as it says so itself."""
+
+    components: tuple[str, ...] = ()  # the networks that it changes
+    weight_bytes: int = 0
+
+
+class Assets(Protocol):
+    """The files that go with a model: ControlNets, LoRAs, embeddings."""
+
+    def names(self, kind: AssetKind) -> Sequence[str]:
+        """Those that fit the model, sorted."""
+
+    def get(self, kind: AssetKind, name: str) -> Any:
+        """What `AssetUser.load_asset` made of this file; loaded at its first use."""
 
 
 class Contribution:
@@ -57,6 +85,24 @@ class Contribution:
     def key(self, request: Request) -> Hashable:
         """What must be equal among samples of one batch; for KEYED contributions."""
         return None
+
+
+class AssetUser(Contribution):
+    """A contribution that works with files which the operator lists, of one kind; there is one for each kind."""
+
+    asset_kind: ClassVar[AssetKind | None] = None
+
+    def describe_asset(self, path: Path) -> AssetInfo:
+        """What the file or folder says of itself; raises OSError or ValueError where it is not of this kind."""
+        return AssetInfo()
+
+    def misfit(self, path: Path, model: Family) -> str | None:
+        """Why it does not fit the model, to continue "it …"; None where it fits. Must not read the weights."""
+        return None
+
+    def load_asset(self, path: Path, model: Family) -> Any:
+        """What `Assets.get` gives to those who use it with this model."""
+        raise NotImplementedError
 
 
 class Family(ABC):
@@ -94,12 +140,17 @@ class Family(ABC):
         """Channels, height and width of the latents of a picture of width x height pixels."""
 
     @abstractmethod
-    def prompt_keys(self, request: Request) -> tuple[Hashable, ...]:
-        """What this request's rows are conditioned on, one key a row, the unconditional one first."""
+    def prompt_keys(self, request: Request, read: PromptReader) -> tuple[PromptKey, ...]:
+        """What this request's rows are conditioned on, one key a row, the unconditional one first, all of one
+        `length`. `read` gives a text's pieces as the conditioners read it."""
 
     @abstractmethod
     def encode_prompt(self, key: Any) -> PromptEmbedding:
         """The embedding of one of `prompt_keys`; the caller keeps it for others that have the same key."""
+
+    def added_conditions(self, evaluation: Evaluation) -> dict[str, Any]:
+        """What the denoiser and ControlNets are told of these rows beside the prompts: arguments of their forward."""
+        return {}
 
     @abstractmethod
     def predict(self, evaluation: Evaluation) -> torch.Tensor:
@@ -110,18 +161,38 @@ class Family(ABC):
         """Pictures of clean latents: (n, channels, h, w) to (n, 3, height, width), about -1 to 1."""
 
     @abstractmethod
-    def encode(self, images: torch.Tensor) -> torch.Tensor:
-        """Latents (the mode of their distribution, scaled) of pictures: (n, 3, height, width) in -1 to 1 to
-        (n, channels, h, w)."""
+    def encode(self, images: torch.Tensor, generator: torch.Generator | None = None) -> torch.Tensor:
+        """Scaled latents of pictures: (n, 3, height, width) in -1 to 1 to (n, channels, h, w), drawn from their
+        distribution with the generator, or its mode."""
+
+
+class PromptKey(Protocol):
+    """Names a prompt, all that its embedding depends on; hashable."""
+
+    @property
+    def length(self) -> int:
+        """How many tokens its embedding has."""
+
+    def __hash__(self) -> int: ...
 
 
 class Task(Contribution, ABC):
     """How an image begins, and what happens to it after each step."""
 
     rpcs: ClassVar[tuple[str, ...]]  # the RPCs that may name it: "Generate", "Edit"
+    edits: ClassVar[tuple[type[EditChoice], ...]] = ()  # the kinds of Request.edit that it takes beside None
 
-    def first_evaluation(self, request: Request, timesteps: torch.Tensor) -> int:
-        """The index among the timesteps, (evaluations,), at which the sample begins."""
+    def misfit(self, info: ModelInfo) -> str | None:
+        """Why a model cannot do it, to continue "the model …"; None where it can."""
+        return None
+
+    def canvas(self, request: Request) -> Canvas:
+        """The pictures to work from, fitted."""
+        return Canvas.of(request)
+
+    def first_evaluation(self, request: Request, timesteps: torch.Tensor, order: int) -> int:
+        """The index among the timesteps, (evaluations,), at which the sample begins; their number where none is to
+        run. `order` is how many evaluations the scheduler needs for a step."""
         return 0
 
     @abstractmethod
@@ -132,13 +203,22 @@ class Task(Contribution, ABC):
         """The latents to go on with, given those that the scheduler's step made: (1, channels, h, w)."""
         return latents
 
+    def estimate(self, sample: Sample, latents: torch.Tensor) -> torch.Tensor:
+        """What to show, given the estimate of the clean latents, (1, channels, h, w)."""
+        return latents
 
-class Conditioner(Contribution, ABC):
+
+class Conditioner(AssetUser, ABC):
     """Adds to what the rows of a sample are conditioned on."""
 
     @abstractmethod
     def wants(self, request: Request) -> bool:
         """Whether it takes part in this request."""
+
+    def read_prompt(self, pieces: tuple[PromptPiece, ...], request: Request, assets: Assets) -> tuple[PromptPiece, ...]:
+        """The pieces of a prompt as this conditioner reads them, given those of the conditioners before it; the first
+        is given the whole text as one."""
+        return pieces
 
     def begin(self, sample: Sample) -> None:
         """Prepare: `sample.rows` hold the prompt embeddings and may be replaced; own state goes into
@@ -148,12 +228,20 @@ class Conditioner(Contribution, ABC):
         """Add to `evaluation.arguments` for the rows whose samples want it. It must change no sample."""
 
 
-class Adapter(Contribution, ABC):
+class Adapter(AssetUser, ABC):
     """Changes a model's components while it evaluates, and restores them exactly."""
 
     @abstractmethod
     def wants(self, request: Request) -> bool:
         """Whether it takes part in this request."""
+
+    def prompt_key(self, request: Request) -> Hashable:
+        """What must be equal for a prompt's embedding to be; None where it does not change text encoders."""
+        return None
+
+    def encoding(self, sample: Sample) -> AbstractContextManager[None]:
+        """A context in which the sample's prompts are encoded."""
+        return contextlib.nullcontext()
 
     @abstractmethod
     def applied(self, model: Family, evaluation: Evaluation) -> AbstractContextManager[None]:

@@ -4,18 +4,20 @@ name that two plugins claim is an error at start.
 The life of a sample, and who takes part in it:
 
 1. The request is checked: `extensions` against the Parameters of the plugins named, scheduler options against those of
-   the scheduler's entry. `Task.first_evaluation` says which steps run. The batch key is put together from the model,
-   the latents' shape and the `key` of each KEYED task, conditioner and adapter.
-2. Its turn comes. The family encodes its prompts, then each conditioner that wants the request begins, in the order of
-   their names, then the task begins: it makes the first latents.
+   the scheduler's entry. `Task.canvas` fits its pictures to the working size, preprocessors make its control maps,
+   conditioners read its prompts, which the family cuts into tokens; `Task.first_evaluation` says which steps run. The
+   batch key is put together from the model, the latents' shape, the prompts' length and the `key` of each KEYED task,
+   conditioner and adapter.
+2. Its turn comes. The family encodes its prompts, within `Adapter.encoding` of every adapter wanted; then each
+   conditioner that wants the request begins, in the order of their names, then the task: it makes the first latents.
 3. Each evaluation: the rows of all samples in the batch are put together; `Conditioner.condition` of every conditioner
    wanted adds to it; within `Adapter.applied` of every adapter wanted, `Family.predict` runs. Nothing is changed by
    this: where it fails it is run again on fewer samples until the one that fails is found, and that job alone fails.
 4. Each sample by itself: guidance, the scheduler's step, then `Task.after_evaluation`. Generator, scheduler and latents
    are kept only when all three succeeded.
-5. Where a preview is wanted, the preview decoder shows the estimate of the clean picture.
-6. After the last evaluation `Family.decode` makes the picture, and each finisher finishes it, those with parameters
-   before those without, each in the order of their names.
+5. Where a preview is wanted, the preview decoder shows the estimate of the clean picture, as `Task.estimate` has it.
+6. After the last evaluation `Family.decode` makes the picture, the canvas puts it back where it belongs, and each
+   finisher finishes it, those with parameters before those without, each in the order of their names.
 
 A sample that is cancelled, or fails, is dropped between two of these; nothing is called for it then.
 """

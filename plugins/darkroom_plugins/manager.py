@@ -114,9 +114,29 @@ def load_plugins(blocked: Iterable[str] = (), extra: Mapping[str, object] | None
 
 
 def _builtins() -> dict[str, ModuleType]:
-    from darkroom_plugins import previews, recipe, schedulers, sd, txt2img
+    from darkroom_plugins import (
+        controlnet,
+        img2img,
+        inpaint,
+        lora,
+        previews,
+        recipe,
+        schedulers,
+        sd,
+        txt2img,
+    )
 
-    return {"previews": previews, "recipe": recipe, "schedulers": schedulers, "sd": sd, "txt2img": txt2img}
+    return {
+        "controlnet": controlnet,
+        "img2img": img2img,
+        "inpaint": inpaint,
+        "lora": lora,
+        "previews": previews,
+        "recipe": recipe,
+        "schedulers": schedulers,
+        "sd": sd,
+        "txt2img": txt2img,
+    }
 
 
 def _installed(manager: pluggy.PluginManager) -> dict[str, EntryPoint]:

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 if TYPE_CHECKING:
+    import numpy as np
     from pydantic import BaseModel
 
 SigmaSchedule = Literal["default", "karras", "exponential", "beta"]
 TimestepSpacing = Literal["linspace", "leading", "trailing"]
 PreviewMode = Literal["off", "latent-rgb", "tiny-vae", "full-vae"]
 ImageFormat = Literal["png", "jpeg", "webp"]
+Pixels: TypeAlias = "np.ndarray[Any, Any]"
+ResizeMode = Literal["crop", "pad", "stretch"]
+PromptSyntax = Literal["plain", "weighted"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -23,6 +27,69 @@ class SchedulerChoice:
     sigma_schedule: SigmaSchedule | None = None
     timestep_spacing: TimestepSpacing | None = None
     options: BaseModel | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LoraChoice:
+    """A LoRA by its name, with its weight."""
+
+    name: str
+    weight: float = 1.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class ControlChoice:
+    """A ControlNet by its name with its map; `start` and `end` are fractions of the steps."""
+
+    model: str
+    image: Pixels  # (height, width, 3) uint8, as it was sent
+    preprocessor: str | None = None  # what makes the map from the image; None: it is the map
+    options: BaseModel | None = None  # the preprocessor's
+    scale: float = 1.0
+    start: float = 0.0
+    end: float = 1.0
+    guess_mode: bool = False
+    echo_map: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ImageToImage:
+    """Repaint the whole picture; `strength` is the part of the steps that run."""
+
+    strength: float = 0.8
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Inpaint:
+    """Repaint what is white in the mask. Lengths are in pixels."""
+
+    mask: Pixels  # (height, width) uint8, of the image's size
+    strength: float = 1.0
+    mask_blur: int = 4
+    padding_crop: int | None = None
+    keep_unmasked: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Outpaint:
+    """Paint on beyond the picture's edges, by so many pixels."""
+
+    left: int = 0
+    top: int = 0
+    right: int = 0
+    bottom: int = 0
+
+
+EditChoice: TypeAlias = ImageToImage | Inpaint | Outpaint
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SizeConditioning:
+    """What an SDXL model is told about sizes: (height, width) and (top, left) in pixels."""
+
+    original_size: tuple[int, int]
+    crop: tuple[int, int]
+    target_size: tuple[int, int]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,7 +114,8 @@ class OutputOptions:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Request:
-    """One checked request. Names, units and ranges are those of darkroom.v1 Parameters."""
+    """One checked request. Names, units and ranges are those of darkroom.v1; `width` and `height` are the size at which
+    the model works. An edit of the picture's own size (`sized` is false) comes back at that size."""
 
     request_id: str
     task: str
@@ -64,6 +132,16 @@ class Request:
     eta: float
     seed: int
     scheduler: SchedulerChoice
+    prompt_2: str = ""
+    negative_prompt_2: str = ""
+    prompt_syntax: PromptSyntax = "plain"
+    size_conditioning: SizeConditioning | None = None
+    loras: tuple[LoraChoice, ...] = ()
+    controls: tuple[ControlChoice, ...] = ()
+    image: Pixels | None = None  # (height, width, 3) uint8, as it was sent
+    edit: EditChoice | None = None
+    resize_mode: ResizeMode = "crop"
+    sized: bool = True
     extensions: Mapping[str, BaseModel] = field(default_factory=dict)
     preview: PreviewOptions
     output: OutputOptions

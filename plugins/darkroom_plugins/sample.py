@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+import torch
+
 if TYPE_CHECKING:
     import numpy as np
-    import torch
 
-    from darkroom_plugins.contract import Adapter, Conditioner, Family, Task
-    from darkroom_plugins.request import Request
+    from darkroom_plugins.canvas import Canvas
+    from darkroom_plugins.contract import Adapter, Assets, Conditioner, Family, Task
+    from darkroom_plugins.request import Pixels, Request
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,6 +23,15 @@ class PromptEmbedding:
     hidden: torch.Tensor  # (1, tokens, width)
     pooled: torch.Tensor | None = None  # (1, width), for families that use one
     warnings: tuple[str, ...] = ()  # sentences for the user, for instance that the prompt was cut off
+
+
+@dataclass(frozen=True, slots=True)
+class PromptPiece:
+    """A part of a prompt: text, or in its place an embedding from a file that the operator lists."""
+
+    text: str
+    weight: float = 1.0  # 1: as the text encoder makes it
+    embedding: Any = None  # of the textual-inversion plugin; hashed by identity
 
 
 @dataclass(slots=True, eq=False)
@@ -34,10 +46,15 @@ class Sample:
     adapters: tuple[Adapter, ...]
     scheduler: Any  # its own diffusers scheduler object, timesteps set
     timesteps: torch.Tensor  # (evaluations,), on the CPU
-    evaluation: int = 0  # the next one to run; begins above 0 where a task leaves out the first steps
+    canvas: Canvas
+    assets: Assets
+    controls: tuple[Pixels, ...] = ()  # the map of each of request.controls: (height, width, 3) uint8, of request size
+    first: int = 0  # its first evaluation; above 0 where a task leaves out the first steps
+    evaluation: int = 0  # the next one to run
     generator: torch.Generator | None = None  # on the CPU, drawing in the order in which diffusers draws
     rows: tuple[PromptEmbedding, ...] = ()  # unconditional first where there is guidance
     latents: torch.Tensor | None = None  # (1, channels, h, w), noisy, of scheduler scale
+    extra_channels: torch.Tensor | None = None  # (1, more, h, w): put behind the latents in each evaluation
     state: dict[str, Any] = field(default_factory=dict)  # a plugin's own, under its contribution's name
 
     @property
@@ -49,6 +66,11 @@ class Sample:
     def timestep(self) -> torch.Tensor:
         """The timestep of the next evaluation: a scalar."""
         return self.timesteps[self.evaluation]
+
+    @property
+    def done(self) -> bool:
+        """Whether its last evaluation has run."""
+        return self.evaluation >= len(self.timesteps)
 
 
 @dataclass(slots=True, eq=False)
@@ -68,7 +90,15 @@ class Evaluation:
     latents: torch.Tensor  # (rows, channels, h, w), scaled as the schedulers ask
     timesteps: torch.Tensor  # (rows,) float32
     prompts: torch.Tensor  # (rows, tokens, width)
+    extra_channels: torch.Tensor | None = None  # (rows, more, h, w), for the denoiser alone
     arguments: dict[str, Any] = field(default_factory=dict)  # more for the denoiser's forward, from conditioners
+
+    def select(self, indices: Sequence[int]) -> Evaluation:
+        """Only these rows, without the arguments."""
+        picked = torch.tensor(indices, device=self.latents.device)
+        extra = self.extra_channels[picked] if self.extra_channels is not None else None
+        rows = [self.rows[index] for index in indices]
+        return Evaluation(rows, self.latents[picked], self.timesteps[picked], self.prompts[picked], extra)
 
 
 @dataclass(slots=True)

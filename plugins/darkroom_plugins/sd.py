@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,19 +13,27 @@ import torch
 from diffusers import StableDiffusionPipeline
 
 from darkroom_plugins import UnsupportedCombination, Violation, hookimpl
-from darkroom_plugins.contract import Family, ModelInfo
+from darkroom_plugins.contract import Family, ModelInfo, PromptReader
 from darkroom_plugins.request import Request
 from darkroom_plugins.sample import Evaluation, PromptEmbedding
 
 darkroom_api_version = 1
 
-PromptKey = tuple[str, int]  # text, clip_skip
+
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """What an embedding depends on."""
+
+    text: str
+    clip_skip: int
+    length: int
 
 
 class StableDiffusion(Family):
     """A Stable Diffusion 1.x or 2.x model: what diffusers' StableDiffusionPipeline runs, in parts."""
 
     name = "sd"
+    pipeline_class = StableDiffusionPipeline  # whose loaders know the formats of LoRAs
 
     def __init__(self, pipeline: Any, info: ModelInfo) -> None:
         self.info = info
@@ -56,7 +65,7 @@ class StableDiffusion(Family):
             )
         )
         channels, latent_channels = unet["in_channels"], vae["latent_channels"]
-        if channels != latent_channels:
+        if channels not in (latent_channels, 2 * latent_channels + 1):
             problem = f"its denoiser takes {channels} channels where its VAE makes {latent_channels}"
             raise UnsupportedCombination([Violation("model", problem)])
         factor = 2 ** (len(vae["block_out_channels"]) - 1)
@@ -69,6 +78,7 @@ class StableDiffusion(Family):
             default_width=width * factor,
             default_height=height * factor,
             max_clip_skip=text["num_hidden_layers"] - 1,
+            inpainting=channels != latent_channels,
         )
 
     @classmethod
@@ -85,22 +95,23 @@ class StableDiffusion(Family):
         return cls(pipeline.to(device), cls.describe(folder))
 
     def latent_shape(self, width: int, height: int) -> tuple[int, int, int]:
-        return self.unet.config.in_channels, height // self._vae_factor, width // self._vae_factor
+        return self.vae.config.latent_channels, height // self._vae_factor, width // self._vae_factor
 
     @property
     def guidance_embedded(self) -> bool:
         """Whether the denoiser takes the guidance as an input (distilled models), so that one row is enough."""
         return self.unet.config.time_cond_proj_dim is not None
 
-    def prompt_keys(self, request: Request) -> tuple[Hashable, ...]:
+    def prompt_keys(self, request: Request, read: PromptReader) -> tuple[Prompt, ...]:
         """As StableDiffusionPipeline.encode_prompt, which does not skip layers for the negative prompt."""
-        conditional = (request.prompt, request.clip_skip)
+        length = self.tokenizer.model_max_length
+        conditional = Prompt(request.prompt, request.clip_skip, length)
         if not request.guided or self.guidance_embedded:
             return (conditional,)
-        return (request.negative_prompt or "", 0), conditional
+        return Prompt(request.negative_prompt or "", 0, length), conditional
 
-    def encode_prompt(self, key: PromptKey) -> PromptEmbedding:
-        text, clip_skip = key
+    def encode_prompt(self, key: Prompt) -> PromptEmbedding:
+        text, clip_skip = key.text, key.clip_skip
         limit = self.tokenizer.model_max_length
         ids = self.tokenizer(text, padding="max_length", max_length=limit, truncation=True, return_tensors="pt")
         mask = ids.attention_mask if getattr(self.text_encoder.config, "use_attention_mask", False) else None
@@ -124,12 +135,14 @@ class StableDiffusion(Family):
 
     def predict(self, evaluation: Evaluation) -> torch.Tensor:
         condition = self._guidance_embedding(evaluation) if self.guidance_embedded else None
+        latents = [each for each in (evaluation.latents, evaluation.extra_channels) if each is not None]
         return self.unet(  # type: ignore[no-any-return]
-            evaluation.latents,
+            torch.cat(latents, dim=1),
             evaluation.timesteps,
             encoder_hidden_states=evaluation.prompts,
             timestep_cond=condition,
             return_dict=False,
+            **self.added_conditions(evaluation),
             **evaluation.arguments,
         )[0]
 
@@ -143,8 +156,10 @@ class StableDiffusion(Family):
     def decode(self, latents: torch.Tensor) -> torch.Tensor:
         return self.vae.decode(latents / self.vae.config.scaling_factor, return_dict=False)[0]  # type: ignore[no-any-return]
 
-    def encode(self, images: torch.Tensor) -> torch.Tensor:
-        return self.vae.encode(images).latent_dist.mode() * self.vae.config.scaling_factor  # type: ignore[no-any-return]
+    def encode(self, images: torch.Tensor, generator: torch.Generator | None = None) -> torch.Tensor:
+        distribution = self.vae.encode(images).latent_dist
+        latents = distribution.sample(generator) if generator else distribution.mode()
+        return latents * self.vae.config.scaling_factor  # type: ignore[no-any-return]
 
 
 def _patched(config: Mapping[str, Any]) -> dict[str, Any]:

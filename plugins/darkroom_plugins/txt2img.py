@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from diffusers.utils.torch_utils import randn_tensor
-
 from darkroom_plugins import hookimpl
-from darkroom_plugins.contract import Task
+from darkroom_plugins.contract import ModelInfo, Task
+from darkroom_plugins.img2img import noise_for
 from darkroom_plugins.sample import Sample
 
 darkroom_api_version = 1
@@ -20,10 +19,11 @@ class Txt2Img(Task):
     description = "An image from text."
     rpcs = ("Generate",)
 
+    def misfit(self, info: ModelInfo) -> str | None:
+        return "repaints what is under a mask only" if info.inpainting else None
+
     def begin(self, sample: Sample) -> None:
-        shape = (1, *sample.model.latent_shape(sample.request.width, sample.request.height))
-        noise = randn_tensor(shape, sample.generator, sample.model.device, sample.model.dtype)
-        sample.latents = noise * sample.scheduler.init_noise_sigma
+        sample.latents = noise_for(sample) * sample.scheduler.init_noise_sigma
 
 
 @hookimpl

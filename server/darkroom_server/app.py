@@ -13,6 +13,7 @@ from grpc_reflection.v1alpha import reflection
 from darkroom.v1 import catalog_service_pb2, catalog_service_pb2_grpc, image_service_pb2, image_service_pb2_grpc
 from darkroom_plugins.errors import DeviceLost
 from darkroom_plugins.manager import Plugins, load_plugins
+from darkroom_server.assets import AssetStore
 from darkroom_server.calls import DecodeCheck, TokenCheck
 from darkroom_server.catalog import Catalog
 from darkroom_server.catalog_service import CatalogService
@@ -89,7 +90,8 @@ class App:
         for model in models.values():
             self._decoders.prepare(model)
         default = self.settings.default_model or self.settings.models[0].name
-        return Catalog(self._plugins, models, default, self.settings.limits)
+        assets = AssetStore(self.settings, self._plugins, models)
+        return Catalog(self._plugins, models, assets, default, self.settings.limits)
 
     def _build(self, catalog: Catalog, images: ImageService) -> aio.Server:
         options = [

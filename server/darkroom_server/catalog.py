@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from darkroom_plugins.manager import Plugins
+    from darkroom_server.assets import AssetStore
     from darkroom_server.models import Model
     from darkroom_server.settings import Limits
 
@@ -17,8 +18,13 @@ class Catalog:
 
     plugins: Plugins
     models: dict[str, Model]
+    assets: AssetStore
     default_model: str
     limits: Limits
+
+    def tasks(self, model: Model) -> list[str]:
+        """The names of the tasks that a model can do, sorted."""
+        return sorted(name for name, task in self.plugins.tasks.items() if not task.misfit(model.info))
 
     def step_range(self, scheduler: str) -> tuple[int, int]:
         """The least and the greatest number of steps that a scheduler may be asked for here."""

@@ -16,10 +16,13 @@ from darkroom_server.calls import answers_errors, not_there_yet
 from darkroom_server.responses import preview_mode
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from pydantic import BaseModel
 
-    from darkroom_plugins.contract import SchedulerEntry
+    from darkroom_plugins.contract import AssetKind, SchedulerEntry
     from darkroom_plugins.manager import PluginInfo
+    from darkroom_server.assets import Asset
     from darkroom_server.catalog import Catalog
     from darkroom_server.models import Model
 
@@ -70,21 +73,66 @@ class CatalogService(catalog_service_pb2_grpc.CatalogServiceServicer):
         entries = sorted(self._catalog.plugins.schedulers.items())
         return pb.ListSchedulersResponse(schedulers=[self._scheduler(entry) for _, entry in entries])
 
-    ListLoras = not_there_yet("LoRAs are")
-    ListControlNets = not_there_yet("ControlNets are")
-    ListPreprocessors = not_there_yet("preprocessors are")
+    @answers_errors
+    async def ListLoras(self, request: pb.ListLorasRequest, context: Context) -> pb.ListLorasResponse:
+        loras = [
+            pb.Lora(components=asset.info.components, **self._asset(asset)) for asset in self._assets("lora").values()
+        ]
+        return pb.ListLorasResponse(loras=loras)
+
+    @answers_errors
+    async def ListControlNets(self, request: pb.ListControlNetsRequest, context: Context) -> pb.ListControlNetsResponse:
+        nets = [
+            pb.ControlNet(
+                preprocessor=asset.settings.preprocessor or "",
+                residency=pb.RESIDENCY_RESIDENT if self._catalog.assets.is_loaded(asset) else pb.RESIDENCY_ABSENT,
+                **self._asset(asset),
+            )
+            for asset in self._assets("controlnet").values()
+        ]
+        return pb.ListControlNetsResponse(control_nets=nets)
+
+    @answers_errors
+    async def ListPreprocessors(
+        self, request: pb.ListPreprocessorsRequest, context: Context
+    ) -> pb.ListPreprocessorsResponse:
+        plugins = self._catalog.plugins
+        entries = [
+            pb.Preprocessor(
+                name=name,
+                description=entry.description,
+                parameters_schema=_schema(entry.Parameters),
+                plugin=plugins.owner("preprocessors", name),
+            )
+            for name, entry in sorted(plugins.preprocessors.items())
+        ]
+        return pb.ListPreprocessorsResponse(preprocessors=entries)
+
     LoadModel = not_there_yet("LoadModel is")
     UnloadModel = not_there_yet("UnloadModel is")
 
+    def _assets(self, kind: AssetKind) -> Mapping[str, Asset]:
+        return self._catalog.assets.entries[kind]
+
+    def _asset(self, asset: Asset) -> dict[str, Any]:
+        families = {self._catalog.models[name].info.family for name in asset.fits}
+        return {
+            "name": asset.settings.name,
+            "description": asset.settings.description,
+            "family": families.pop() if len(families) == 1 else "",
+            "models": asset.fits,
+            "weight_bytes": asset.info.weight_bytes,
+        }
+
     def _model(self, model: Model) -> pb.Model:
-        settings, info, tasks = model.settings, model.info, self._catalog.plugins.tasks
+        settings, info = model.settings, model.info
         low, high = self._catalog.size_range(model)
         return pb.Model(
             name=model.name,
             description=settings.description,
             is_default=model.name == self._catalog.default_model,
             family=info.family,
-            tasks=sorted(tasks),
+            tasks=self._catalog.tasks(model),
             prediction_type=info.prediction_type,
             size_factor=info.size_factor,
             default_width=info.default_width,

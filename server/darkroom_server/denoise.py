@@ -20,16 +20,18 @@ log = logging.getLogger(__name__)
 
 def gather(samples: Iterable[Sample]) -> Evaluation:
     """The evaluation of all rows of these samples, each at its own timestep. Changes nothing in them."""
-    rows, latents, timesteps, prompts = [], [], [], []
+    rows, latents, extra, timesteps, prompts = [], [], [], [], []
     for sample in samples:
         scaled = sample.scheduler.scale_model_input(sample.latents, sample.timestep)
         for number, prompt in enumerate(sample.rows):
             rows.append(Row(sample, prompt, unconditional=number == 0 and len(sample.rows) == 2))
             latents.append(scaled)
+            extra += [sample.extra_channels] if sample.extra_channels is not None else []
             timesteps.append(float(sample.timestep))
             prompts.append(prompt.hidden)
-    device = latents[0].device
-    return Evaluation(rows, torch.cat(latents), torch.tensor(timesteps, device=device), torch.cat(prompts))
+    where = latents[0].device
+    behind = torch.cat(extra) if extra else None
+    return Evaluation(rows, torch.cat(latents), torch.tensor(timesteps, device=where), torch.cat(prompts), behind)
 
 
 def scatter(samples: Sequence[Sample], outputs: torch.Tensor) -> list[torch.Tensor]:
@@ -77,7 +79,7 @@ def advance(sample: Sample, output: torch.Tensor, want_estimate: bool) -> torch.
 
 def _estimate(sample: Sample, result: Any, output: torch.Tensor) -> torch.Tensor | None:
     try:
-        return clean_estimate(sample, result, output)
+        return sample.task.estimate(sample, clean_estimate(sample, result, output))
     except Exception as error:  # of a scheduler from elsewhere: the picture does not depend on it
         log.warning("no preview under %s: %r", type(sample.scheduler).__name__, error)
         return None

@@ -138,7 +138,11 @@ class Engine:
         """One evaluation: the whole of the loop's work."""
         self.ticks += 1
         seated = [(seat, sample) for seat in seats if (sample := self._begin(seat))]
-        if not seated:
+        self._step([(seat, sample) for seat, sample in seated if not sample.done])
+        self._finish([(seat, sample) for seat, sample in seated if sample.done])
+
+    def _step(self, seated: Sequence[tuple[Seat, Sample]]) -> None:
+        if not seated:  # a strength can leave no step
             return
         outcomes = sampling.predict([sample for _, sample in seated])
         rows = sum(seat.rows for seat, _ in seated)
@@ -148,7 +152,6 @@ class Engine:
             if (estimate := self._advance(seat, sample, outcome, rows)) is not None
         ]
         self._show(estimates)
-        self._finish([(seat, sample) for seat, sample in seated if sample.evaluation == len(sample.timesteps)])
 
     def _begin(self, seat: Seat) -> Sample | None:
         """The seat's sample, begun if its turn comes for the first time; None where its job has ended."""

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     import numpy as np
 
-    from darkroom_plugins.request import PreviewMode
+    from darkroom_plugins.request import ImageFormat, PreviewMode
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,6 +22,16 @@ class Queued:
 
     position: int
     estimated_wait: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class ControlMade:
+    """A control's map is made, by a preprocessor unless it came with the request."""
+
+    control_index: int
+    pixels: np.ndarray[Any, Any]  # (height, width, 3) uint8
+    preprocessor: str
+    format: ImageFormat = "png"
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,4 +85,4 @@ class Ended:
     warnings: tuple[str, ...] = ()
 
 
-Event = Accepted | Queued | StepDone | PreviewMade | ImageDecoded | Ended
+Event = Accepted | Queued | ControlMade | StepDone | PreviewMade | ImageDecoded | Ended

@@ -46,6 +46,26 @@ class Findings:
         if not low <= value <= high:
             self.invalid(path, f"must be from {low} to {high}{unit and ' ' + unit}, not {value}")
 
+    def number(self, path: str, given: Any, field: str, default: float, low: float, high: float, unit: str = "") -> Any:
+        """A message's number, checked; the default where it is unset."""
+        descriptor = given.DESCRIPTOR.fields_by_name[field]
+        if descriptor.has_presence and not given.HasField(field):
+            return default
+        value = getattr(given, field)
+        self.check_range(f"{path}.{field}", value, low, high, unit)
+        return value
+
+    def enum(self, path: str, enum: Any, value: int) -> Any:
+        """The value's name without its prefix, in kebab-case; None where it is unset."""
+        if value == 0:
+            return None
+        if value not in enum.values():
+            names = ", ".join(enum.keys()[1:])
+            self.invalid(path, f"must be one of {names}, not {value}")
+            return None
+        prefix = enum.Name(0).removesuffix("UNSPECIFIED")
+        return str(enum.Name(value).removeprefix(prefix).lower().replace("_", "-"))
+
     def parsed(self, path: str, struct: Struct, parameters: type[BaseModel] | None) -> BaseModel | None:
         """The struct as an instance of the class that checks it; None where it is wrong, or there is no class."""
         if struct.ByteSize() > MAX_STRUCT:

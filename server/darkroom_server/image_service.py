@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+import uuid
 from collections.abc import AsyncIterator
 from concurrent.futures import Executor, ThreadPoolExecutor
 from typing import Any, TypeAlias
@@ -25,12 +26,13 @@ from darkroom_server import responses
 from darkroom_server.calls import answers_errors, not_there_yet
 from darkroom_server.catalog import Catalog
 from darkroom_server.engine import Engine
-from darkroom_server.events import Accepted, Ended, Event, ImageDecoded, PreviewMade, Queued, StepDone
+from darkroom_server.events import Accepted, ControlMade, Ended, Event, ImageDecoded, PreviewMade, Queued, StepDone
 from darkroom_server.jobs import Job
 from darkroom_server.pictures import encode_picture, encode_preview
-from darkroom_server.plan import plan
+from darkroom_server.plan import control_images, plan
+from darkroom_server.preprocess import preprocess
 from darkroom_server.sampling import known
-from darkroom_server.validate import check_generate
+from darkroom_server.validate import check_edit, check_generate
 
 Context: TypeAlias = Any  # grpc.aio.ServicerContext, which has no types
 
@@ -50,16 +52,40 @@ class ImageService(image_service_pb2_grpc.ImageServiceServicer):
 
     @answers_errors
     async def Generate(self, request: image_service_pb2.GenerateRequest, context: Context) -> None:
-        job = self._register(Job(check_generate(request, self._catalog), arrived=time.monotonic()))
+        await self._serve(request, context, check_generate, image_service_pb2.GenerateResponse)
+
+    @answers_errors
+    async def Edit(self, request: image_service_pb2.EditRequest, context: Context) -> None:
+        await self._serve(request, context, check_edit, image_service_pb2.EditResponse)
+
+    async def _serve(self, message: Any, context: Context, check: Any, response: Any) -> None:
+        """Check and plan beside the loop: decoding pictures takes time, and so do some schedulers."""
+        self._refuse_if_full()
+        job = self._register(Job(await self._plan(check, message, self._catalog), arrived=time.monotonic()))
         try:
-            # Beside the loop: some schedulers take a tenth of a second to set up.
-            job.plan = await self._run_in(self._planner, plan, job.request, self._catalog)
+            job.plan = await self._plan(plan, job.request, self._catalog)
             job.mailbox.put(Accepted())
+            for made in control_images(job):
+                job.mailbox.put(made)
             self._engine.submit(job)
             async for event in self._events(job):
-                await context.write(image_service_pb2.GenerateResponse(event=event))
+                await context.write(response(event=event))
         finally:
             self._release(job)
+
+    @answers_errors
+    async def Preprocess(self, request: image_service_pb2.PreprocessRequest, context: Context) -> None:
+        began = time.monotonic()
+        self._refuse_if_full()
+        request_id = request.request_id or uuid.uuid4().hex
+        events = await self._plan(preprocess, request, self._catalog)
+        seconds = time.monotonic() - began
+        for sequence, fields in enumerate([{"accepted": {}}, *events, {"completed": responses.took(seconds)}], 1):
+            event = events_pb2.JobEvent(request_id=request_id, sequence=sequence, **fields)
+            await context.write(image_service_pb2.PreprocessResponse(event=event))
+
+    async def _plan(self, function: Any, *arguments: Any) -> Any:
+        return await self._run_in(self._planner, function, *arguments)
 
     @answers_errors
     async def Cancel(
@@ -74,9 +100,7 @@ class ImageService(image_service_pb2_grpc.ImageServiceServicer):
         cancelled = self._end(job, Cancelled("the job was cancelled"))
         return image_service_pb2.CancelResponse(cancelled=cancelled)
 
-    Edit = not_there_yet("Edit is")
     Watch = not_there_yet("Watch is")
-    Preprocess = not_there_yet("Preprocess is")
 
     @property
     def active_jobs(self) -> int:
@@ -108,15 +132,18 @@ class ImageService(image_service_pb2_grpc.ImageServiceServicer):
 
         :raises ShuttingDown, RequestIdInUse, QueueFull: it is refused
         """
-        if self._draining:
-            raise ShuttingDown("the server is shutting down")
+        self._refuse_if_full()
         if job.request.request_id in self._jobs:
             raise RequestIdInUse(f"request_id {job.request.request_id!r} is in use by an active job")
-        if sum(other.started is None for other in self._jobs.values()) >= self._catalog.limits.max_queued_jobs:
-            raise QueueFull(f"{self._catalog.limits.max_queued_jobs} jobs are waiting already")
         self._jobs[job.request.request_id] = job
         self._idle.clear()
         return job
+
+    def _refuse_if_full(self) -> None:
+        if self._draining:
+            raise ShuttingDown("the server is shutting down")
+        if sum(other.started is None for other in self._jobs.values()) >= self._catalog.limits.max_queued_jobs:
+            raise QueueFull(f"{self._catalog.limits.max_queued_jobs} jobs are waiting already")
 
     def _end(self, job: Job, error: DarkroomError) -> bool:
         """End a job from outside, at once, even if its stream hangs in a client that does not read; false when it has
@@ -156,6 +183,8 @@ class ImageService(image_service_pb2_grpc.ImageServiceServicer):
                 return [{"accepted": responses.accepted(job)}]
             case Queued():
                 return [{"queued": responses.queued(event)}]
+            case ControlMade():
+                return await self._run_in(self._encoders, _echo, event, self._catalog.limits.chunk_bytes)  # type: ignore[no-any-return]
             case StepDone():
                 return [{"step": responses.step(event)}]
             case PreviewMade():
@@ -184,9 +213,13 @@ def _show(job: Job, event: PreviewMade) -> list[dict[str, Any]]:
     return [{"preview": responses.preview(event, job, data, size)}]
 
 
+def _echo(event: ControlMade, chunk_bytes: int) -> list[dict[str, Any]]:
+    return list(responses.control_image(event, chunk_bytes))
+
+
 def _finish(job: Job, event: ImageDecoded, chunk_bytes: int) -> list[dict[str, Any]]:
     """The messages of a finished picture; a finisher that fails, or makes nonsense, fails the job."""
-    picture = Picture(event.pixels, seed=job.request.seed + event.image_index)
+    picture = Picture(job.plan.canvas.restore(event.pixels), seed=job.request.seed + event.image_index)
     try:
         for finisher, parameters in job.plan.finishers:
             picture = finisher.finish(picture, job.request, parameters)

@@ -14,8 +14,10 @@ from darkroom_server.mailbox import Mailbox
 if TYPE_CHECKING:
     import torch
 
-    from darkroom_plugins.contract import Adapter, Conditioner, Finisher, Task
-    from darkroom_plugins.request import Request
+    from darkroom_plugins.canvas import Canvas
+    from darkroom_plugins.contract import Adapter, Conditioner, Finisher, PromptKey, Task
+    from darkroom_plugins.request import Pixels, Request
+    from darkroom_server.assets import ModelAssets
     from darkroom_server.models import Model
 
 
@@ -60,14 +62,17 @@ class Plan:
     finishers: tuple[tuple[Finisher, Any], ...]  # each with its parameters
     scheduler: Any  # a diffusers scheduler with its timesteps set; each sample gets a copy
     steps: Steps
-    rows: int  # of each sample
+    prompts: tuple[PromptKey, ...]  # of each sample's rows
+    canvas: Canvas
+    controls: tuple[Pixels, ...]  # the map of each of the request's controls
+    assets: ModelAssets
 
     def batch_key(self, request: Request) -> tuple[Hashable, ...]:
         """What must be equal to share an evaluation. Its last item says whether a sample is to be alone."""
         parts = (self.task, *self.conditioners, *self.adapters)
         solo = request.deterministic or any(p.contract is BatchContract.SOLO for p in parts)
         keys = tuple((p.name, p.key(request)) for p in parts if p.contract is BatchContract.KEYED)
-        return (self.model.name, request.width, request.height, keys, solo)
+        return (self.model.name, request.width, request.height, self.prompts[0].length, keys, solo)
 
 
 @dataclass(slots=True, eq=False)
@@ -112,4 +117,4 @@ class Seat:
     @property
     def rows(self) -> int:
         """How many rows it takes in a batch."""
-        return self.job.plan.rows
+        return len(self.job.plan.prompts)

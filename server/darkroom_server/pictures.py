@@ -12,7 +12,7 @@ from darkroom_plugins.request import ImageFormat, OutputOptions, PreviewOptions
 from darkroom_plugins.sample import Picture
 
 MIN_PREVIEW_EDGE = 64  # pixels: smaller previews are enlarged
-PREVIEW_QUALITY = 90
+PREVIEW_QUALITY, MAP_QUALITY = 90, 95
 EXIF_IFD, USER_COMMENT = 0x8769, 0x9286
 MAX_COMMENT = 60_000  # bytes, even; EXIF has room for 64 KiB in all
 MEDIA_TYPES: dict[ImageFormat, str] = {"png": "image/png", "jpeg": "image/jpeg", "webp": "image/webp"}
@@ -55,6 +55,11 @@ def encode_preview(pixels: Any, options: PreviewOptions) -> tuple[bytes, tuple[i
         width, height = (max(1, round(size * edge / longer)) for size in image.size)
         image = image.resize((width, height), Image.Resampling.BICUBIC)
     return _file(image, options.format, PREVIEW_QUALITY), image.size
+
+
+def encode_map(pixels: Any, format: ImageFormat) -> bytes:
+    """The file of a control map: (h, w, 3) uint8."""
+    return _file(Image.fromarray(pixels), format, None if format == "png" else MAP_QUALITY)
 
 
 def _file(image: Image.Image, format: ImageFormat, quality: int | None, **extra: Any) -> bytes:

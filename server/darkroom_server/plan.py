@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
-from darkroom_plugins.contract import Finisher
+from darkroom_plugins.canvas import Canvas
+from darkroom_plugins.contract import Conditioner, Finisher
 from darkroom_plugins.errors import InvalidRequest, Violation
-from darkroom_plugins.request import Request
+from darkroom_plugins.manager import Plugins
+from darkroom_plugins.request import Pixels, Request
+from darkroom_plugins.sample import PromptPiece
+from darkroom_server.assets import ModelAssets
 from darkroom_server.catalog import Catalog
-from darkroom_server.jobs import Plan, count_steps
+from darkroom_server.events import ControlMade
+from darkroom_server.jobs import Job, Plan, count_steps
 from darkroom_server.models import Model
 from darkroom_server.sampling import known
 
@@ -32,19 +39,54 @@ def _plan(request: Request, catalog: Catalog) -> Plan:
     plugins, model = catalog.plugins, catalog.models[request.model]
     scheduler = _scheduler(request, catalog, model)
     task = plugins.tasks[request.task]
-    first = task.first_evaluation(request, scheduler.timesteps)
+    first = task.first_evaluation(request, scheduler.timesteps, scheduler.order)
     if hasattr(scheduler, "set_begin_index"):
         scheduler.set_begin_index(first)  # else schedulers look for it, and take the second of two equal timesteps
+    conditioners = tuple(c for _, c in sorted(plugins.conditioners.items()) if c.wants(request))
+    canvas, assets = task.canvas(request), ModelAssets(catalog.assets, model)
     return Plan(
         model=model,
         task=task,
-        conditioners=tuple(c for _, c in sorted(plugins.conditioners.items()) if c.wants(request)),
+        conditioners=conditioners,
         adapters=tuple(a for _, a in sorted(plugins.adapters.items()) if a.wants(request)),
         finishers=_finishers(request, catalog),
         scheduler=scheduler,
         steps=count_steps(scheduler.timesteps, first, scheduler.order, request.num_inference_steps),
-        rows=len(model.loaded.prompt_keys(request)),
+        prompts=model.loaded.prompt_keys(request, partial(_read, conditioners, request, assets)),
+        canvas=canvas,
+        controls=_maps(request, plugins, canvas),
+        assets=assets,
     )
+
+
+def _read(
+    conditioners: Sequence[Conditioner], request: Request, assets: ModelAssets, text: str
+) -> tuple[PromptPiece, ...]:
+    """A prompt's text as the conditioners read it, one after the other."""
+    pieces: tuple[PromptPiece, ...] = (PromptPiece(text),)
+    for conditioner in conditioners:
+        pieces = conditioner.read_prompt(pieces, request, assets)
+    return pieces
+
+
+def _maps(request: Request, plugins: Plugins, canvas: Canvas) -> tuple[Pixels, ...]:
+    """The map of each control, at the working size: made there, so that its lines are as fine as they can be."""
+    maps = []
+    for index, control in enumerate(request.controls):
+        pixels = canvas.place(control.image, f"parameters.controls[{index}].image")
+        if control.preprocessor:
+            pixels = plugins.preprocessors[control.preprocessor].run(pixels, control.options)
+        maps.append(pixels)
+    return tuple(maps)
+
+
+def control_images(job: Job) -> list[ControlMade]:
+    """The maps of a planned job that its client wants to see."""
+    return [
+        ControlMade(index, pixels, control.preprocessor or "")
+        for index, (control, pixels) in enumerate(zip(job.request.controls, job.plan.controls, strict=True))
+        if control.echo_map
+    ]
 
 
 def _finishers(request: Request, catalog: Catalog) -> tuple[tuple[Finisher, Any], ...]:

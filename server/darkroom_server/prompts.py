@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections import OrderedDict
-from collections.abc import Hashable
+from collections.abc import Hashable, Sequence
 
-from darkroom_plugins.request import Request
-from darkroom_plugins.sample import PromptEmbedding
-from darkroom_server.models import Model
+from darkroom_plugins.contract import PromptKey
+from darkroom_plugins.sample import PromptEmbedding, Sample
 
 KEPT = 256  # embeddings; one of SD 1.5 has 118 KB in half precision
 
@@ -18,13 +18,22 @@ class PromptCache:
     def __init__(self) -> None:
         self._kept: OrderedDict[Hashable, PromptEmbedding] = OrderedDict()
 
-    def rows(self, model: Model, request: Request) -> tuple[PromptEmbedding, ...]:
-        """What each row of a sample of this request is conditioned on."""
-        return tuple(self._embedding(model, key) for key in model.loaded.prompt_keys(request))
+    def rows(self, sample: Sample, keys: Sequence[PromptKey]) -> tuple[PromptEmbedding, ...]:
+        """What each row of this sample is conditioned on."""
+        changes = tuple((adapter.name, adapter.prompt_key(sample.request)) for adapter in sample.adapters)
+        return tuple(self._embedding(sample, key, changes) for key in keys)
 
-    def _embedding(self, model: Model, key: Hashable) -> PromptEmbedding:
-        found = self._kept.pop((model.name, key), None) or model.loaded.encode_prompt(key)
-        self._kept[(model.name, key)] = found
+    def _embedding(self, sample: Sample, key: PromptKey, changes: Hashable) -> PromptEmbedding:
+        whole = (sample.request.model, key, changes)
+        found = self._kept.pop(whole, None) or _encode(sample, key)
+        self._kept[whole] = found
         if len(self._kept) > KEPT:
             self._kept.popitem(last=False)
         return found
+
+
+def _encode(sample: Sample, key: PromptKey) -> PromptEmbedding:
+    with contextlib.ExitStack() as adapted:
+        for adapter in sample.adapters:
+            adapted.enter_context(adapter.encoding(sample))
+        return sample.model.encode_prompt(key)

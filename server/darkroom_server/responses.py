@@ -12,9 +12,9 @@ from darkroom.v1 import events_pb2, parameters_pb2
 from darkroom_plugins.recipe import parameters_json
 from darkroom_plugins.request import PreviewMode
 from darkroom_plugins.sample import Picture
-from darkroom_server.events import Ended, PreviewMade, Queued, StepDone
+from darkroom_server.events import ControlMade, Ended, PreviewMade, Queued, StepDone
 from darkroom_server.jobs import Job
-from darkroom_server.pictures import MEDIA_TYPES
+from darkroom_server.pictures import MEDIA_TYPES, encode_map
 
 
 def preview_mode(mode: PreviewMode) -> Any:
@@ -93,9 +93,35 @@ def image(index: int, picture: Picture, data: bytes, job: Job, chunk_bytes: int)
     )
     ParseDict(picture.metadata, first.metadata)
     yield {"image": first}
+    yield from _chunks(data, chunk_bytes, image_index=index)
+
+
+def control_image(event: ControlMade, chunk_bytes: int) -> Iterator[dict[str, Any]]:
+    """A control map: the `control_image` event, then as many `chunk` events as it needs."""
+    data, (height, width) = encode_map(event.pixels, event.format), event.pixels.shape[:2]
+    yield {
+        "control_image": events_pb2.ControlImageEvent(
+            control_index=event.control_index,
+            image_bytes=data[:chunk_bytes],
+            media_type=MEDIA_TYPES[event.format],
+            width=width,
+            height=height,
+            preprocessor=event.preprocessor,
+            total_bytes=len(data),
+        )
+    }
+    yield from _chunks(data, chunk_bytes, control_index=event.control_index)
+
+
+def _chunks(data: bytes, chunk_bytes: int, **target: int) -> Iterator[dict[str, Any]]:
     for offset in range(chunk_bytes, len(data), chunk_bytes):
         part = data[offset : offset + chunk_bytes]
-        yield {"chunk": events_pb2.ChunkEvent(image_index=index, offset=offset, data=part)}
+        yield {"chunk": events_pb2.ChunkEvent(**target, offset=offset, data=part)}
+
+
+def took(seconds: float) -> events_pb2.CompletedEvent:
+    """The end of a call that is no job."""
+    return events_pb2.CompletedEvent(timings=events_pb2.Timings(total_seconds=seconds))
 
 
 def completed(event: Ended, job: Job, encode_seconds: float) -> events_pb2.CompletedEvent:

@@ -41,10 +41,14 @@ def begin(seat: Seat, prompts: PromptCache) -> Sample:
         adapters=plan.adapters,
         scheduler=copy.deepcopy(plan.scheduler),
         timesteps=plan.steps.timesteps,
+        canvas=plan.canvas,
+        assets=plan.assets,
+        controls=plan.controls,
+        first=plan.steps.first,
         evaluation=plan.steps.first,
     )
     sample.generator = torch.Generator().manual_seed(sample.seed)
-    sample.rows = prompts.rows(plan.model, request)
+    sample.rows = prompts.rows(sample, plan.prompts)
     for conditioner in sample.conditioners:
         conditioner.begin(sample)
     sample.task.begin(sample)

@@ -28,6 +28,15 @@ class ModelSettings(BaseModel, extra="forbid"):
     default_preview_mode: PreviewMode = "latent-rgb"
 
 
+class AssetSettings(BaseModel, extra="forbid"):
+    """A ControlNet (a diffusers folder), or a LoRA or embedding (a safetensors file)."""
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9._/-]+$", max_length=128)]
+    path: Path
+    description: str = ""
+    preprocessor: str | None = None  # of a ControlNet: what makes the maps that it was trained on
+
+
 class Limits(BaseModel, extra="forbid"):
     """What a request may ask for; ServerLimits of the API, field by field."""
 
@@ -52,6 +61,9 @@ class Settings(BaseSettings):
     device: str = "auto"  # torch's name of a device
     models: list[ModelSettings] = []  # none: the embedded demo model
     default_model: str | None = None  # None: the first
+    controlnets: list[AssetSettings] = []
+    loras: list[AssetSettings] = []
+    embeddings: list[AssetSettings] = []
     limits: Limits = Limits()
     blocked_plugins: list[str] = []
     encoder_threads: Annotated[int, Field(ge=1)] = 2
@@ -59,9 +71,11 @@ class Settings(BaseSettings):
 
     @model_validator(mode="after")
     def _check(self) -> Self:
+        for kind in ("models", "controlnets", "loras", "embeddings"):
+            names = [each.name for each in getattr(self, kind)]
+            for name in {n for n in names if names.count(n) > 1}:
+                raise ValueError(f"{kind}: the name {name!r} is given {names.count(name)} times")
         names = [model.name for model in self.models]
-        for name in {n for n in names if names.count(n) > 1}:
-            raise ValueError(f"models: the name {name!r} is given {names.count(name)} times")
         if self.default_model is not None and self.models and self.default_model not in names:
             raise ValueError(f"default_model: there is no model {self.default_model!r}, but {', '.join(names)}")
         host = self.listen.rpartition(":")[0]

@@ -1,4 +1,4 @@
-"""Turns a GenerateRequest into a checked Request, or says everything that is wrong with it."""
+"""Turns a GenerateRequest or EditRequest into a checked Request, or says everything that is wrong with it."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 from darkroom.v1 import image_service_pb2, parameters_pb2
 from darkroom_plugins.request import OutputOptions, PreviewOptions, Request, SchedulerChoice
+from darkroom_server.check_conditions import ConditionsCheck
+from darkroom_server.check_edit import CheckedEdit, EditCheck, derived_task
 from darkroom_server.findings import Findings
 from darkroom_server.models import Model
 
@@ -20,6 +22,7 @@ if TYPE_CHECKING:
 REQUEST_ID = re.compile(r"[A-Za-z0-9_.:-]{1,128}")
 MAX_EXTENSIONS = 100
 MAX_SEED = 2**63 - 1
+PARAMETERS = "parameters"
 
 
 def check_generate(message: image_service_pb2.GenerateRequest, catalog: Catalog) -> Request:
@@ -27,12 +30,29 @@ def check_generate(message: image_service_pb2.GenerateRequest, catalog: Catalog)
 
     :raises RequestRefused: with everything that is wrong with it
     """
+    return _checked(message, catalog, "Generate", "txt2img", None)
+
+
+def check_edit(message: image_service_pb2.EditRequest, catalog: Catalog) -> Request:
+    """The same for an edit; decodes its pictures, which takes time.
+
+    :raises RequestRefused: with everything that is wrong with it
+    """
+    return _checked(message, catalog, "Edit", derived_task(message), EditCheck)
+
+
+def _checked(message: Any, catalog: Catalog, rpc: str, task: str, edit: type[EditCheck] | None) -> Request:
     findings = Findings()
-    check = _Check(catalog, findings)
-    request = check.request(message, rpc="Generate", derived_task="txt2img")
+    request = _Check(catalog, findings).request(message, rpc, task, edit(catalog, findings) if edit else None)
     findings.refuse()
     assert request is not None
     return request
+
+
+def check_request_id(request_id: str, findings: Findings) -> None:
+    """One that the client chose."""
+    if request_id and not REQUEST_ID.fullmatch(request_id):
+        findings.invalid("request_id", "must be 1 to 128 letters, digits or any of -_.:")
 
 
 class _Check:
@@ -42,15 +62,17 @@ class _Check:
         self.catalog = catalog
         self.findings = findings
 
-    def request(self, message: Any, rpc: str, derived_task: str) -> Request | None:
+    def request(self, message: Any, rpc: str, derived: str, edit_check: EditCheck | None) -> Request | None:
         given = message.parameters
-        self._request_id(message.request_id)
+        check_request_id(message.request_id, self.findings)
         self._refuse_what_is_not_there_yet(message)
         model = self._model(given.model)
-        task = self._task(given.task, rpc, derived_task)
-        texts = self._texts(given)
+        edit = edit_check.checked(message, model) if edit_check else CheckedEdit()
+        task = self._task(given.task, rpc, derived, model, edit)
+        texts = self._texts(given, model)
         scheduler = self._scheduler(given, model)
-        numbers = self._numbers(given, model, scheduler)
+        numbers = self._numbers(given, model, scheduler) | self._size(given, model, edit)
+        conditions = ConditionsCheck(self.catalog, self.findings).checked(given, model, numbers)
         extensions = self._extensions(given)
         preview = self._preview(message.preview, model)
         output = self._output(message.output)
@@ -67,26 +89,16 @@ class _Check:
             deterministic=message.deterministic,
             **texts,
             **numbers,
+            **conditions,
+            **edit.fields,
         )
 
-    def _request_id(self, request_id: str) -> None:
-        if request_id and not REQUEST_ID.fullmatch(request_id):
-            self.findings.invalid("request_id", "must be 1 to 128 letters, digits or any of -_.:")
-
     def _refuse_what_is_not_there_yet(self, message: Any) -> None:
-        given = message.parameters
-        for field, what in (("loras", "LoRAs are"), ("controls", "ControlNets are")):
-            if getattr(given, field):
-                self.findings.not_yet(f"parameters.{field}", what)
-        if self._enum("parameters.prompt_syntax", parameters_pb2.PromptSyntax, given.prompt_syntax) == "weighted":
-            self.findings.not_yet("parameters.prompt_syntax", "weighted prompts are")
-        if self._enum("disconnect_policy", parameters_pb2.DisconnectPolicy, message.disconnect_policy) == "keep":
+        if (
+            self.findings.enum("disconnect_policy", parameters_pb2.DisconnectPolicy, message.disconnect_policy)
+            == "keep"
+        ):
             self.findings.not_yet("disconnect_policy", "keeping a job without its client is")
-        for field in ("prompt_2", "negative_prompt_2"):
-            if getattr(given, field):
-                self.findings.unsupported(f"parameters.{field}", "the model has one text encoder")
-        if given.HasField("size_conditioning"):
-            self.findings.unsupported("parameters.size_conditioning", "the model is told nothing about sizes")
 
     def _model(self, name: str) -> Model | None:
         model = self.catalog.models.get(name or self.catalog.default_model)
@@ -94,26 +106,45 @@ class _Check:
             self.findings.unknown("model", "parameters.model", name)
         return model
 
-    def _task(self, name: str, rpc: str, derived: str) -> str:
-        task = self.catalog.plugins.tasks.get(name or derived)
+    def _task(self, name: str, rpc: str, derived: str, model: Model | None, edit: CheckedEdit) -> str:
+        task, path = self.catalog.plugins.tasks.get(name or derived), f"{PARAMETERS}.task"
         if task is None:
-            self.findings.unknown("task", "parameters.task", name)
+            self.findings.unknown("task", path, name or derived)
         elif rpc not in task.rpcs:
-            self.findings.invalid("parameters.task", f"{name!r} is for {' and '.join(task.rpcs)}")
+            self.findings.invalid(path, f"{name!r} is for {' and '.join(task.rpcs)}")
+        elif edit.choice is not None and not isinstance(edit.choice, task.edits):
+            self.findings.invalid(path, f"{name!r} does not do the edit that is set")
+        elif model is not None and (misfit := task.misfit(model.info)):
+            self.findings.unsupported(path, f"the model {model.name} {misfit}")
         return name or derived
 
-    def _texts(self, given: parameters_pb2.Parameters) -> dict[str, Any]:
-        limit = self.catalog.limits.max_prompt_characters
-        for field in ("prompt", "negative_prompt"):
-            if len(text := getattr(given, field)) > limit:
-                self.findings.invalid(f"parameters.{field}", f"must have up to {limit} characters, not {len(text)}")
+    def _texts(self, given: parameters_pb2.Parameters, model: Model | None) -> dict[str, Any]:
+        limit, fields = self.catalog.limits.max_prompt_characters, ("prompt", "negative_prompt")
+        for field in (*fields, *(f"{each}_2" for each in fields)):
+            text, path = getattr(given, field), f"{PARAMETERS}.{field}"
+            if len(text) > limit:
+                self.findings.invalid(path, f"must have up to {limit} characters, not {len(text)}")
+            if text and field.endswith("_2") and model is not None and model.info.text_encoders < 2:
+                self.findings.unsupported(path, "the model has one text encoder")
         negative = given.negative_prompt if given.HasField("negative_prompt") else None
-        return {"prompt": given.prompt, "negative_prompt": negative}
+        if given.negative_prompt_2 and negative is None:
+            self.findings.invalid(f"{PARAMETERS}.negative_prompt_2", "needs negative_prompt to be set")
+        path = f"{PARAMETERS}.prompt_syntax"
+        syntax = self.findings.enum(path, parameters_pb2.PromptSyntax, given.prompt_syntax)
+        if syntax == "weighted" and "prompt-weighting" not in self.catalog.plugins.conditioners:
+            self.findings.unsupported(path, "the server's operator has blocked the plugin prompt-weighting")
+        return {
+            "prompt": given.prompt,
+            "negative_prompt": negative,
+            "prompt_2": given.prompt_2,
+            "negative_prompt_2": given.negative_prompt_2,
+            "prompt_syntax": syntax or "plain",
+        }
 
     def _scheduler(self, given: parameters_pb2.Parameters, model: Model | None) -> SchedulerChoice | None:
         spec, plugins, path = given.scheduler, self.catalog.plugins, "parameters.scheduler"
-        sigmas = self._enum(f"{path}.sigma_schedule", parameters_pb2.SigmaSchedule, spec.sigma_schedule)
-        spacing = self._enum(f"{path}.timestep_spacing", parameters_pb2.TimestepSpacing, spec.timestep_spacing)
+        sigmas = self.findings.enum(f"{path}.sigma_schedule", parameters_pb2.SigmaSchedule, spec.sigma_schedule)
+        spacing = self.findings.enum(f"{path}.timestep_spacing", parameters_pb2.TimestepSpacing, spec.timestep_spacing)
         wanted = spec.name or (model.default_scheduler if model else "")
         name = plugins.scheduler_names.get(wanted)
         if name is None:
@@ -147,23 +178,19 @@ class _Check:
         default_steps = settings.default_num_inference_steps if settings else 1
         default_guidance = settings.default_guidance_scale if settings else 1.0
         numbers = {
-            "num_images": self._number(given, "num_images", 1, 1, limits.max_images),
-            "num_inference_steps": self._number(given, "num_inference_steps", min(default_steps, steps[1]), *steps),
-            "guidance_scale": self._number(given, "guidance_scale", default_guidance, 0, 100),
-            "guidance_rescale": self._number(given, "guidance_rescale", 0.0, 0, 1),
-            "eta": self._number(given, "eta", 0.0, 0, 1),
-            "clip_skip": self._number(given, "clip_skip", 0, 0, model.info.max_clip_skip if model else 100),
+            "num_images": self.findings.number(PARAMETERS, given, "num_images", 1, 1, limits.max_images),
+            "num_inference_steps": self.findings.number(
+                PARAMETERS, given, "num_inference_steps", min(default_steps, steps[1]), *steps
+            ),
+            "guidance_scale": self.findings.number(PARAMETERS, given, "guidance_scale", default_guidance, 0, 100),
+            "guidance_rescale": self.findings.number(PARAMETERS, given, "guidance_rescale", 0.0, 0, 1),
+            "eta": self.findings.number(PARAMETERS, given, "eta", 0.0, 0, 1),
+            "clip_skip": self.findings.number(
+                PARAMETERS, given, "clip_skip", 0, 0, model.info.max_clip_skip if model else 100
+            ),
         }
         numbers["seed"] = self._seed(given, numbers["num_images"])
-        return numbers | self._size(given, model)
-
-    def _number(self, given: Any, field: str, default: float, low: float, high: float, unit: str = "") -> Any:
-        descriptor = given.DESCRIPTOR.fields_by_name[field]
-        if descriptor.has_presence and not given.HasField(field):
-            return default
-        value = getattr(given, field)
-        self.findings.check_range(f"parameters.{field}", value, low, high, unit)
-        return value
+        return numbers
 
     def _seed(self, given: parameters_pb2.Parameters, num_images: int) -> int:
         if not given.HasField("seed"):
@@ -174,18 +201,19 @@ class _Check:
             self.findings.invalid("parameters.seed", f"must be from 0 to {last}{each}, not {given.seed}")
         return given.seed
 
-    def _size(self, given: parameters_pb2.Parameters, model: Model | None) -> dict[str, int]:
+    def _size(self, given: parameters_pb2.Parameters, model: Model | None, edit: CheckedEdit) -> dict[str, int]:
         limits = self.catalog.limits
         low, high = self.catalog.size_range(model) if model else (1, limits.max_edge)
-        width = self._number(given, "width", model.info.default_width if model else 1, low, high, "pixels")
-        height = self._number(given, "height", model.info.default_height if model else 1, low, high, "pixels")
+        default = edit.size or ((model.info.default_width, model.info.default_height) if model else (1, 1))
+        width = self.findings.number(PARAMETERS, given, "width", default[0], low, high, "pixels")
+        height = self.findings.number(PARAMETERS, given, "height", default[1], low, high, "pixels")
         for field, size in (("width", width), ("height", height)):
             if model and size % model.info.size_factor:
                 problem = f"must be a multiple of {model.info.size_factor} pixels, not {size}"
-                self.findings.invalid(f"parameters.{field}", problem)
+                self.findings.invalid(f"{PARAMETERS}.{field}", problem)
         if max(width, height) <= limits.max_edge and width * height > limits.max_pixels:
             problem = f"width x height must be up to {limits.max_pixels} pixels, not {width * height}"
-            self.findings.invalid("parameters.width", problem)
+            self.findings.invalid(f"{PARAMETERS}.width", problem)
         return {"width": width, "height": height}
 
     def _extensions(self, given: parameters_pb2.Parameters) -> dict[str, BaseModel]:
@@ -204,7 +232,7 @@ class _Check:
         return checked
 
     def _preview(self, given: parameters_pb2.PreviewOptions, model: Model | None) -> PreviewOptions:
-        mode = self._enum("preview.mode", parameters_pb2.PreviewMode, given.mode)
+        mode = self.findings.enum("preview.mode", parameters_pb2.PreviewMode, given.mode)
         if mode == "tiny-vae":
             self.findings.not_yet("preview.mode", "previews by a tiny VAE are")
         elif model is not None and mode is not None and mode not in model.preview_modes:
@@ -216,13 +244,13 @@ class _Check:
         self.findings.check_range("preview.max_edge", max_edge, 64, self.catalog.limits.max_edge, "pixels")
         chosen: Any = {
             "mode": mode or (model.default_preview_mode if model else "off"),
-            "format": self._enum("preview.format", parameters_pb2.ImageFormat, given.format) or "jpeg",
+            "format": self.findings.enum("preview.format", parameters_pb2.ImageFormat, given.format) or "jpeg",
         }
         interval = given.min_interval_seconds
         return PreviewOptions(every_n_steps=every, min_interval_seconds=interval, max_edge=max_edge, **chosen)
 
     def _output(self, given: parameters_pb2.OutputOptions) -> OutputOptions:
-        chosen: Any = self._enum("output.format", parameters_pb2.ImageFormat, given.format) or "png"
+        chosen: Any = self.findings.enum("output.format", parameters_pb2.ImageFormat, given.format) or "png"
         quality = given.quality if given.HasField("quality") else None
         if quality is not None and given.format in (0, parameters_pb2.IMAGE_FORMAT_PNG):
             self.findings.invalid("output.quality", "must be unset for PNG, which is lossless")
@@ -232,14 +260,3 @@ class _Check:
             quality = 95
         embed = given.embed_metadata if given.HasField("embed_metadata") else True
         return OutputOptions(format=chosen, quality=quality, embed_metadata=embed)
-
-    def _enum(self, path: str, enum: Any, value: int) -> str | None:
-        """The value's name without its prefix, in kebab-case; None where it is unset."""
-        if value == 0:
-            return None
-        if value not in enum.values():
-            names = ", ".join(enum.keys()[1:])
-            self.findings.invalid(path, f"must be one of {names}, not {value}")
-            return None
-        prefix = enum.Name(0).removesuffix("UNSPECIFIED")
-        return str(enum.Name(value).removeprefix(prefix).lower().replace("_", "-"))

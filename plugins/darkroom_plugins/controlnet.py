@@ -1,0 +1,148 @@
+"""ControlNets: networks that let a picture follow a map (Zhang et al. 2023)."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import torch
+from diffusers import ControlNetModel
+
+from darkroom_plugins import hookimpl
+from darkroom_plugins.contract import AssetInfo, AssetKind, Conditioner, Family
+from darkroom_plugins.request import ControlChoice, Request
+from darkroom_plugins.sample import Evaluation, Row, Sample
+
+darkroom_api_version = 1
+
+SHAPE_KEYS = ("cross_attention_dim", "block_out_channels", "layers_per_block", "addition_embed_type")
+Residuals: TypeAlias = list[torch.Tensor]  # what is added in the denoiser: down blocks, then the middle one
+
+
+@dataclass(frozen=True, slots=True)
+class Control:
+    """A ControlNet with the map that it follows, for one sample."""
+
+    choice: ControlChoice
+    network: Any
+    map: torch.Tensor  # (1, 3, height, width) in 0 to 1
+
+
+class ControlNets(Conditioner):
+    """Adds what each ControlNet makes of its map to the denoiser's skip connections, row by row (diffusers'
+    StableDiffusionControlNetPipeline and MultiControlNetModel). Rows without one get zeros, which change nothing."""
+
+    name = "controlnet"
+    description = "Lets pictures follow edges, depths, poses and other maps."
+    asset_kind: AssetKind = "controlnet"  # type: ignore[misc]
+
+    def wants(self, request: Request) -> bool:
+        return any(choice.scale > 0 for choice in request.controls)
+
+    def describe_asset(self, path: Path) -> AssetInfo:
+        _config(path)
+        files = [*path.glob("*.safetensors")]
+        if not files:
+            raise ValueError("it has no weights as safetensors")
+        return AssetInfo(components=("unet",), weight_bytes=sum(file.stat().st_size for file in files))
+
+    def misfit(self, path: Path, model: Family) -> str | None:
+        theirs, ours = _config(path), model.components["unet"].config
+        for key in SHAPE_KEYS:
+            if _plain(theirs.get(key)) != _plain(getattr(ours, key, None)):
+                return f"was made for a model whose {key} is {theirs.get(key)}, not {getattr(ours, key, None)}"
+        return None
+
+    def load_asset(self, path: Path, model: Family) -> Any:
+        network = ControlNetModel.from_pretrained(path, dtype=model.dtype, use_safetensors=True, local_files_only=True)
+        return network.to(model.device).eval()
+
+    def begin(self, sample: Sample) -> None:
+        sample.state[self.name] = [
+            Control(choice, sample.assets.get("controlnet", choice.model), _map(pixels, sample.model))
+            for choice, pixels in zip(sample.request.controls, sample.controls, strict=True)
+            if choice.scale > 0
+        ]
+
+    def condition(self, evaluation: Evaluation) -> None:
+        total: Residuals | None = None
+        model = evaluation.rows[0].sample.model
+        for network, wanted in self._by_network(evaluation).items():
+            part = evaluation.select([index for index, _ in wanted])
+            controls = [control for _, control in wanted]
+            residuals = _scaled(_run(network, part, controls, model), network, controls)
+            if total is None:
+                total = [torch.zeros(len(evaluation.rows), *each.shape[1:]).to(each) for each in residuals]
+            where = torch.tensor([index for index, _ in wanted], device=evaluation.latents.device)
+            for sum_, each in zip(total, residuals, strict=True):
+                sum_.index_add_(0, where, each.expand(-1, *sum_.shape[1:]))
+        if total is not None:
+            evaluation.arguments["down_block_additional_residuals"] = total[:-1]
+            evaluation.arguments["mid_block_additional_residual"] = total[-1]
+
+    def _by_network(self, evaluation: Evaluation) -> dict[Any, list[tuple[int, Control]]]:
+        """For each ControlNet at work now, the rows that follow it."""
+        found: dict[Any, list[tuple[int, Control]]] = {}
+        for index, row in enumerate(evaluation.rows):
+            for control in self._active(row):
+                found.setdefault(control.network, []).append((index, control))
+        return found
+
+    def _active(self, row: Row) -> Iterator[Control]:
+        sample = row.sample
+        done, count = sample.evaluation - sample.first, len(sample.timesteps) - sample.first
+        for control in sample.state.get(self.name, ()):
+            choice = control.choice
+            within = done / count >= choice.start and (done + 1) / count <= choice.end
+            if within and not (row.unconditional and _guesses(control)):
+                yield control
+
+
+def _guesses(control: Control) -> bool:
+    return control.choice.guess_mode or bool(control.network.config.global_pool_conditions)
+
+
+def _run(network: Any, part: Evaluation, controls: Sequence[Control], model: Family) -> Residuals:
+    down, middle = network(
+        part.latents,
+        part.timesteps,
+        encoder_hidden_states=part.prompts,
+        controlnet_cond=torch.cat([control.map for control in controls]),
+        return_dict=False,
+        **model.added_conditions(part),
+    )
+    return [*down, middle]
+
+
+def _scaled(residuals: Residuals, network: Any, controls: Sequence[Control]) -> Residuals:
+    """Each row's residuals by its own scale, the earlier ones less in guess mode: what ControlNetModel.forward does
+    with one scale and one mode for all rows."""
+    pooled, count = network.config.global_pool_conditions, len(residuals)
+    scales = torch.ones(len(controls), count)
+    for row, choice in zip(scales, (control.choice for control in controls), strict=True):
+        row *= choice.scale * (torch.logspace(-1, 0, count) if choice.guess_mode and not pooled else 1)
+    scales = scales.to(residuals[0])
+    return [each * scale.view(-1, 1, 1, 1) for each, scale in zip(residuals, scales.T, strict=True)]
+
+
+def _map(pixels: Any, model: Family) -> torch.Tensor:
+    return (torch.from_numpy(pixels.copy()).permute(2, 0, 1)[None].float() / 255).to(model.device, model.dtype)
+
+
+def _config(path: Path) -> dict[str, Any]:
+    config = json.loads((path / "config.json").read_text())
+    if config.get("_class_name") != "ControlNetModel":
+        raise ValueError(f"it is a {config.get('_class_name')}, not a ControlNetModel")
+    return config  # type: ignore[no-any-return]
+
+
+def _plain(value: Any) -> Any:
+    return list(value) if isinstance(value, tuple) else value
+
+
+@hookimpl
+def darkroom_conditioners() -> Sequence[Conditioner]:
+    return [ControlNets()]

@@ -1,0 +1,68 @@
+"""The task of repainting a whole picture."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import torch
+from diffusers.utils.torch_utils import randn_tensor
+
+from darkroom_plugins import hookimpl
+from darkroom_plugins.contract import ModelInfo, Task
+from darkroom_plugins.request import ImageToImage, Request
+from darkroom_plugins.sample import Sample
+
+if TYPE_CHECKING:
+    from darkroom_plugins.request import Pixels
+
+darkroom_api_version = 1
+
+
+def skipped_evaluations(strength: float, request: Request, timesteps: torch.Tensor, order: int) -> int:
+    """How many evaluations a strength leaves out, of those at `timesteps` (as in diffusers' get_timesteps)."""
+    steps = request.num_inference_steps
+    return min((steps - min(int(steps * strength), steps)) * order, len(timesteps))
+
+
+def to_tensor(pixels: Pixels, like: torch.Tensor) -> torch.Tensor:
+    """(height, width, 3) uint8 to (1, 3, height, width) in -1 to 1, of the dtype and on the device of another."""
+    image = torch.from_numpy(pixels.copy()).permute(2, 0, 1)[None].float() / 255
+    return (2.0 * image - 1.0).to(like.device, like.dtype)
+
+
+def noise_for(sample: Sample) -> torch.Tensor:
+    """Noise of the latents' shape, (1, channels, h, w), from the sample's generator."""
+    shape = (1, *sample.model.latent_shape(sample.request.width, sample.request.height))
+    return randn_tensor(  # type: ignore[no-any-return]
+        shape, sample.generator, sample.model.device, sample.model.dtype
+    )
+
+
+class Img2Img(Task):
+    """Begins with the picture's latents under noise (diffusers' StableDiffusionImg2ImgPipeline)."""
+
+    name = "img2img"
+    description = "A picture repainted as a whole."
+    rpcs = ("Edit",)
+    edits = (ImageToImage,)
+
+    def misfit(self, info: ModelInfo) -> str | None:
+        return "repaints what is under a mask only" if info.inpainting else None
+
+    def first_evaluation(self, request: Request, timesteps: torch.Tensor, order: int) -> int:
+        edit = request.edit if isinstance(request.edit, ImageToImage) else ImageToImage()
+        return skipped_evaluations(edit.strength, request, timesteps, order)
+
+    def begin(self, sample: Sample) -> None:
+        assert sample.canvas.image is not None
+        like = torch.empty(0, device=sample.model.device, dtype=sample.model.dtype)
+        latents = sample.model.encode(to_tensor(sample.canvas.image, like), sample.generator)
+        if not sample.done:
+            latents = sample.scheduler.add_noise(latents, noise_for(sample), sample.timestep[None])
+        sample.latents = latents
+
+
+@hookimpl
+def darkroom_tasks() -> Sequence[Task]:
+    return [Img2Img()]

@@ -1,0 +1,38 @@
+"""The Preprocess RPC's work: a control map from a picture."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from darkroom.v1 import image_service_pb2, parameters_pb2
+from darkroom_server import responses
+from darkroom_server.catalog import Catalog
+from darkroom_server.check_conditions import ConditionsCheck
+from darkroom_server.check_edit import EditCheck
+from darkroom_server.events import ControlMade
+from darkroom_server.findings import Findings
+from darkroom_server.inputs import decode_image
+from darkroom_server.sampling import known
+from darkroom_server.validate import check_request_id
+
+
+def preprocess(message: image_service_pb2.PreprocessRequest, catalog: Catalog) -> list[dict[str, Any]]:
+    """The messages of the map, of the picture's own size.
+
+    :raises RequestRefused: with everything that is wrong with the request
+    :raises PluginFailed: the preprocessor failed
+    """
+    findings = Findings()
+    check_request_id(message.request_id, findings)
+    if not message.preprocessor:
+        findings.invalid("preprocessor", "must be set")
+    options = ConditionsCheck(catalog, findings).preprocessor("", message.preprocessor, message.preprocessor_options)
+    format: Any = findings.enum("format", parameters_pb2.ImageFormat, message.format) or "png"
+    pixels = EditCheck(catalog, findings).decoded("image", message.image, decode_image)
+    findings.refuse()
+    try:
+        made = catalog.plugins.preprocessors[message.preprocessor].run(pixels, options)  # type: ignore[arg-type]
+    except Exception as error:
+        raise known(error) from None
+    event = ControlMade(0, made, message.preprocessor, format)
+    return list(responses.control_image(event, catalog.limits.chunk_bytes))
