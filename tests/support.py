@@ -63,24 +63,45 @@ class RunningServer:
         """Run on the server's event loop."""
         return asyncio.run_coroutine_threadsafe(coroutine, self._loop).result(60)
 
-    def start(self, request: image_service_pb2.GenerateRequest, timeout: float = 60) -> "Stream":
-        """Begin a call, without reading yet."""
-        return Stream(self.images.Generate(request, timeout=timeout))
+    def start(self, request: Any, timeout: float = 60) -> "Stream":
+        """Begin a Generate or an Edit, by the request's kind, without reading yet."""
+        generates = isinstance(request, image_service_pb2.GenerateRequest)
+        return Stream((self.images.Generate if generates else self.images.Edit)(request, timeout=timeout))
 
     def generate(self, **parameters: Any) -> "Stream":
         """Make pictures, and read the whole stream."""
         return self.start(generate_request(**parameters)).read()
 
+    def edit(self, **parameters: Any) -> "Stream":
+        """Change a picture, and read the whole stream."""
+        return self.start(edit_request(**parameters)).read()
+
 
 def generate_request(**parameters: Any) -> image_service_pb2.GenerateRequest:
     """A request; what is not a field of GenerateRequest is one of Parameters. `scheduler` may be a name."""
-    fields = image_service_pb2.GenerateRequest.DESCRIPTOR.fields_by_name
+    return _request(image_service_pb2.GenerateRequest, parameters)
+
+
+def edit_request(**parameters: Any) -> image_service_pb2.EditRequest:
+    """The same for EditRequest."""
+    return _request(image_service_pb2.EditRequest, parameters)
+
+
+def png(pixels: Any) -> bytes:
+    """A PNG of (h, w, 3) or (h, w) uint8, or of a PIL image."""
+    file = io.BytesIO()
+    (pixels if isinstance(pixels, Image.Image) else Image.fromarray(pixels)).save(file, "PNG")
+    return file.getvalue()
+
+
+def _request(message: Any, parameters: dict[str, Any]) -> Any:
+    fields = message.DESCRIPTOR.fields_by_name
     own = {name: parameters.pop(name) for name in list(parameters) if name in fields}
     if isinstance(parameters.get("scheduler"), str):
         parameters["scheduler"] = parameters_pb2.SchedulerSpec(name=parameters["scheduler"])
     for name, values in parameters.pop("extensions", {}).items():
         parameters.setdefault("extensions", {})[name] = struct(values)
-    return image_service_pb2.GenerateRequest(parameters=parameters_pb2.Parameters(**parameters), **own)
+    return message(parameters=parameters_pb2.Parameters(**parameters), **own)
 
 
 def struct(values: Mapping[str, Any]) -> Struct:

@@ -4,7 +4,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import AutoencoderKL, PNDMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+from diffusers import (
+    AutoencoderKL,
+    ControlNetModel,
+    DiffusionPipeline,
+    PNDMScheduler,
+    StableDiffusionPipeline,
+    UNet2DConditionModel,
+)
+from diffusers.utils import convert_state_dict_to_diffusers
+from peft import LoraConfig, get_peft_model_state_dict
 from tokenizers.pre_tokenizers import ByteLevel
 from torch import nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
@@ -92,3 +101,40 @@ def save_sd(folder: Path, seed: int = 0, scheduler: dict[str, Any] | None = None
     )
     pipeline.save_pretrained(folder)
     return folder
+
+
+def save_controlnet(folder: Path, model: Path, seed: int, gain: float = 0.3, **changes: Any) -> Path:
+    """A ControlNet for a model in diffusers' format, with random weights where a fresh one has zeros."""
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        denoiser = UNet2DConditionModel.from_pretrained(model / "unet")
+        if denoiser.config.in_channels != 4:
+            denoiser = UNet2DConditionModel.from_config({**denoiser.config, "in_channels": 4})
+        net = ControlNetModel.from_unet(denoiser, conditioning_embedding_out_channels=(8, 16))
+        randomise(net)
+        for zero in (*net.controlnet_down_blocks, net.controlnet_mid_block):
+            randomise(zero, gain)
+        net.register_to_config(**changes)
+    net.save_pretrained(folder)
+    return folder
+
+
+def save_lora(file: Path, model: Path, seed: int, networks: tuple[str, ...] = ("unet",), rank: int = 4) -> Path:
+    """A LoRA in diffusers' format for a model: of the UNet's attention and convolutions, and of text encoders."""
+    pipe = DiffusionPipeline.from_pretrained(model)
+    targets = {"unet": ["to_q", "to_k", "to_v", "to_out.0", "conv1", "proj_in"]}
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        layers = {}
+        for network in networks:
+            part = getattr(pipe, network)
+            where = targets.get(network, ["q_proj", "v_proj", "fc1"])
+            part.add_adapter(LoraConfig(r=rank, lora_alpha=rank, init_lora_weights=False, target_modules=where))
+            state = get_peft_model_state_dict(part)
+            layers[network] = state if network == "unet" else convert_state_dict_to_diffusers(state)
+        for state in layers.values():
+            for tensor in state.values():
+                torch.nn.init.normal_(tensor, 0, 0.7 / tensor[0].numel() ** 0.5)
+    arguments = {f"{network}_lora_layers": state for network, state in layers.items()}
+    type(pipe).save_lora_weights(file.parent, weight_name=file.name, **arguments)
+    return file

@@ -76,7 +76,7 @@ class Findings:
             return parameters.model_validate_json(plain, strict=True) if parameters else None
         except ValidationError as error:
             for each in error.errors(include_url=False, include_context=False, include_input=False):
-                self.invalid(".".join([path, *map(str, each["loc"])]), each["msg"])
+                self.invalid(".".join([path, *map(str, each["loc"])]), each["msg"].removeprefix("Value error, "))
         except ValueError as error:
             self.invalid(path, str(error))
         return None
