@@ -28,7 +28,19 @@ MAY_IMPORT = {
     "darkroom_demo": set(),
     "darkroom_client": {"darkroom"},
 }
-EDGE = {"calls", "validate", "findings", "responses", "status", "image_service", "catalog_service", "app"}
+EDGE = {
+    "calls",
+    "check_conditions",
+    "check_edit",
+    "preprocess",
+    "validate",
+    "findings",
+    "responses",
+    "status",
+    "image_service",
+    "catalog_service",
+    "app",
+}
 
 needs_generator = pytest.mark.skipif(not PROTO_PYTHON.exists(), reason="no .protoenv; `make test` makes it")
 

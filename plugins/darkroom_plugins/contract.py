@@ -15,8 +15,6 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
 
-from darkroom_plugins.canvas import Canvas
-
 if TYPE_CHECKING:
     from pathlib import Path
 
@@ -24,6 +22,7 @@ if TYPE_CHECKING:
     import torch
     from pydantic import BaseModel
 
+    from darkroom_plugins.canvas import Canvas
     from darkroom_plugins.request import EditChoice, PreviewMode, Request, SchedulerChoice
     from darkroom_plugins.sample import Evaluation, Picture, PromptEmbedding, PromptPiece, Sample
 
@@ -188,6 +187,8 @@ class Task(Contribution, ABC):
 
     def canvas(self, request: Request) -> Canvas:
         """The pictures to work from, fitted."""
+        from darkroom_plugins.canvas import Canvas  # which imports torch
+
         return Canvas.of(request)
 
     def first_evaluation(self, request: Request, timesteps: torch.Tensor, order: int) -> int:

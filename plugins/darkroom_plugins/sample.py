@@ -6,10 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-import torch
-
 if TYPE_CHECKING:
     import numpy as np
+    import torch
 
     from darkroom_plugins.canvas import Canvas
     from darkroom_plugins.contract import Adapter, Assets, Conditioner, Family, Task
@@ -32,6 +31,7 @@ class PromptPiece:
     text: str
     weight: float = 1.0  # 1: as the text encoder makes it
     embedding: Any = None  # of the textual-inversion plugin; hashed by identity
+    new_chunk: bool = False  # whether it starts on a new input of the text encoder, where there may be several
 
 
 @dataclass(slots=True, eq=False)
@@ -95,7 +95,7 @@ class Evaluation:
 
     def select(self, indices: Sequence[int]) -> Evaluation:
         """Only these rows, without the arguments."""
-        picked = torch.tensor(indices, device=self.latents.device)
+        picked = self.timesteps.new_tensor(indices).long()
         extra = self.extra_channels[picked] if self.extra_channels is not None else None
         rows = [self.rows[index] for index in indices]
         return Evaluation(rows, self.latents[picked], self.timesteps[picked], self.prompts[picked], extra)

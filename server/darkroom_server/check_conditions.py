@@ -57,7 +57,9 @@ class ConditionsCheck:
 
     def _listed(self, kind: AssetKind, path: str, name: str, model: Model | None) -> None:
         asset = self.catalog.assets.entries[kind].get(name)
-        if asset is None:
+        if not name:
+            self.findings.invalid(path, "must be set")
+        elif asset is None:
             self.findings.unknown(kind, path, name)
         elif model is not None and model.name in asset.misfits:
             self.findings.unsupported(

@@ -66,11 +66,8 @@ def test_builtins_and_the_installed_example_are_found() -> None:
     infos = {info.name: info for info in load_plugins().infos}
     assert list(infos) == sorted(infos)
     assert {name for name, info in infos.items() if info.builtin} == {
-        "previews",
-        "recipe",
-        "schedulers",
-        "sd",
-        "txt2img",
+        *("controlnet", "img2img", "inpaint", "lora", "preprocessors", "previews"),
+        *("recipe", "schedulers", "sd", "txt2img"),
     }
     vignette = infos["vignette"]
     assert (vignette.version, vignette.hooks, vignette.builtin) == ("0.1.0", ("darkroom_finishers",), False)
@@ -97,7 +94,7 @@ def test_the_example_is_small() -> None:
 def test_a_blocked_plugin_is_absent() -> None:
     plugins = load_plugins(blocked=["vignette", "txt2img"])
     assert {"vignette", "txt2img"}.isdisjoint(info.name for info in plugins.infos)
-    assert plugins.tasks == {}
+    assert set(plugins.tasks) == {"img2img", "inpaint", "outpaint"}
     assert plugins.extensions == {}
 
 
@@ -337,7 +334,7 @@ class FlatTask(Task):
     def __init__(self, log: Log) -> None:
         self.log = log
 
-    def first_evaluation(self, request: Any, timesteps: torch.Tensor) -> int:
+    def first_evaluation(self, request: Any, timesteps: torch.Tensor, order: int) -> int:
         self.log("Task.first_evaluation")
         return 1
 

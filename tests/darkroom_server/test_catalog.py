@@ -119,7 +119,11 @@ def test_models_are_listed(models: dict[str, pb.Model]) -> None:
     assert set(models) - {"shapes"} == {"tiny", "tiny-v", "tiny-silent"}
     assert [name for name, model in models.items() if model.is_default] == ["tiny"]
     tiny = models["tiny"]
-    assert (tiny.family, tiny.tasks, tiny.prediction_type) == ("sd", ["txt2img"], "epsilon")
+    assert (tiny.family, tiny.tasks, tiny.prediction_type) == (
+        "sd",
+        ["img2img", "inpaint", "outpaint", "txt2img"],
+        "epsilon",
+    )
     assert models["tiny-v"].prediction_type == "v_prediction"
     assert (tiny.size_factor, tiny.default_width, tiny.default_height) == (8, 32, 32)
     assert (tiny.min_size, tiny.max_size) == (8, 2048)
@@ -207,8 +211,12 @@ def test_a_scheduler_takes_what_it_lists_and_nothing_else(
 
 
 def test_tasks_are_listed(server: RunningServer) -> None:
-    (task,) = server.catalog.ListTasks(pb.ListTasksRequest()).tasks
-    assert (task.name, list(task.rpcs), task.plugin) == ("txt2img", ["Generate"], "txt2img")
+    tasks = {task.name: task for task in server.catalog.ListTasks(pb.ListTasksRequest()).tasks}
+    assert list(tasks) == ["img2img", "inpaint", "outpaint", "txt2img"]
+    assert all(list(task.rpcs) == ["Edit"] for name, task in tasks.items() if name != "txt2img")
+    assert tasks["outpaint"].plugin == "inpaint"
+    task = tasks["txt2img"]
+    assert (list(task.rpcs), task.plugin) == (["Generate"], "txt2img")
     assert task.description
     assert not task.HasField("parameters_schema")
     assert one_step(server, task=task.name).task == one_step(server).task == "txt2img"

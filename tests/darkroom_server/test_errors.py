@@ -264,7 +264,8 @@ def test_all_violations_come_at_once(clean: RunningServer) -> None:
     numbers |= {"clip_skip", "eta", "seed"}
     texts = {"prompt", "negative_prompt", "prompt_2", "negative_prompt_2", "task", "prompt_syntax"}
     scheduler = {"sigma_schedule", "timestep_spacing", "options.solver_order", "options.x"}
-    others = {"loras", "controls", "size_conditioning", "extensions[nope]", "extensions[vignette].strength"}
+    others = {"loras[0].name", "controls[0].model", "controls[0].image", "size_conditioning"}
+    others |= {"extensions[nope]", "extensions[vignette].strength"}
     inner = numbers | texts | {f"scheduler.{field}" for field in scheduler} | others
     assert failed.paths == own | previews | {f"parameters.{field}" for field in inner}
 
@@ -394,10 +395,6 @@ def test_cancel_needs_a_request_id(server: RunningServer) -> None:
 
 
 NOT_YET: dict[str, tuple[dict[str, Any], str]] = {
-    "loras": ({"loras": [pb.LoraSpec(name="x", weight=0)]}, "parameters.loras"),
-    "an empty LoRA": ({"loras": [pb.LoraSpec()]}, "parameters.loras"),
-    "controls": ({"controls": [pb.ControlSpec(model="x")]}, "parameters.controls"),
-    "weighted prompts": ({"prompt_syntax": "PROMPT_SYNTAX_WEIGHTED"}, "parameters.prompt_syntax"),
     "keep": ({"disconnect_policy": "DISCONNECT_POLICY_KEEP"}, "disconnect_policy"),
     "tiny VAE": (preview(mode="PREVIEW_MODE_TINY_VAE"), "preview.mode"),
 }
@@ -420,12 +417,7 @@ def test_what_is_not_there_yet_comes_at_once(server: RunningServer) -> None:
 
 
 RPCS_TO_COME = [
-    ("images", "Edit", image_pb.EditRequest()),
     ("images", "Watch", image_pb.WatchRequest()),
-    ("images", "Preprocess", image_pb.PreprocessRequest()),
-    ("catalog", "ListLoras", catalog_pb.ListLorasRequest()),
-    ("catalog", "ListControlNets", catalog_pb.ListControlNetsRequest()),
-    ("catalog", "ListPreprocessors", catalog_pb.ListPreprocessorsRequest()),
     ("catalog", "LoadModel", catalog_pb.LoadModelRequest(model="tiny")),
     ("catalog", "UnloadModel", catalog_pb.UnloadModelRequest(model="tiny")),
 ]
@@ -434,7 +426,7 @@ RPCS_TO_COME = [
 @pytest.mark.parametrize(("service", "rpc", "request_"), RPCS_TO_COME, ids=[rpc for _, rpc, _ in RPCS_TO_COME])
 def test_rpcs_that_are_not_there_yet_say_so(server: RunningServer, service: str, rpc: str, request_: Any) -> None:
     call = getattr(getattr(server, service), rpc)
-    streams = rpc in ("Edit", "Watch", "Preprocess", "LoadModel")
+    streams = rpc in ("Watch", "LoadModel")
     failed = refused(lambda: list(call(request_)) if streams else call(request_))
     assert (failed.code, failed.reason) == (StatusCode.UNIMPLEMENTED, "NOT_IMPLEMENTED")
     assert failed.violations == {}
@@ -443,7 +435,7 @@ def test_rpcs_that_are_not_there_yet_say_so(server: RunningServer, service: str,
 
 @pytest.mark.parametrize(
     ("field", "value"),
-    [("prompt_2", "x"), ("negative_prompt_2", "x"), ("size_conditioning", pb.SizeConditioning(crop_left=1))],
+    [("prompt_2", "x"), ("size_conditioning", pb.SizeConditioning(crop_left=1))],
 )
 def test_what_the_model_cannot_do(server: RunningServer, field: str, value: Any) -> None:
     failed = refused(lambda: server.generate(**{field: value}))
@@ -516,7 +508,7 @@ class FailingTask(Txt2Img):
     def __init__(self, gate: Gate) -> None:
         self.gate = gate
 
-    def first_evaluation(self, request: Any, timesteps: torch.Tensor) -> int:
+    def first_evaluation(self, request: Any, timesteps: torch.Tensor, order: int) -> int:
         stumble("first_evaluation", request.prompt)
         return 0
 
