@@ -20,9 +20,11 @@ darkroom_api_version = 1
 
 
 def skipped_evaluations(strength: float, request: Request, timesteps: torch.Tensor, order: int) -> int:
-    """How many evaluations a strength leaves out, of those at `timesteps` (as in diffusers' get_timesteps)."""
+    """How many evaluations a strength leaves out, of those at `timesteps` (as in diffusers' get_timesteps; a strength
+    that leaves no step leaves none of PNDM's extra evaluations either)."""
     steps = request.num_inference_steps
-    return min((steps - min(int(steps * strength), steps)) * order, len(timesteps))
+    taken = min(int(steps * strength), steps)
+    return (steps - taken) * order if taken else len(timesteps)
 
 
 def to_tensor(pixels: Pixels, like: torch.Tensor) -> torch.Tensor:

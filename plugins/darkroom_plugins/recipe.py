@@ -8,7 +8,7 @@ from typing import Any
 
 from darkroom_plugins import hookimpl
 from darkroom_plugins.contract import Finisher
-from darkroom_plugins.request import Request
+from darkroom_plugins.request import ControlChoice, Request
 from darkroom_plugins.sample import Picture
 
 darkroom_api_version = 1
@@ -50,6 +50,14 @@ COPIED = (
 def parameters_json(request: Request, seed: int) -> dict[str, Any]:
     """The parameters of one image, in protobuf's JSON form."""
     result = {name: getattr(request, name) for name in COPIED if getattr(request, name) is not None}
+    if not request.sized:  # it has the size of the picture that was sent
+        del result["width"], result["height"]
+    for name in ("prompt_2", "negative_prompt_2"):
+        if getattr(request, name):
+            result[name] = getattr(request, name)
+    if request.prompt_syntax != "plain":
+        result["prompt_syntax"] = f"PROMPT_SYNTAX_{request.prompt_syntax}".upper()
+    result |= _conditions(request)
     result["seed"] = str(seed)
     scheduler: dict[str, Any] = {"name": request.scheduler.name}
     for field in ("sigma_schedule", "timestep_spacing"):
@@ -61,6 +69,33 @@ def parameters_json(request: Request, seed: int) -> dict[str, Any]:
     if request.extensions:
         result["extensions"] = {n: p.model_dump(mode="json") for n, p in sorted(request.extensions.items())}
     return result
+
+
+def _conditions(request: Request) -> dict[str, Any]:
+    """LoRAs, controls (without their images) and sizes, where there are any."""
+    found: dict[str, Any] = {}
+    if request.loras:
+        found["loras"] = [{"name": lora.name, "weight": lora.weight} for lora in request.loras]
+    if request.controls:
+        found["controls"] = [_control(control) for control in request.controls]
+    if sizes := request.size_conditioning:
+        pairs = {"original": sizes.original_size, "target": sizes.target_size}
+        found["size_conditioning"] = {
+            **{f"{name}_height": height for name, (height, _) in pairs.items()},
+            **{f"{name}_width": width for name, (_, width) in pairs.items()},
+            "crop_top": sizes.crop[0],
+            "crop_left": sizes.crop[1],
+        }
+    return found
+
+
+def _control(control: ControlChoice) -> dict[str, Any]:
+    fields = {name: getattr(control, name) for name in ("model", "scale", "start", "end", "guess_mode", "echo_map")}
+    if control.preprocessor:
+        fields["preprocessor"] = control.preprocessor
+    if control.options:
+        fields["preprocessor_options"] = control.options.model_dump(mode="json", exclude_none=True)
+    return fields
 
 
 def parameters_line(request: Request, seed: int) -> str:

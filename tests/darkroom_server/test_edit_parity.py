@@ -21,12 +21,10 @@ from darkroom.v1.edits_pb2 import ImageToImage, Inpaint
 from darkroom.v1.parameters_pb2 import ControlSpec, LoraSpec
 from tests.darkroom_server.test_parity import CLASSES
 from tests.support import RunningServer, Stream, edit_request, generate_request, png
-from tests.tiny import save_controlnet, save_lora, save_sd
 
 SIZE, STEPS, SEED, GUIDANCE = 32, 6, 11, 4.0
 SCHEDULERS = ("ddim", "euler", "euler-ancestral", "dpmpp-2m", "heun", "unipc", "lcm")
 MAX_LEVELS = 1
-CONTROLS, LORAS = ("edges", "depth"), ("unet-a", "unet-b", "text")
 PROMPT = "a red circle on a blue background"
 
 SOURCE = np.random.default_rng(0).integers(0, 256, (4, 4, 3), np.uint8)
@@ -195,30 +193,6 @@ CASES: dict[str, tuple[Job, dict[str, Any]]] = {
         {"loras": (("unet-b", 0.7),)},
     ),
 }
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Tiny models, ControlNets and LoRAs of both families."""
-    folder = tmp_path_factory.mktemp("edit-parity")
-    save_sd(folder / "sd")
-    save_sd(folder / "sd-9", seed=3, in_channels=9)
-    for seed, name in enumerate(CONTROLS):
-        save_controlnet(folder / f"sd-{name}", folder / "sd", seed=20 + seed)
-    save_lora(folder / "sd-unet-a.safetensors", folder / "sd", seed=30)
-    save_lora(folder / "sd-unet-b.safetensors", folder / "sd", seed=31, rank=2)
-    save_lora(folder / "sd-text.safetensors", folder / "sd", seed=32, networks=("unet", "text_encoder"))
-    return folder
-
-
-@pytest.fixture(scope="module")
-def edit_server(folder: Path) -> Iterator[RunningServer]:
-    with RunningServer(
-        models=[{"name": name, "path": folder / name} for name in ("sd", "sd-9")],
-        controlnets=[{"name": f"sd-{name}", "path": folder / f"sd-{name}"} for name in CONTROLS],
-        loras=[{"name": f"sd-{name}", "path": folder / f"sd-{name}.safetensors"} for name in LORAS],
-    ) as running:
-        yield running
 
 
 @pytest.fixture(scope="module")
