@@ -14,6 +14,7 @@ from diffusers import (
 )
 from diffusers.utils import convert_state_dict_to_diffusers
 from peft import LoraConfig, get_peft_model_state_dict
+from safetensors.torch import load_file, save_file
 from tokenizers.pre_tokenizers import ByteLevel
 from torch import nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
@@ -128,7 +129,7 @@ def save_lora(file: Path, model: Path, seed: int, networks: tuple[str, ...] = ("
         layers = {}
         for network in networks:
             part = getattr(pipe, network)
-            where = targets.get(network, ["q_proj", "v_proj", "fc1"])
+            where = targets.get(network, ["q_proj", "k_proj", "v_proj", "out_proj", "fc1"])
             part.add_adapter(LoraConfig(r=rank, lora_alpha=rank, init_lora_weights=False, target_modules=where))
             state = get_peft_model_state_dict(part)
             layers[network] = state if network == "unet" else convert_state_dict_to_diffusers(state)
@@ -137,4 +138,19 @@ def save_lora(file: Path, model: Path, seed: int, networks: tuple[str, ...] = ("
                 torch.nn.init.normal_(tensor, 0, 0.7 / tensor[0].numel() ** 0.5)
     arguments = {f"{network}_lora_layers": state for network, state in layers.items()}
     type(pipe).save_lora_weights(file.parent, weight_name=file.name, **arguments)
+    return file
+
+
+def save_kohya(file: Path, lora: Path, alpha: float = 8.0) -> Path:
+    """A LoRA of `save_lora` as kohya's trainer writes them: other names, and an alpha for each layer."""
+    converted: dict[str, torch.Tensor] = {}
+    for name, tensor in load_file(lora).items():
+        network, _, rest = name.partition(".")
+        layer, _, kind = rest.replace("lora_linear_layer.", "lora_").rpartition(".lora_")
+        text = "text_model." if network != "unet" and not layer.startswith("text_model") else ""
+        prefix = {"unet": "lora_unet_", "text_encoder": "lora_te_"}[network] + (text + layer).replace(".", "_")
+        side = {"A.weight": "down", "down.weight": "down", "B.weight": "up", "up.weight": "up"}[kind]
+        converted[f"{prefix}.lora_{side}.weight"] = tensor
+        converted[f"{prefix}.alpha"] = torch.tensor(alpha)
+    save_file(converted, file)
     return file

@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 
 from tests.support import RunningServer
-from tests.tiny import save_controlnet, save_lora, save_sd
+from tests.tiny import save_controlnet, save_kohya, save_lora, save_sd
 
-CONTROLS, LORAS = ("edges", "depth"), ("unet-a", "unet-b", "text")
+CONTROLS, LORAS = ("edges", "depth"), ("unet-a", "unet-b", "text", "kohya")
 
 
 @pytest.fixture(scope="session")
@@ -22,6 +22,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     save_lora(folder / "sd-unet-a.safetensors", folder / "sd", seed=30)
     save_lora(folder / "sd-unet-b.safetensors", folder / "sd", seed=31, rank=2)
     save_lora(folder / "sd-text.safetensors", folder / "sd", seed=32, networks=("unet", "text_encoder"))
+    save_kohya(folder / "sd-kohya.safetensors", folder / "sd-text.safetensors")
     return folder
 
 

@@ -188,6 +188,7 @@ CASES: dict[str, tuple[Job, dict[str, Any]]] = {
     "lora": (Job(loras=(("unet-a", 1.0),)), {"loras": ()}),
     "two loras": (Job(loras=(("unet-a", 0.8), ("unet-b", -0.5))), {"loras": (("unet-a", 0.8),)}),
     "lora on the text encoder": (Job(loras=(("text", 1.2),)), {"loras": (("text", 0.2),)}),
+    "lora of kohya's format": (Job(loras=(("kohya", 0.7),)), {"loras": (("text", 0.7),)}),
     "two controlnets + inpaint + two loras": (
         Job(task="inpaint", strength=0.75, controls=(EDGES, DEPTH), loras=(("unet-b", 0.7), ("text", 0.5))),
         {"loras": (("unet-b", 0.7),)},
