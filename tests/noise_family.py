@@ -2,16 +2,20 @@
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
 from darkroom_plugins import hookimpl
 from darkroom_plugins.contract import Family, ModelInfo
 from darkroom_plugins.sample import PromptEmbedding
-from darkroom_plugins.sd import Prompt
 
 darkroom_api_version = 1
+
+
+class Prompt(NamedTuple):
+    text: str
+    length: int = 1
 
 
 class Noise(Family):
@@ -46,7 +50,7 @@ class Noise(Family):
         return 1, height // 8, width // 8
 
     def prompt_keys(self, request, read):
-        return (Prompt(request.prompt, 0, 1),)
+        return (Prompt(request.prompt),)
 
     def encode_prompt(self, key):
         return PromptEmbedding(torch.zeros(1, 1, 1))

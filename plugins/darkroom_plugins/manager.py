@@ -121,9 +121,12 @@ def _builtins() -> dict[str, ModuleType]:
         lora,
         preprocessors,
         previews,
+        prompt_weighting,
         recipe,
         schedulers,
         sd,
+        sdxl,
+        textual_inversion,
         txt2img,
     )
 
@@ -134,9 +137,12 @@ def _builtins() -> dict[str, ModuleType]:
         "lora": lora,
         "preprocessors": preprocessors,
         "previews": previews,
+        "prompt-weighting": prompt_weighting,
         "recipe": recipe,
         "schedulers": schedulers,
         "sd": sd,
+        "sdxl": sdxl,
+        "textual-inversion": textual_inversion,
         "txt2img": txt2img,
     }
 

@@ -67,7 +67,7 @@ def test_builtins_and_the_installed_example_are_found() -> None:
     assert list(infos) == sorted(infos)
     assert {name for name, info in infos.items() if info.builtin} == {
         *("controlnet", "img2img", "inpaint", "lora", "preprocessors", "previews"),
-        *("recipe", "schedulers", "sd", "txt2img"),
+        *("prompt-weighting", "recipe", "schedulers", "sd", "sdxl", "textual-inversion", "txt2img"),
     }
     vignette = infos["vignette"]
     assert (vignette.version, vignette.hooks, vignette.builtin) == ("0.1.0", ("darkroom_finishers",), False)

@@ -7,30 +7,36 @@ import pytest
 
 from tests.support import RunningServer
 from tests.tiny import save_controlnet, save_kohya, save_lora, save_sd
+from tests.tiny_sdxl import save_sdxl
 
-CONTROLS, LORAS = ("edges", "depth"), ("unet-a", "unet-b", "text", "kohya")
+CONTROLS, LORAS = ("edges", "depth"), ("unet-a", "unet-b", "text")
+FAMILIES = ("sd", "sdxl")
 
 
 @pytest.fixture(scope="session")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Tiny models, ControlNets and LoRAs of both families."""
     folder = tmp_path_factory.mktemp("edit-parity")
-    save_sd(folder / "sd")
-    save_sd(folder / "sd-9", seed=3, in_channels=9)
-    for seed, name in enumerate(CONTROLS):
-        save_controlnet(folder / f"sd-{name}", folder / "sd", seed=20 + seed)
-    save_lora(folder / "sd-unet-a.safetensors", folder / "sd", seed=30)
-    save_lora(folder / "sd-unet-b.safetensors", folder / "sd", seed=31, rank=2)
-    save_lora(folder / "sd-text.safetensors", folder / "sd", seed=32, networks=("unet", "text_encoder"))
+    texts = {"sd": ("text_encoder",), "sdxl": ("text_encoder", "text_encoder_2")}
+    for family, save in (("sd", save_sd), ("sdxl", save_sdxl)):
+        save(folder / family)
+        save(folder / f"{family}-9", seed=3, in_channels=9)
+        for seed, name in enumerate(CONTROLS):
+            save_controlnet(folder / f"{family}-{name}", folder / family, seed=20 + seed)
+        save_lora(folder / f"{family}-unet-a.safetensors", folder / family, seed=30)
+        save_lora(folder / f"{family}-unet-b.safetensors", folder / family, seed=31, rank=2)
+        save_lora(folder / f"{family}-text.safetensors", folder / family, seed=32, networks=("unet", *texts[family]))
     save_kohya(folder / "sd-kohya.safetensors", folder / "sd-text.safetensors")
     return folder
 
 
 @pytest.fixture(scope="session")
 def edit_server(folder: Path) -> Iterator[RunningServer]:
+    controlnets = [f"{family}-{name}" for family in FAMILIES for name in CONTROLS]
+    loras = ["sd-kohya", *(f"{family}-{name}" for family in FAMILIES for name in LORAS)]
     with RunningServer(
-        models=[{"name": name, "path": folder / name} for name in ("sd", "sd-9")],
-        controlnets=[{"name": f"sd-{name}", "path": folder / f"sd-{name}"} for name in CONTROLS],
-        loras=[{"name": f"sd-{name}", "path": folder / f"sd-{name}.safetensors"} for name in LORAS],
+        models=[{"name": name, "path": folder / name} for name in ("sd", "sd-9", "sdxl", "sdxl-9")],
+        controlnets=[{"name": name, "path": folder / name} for name in controlnets],
+        loras=[{"name": name, "path": folder / f"{name}.safetensors"} for name in loras],
     ) as running:
         yield running

@@ -1,0 +1,64 @@
+"""The family of Stable Diffusion XL: two CLIP text encoders, a UNet that is told of sizes, a VAE."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import StableDiffusionXLPipeline
+
+from darkroom_plugins import hookimpl
+from darkroom_plugins.contract import Family, ModelInfo
+from darkroom_plugins.request import Request
+from darkroom_plugins.sample import Evaluation
+from darkroom_plugins.unet import UNetFamily, read_json, refusal
+
+darkroom_api_version = 1
+
+
+class StableDiffusionXL(UNetFamily):
+    """A Stable Diffusion XL model: what diffusers' StableDiffusionXLPipeline runs."""
+
+    name = "sdxl"
+    pipeline_class = StableDiffusionXLPipeline
+    classes = {  # noqa: RUF012
+        "unet": "UNet2DConditionModel",
+        "vae": "AutoencoderKL",
+        "text_encoder_2": "CLIPTextModelWithProjection",  # a refiner has no other
+    }
+    load_options = {"image_encoder": None, "feature_extractor": None, "add_watermarker": False}  # noqa: RUF012
+    text_encoders = ("text_encoder", "text_encoder_2")
+    penultimate = True
+
+    def __init__(self, pipeline: Any, info: ModelInfo) -> None:
+        super().__init__(pipeline, info)
+        if self.vae.config.force_upcast:
+            self.vae.float()  # it overflows in half precision, so it stays in single whatever the others
+
+    @classmethod
+    def describe(cls, folder: Path) -> ModelInfo:
+        index = read_json(folder / "model_index.json")
+        if index.get("requires_aesthetics_score") or not (index.get("text_encoder") or [None])[0]:
+            raise refusal("it is a refiner, which goes on with the pictures of another model and cannot begin any")
+        return replace(super().describe(folder), takes_sizes=True)
+
+    def added_conditions(self, evaluation: Evaluation) -> dict[str, Any]:
+        """The pooled prompts, (rows, width), and each row's sizes, (rows, 6), as the pipeline's _get_add_time_ids."""
+        sizes = [_sizes(row.sample.request) for row in evaluation.rows]
+        pooled = [row.prompt.pooled for row in evaluation.rows if row.prompt.pooled is not None]
+        time_ids = torch.tensor(sizes, dtype=self.dtype).to(self.device)
+        return {"added_cond_kwargs": {"text_embeds": torch.cat(pooled), "time_ids": time_ids}}
+
+
+def _sizes(request: Request) -> tuple[int, ...]:
+    """Original height and width, the crop's top and left, target height and width."""
+    own, given = (request.height, request.width), request.size_conditioning
+    return (*given.original_size, *given.crop, *given.target_size) if given else (*own, 0, 0, *own)
+
+
+@hookimpl
+def darkroom_families() -> Sequence[type[Family]]:
+    return [StableDiffusionXL]

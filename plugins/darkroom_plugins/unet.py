@@ -1,0 +1,147 @@
+"""What Stable Diffusion 1.x, 2.x and XL have in common: a UNet, a VAE, CLIP text encoders."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, ClassVar, Self
+
+import torch
+
+from darkroom_plugins import UnsupportedCombination, Violation
+from darkroom_plugins.clip import ClipEncoder, ClipTexts, Prompt
+from darkroom_plugins.contract import Family, ModelInfo, PromptReader
+from darkroom_plugins.request import Request
+from darkroom_plugins.sample import Evaluation, PromptEmbedding
+
+
+class UNetFamily(Family):
+    """A model that one of diffusers' pipelines runs, in parts."""
+
+    pipeline_class: ClassVar[Any]  # its loaders know the formats of LoRAs too
+    classes: ClassVar[Mapping[str, str]]  # of its components, as model_index.json names them
+    load_options: ClassVar[Mapping[str, Any]]  # what keeps it from loading what is not used
+    text_encoders: ClassVar[tuple[str, ...]]  # in the order of the texts for them
+    penultimate: ClassVar[bool] = False  # whether they always leave out their last layer
+    patched_options: ClassVar[frozenset[str]] = frozenset()  # of the scheduler: what the pipeline sets itself
+
+    def __init__(self, pipeline: Any, info: ModelInfo) -> None:
+        self.info = info
+        self.unet = pipeline.unet
+        self.vae = pipeline.vae
+        self.components = {name: getattr(pipeline, name) for name in ("unet", "vae", *self.text_encoders)}
+        self.scheduler_config = self._spoken(pipeline.scheduler.config)
+        self.device = self.unet.device
+        self.dtype = self.unet.dtype
+        self._vae_factor = pipeline.vae_scale_factor
+        tokenizers = [getattr(pipeline, name.replace("text_encoder", "tokenizer")) for name in self.text_encoders]
+        encoders = [
+            ClipEncoder(tokenizer, self.components[name], index, self.penultimate)
+            for index, (tokenizer, name) in enumerate(zip(tokenizers, self.text_encoders, strict=True))
+        ]
+        self._texts = ClipTexts(encoders, pipeline.config.get("force_zeros_for_empty_prompt", False))
+
+    @classmethod
+    def detect(cls, model_index: Mapping[str, Any]) -> bool:
+        return all((model_index.get(part) or [None, None])[1] == name for part, name in cls.classes.items())
+
+    @classmethod
+    def describe(cls, folder: Path) -> ModelInfo:
+        parts = ("unet", "vae", *cls.text_encoders)
+        unet, vae, *encoders = (read_json(folder / part / "config.json") for part in parts)
+        scheduler = read_json(folder / "scheduler" / "scheduler_config.json")
+        channels, latent_channels = unet["in_channels"], vae["latent_channels"]
+        if channels not in (latent_channels, 2 * latent_channels + 1):
+            raise refusal(f"its denoiser takes {channels} channels where its VAE makes {latent_channels}")
+        factor = 2 ** (len(vae["block_out_channels"]) - 1)
+        size = unet["sample_size"]
+        height, width = size if isinstance(size, list) else (size, size)
+        return ModelInfo(
+            family=cls.name,
+            prediction_type=scheduler.get("prediction_type", "epsilon"),
+            size_factor=math.lcm(8, factor),  # diffusers' pipelines take multiples of 8 whatever the VAE
+            default_width=width * factor,
+            default_height=height * factor,
+            max_clip_skip=min(encoder["num_hidden_layers"] for encoder in encoders) - 1,
+            text_encoders=len(encoders),
+            inpainting=channels != latent_channels,
+        )
+
+    @classmethod
+    def load(cls, folder: Path, device: torch.device, dtype: torch.dtype) -> Self:
+        pipeline = cls.pipeline_class.from_pretrained(
+            folder, dtype=dtype, use_safetensors=True, local_files_only=True, **cls.load_options
+        )
+        return cls(pipeline.to(device), cls.describe(folder))
+
+    def latent_shape(self, width: int, height: int) -> tuple[int, int, int]:
+        return self.vae.config.latent_channels, height // self._vae_factor, width // self._vae_factor
+
+    @property
+    def guidance_embedded(self) -> bool:
+        """Whether the denoiser takes the guidance as an input (distilled models), so that one row is enough."""
+        return self.unet.config.time_cond_proj_dim is not None
+
+    def prompt_keys(self, request: Request, read: PromptReader) -> tuple[Prompt, ...]:
+        return self._texts.keys(request, read, request.guided and not self.guidance_embedded)
+
+    def encode_prompt(self, key: Prompt) -> PromptEmbedding:
+        return self._texts.encode(key, torch.empty(0, device=self.device, dtype=self.dtype))
+
+    def predict(self, evaluation: Evaluation) -> torch.Tensor:
+        condition = self._guidance_embedding(evaluation) if self.guidance_embedded else None
+        latents = [each for each in (evaluation.latents, evaluation.extra_channels) if each is not None]
+        return self.unet(  # type: ignore[no-any-return]
+            torch.cat(latents, dim=1),
+            evaluation.timesteps,
+            encoder_hidden_states=evaluation.prompts,
+            timestep_cond=condition,
+            return_dict=False,
+            **self.added_conditions(evaluation),
+            **evaluation.arguments,
+        )[0]
+
+    def _guidance_embedding(self, evaluation: Evaluation) -> torch.Tensor:
+        """(rows, width) as the pipeline's get_guidance_scale_embedding, a function of w - 1."""
+        scales = torch.tensor([row.sample.request.guidance_scale - 1 for row in evaluation.rows])
+        width = self.unet.config.time_cond_proj_dim
+        embed = self.pipeline_class.get_guidance_scale_embedding
+        return embed(None, scales, embedding_dim=width).to(self.device, self.dtype)  # type: ignore[no-any-return]
+
+    def decode(self, latents: torch.Tensor) -> torch.Tensor:
+        latents = latents.to(self.vae.dtype)
+        mean, std = self._statistics(latents)
+        pictures = self.vae.decode(latents * std / self.vae.config.scaling_factor + mean, return_dict=False)[0]
+        return pictures.to(self.dtype)  # type: ignore[no-any-return]
+
+    def encode(self, images: torch.Tensor, generator: torch.Generator | None = None) -> torch.Tensor:
+        distribution = self.vae.encode(images.to(self.vae.dtype)).latent_dist
+        latents = (distribution.sample(generator) if generator else distribution.mode()).to(self.dtype)
+        mean, std = self._statistics(latents)
+        return (latents - mean) * self.vae.config.scaling_factor / std  # type: ignore[no-any-return]
+
+    def _statistics(self, like: torch.Tensor) -> tuple[Any, Any]:
+        """Mean and standard deviation of the VAE's latents where it says, (1, channels, 1, 1), else 0 and 1."""
+        mean, std = (self.vae.config.get(name) for name in ("latents_mean", "latents_std"))
+        if mean is None or std is None:
+            return 0.0, 1.0
+        return tuple(torch.tensor(each).view(1, -1, 1, 1).to(like) for each in (mean, std))  # type: ignore[return-value]
+
+    @classmethod
+    def _spoken(cls, config: Mapping[str, Any]) -> dict[str, Any]:
+        """A scheduler's configuration without what its file leaves open, but with what the pipeline sets there, which
+        `from_config` would take for a default, and leave out."""
+        silent = set(config.get("_use_default_values", ())) - cls.patched_options
+        return {name: value for name, value in config.items() if name not in silent and name != "_use_default_values"}
+
+
+def refusal(problem: str) -> UnsupportedCombination:
+    """The error of a model that cannot be served."""
+    return UnsupportedCombination([Violation("model", problem)])
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """What a configuration file says."""
+    return json.loads(path.read_text())  # type: ignore[no-any-return]

@@ -1,0 +1,335 @@
+"""Controls and LoRAs: how they share batches, leave no trace, are listed, and are refused."""
+
+import gc
+import io
+import random
+import shutil
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import grpc
+import numpy as np
+import pytest
+import torch
+from grpc import StatusCode
+from PIL import Image
+from safetensors.torch import load_file, save_file
+
+from darkroom.v1 import catalog_service_pb2 as catalog_pb
+from darkroom.v1.edits_pb2 import ImageToImage, Inpaint
+from darkroom.v1.parameters_pb2 import ControlSpec, LoraSpec
+from darkroom_plugins.manager import load_plugins
+from darkroom_server.models import ModelError
+from tests.support import RunningServer, details, edit_request, generate_request, png, struct
+
+BASE: dict[str, Any] = {"model": "sd", "prompt": "a red circle", "num_inference_steps": 6, "seed": 5}
+RANDOM = np.random.default_rng(1)
+MAP = png(RANDOM.integers(0, 2, (32, 32, 3), np.uint8) * 255)
+PICTURE = png(RANDOM.integers(0, 256, (32, 32, 3), np.uint8))
+HOLE = np.zeros((32, 32), np.uint8)
+HOLE[4:20, 6:24] = 255
+
+
+def lora(name: str, weight: float | None = None) -> LoraSpec:
+    return LoraSpec(name=f"sd-{name}", weight=weight)
+
+
+def control(**fields: Any) -> ControlSpec:
+    return ControlSpec(**{"model": "sd-edges", "image": MAP, **fields})
+
+
+def refusal(server: RunningServer, **arguments: Any) -> tuple[StatusCode, str, set[str]]:
+    with pytest.raises(grpc.RpcError) as caught:
+        server.generate(**{**BASE, **arguments})
+    reason, violations, _ = details(caught.value)
+    return caught.value.code(), reason, set(violations)
+
+
+# ----------------------------------------------------------------------------------------------------- sharing batches
+
+KINDS: dict[str, dict[str, Any]] = {
+    "plain": {},
+    "img2img": {"image": PICTURE, "image_to_image": ImageToImage(strength=0.7)},
+    "inpaint": {"image": PICTURE, "inpaint": Inpaint(mask=png(HOLE))},
+    "controlnet": {"controls": [control()]},
+    "lora a": {"loras": [lora("unet-a")]},
+    "lora b": {"loras": [lora("unet-b", 0.6)]},
+    "both": {"loras": [lora("unet-a", 0.5), lora("unet-b", -1)], "controls": [control(scale=0.7, guess_mode=True)]},
+    "euler-ancestral": {"scheduler": "euler-ancestral", "loras": [lora("text")]},
+}
+
+
+def request(kind: str) -> Any:
+    make = edit_request if "image" in KINDS[kind] else generate_request
+    return make(**{**BASE, "num_inference_steps": 10, **KINDS[kind]})
+
+
+def test_eight_kinds_share_batches_and_each_equals_its_solo_picture(edit_server: RunningServer) -> None:
+    alone = {kind: edit_server.start(request(kind)).read().pixels for kind in KINDS}
+    chance, streams = random.Random(0), {}
+    for kind in KINDS:
+        streams[kind] = edit_server.start(request(kind))
+        time.sleep(chance.uniform(0, 0.02))
+    for kind, stream in streams.items():
+        stream.read()
+        assert np.abs(stream.pixels - alone[kind]).max() <= 1, kind
+        assert max(step.batch_rows for step in stream.of("step")) > 2, f"{kind} shared no batch"
+    for kind in set(KINDS) - {"plain"}:
+        assert np.abs(alone[kind] - alone["plain"]).max() > 8, f"{kind} has no effect"
+
+
+def test_all_images_of_a_job_have_their_conditions(edit_server: RunningServer) -> None:
+    conditions = {"controls": [control()], "loras": [lora("unet-a")]}
+    both = edit_server.generate(**{**BASE, **conditions, "num_images": 2})
+    second = edit_server.generate(**{**BASE, **conditions, "seed": 6})
+    assert np.abs(both.pixels[1] - second.pixels[0]).max() <= 1
+
+
+# ----------------------------------------------------------------------------------------------------- leaving no trace
+
+
+def test_a_lora_leaves_no_trace(edit_server: RunningServer) -> None:
+    model = edit_server.app.images._catalog.models["sd"].loaded
+    before = edit_server.generate(**BASE, deterministic=True)
+    hooks = [m for part in model.components.values() for m in part.modules() if m._forward_hooks]
+    weights = {name: p.clone() for name, p in model.unet.state_dict().items()}
+    edit_server.generate(**BASE, loras=[lora("unet-a"), lora("text")], controls=[control()])
+    after = edit_server.generate(**BASE, deterministic=True)
+    assert before.files() == after.files()
+    assert {name for name, p in model.unet.state_dict().items() if not torch.equal(p, weights[name])} == set()
+    assert [m for part in model.components.values() for m in part.modules() if m._forward_hooks] == hooks
+
+
+def test_a_job_that_is_cancelled_leaves_no_lora(edit_server: RunningServer) -> None:
+    model = edit_server.app.images._catalog.models["sd"].loaded
+    for _ in range(5):
+        stream = edit_server.start(generate_request(**{**BASE, "num_inference_steps": 200}, loras=[lora("unet-a")]))
+        stream.read_until("step")
+        stream.call.cancel()
+    patient = edit_server.generate(**BASE)
+    assert patient.kinds[-1] == "completed"
+    assert not any(m._forward_hooks for m in model.unet.modules())
+
+
+@pytest.mark.parametrize(
+    "conditions",
+    [{"loras": [lora("unet-a", 0)]}, {"controls": [control(scale=0)]}, {"loras": [lora("text", 0), lora("unet-b", 0)]}],
+    ids=["LoRA weight 0", "control scale 0", "two LoRAs at 0"],
+)
+def test_nothing_is_nothing(edit_server: RunningServer, conditions: dict[str, Any]) -> None:
+    plain = edit_server.generate(**BASE, deterministic=True)
+    with_nothing = edit_server.generate(**BASE, deterministic=True, **conditions)
+    assert np.array_equal(plain.pixels, with_nothing.pixels)
+
+
+def test_the_same_prompt_is_encoded_anew_for_another_lora(edit_server: RunningServer) -> None:
+    plain, first, second = (
+        edit_server.generate(**BASE, loras=loras).pixels for loras in ([], [lora("text", 1)], [lora("text", -1)])
+    )
+    again = edit_server.generate(**BASE).pixels
+    assert np.array_equal(plain, again)
+    assert np.abs(first - second).max() > 8
+
+
+def test_every_task_uses_one_copy_of_the_weights(edit_server: RunningServer) -> None:
+    kind = type(edit_server.app.images._catalog.models["sd"].loaded.components["unet"])
+
+    def count() -> int:
+        gc.collect()
+        return sum(type(each) is kind for each in gc.get_objects())
+
+    before = count()
+    for name in KINDS:
+        edit_server.start(request(name)).read()
+    assert count() == before
+
+
+# -------------------------------------------------------------------------------------------------- maps and their echo
+
+
+def test_the_map_that_was_used_is_echoed(edit_server: RunningServer) -> None:
+    square = np.zeros((64, 64, 3), np.uint8)
+    square[16:48, 16:48] = 255
+    stream = edit_server.generate(
+        **BASE,
+        controls=[
+            control(),
+            control(image=png(square), preprocessor="canny", echo_map=True),
+            control(model="sd-depth", echo_map=True),
+        ],
+    )
+    assert stream.kinds[:3] == ["accepted", "control_image", "control_image"]
+    made, given = stream.of("control_image")
+    assert (made.control_index, made.preprocessor, made.width, made.height) == (1, "canny", 32, 32)
+    assert (given.control_index, given.preprocessor) == (2, "")
+    edges = np.asarray(Image.open(io.BytesIO(made.image_bytes)).convert("L"))
+    assert edges[16, 7:9].max() == 255
+    assert edges[16, 16] == 0
+    echoed = np.asarray(Image.open(io.BytesIO(given.image_bytes)))
+    assert np.array_equal(echoed, np.asarray(Image.open(io.BytesIO(MAP))))
+
+
+def test_a_preprocessor_and_its_map_give_the_same_picture(edit_server: RunningServer) -> None:
+    options = struct({"low_threshold": 20, "high_threshold": 60})
+    raw = control(image=PICTURE, preprocessor="canny", preprocessor_options=options, echo_map=True)
+    first = edit_server.generate(**BASE, controls=[raw])
+    second = edit_server.generate(**BASE, controls=[control(image=first.of("control_image")[0].image_bytes)])
+    assert np.array_equal(first.pixels, second.pixels)
+    resolved = first.of("accepted")[0].parameters.controls[0]
+    assert (resolved.image, resolved.preprocessor) == (b"", "canny")
+    assert resolved.preprocessor_options["low_threshold"] == 20
+
+
+def test_a_resolved_request_makes_the_same_picture(edit_server: RunningServer) -> None:
+    stream = edit_server.generate(**BASE, loras=[lora("unet-a", 0.5)], controls=[control(start=0.1, end=0.8)])
+    resolved = stream.of("accepted")[0].parameters
+    resolved.controls[0].image = MAP
+    request = generate_request()
+    request.parameters.CopyFrom(resolved)
+    assert np.array_equal(edit_server.start(request).read().pixels, stream.pixels)
+
+
+# ----------------------------------------------------------------------------------------------------------- refusals
+
+BAD = (StatusCode.INVALID_ARGUMENT, "INVALID_REQUEST")
+REFUSED: dict[str, tuple[dict[str, Any], StatusCode, str, set[str]]] = {
+    "an unknown LoRA": (
+        {"loras": [LoraSpec(name="no")]},
+        StatusCode.NOT_FOUND,
+        "LORA_NOT_FOUND",
+        {"parameters.loras[0].name"},
+    ),
+    "an unknown ControlNet": (
+        {"controls": [control(model="no")]},
+        StatusCode.NOT_FOUND,
+        "CONTROLNET_NOT_FOUND",
+        {"parameters.controls[0].model"},
+    ),
+    "an unknown preprocessor": (
+        {"controls": [control(preprocessor="no")]},
+        StatusCode.NOT_FOUND,
+        "PREPROCESSOR_NOT_FOUND",
+        {"parameters.controls[0].preprocessor"},
+    ),
+    "numbers": (
+        {
+            "loras": [lora("unet-a", float("nan"))],
+            "controls": [control(scale=float("inf"), start=-1, end=7), control(start=0.5, end=0.5)],
+        },
+        *BAD,
+        {"parameters.loras[0].weight", "parameters.controls[1].start"}
+        | {f"parameters.controls[0].{field}" for field in ("scale", "start", "end")},
+    ),
+    "options without a preprocessor": (
+        {"controls": [control(preprocessor_options=struct({"x": 1}))]},
+        *BAD,
+        {"parameters.controls[0].preprocessor_options"},
+    ),
+    "options that it does not have": (
+        {"controls": [control(preprocessor="canny", preprocessor_options=struct({"x": 1}))]},
+        *BAD,
+        {"parameters.controls[0].preprocessor_options.x"},
+    ),
+    "a map that is none": ({"controls": [control(image=b"no")]}, *BAD, {"parameters.controls[0].image"}),
+    "too many": (
+        {"controls": [control()] * 9, "loras": [LoraSpec(name=str(i)) for i in range(33)]},
+        *BAD,
+        {"parameters.loras"},
+    ),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_bad_conditions_are_refused_by_their_path(edit_server: RunningServer, name: str) -> None:
+    arguments, code, reason, paths = REFUSED[name]
+    assert refusal(edit_server, **arguments) == (code, reason, paths)
+    assert edit_server.app.images.active_jobs == 0
+
+
+@pytest.fixture(scope="module")
+def misfits(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A LoRA and a ControlNet of another architecture, LoRAs that fit in part only, and one that is DoRA."""
+    where = tmp_path_factory.mktemp("misfits")
+    state = load_file(folder / "sd-unet-a.safetensors")
+    wide = {k: torch.zeros(v.shape[0], 99) if "attn2.to_k.lora_A" in k else v for k, v in state.items()}
+    save_file(wide, where / "wide.safetensors")
+    attention = [k for k in state if "attn1.to_q" in k]
+    save_file({k.replace("attn1.to_q", "attn7.to_q"): state[k] for k in attention}, where / "elsewhere.safetensors")
+    save_file({**state, "unet.mid_block.nothing.lora_A.weight": torch.zeros(4, 8)}, where / "partly.safetensors")
+    scale = {f"{attention[0].rpartition('.lora_')[0]}.lora_magnitude_vector": torch.ones(16)}
+    save_file({**{k: state[k] for k in attention}, **scale}, where / "dora.safetensors")
+    shutil.copytree(folder / "sd-edges", where / "net")
+    config = (where / "net" / "config.json").read_text()
+    (where / "net" / "config.json").write_text(config.replace('"cross_attention_dim": 32', '"cross_attention_dim": 99'))
+    return where
+
+
+@pytest.fixture(scope="module")
+def misfit_server(folder: Path, misfits: Path) -> Iterator[RunningServer]:
+    files = [{"name": file.stem, "path": file} for file in sorted(misfits.glob("*.safetensors"))]
+    with RunningServer(
+        models=[{"name": "sd", "path": folder / "sd"}],
+        loras=[*files, {"name": "sd-unet-a", "path": folder / "sd-unet-a.safetensors"}],
+        controlnets=[{"name": "net", "path": misfits / "net"}],
+    ) as running:
+        yield running
+
+
+CANNOT = (StatusCode.FAILED_PRECONDITION, "UNSUPPORTED_COMBINATION")
+
+
+def test_what_was_made_for_another_model_is_refused(misfit_server: RunningServer) -> None:
+    assert refusal(misfit_server, loras=[LoraSpec(name="wide")]) == (*CANNOT, {"parameters.loras[0].name"})
+    net = ControlSpec(model="net", image=MAP)
+    assert refusal(misfit_server, controls=[net]) == (*CANNOT, {"parameters.controls[0].model"})
+    loras = {each.name: each for each in misfit_server.catalog.ListLoras(catalog_pb.ListLorasRequest()).loras}
+    assert list(loras["wide"].models) == []
+    assert list(loras["sd-unet-a"].models) == ["sd"]
+
+
+@pytest.mark.parametrize("name", ["elsewhere", "partly", "dora"])
+def test_a_lora_that_does_not_fit_is_refused_whole(misfit_server: RunningServer, name: str) -> None:
+    before = misfit_server.generate(**BASE, deterministic=True)
+    for _ in range(2):
+        assert refusal(misfit_server, loras=[LoraSpec(name=name), lora("unet-a")])[:2] == CANNOT
+    assert misfit_server.generate(**BASE, deterministic=True).files() == before.files()
+    assert misfit_server.app.images.active_jobs == 0
+
+
+def test_files_that_are_none_keep_the_server_from_starting(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "text.safetensors").write_text("hello")
+    model = {"name": "sd", "path": folder / "sd"}
+    for settings in (
+        {"loras": [{"name": "x", "path": tmp_path / "text.safetensors"}]},
+        {"loras": [{"name": "x", "path": tmp_path / "missing.safetensors"}]},
+        {"loras": [{"name": "x", "path": folder / "sd" / "unet" / "diffusion_pytorch_model.safetensors"}]},
+        {"controlnets": [{"name": "x", "path": folder / "sd" / "unet"}]},
+        {"controlnets": [{"name": "x", "path": tmp_path}]},
+    ):
+        with pytest.raises(ModelError, match="'x'"), RunningServer(models=[model], **settings):
+            pass
+
+
+# ------------------------------------------------------------------------------------------------------------ listing
+
+
+def test_what_is_there_is_listed(edit_server: RunningServer) -> None:
+    loras = edit_server.catalog.ListLoras(catalog_pb.ListLorasRequest()).loras
+    assert [each.name for each in loras] == sorted(each.name for each in loras)
+    texts = {"sd": ["unet", "text_encoder"], "sdxl": ["unet", "text_encoder", "text_encoder_2"]}
+    for each in loras:
+        family, _, name = each.name.partition("-")
+        assert each.family == family
+        assert list(each.models) == [family, f"{family}-9"]
+        assert list(each.components) == (["unet"] if name.startswith("unet") else texts[family])
+        assert each.weight_bytes > 1000
+    assert len(loras) == 7
+    nets = edit_server.catalog.ListControlNets(catalog_pb.ListControlNetsRequest()).control_nets
+    assert [each.name for each in nets] == ["sd-depth", "sd-edges", "sdxl-depth", "sdxl-edges"]
+    entries = edit_server.catalog.ListPreprocessors(catalog_pb.ListPreprocessorsRequest()).preprocessors
+    assert [each.name for each in entries] == sorted(load_plugins().preprocessors)
+    canny = next(each for each in entries if each.name == "canny")
+    assert "low_threshold" in canny.parameters_schema["properties"]
+    assert canny.plugin == "preprocessors"
