@@ -7,24 +7,6 @@ import grpc
 import PIL.Image
 import PIL.PngImagePlugin
 import pytest
-from typer.testing import CliRunner
-
-from darkroom_client.cli._app import app
-
-
-@pytest.fixture
-def darkroom(scripted, monkeypatch, tmp_path):
-    """Runs a command in an empty folder."""
-    monkeypatch.setenv("DARKROOM_ADDRESS", scripted.address)
-    monkeypatch.setenv("COLUMNS", "200")
-    monkeypatch.chdir(tmp_path)
-
-    def run(*arguments, exit_code=0):
-        result = CliRunner().invoke(app, list(map(str, arguments)))
-        assert result.exit_code == exit_code, result.output
-        return result
-
-    return run
 
 
 def files(folder):
