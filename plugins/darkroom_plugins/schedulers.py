@@ -34,6 +34,11 @@ OPTIONS: Mapping[str, Any] = {
 }
 
 
+# Where a model's configuration is silent: latents are not bounded by 1, so they must not be clipped, and every latent
+# diffusion model that came with PNDM skips its first, Runge-Kutta steps.
+LATENT_DEFAULTS: Mapping[str, Any] = {"clip_sample": False, "skip_prk_steps": True}
+
+
 def entry(name: str, class_name: str, description: str, *aliases: str, **given: Any) -> SchedulerEntry:
     """An entry of a diffusers class, with everything that its constructor says filled in. `given` are fields of
     SchedulerEntry and, under `options`, constructor arguments that are always set."""
@@ -46,8 +51,7 @@ def entry(name: str, class_name: str, description: str, *aliases: str, **given: 
         scheduler=scheduler,
         description=description,
         aliases=aliases,
-        # Latents are not bounded by 1: a model whose configuration is silent on clipping must not get it.
-        defaults={"clip_sample": False} if "clip_sample" in arguments else {},
+        defaults={name: value for name, value in LATENT_DEFAULTS.items() if name in arguments},
         sigma_schedules=("default", *sigmas) if sigmas else (),
         timestep_spacings=("linspace", "leading", "trailing") if "timestep_spacing" in arguments else (),
         takes_eta="eta" in inspect.signature(scheduler.step).parameters,

@@ -28,8 +28,6 @@ log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
-DECODE_AT_ONCE = 8  # pictures: bounds the memory of the final decode
-
 
 class Engine:
     """Steps every job's samples, and puts what happens into the jobs' mailboxes on the event loop.
@@ -208,15 +206,13 @@ class Engine:
 
     def _finish(self, done: Sequence[tuple[Seat, Sample]]) -> None:
         done = [(seat, sample) for seat, sample in done if not seat.job.ended]
-        for at in range(0, len(done), DECODE_AT_ONCE):
-            group = done[at : at + DECODE_AT_ONCE]
-            began = time.monotonic()
-            outcomes = sampling.decode([sample for _, sample in group])
-            seconds = time.monotonic() - began
-            for job in {seat.job for seat, _ in group}:
-                job.decode_seconds += seconds
-            for (seat, _), outcome in zip(group, outcomes, strict=True):
-                self._deliver(seat, outcome)
+        began = time.monotonic()
+        outcomes = sampling.decode([sample for _, sample in done])
+        seconds = time.monotonic() - began
+        for job in {seat.job for seat, _ in done}:
+            job.decode_seconds += seconds
+        for (seat, _), outcome in zip(done, outcomes, strict=True):
+            self._deliver(seat, outcome)
 
     def _deliver(self, seat: Seat, outcome: sampling.Outcome[Any]) -> None:
         job = seat.job

@@ -12,9 +12,7 @@ from darkroom_plugins.request import PreviewMode, PreviewOptions
 from darkroom_server.denoise import to_pixels
 from darkroom_server.jobs import Seat
 from darkroom_server.models import Model
-from darkroom_server.sampling import Outcome, each_or_halves
-
-SHOWN_AT_ONCE = 8  # pictures: bounds the memory of full-VAE previews
+from darkroom_server.sampling import DECODED_AT_ONCE, Outcome, each_or_halves
 
 
 def wants_preview(seat: Seat, step: int, now: float) -> bool:
@@ -46,8 +44,7 @@ class PreviewDecoders:
     def show(self, wanted: Sequence[tuple[Seat, torch.Tensor]]) -> list[Outcome[Any]]:
         """Each seat's (h, w, 3) uint8 picture of its (1, channels, h, w) estimate. All are of one model, mode and
         shape."""
-        groups = (wanted[at : at + SHOWN_AT_ONCE] for at in range(0, len(wanted), SHOWN_AT_ONCE))
-        return [outcome for group in groups for outcome in each_or_halves(self._show, group)]
+        return each_or_halves(self._show, wanted, DECODED_AT_ONCE)
 
     def _show(self, wanted: Sequence[tuple[Seat, torch.Tensor]]) -> list[Any]:
         job = wanted[0][0].job

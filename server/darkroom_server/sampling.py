@@ -22,6 +22,7 @@ from darkroom_server.prompts import PromptCache
 
 log = logging.getLogger(__name__)
 
+DECODED_AT_ONCE = 8  # pictures: bounds the memory that the VAE takes
 OUT_OF_MEMORY = ("can't allocate memory", "ALLOC_FAILED")  # the CPU's allocator; cuBLAS and cuDNN
 
 S = TypeVar("S")
@@ -75,7 +76,7 @@ def decode(samples: Sequence[Sample]) -> list[Outcome[Any]]:
     """Each sample's picture, (height, width, 3) uint8, or NonFinite."""
     return [
         NonFinite("the model's result has values that are not finite") if outcome is None else outcome
-        for outcome in each_or_halves(_decode, samples)
+        for outcome in each_or_halves(_decode, samples, DECODED_AT_ONCE)
     ]
 
 
@@ -86,11 +87,18 @@ def _decode(samples: Sequence[Sample]) -> list[Any]:
     return [pixels if good else None for pixels, good in zip(denoise.to_pixels(images), finite, strict=True)]
 
 
-def each_or_halves(run: Callable[[Sequence[S]], list[T]], items: Sequence[S]) -> list[Outcome[T]]:
-    """What `run` makes of the items, all at once where that works; where it does not, the error of each that fails.
+def each_or_halves(
+    run: Callable[[Sequence[S]], list[T]], items: Sequence[S], at_once: int | None = None
+) -> list[Outcome[T]]:
+    """What `run` makes of the items, all at once (or so many) where that works; where it does not, the error of each
+    that fails.
 
     :raises DeviceLost: nothing works any more
     """
+    if at_once is not None and len(items) > at_once:
+        return [*each_or_halves(run, items[:at_once]), *each_or_halves(run, items[at_once:], at_once)]
+    if not items:
+        return []
     try:
         return list(run(items))
     except Exception as error:

@@ -76,6 +76,13 @@ class Events:
     def chunk(self, offset: int, data: bytes, image: int = 0) -> events_pb2.JobEvent:
         return self._event(chunk=events_pb2.ChunkEvent(image_index=image, offset=offset, data=data))
 
+    def control_image(self, control: int = 0, data: bytes | None = None) -> events_pb2.JobEvent:
+        data = png(color="white") if data is None else data
+        body = events_pb2.ControlImageEvent(
+            control_index=control, image_bytes=data, media_type="image/png", width=64, height=64, total_bytes=len(data)
+        )
+        return self._event(control_image=body)
+
     def completed(self, *warnings: str) -> events_pb2.JobEvent:
         timings = events_pb2.Timings(denoise_seconds=1.5, total_seconds=2.0)
         return self._event(completed=events_pb2.CompletedEvent(timings=timings, warnings=warnings))
@@ -181,6 +188,16 @@ class ScriptedServer(
             for name, (low, high) in ranges.items()
         ]
         return catalog_service_pb2.ListSchedulersResponse(schedulers=schedulers)
+
+    def ListControlNets(self, request: Any, context: grpc.ServicerContext) -> Any:
+        nets = [
+            catalog_service_pb2.ControlNet(name="v1.1/canny", preprocessor="canny", models=["shapes"]),
+            catalog_service_pb2.ControlNet(name="depth", models=["shapes"]),
+        ]
+        return catalog_service_pb2.ListControlNetsResponse(control_nets=nets)
+
+    def ListLoras(self, request: Any, context: grpc.ServicerContext) -> Any:
+        return catalog_service_pb2.ListLorasResponse()
 
     def LoadModel(self, request: Any, context: grpc.ServicerContext) -> Iterator[Any]:
         if request.model != "shapes":

@@ -35,12 +35,18 @@ def test_options_reach_the_request(darkroom, scripted):
         "--model shapes --guidance-rescale 0.5 --clip-skip 1 --eta 0.5 --extension vignette.strength=0.5 "
         "--extension vignette.name=round --deterministic --format webp --preview latent-rgb"
     )
-    darkroom("generate", "a", "--negative-prompt", "", *words.split())
+    more = "--prompt-syntax weighted --prompt-2 b --negative-prompt-2 c --task remix --timeout 60"
+    sizes = "--original-size 1024x768 --crop-offset 3,4 --target-size 64X72"
+    darkroom("generate", "a", "--negative-prompt", "", *words.split(), *more.split(), *sizes.split())
     request = scripted.requests[0]
     parameters = request.parameters
     assert (parameters.seed, parameters.num_inference_steps, parameters.guidance_scale) == (0, 30, 0.0)
     assert parameters.HasField("negative_prompt")
     assert (parameters.width, parameters.height, parameters.num_images, parameters.model) == (64, 72, 2, "shapes")
+    assert (parameters.prompt_syntax, parameters.prompt_2, parameters.negative_prompt_2) == (2, "b", "c")
+    assert parameters.task == "remix"
+    sizes = [value for _, value in parameters.size_conditioning.ListFields()]
+    assert sizes == [1024, 768, 3, 4, 64, 72]
     assert (parameters.guidance_rescale, parameters.clip_skip, parameters.eta) == (0.5, 1, 0.5)
     spec = parameters.scheduler
     assert (spec.name, spec.sigma_schedule, spec.timestep_spacing) == ("dpmpp-2m", 2, 3)
@@ -172,6 +178,9 @@ def test_no_server(darkroom):
         ["generate", "a", "--option", "x"],
         ["generate", "a", "--steps", "many"],
         ["generate", "a", "--num-images", "0"],
+        ["generate", "a", "--original-size", "1024"],
+        ["generate", "a", "--crop-offset", "1,-2"],
+        ["generate", "a", "--no-controls"],
         ["unknown"],
     ],
 )
@@ -227,9 +236,12 @@ def test_from_a_picture_without_recipe(darkroom, tmp_path):
     assert "No such file" in darkroom("generate", "--from", "missing.png", exit_code=1).stderr
 
 
-def test_models_and_schedulers(darkroom):
+def test_lists(darkroom):
     assert "shapes (default)" in darkroom("models").stdout
     assert json.loads(darkroom("models", "--json").stdout)[0]["default_num_inference_steps"] == 25
+    result = darkroom("loras")
+    assert (result.stdout, result.stderr) == ("", "The server offers no LoRAs.\n")
+    assert darkroom("loras", "--json").stdout == "[]\n"
     table = darkroom("schedulers").stdout
     assert "lcm-alias" in table
     assert "1-20" in table

@@ -66,7 +66,8 @@ def test_a_function_is_a_command(points):
 def test_help_lists_them_all(points):
     points.pop()
     output = darkroom("--help").output
-    for name in ("generate", "compare-schedulers", "models", "schedulers", "hello", "serve"):
+    lists = ("models", "tasks", "schedulers", "loras", "controlnets", "preprocessors")
+    for name in ("generate", "edit", "compare-schedulers", "preprocess", *lists, "hello", "serve"):
         assert name in output
     assert "Greets someone." in output
 

@@ -100,6 +100,8 @@ def test_short_forms(request_of):
     assert request.parameters.scheduler == parameters_pb2.SchedulerSpec(name="euler")
     assert [(lora.name, lora.weight) for lora in request.parameters.loras] == [("a", 0.5)]
     assert (request.preview.mode, request.output.format) == (1, 3)
+    loras = request_of("a", loras=["a:-0.5", "b"]).parameters.loras
+    assert [(lora.name, lora.weight, lora.HasField("weight")) for lora in loras] == [("a", -0.5, True), ("b", 0, False)]
     request = request_of("a", scheduler={"name": "euler", "options": {"x": 1}})
     assert request.parameters.scheduler.options["x"] == 1
     spec = parameters_pb2.SchedulerSpec(name="ddim")
@@ -133,7 +135,7 @@ def test_all_misfits_are_told_at_once(client):
             scheduler=SchedulerSpec("x", sigma_schedule="cubic"),
             preview="maybe",
             extensions={"a": {"x": object()}},
-            loras=["a", 3],
+            loras=["a", 3, "b:much"],
         )
     assert {violation.field for violation in caught.value.violations} == {
         "parameters.seed",
@@ -141,6 +143,7 @@ def test_all_misfits_are_told_at_once(client):
         "parameters.scheduler.sigma_schedule",
         "parameters.extensions['a']",
         "parameters.loras[1]",
+        "parameters.loras[2]",
         "preview.mode",
     }
     assert "default, karras, exponential, beta" in str(caught.value)
@@ -190,6 +193,15 @@ def test_preprocess(scripted, client):
     assert request.preprocessor_options["low"] == 100
 
 
+def test_control_images(scripted, client, make_events):
+    def script(request, context):
+        events = make_events(request.request_id)
+        yield from (events.accepted(), events.control_image(1), events.control_image(0), events.completed())
+
+    scripted.script = script
+    assert [each.control_index for each in client.preprocess(b"picture", "canny").control_images()] == [0, 1]
+
+
 def test_the_catalog(client):
     assert client.server_info().default_model == "shapes"
     assert [model.name for model in client.models()] == ["shapes"]
@@ -212,6 +224,8 @@ def test_address_and_token(scripted, monkeypatch):
     assert [each["authorization"] for each in scripted.metadata] == ["Bearer secret", "Bearer secret", "Bearer other"]
     monkeypatch.delenv("DARKROOM_ADDRESS")
     assert Client().address == "127.0.0.1:50051"
+    with pytest.raises(TypeError, match="password"):
+        Client(password="secret")
 
 
 @pytest.mark.parametrize(
