@@ -56,6 +56,7 @@ if typing.TYPE_CHECKING:
         Timings,
     )
     from darkroom_client.options import (
+        ConnectionOptions,
         ControlSpec,
         JobOptions,
         LoraSpec,
@@ -73,6 +74,7 @@ __all__ = [
     "Cancelled",
     "Client",
     "Completed",
+    "ConnectionOptions",
     "ControlImage",
     "ControlNetNotFound",
     "ControlSpec",

@@ -1,9 +1,8 @@
 """The asyncio client."""
 
-import os
 from collections.abc import Awaitable, Callable
 from types import TracebackType
-from typing import Any, Self, TypeVar
+from typing import Any, Self, TypeVar, Unpack
 from weakref import WeakSet
 
 import grpc.aio
@@ -16,6 +15,7 @@ from darkroom_client._connection import Connection
 from darkroom_client._status import to_exception
 from darkroom_client._stream import AsyncStream
 from darkroom_client.events import Loading
+from darkroom_client.options import ConnectionOptions
 
 _T = TypeVar("_T")
 
@@ -29,20 +29,11 @@ class AsyncClient(JobCalls[AsyncStream]):
     It belongs to the event loop that it is first used in. What the lists return are messages of `darkroom.v1`.
 
     :param address: HOST:PORT of the server; else DARKROOM_ADDRESS, else 127.0.0.1:50051.
-    :param token: what the server asks for as a bearer token; else DARKROOM_TOKEN, else none.
-    :param root_certificate: PEM file (or its bytes) of who signed the server's certificate; implies `tls`.
-    :param tls: speak TLS, by default trusting gRPC's own list of root certificates.
+    :param options: `token`, `root_certificate` and `tls`, as `darkroom_client.options.ConnectionOptions` has them.
     """
 
-    def __init__(
-        self,
-        address: str | None = None,
-        *,
-        token: str | None = None,
-        root_certificate: str | os.PathLike[str] | bytes | None = None,
-        tls: bool = False,
-    ) -> None:
-        self._connection = Connection(address, token, root_certificate, tls)
+    def __init__(self, address: str | None = None, **options: Unpack[ConnectionOptions]) -> None:
+        self._connection = Connection(address, **options)
         self._streams: WeakSet[AsyncStream] = WeakSet()
 
     @property

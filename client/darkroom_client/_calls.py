@@ -50,11 +50,17 @@ class JobCalls(ABC, Generic[StreamT]):
         **options: Unpack[JobOptions],
     ) -> StreamT:
         """A picture changed: inpainted where a `mask` is given (white is repainted), outpainted where `margins` are
-        (left, top, right, bottom, in pixels), and else repainted as a whole.
+        (left, top, right, bottom, in pixels), and else repainted as a whole::
 
-        All keywords of `generate` apply too.
+            client.edit("photo.png", "a watercolour", strength=0.5)
+            client.edit("photo.png", "a red hat", mask="mask.png", keep_unmasked=True)
+            client.edit("photo.png", "a wide beach", margins=(128, 0, 128, 0))
+
+        Pictures are paths, the bytes of files, or PIL pictures. `strength` is 0 (the picture stays) to 1 (nothing of it
+        is left); `mask_blur` and `padding_crop` are pixels. All keywords of `generate` apply too.
 
         :raises InvalidRequest: at once, when a value does not fit into the request at all.
+        :raises TypeError: when keywords exclude each other.
         :raises DarkroomError: from the stream, for everything that the server has to say.
         """
         inpaint = {"mask_blur": mask_blur, "padding_crop": padding_crop, "keep_unmasked": keep_unmasked}
@@ -81,7 +87,9 @@ class JobCalls(ABC, Generic[StreamT]):
         format: ImageFormatName | None = None,
         timeout: float | None = None,
     ) -> StreamT:
-        """A control map made from a picture: the stream's `ControlImage` event.
+        """A control map made from a picture: the stream's `ControlImage` event::
+
+            client.preprocess("photo.png", "canny").control_images()[0].save("edges.png")
 
         :raises InvalidRequest: at once, when a value does not fit into the request at all.
         :raises DarkroomError: from the stream, for everything that the server has to say.

@@ -2,13 +2,14 @@
 
 import os
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
 import grpc
 import grpc.aio
 
 from darkroom.v1 import catalog_service_pb2_grpc, image_service_pb2_grpc
 from darkroom_client._fork import refuse_after_fork
+from darkroom_client.options import ConnectionOptions
 
 # The generated stubs have no types.
 _images: Any = image_service_pb2_grpc
@@ -23,13 +24,16 @@ class Connection:
     The limits on message sizes are gRPC's own: 4 MiB to receive, which the API keeps to, and none to send.
     """
 
-    def __init__(
-        self, address: str | None, token: str | None, root_certificate: str | os.PathLike[str] | bytes | None, tls: bool
-    ) -> None:
+    def __init__(self, address: str | None, **options: Unpack[ConnectionOptions]) -> None:
+        unknown = sorted(options.keys() - ConnectionOptions.__annotations__.keys())
+        if unknown:
+            raise TypeError(f"unknown keyword arguments: {', '.join(unknown)}")
         self.address = address or os.environ.get("DARKROOM_ADDRESS") or DEFAULT_ADDRESS
-        token = token or os.environ.get("DARKROOM_TOKEN")
+        token = options.get("token") or os.environ.get("DARKROOM_TOKEN")
         self.metadata = (("authorization", f"Bearer {token}"),) if token else ()
-        self._credentials = _credentials(root_certificate) if tls or root_certificate is not None else None
+        certificate = options.get("root_certificate")
+        speaks_tls = options.get("tls", False) or certificate is not None
+        self._credentials = _credentials(certificate) if speaks_tls else None
         self._channel: grpc.aio.Channel | None = None
 
     def stubs(self) -> tuple[Any, Any]:

@@ -12,7 +12,9 @@ from google.protobuf.descriptor import FieldDescriptor
 from google.protobuf.message import Message
 from google.protobuf.struct_pb2 import Struct
 
+from darkroom.v1 import parameters_pb2
 from darkroom_client.errors import Violation
+from darkroom_client.options import LoraSpec
 
 
 def fill(message: Any, values: Mapping[str, Any], path: str) -> list[Violation]:
@@ -85,6 +87,8 @@ def _set_message(target: Any, value: Any, where: str) -> list[Violation]:
 
 def _mapping(target: Any, value: Any) -> Mapping[str, Any]:
     """The fields that `value` stands for; a mere string is the message's first field, as in scheduler="euler"."""
+    if isinstance(value, str) and target.DESCRIPTOR is parameters_pb2.LoraSpec.DESCRIPTOR:
+        value = LoraSpec.parse(value)
     if isinstance(value, str):
         return {target.DESCRIPTOR.fields[0].name: value}
     if is_dataclass(value):

@@ -41,6 +41,7 @@ class AsyncStream:
         self.accepted: events.Accepted | None = None  # None: not yet
         self.completed: events.Completed | None = None  # None: not yet
         self._pictures: dict[int, events.Image] = {}  # by image index
+        self._maps: dict[int, events.ControlImage] = {}  # by control index
         self._call = call
         self._messages = aiter(call)
         self._loop = asyncio.get_running_loop()
@@ -91,6 +92,16 @@ class AsyncStream:
         if not self._pictures or self.completed is None:
             raise self._without_picture()
         return [self._pictures[index] for index in sorted(self._pictures)]
+
+    async def control_images(self) -> list[events.ControlImage]:
+        """Waits for the job and returns the control maps that it sent, by control index.
+
+        :raises DarkroomError: the job's own error, or `Cancelled` when the stream was closed before.
+        """
+        await self._finish()
+        if self.completed is None:
+            raise self._without_picture()
+        return [self._maps[index] for index in sorted(self._maps)]
 
     async def cancel(self) -> None:
         """Stops the job on the server; whoever reads the stream gets `Cancelled`.
@@ -168,6 +179,8 @@ class AsyncStream:
                 self.accepted = event
             case events.Image():
                 self._pictures[event.image_index] = event
+            case events.ControlImage():
+                self._maps[event.control_index] = event
             case events.Completed():
                 self.completed = event
 

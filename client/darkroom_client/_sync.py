@@ -1,9 +1,8 @@
 """The client for ordinary, blocking code: `AsyncClient` and its streams, run by a background thread."""
 
-import os
 from collections.abc import Callable, Iterator
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Self, Unpack
 
 from darkroom.v1 import catalog_service_pb2 as catalog
 from darkroom_client import events
@@ -12,6 +11,7 @@ from darkroom_client._calls import JobCalls
 from darkroom_client._fork import refuse_after_fork
 from darkroom_client._loop import BackgroundLoop, shared_loop
 from darkroom_client._stream import AsyncStream
+from darkroom_client.options import ConnectionOptions
 
 
 class Stream:
@@ -75,6 +75,13 @@ class Stream:
         """
         return self._loop.run(self._stream.images())
 
+    def control_images(self) -> list[events.ControlImage]:
+        """Waits for the job and returns the control maps that it sent, by control index.
+
+        :raises DarkroomError: the job's own error, or `Cancelled` when the stream was closed before.
+        """
+        return self._loop.run(self._stream.control_images())
+
     def cancel(self) -> None:
         """Stops the job on the server; whoever reads the stream gets `Cancelled`.
 
@@ -96,21 +103,12 @@ class Client(JobCalls[Stream]):
     Any number of threads may use it. What the lists return are messages of `darkroom.v1`.
 
     :param address: HOST:PORT of the server; else DARKROOM_ADDRESS, else 127.0.0.1:50051.
-    :param token: what the server asks for as a bearer token; else DARKROOM_TOKEN, else none.
-    :param root_certificate: PEM file (or its bytes) of who signed the server's certificate; implies `tls`.
-    :param tls: speak TLS, by default trusting gRPC's own list of root certificates.
+    :param options: `token`, `root_certificate` and `tls`, as `darkroom_client.options.ConnectionOptions` has them.
     """
 
-    def __init__(
-        self,
-        address: str | None = None,
-        *,
-        token: str | None = None,
-        root_certificate: str | os.PathLike[str] | bytes | None = None,
-        tls: bool = False,
-    ) -> None:
+    def __init__(self, address: str | None = None, **options: Unpack[ConnectionOptions]) -> None:
         refuse_after_fork()
-        self._client = AsyncClient(address, token=token, root_certificate=root_certificate, tls=tls)
+        self._client = AsyncClient(address, **options)
         self._loop = shared_loop()
 
     @property

@@ -43,6 +43,18 @@ class LoraSpec:
     name: str
     weight: float | None = None
 
+    @classmethod
+    def parse(cls, text: str) -> "LoraSpec":
+        """A LoRA out of NAME or NAME:WEIGHT; names hold no colon.
+
+        :raises ValueError: when the weight is no number.
+        """
+        name, colon, weight = text.partition(":")
+        try:
+            return cls(name, float(weight) if colon else None)
+        except ValueError:
+            raise ValueError(f"{text!r} is not NAME or NAME:WEIGHT") from None
+
 
 @dataclass(frozen=True, slots=True)
 class ControlSpec:
@@ -91,6 +103,14 @@ class OutputOptions:
     embed_metadata: bool | None = None
 
 
+class ConnectionOptions(TypedDict, total=False):
+    """The keywords of `Client` and `AsyncClient`."""
+
+    token: str | None  # what the server asks for as a bearer token; None: DARKROOM_TOKEN, else none
+    root_certificate: str | os.PathLike[str] | bytes | None  # PEM file, or its bytes, of who signed the server's
+    tls: bool  # speak TLS, by default trusting gRPC's own list; a root certificate implies it
+
+
 class ParameterOptions(TypedDict, total=False):
     """The keywords that fill `darkroom.v1.Parameters`."""
 
@@ -110,7 +130,7 @@ class ParameterOptions(TypedDict, total=False):
     eta: float | None
     seed: int | None
     scheduler: str | SchedulerSpec | Mapping[str, Any] | parameters_pb2.SchedulerSpec | None
-    loras: Mapping[str, float] | Sequence[str | LoraSpec | parameters_pb2.LoraSpec] | None
+    loras: Mapping[str, float] | Sequence[str | LoraSpec | parameters_pb2.LoraSpec] | None  # "name", "name:0.8", …
     controls: Sequence[ControlSpec | parameters_pb2.ControlSpec] | None
     size_conditioning: SizeConditioning | parameters_pb2.SizeConditioning | None
     extensions: Mapping[str, Mapping[str, Any]] | None  # by the plugin's name

@@ -54,6 +54,10 @@ class ControlNets(Conditioner):
         for key in SHAPE_KEYS:
             if _plain(theirs.get(key)) != _plain(getattr(ours, key, None)):
                 return f"was made for a model whose {key} is {theirs.get(key)}, not {getattr(ours, key, None)}"
+        factor = 2 ** (len(theirs["conditioning_embedding_out_channels"]) - 1)
+        latent_width = model.latent_shape(model.info.default_width, model.info.default_height)[2]
+        if latent_width * factor != model.info.default_width:
+            return f"was made for a model whose pictures are {factor} times as wide as their latents"
         return None
 
     def load_asset(self, path: Path, model: Family) -> Any:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from importlib.metadata import version
 from typing import Any
 
 from darkroom_plugins import hookimpl
 from darkroom_plugins.contract import Finisher
-from darkroom_plugins.request import ControlChoice, Request
+from darkroom_plugins.request import ControlChoice, ImageToImage, Inpaint, Outpaint, Request
 from darkroom_plugins.sample import Picture
 
 darkroom_api_version = 1
@@ -26,12 +27,14 @@ class Recipe(Finisher):
     def finish(self, picture: Picture, request: Request, parameters: None) -> Picture:
         picture.metadata["darkroom"] = VERSION
         picture.metadata["parameters"] = parameters_json(request, picture.seed)
+        picture.metadata |= edit_json(request)
         if request.deterministic:
             picture.metadata["deterministic"] = True
         picture.text["parameters"] = parameters_line(request, picture.seed)
         return picture
 
 
+EDIT_FIELDS = {ImageToImage: "image_to_image", Inpaint: "inpaint", Outpaint: "outpaint"}  # in EditRequest
 COPIED = (
     "task",
     "model",
@@ -71,6 +74,17 @@ def parameters_json(request: Request, seed: int) -> dict[str, Any]:
     return result
 
 
+def edit_json(request: Request) -> dict[str, Any]:
+    """What was done to a picture that was sent, in protobuf's JSON form of EditRequest, without its pictures."""
+    if request.image is None:
+        return {}
+    found: dict[str, Any] = {"resize_mode": f"RESIZE_MODE_{request.resize_mode}".upper()} if request.sized else {}
+    if request.edit is not None:
+        fields = {f.name: getattr(request.edit, f.name) for f in dataclasses.fields(request.edit) if f.name != "mask"}
+        found[EDIT_FIELDS[type(request.edit)]] = {name: value for name, value in fields.items() if value is not None}
+    return {"edit": found}
+
+
 def _conditions(request: Request) -> dict[str, Any]:
     """LoRAs, controls (without their images) and sizes, where there are any."""
     found: dict[str, Any] = {}
@@ -90,7 +104,7 @@ def _conditions(request: Request) -> dict[str, Any]:
 
 
 def _control(control: ControlChoice) -> dict[str, Any]:
-    fields = {name: getattr(control, name) for name in ("model", "scale", "start", "end", "guess_mode", "echo_map")}
+    fields = {name: getattr(control, name) for name in ("model", "scale", "start", "end", "guess_mode")}
     if control.preprocessor:
         fields["preprocessor"] = control.preprocessor
     if control.options:

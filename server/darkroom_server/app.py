@@ -21,7 +21,7 @@ from darkroom_server.engine import Engine
 from darkroom_server.image_service import ImageService
 from darkroom_server.models import open_models
 from darkroom_server.previews import PreviewDecoders
-from darkroom_server.settings import Settings, demo_model
+from darkroom_server.settings import Settings, with_demo
 
 log = logging.getLogger(__name__)
 
@@ -41,7 +41,7 @@ class App:
 
     def __init__(self, settings: Settings, plugins: Plugins) -> None:
         if not settings.models:
-            settings = settings.model_copy(update={"models": [demo_model()]})
+            settings = with_demo(settings)
         self.settings = settings
         self.address = ""
         self.failed = asyncio.Event()

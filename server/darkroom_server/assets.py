@@ -45,6 +45,9 @@ class AssetStore:
             "lora": settings.loras,
             "embedding": settings.embeddings,
         }
+        for net in settings.controlnets:
+            if net.preprocessor and net.preprocessor not in plugins.preprocessors:
+                raise ModelError(f"controlnet {net.name!r}: there is no preprocessor {net.preprocessor!r}")
         self.entries: dict[AssetKind, dict[str, Asset]] = {
             kind: {each.name: self._open(kind, each, models) for each in sorted(files, key=lambda each: each.name)}
             for kind, files in listed.items()

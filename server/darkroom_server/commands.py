@@ -36,7 +36,9 @@ def serve(
         typer.Option(metavar="[NAME=]FILE", help="A textual inversion to offer, a safetensors file; repeat for more."),
     ] = None,
     device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, …  [default: CUDA where there is one]")] = None,
-    dtype: Annotated[str, typer.Option(help="float32, float16, bfloat16, or auto: float16 on CUDA.")] = "auto",
+    dtype: Annotated[
+        str | None, typer.Option(help="float32, float16, bfloat16, or auto: float16 on CUDA.  [default: auto]")
+    ] = None,
     max_batch_rows: Annotated[int | None, typer.Option(help="The most rows in one batch.")] = None,
     block: Annotated[list[str] | None, typer.Option(help="A plugin not to load; repeat for more.")] = None,
 ) -> None:
@@ -47,20 +49,19 @@ def serve(
     from pydantic import ValidationError
 
     from darkroom_plugins.manager import PluginError
-    from darkroom_server.settings import Settings, demo_model
+    from darkroom_server.settings import Settings
 
     given: dict[str, Any] = {
         "listen": listen,
         "device": device,
+        "dtype": dtype,
         "blocked_plugins": block,
         "loras": _files(lora, "--lora"),
         "controlnets": _control_nets(controlnet, preprocessor or ()),
         "embeddings": _files(embedding, "--embedding"),
     }
     if model:
-        given["models"] = [each | {"dtype": dtype} for each in _named(model, "--model")]
-    elif dtype != "auto":
-        given["models"] = [demo_model().model_dump() | {"dtype": dtype}]
+        given["models"] = _named(model, "--model")
     if max_batch_rows is not None:
         given["limits"] = {"max_batch_rows": max_batch_rows}
     try:

@@ -52,7 +52,7 @@ def open_models(settings: Settings, plugins: Plugins) -> dict[str, Model]:
     :raises ModelError: a folder has no model that a family knows, or does not load
     """
     device = choose_device(settings.device)
-    return {each.name: _open(each, plugins, device) for each in settings.models}
+    return {each.name: _open(each, plugins, device, each.dtype or settings.dtype) for each in settings.models}
 
 
 def choose_device(name: str) -> torch.device:
@@ -70,7 +70,7 @@ def choose_device(name: str) -> torch.device:
     return device
 
 
-def _open(settings: ModelSettings, plugins: Plugins, device: torch.device) -> Model:
+def _open(settings: ModelSettings, plugins: Plugins, device: torch.device, dtype: str) -> Model:
     path = settings.path.expanduser()
     try:
         index = json.loads((path / "model_index.json").read_text())
@@ -82,7 +82,7 @@ def _open(settings: ModelSettings, plugins: Plugins, device: torch.device) -> Mo
         raise ModelError(f"model {settings.name!r}: one family should know {index.get('_class_name')}, but {known} do")
     try:
         info = found[0].describe(path)
-        loaded = found[0].load(path, device, _dtype(settings.dtype, device))
+        loaded = found[0].load(path, device, _dtype(dtype, device))
     except (OSError, ValueError, KeyError, DarkroomError) as error:
         raise ModelError(f"model {settings.name!r}: {path} does not load: {error}") from error
     wanted = settings.default_scheduler or entry_of(loaded.scheduler_config, plugins.schedulers)

@@ -15,13 +15,16 @@ DEFAULT_LISTEN = "127.0.0.1:50051"
 MIB = 1024 * 1024
 
 
+Dtype = Literal["auto", "float32", "float16", "bfloat16"]
+
+
 class ModelSettings(BaseModel, extra="forbid"):
     """A model to offer, and what requests for it get by default."""
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9._/-]+$", max_length=128)]
     path: Path
     description: str = ""
-    dtype: Literal["auto", "float32", "float16", "bfloat16"] = "auto"
+    dtype: Dtype | None = None  # None: that of Settings
     default_scheduler: str | None = None  # None: the entry of the scheduler that the model comes with
     default_num_inference_steps: Annotated[int, Field(ge=1)] = 30
     default_guidance_scale: Annotated[float, Field(ge=0, le=100)] = 7.5
@@ -59,6 +62,7 @@ class Settings(BaseSettings):
     listen: str = DEFAULT_LISTEN
     token: str | None = None  # what clients must send as a bearer token
     device: str = "auto"  # torch's name of a device
+    dtype: Dtype = "auto"  # float16 on CUDA, float32 elsewhere
     models: list[ModelSettings] = []  # none: the embedded demo model
     default_model: str | None = None  # None: the first
     controlnets: list[AssetSettings] = []
@@ -89,6 +93,26 @@ def _is_loopback(host: str) -> bool:
         return ip_address(host.strip("[]")).is_loopback
     except ValueError:
         return host in ("localhost", "unix", "unix-abstract") or host.startswith("unix:")
+
+
+def with_demo(settings: Settings) -> Settings:
+    """Settings without models with the embedded one, its ControlNet and its LoRAs beside those that are listed."""
+    from darkroom_demo import CONTROLNET_PATH, LORA_PATHS
+
+    canny = AssetSettings(name="canny", path=CONTROLNET_PATH, preprocessor="canny", description="Follows edges.")
+    loras = [AssetSettings(name=name, path=path, description=f"Draws {name}.") for name, path in LORA_PATHS.items()]
+    return settings.model_copy(
+        update={
+            "models": [demo_model()],
+            "controlnets": [*settings.controlnets, *_others([canny], settings.controlnets)],
+            "loras": [*settings.loras, *_others(loras, settings.loras)],
+        }
+    )
+
+
+def _others(own: list[AssetSettings], given: list[AssetSettings]) -> list[AssetSettings]:
+    names = {each.name for each in given}
+    return [each for each in own if each.name not in names and each.path.exists()]
 
 
 def demo_model() -> ModelSettings:

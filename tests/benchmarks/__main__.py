@@ -109,6 +109,7 @@ def main() -> None:
     from darkroom_demo import MODEL_PATH
     from tests.benchmarks.architectures import stable_diffusion_15
     from tests.benchmarks.peers import LockedPipeline
+    from tests.benchmarks.weights import weights
 
     cuda = options.device.startswith("cuda")
     model = options.model or (stable_diffusion_15(Path(".cache/sd15")) if cuda else MODEL_PATH)
@@ -117,6 +118,7 @@ def main() -> None:
     served = Served(model, options.device, options.dtype)
     try:
         rows = measure(served, peer, options)
+        tasks = weights(served, model, dtype)
         growth = memory(served, options) if options.requests else None
     finally:
         served.stop()
@@ -127,6 +129,7 @@ def main() -> None:
         "torch": torch.__version__,
         "model": model.name,
         "rows": rows,
+        "weights": tasks,
         "memory": growth,
     }
     out = options.out or RESULTS / f"{options.device.partition(':')[0]}.json"

@@ -66,8 +66,10 @@ def _here(scripted, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
 
 
-def test_the_preview_develops_in_the_terminal(scripted, tmp_path):
-    terminal = Terminal("generate", "a red circle")
+@pytest.mark.parametrize("command", [["generate"], ["edit", "photo.png"]])
+def test_the_preview_develops_in_the_terminal(scripted, tmp_path, command):
+    (tmp_path / "photo.png").write_bytes(b"photo")
+    terminal = Terminal(*command, "a red circle")
     assert terminal.exit_code() == 0
     assert terminal.text.count("▀") >= 48 * 24
     assert "38;2;255;0;0" in terminal.text

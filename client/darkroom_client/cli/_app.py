@@ -14,7 +14,7 @@ import typer.core
 from typer.main import get_command_from_info
 from typer.models import CommandInfo
 
-from darkroom_client.cli import _catalog, _compare, _generate
+from darkroom_client.cli import _catalog, _compare, _generate, _preprocess
 from darkroom_client.cli._report import fail, reported
 
 _GROUP = "darkroom.commands"
@@ -77,9 +77,11 @@ app = typer.Typer(
     help="Darkroom makes pictures with diffusion models, and shows them as they develop.",
 )
 app.command("generate")(reported(_generate.generate))
+app.command("edit")(reported(_generate.edit))
 app.command("compare-schedulers")(reported(_compare.compare_schedulers))
-app.command("models")(reported(_catalog.models))
-app.command("schedulers")(reported(_catalog.schedulers))
+app.command("preprocess")(reported(_preprocess.preprocess))
+for _name, _list in _catalog.commands().items():
+    app.command(_name)(reported(_list))
 
 
 def main() -> None:

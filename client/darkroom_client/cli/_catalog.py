@@ -1,99 +1,185 @@
-"""`darkroom models` and `darkroom schedulers`."""
-
-from __future__ import annotations
+"""The commands that list what a server offers: `darkroom models`, `schedulers`, `loras` and so on."""
 
 import json
-from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeAlias
 
 import typer
 
 from darkroom_client.cli import _options
+from darkroom_client.cli._groups import grouped
+from darkroom_client.cli._options import Server
 
-if TYPE_CHECKING:  # `--help` need not load them
-    from google.protobuf.message import Message
-
-    from darkroom.v1 import catalog_service_pb2 as catalog
-
-
-def models(
-    as_json: _options.AsJson = False,
-    address: _options.Address = None,
-    token: _options.Token = None,
-    root_certificate: _options.RootCertificate = None,
-) -> None:
-    """Lists the models that the server offers."""
-    from darkroom_client._sync import Client
-
-    with Client(address, token=token, root_certificate=root_certificate) as client:
-        found = client.models()
-    if as_json:
-        _print_json(found)
-    else:
-        header = ["model", "family", "size", "steps", "guidance", "scheduler", "state", "device", "description"]
-        _print_table(header, map(_model_row, found))
+_Cell: TypeAlias = Callable[[Any], str]  # of an entry, as the API has it
 
 
-def schedulers(
-    as_json: _options.AsJson = False,
-    address: _options.Address = None,
-    token: _options.Token = None,
-    root_certificate: _options.RootCertificate = None,
-) -> None:
-    """Lists the noise schedulers that the server has."""
-    from darkroom_client._sync import Client
+@dataclass(frozen=True, slots=True)
+class _List:
+    """A list of the catalog."""
 
-    with Client(address, token=token, root_certificate=root_certificate) as client:
-        found = client.schedulers()
-    if as_json:
-        _print_json(found)
-    else:
-        header = ["scheduler", "aliases", "steps", "sigmas", "spacings", "eta", "diffusers class", "description"]
-        _print_table(header, map(_scheduler_row, found))
+    what: str  # for people
+    method: str  # of Client
+    columns: Mapping[str, _Cell]  # by their heads
 
 
-def _model_row(model: catalog.Model) -> list[str]:
-    from darkroom_client._messages import word
-
-    name = f"{model.name} (default)" if model.is_default else model.name
-    size = f"{model.default_width}x{model.default_height}"
-    state = word(model, "residency") or ""
-    device = f"{model.device} {model.dtype}".strip()
-    steps, guidance = str(model.default_num_inference_steps), f"{model.default_guidance_scale:g}"
-    return [name, model.family, size, steps, guidance, model.default_scheduler, state, device, model.description]
+def _field(name: str) -> _Cell:
+    return lambda entry: str(getattr(entry, name))
 
 
-def _scheduler_row(entry: catalog.Scheduler) -> list[str]:
-    from darkroom_client._messages import word
-
-    return [
-        entry.name,
-        ", ".join(entry.aliases),
-        f"{entry.min_steps}-{entry.max_steps}",
-        ", ".join(word(entry, "sigma_schedules")),
-        ", ".join(word(entry, "timestep_spacings")),
-        "yes" if entry.takes_eta else "",
-        entry.diffusers_class,
-        entry.description,
-    ]
+def _joined(name: str, between: str = ", ") -> _Cell:
+    return lambda entry: between.join(getattr(entry, name))
 
 
-def _print_table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
+def _words(name: str) -> _Cell:
+    """An enum's value in short, or several."""
+
+    def cell(entry: Any) -> str:
+        from darkroom_client._messages import word
+
+        found = word(entry, name) or ""
+        return found if isinstance(found, str) else ", ".join(found)
+
+    return cell
+
+
+def _options_of(entry: Any) -> str:
+    """A line for each property of the entry's JSON schema."""
+    from google.protobuf import json_format
+
+    schema = json_format.MessageToDict(entry.parameters_schema)
+    return "\n".join(_option_line(name, each) for name, each in sorted(schema.get("properties", {}).items()))
+
+
+def _option_line(name: str, schema: Mapping[str, Any]) -> str:
+    kind = next((each for each in schema.get("anyOf", []) if each.get("type") != "null"), schema)
+    bounds = [_plain(kind[key]) for key in ("minimum", "maximum") if key in kind]
+    values = " to ".join(bounds) or " | ".join(map(_plain, kind.get("enum", []))) or str(kind.get("type", ""))
+    default = schema.get("default")
+    start = f"{name}={_plain(default)}" if default is not None else name
+    return f"{start} ({values}): {schema['description']}" if "description" in schema else f"{start} ({values})"
+
+
+def _plain(value: Any) -> str:
+    """A JSON value as --option takes it; the API's numbers are all floats."""
+    if isinstance(value, float):
+        return str(int(value)) if value.is_integer() else str(value)
+    return value if isinstance(value, str) else json.dumps(value)
+
+
+def _size(entry: Any) -> str:
+    return f"{entry.weight_bytes / 1e6:.1f} MB" if entry.weight_bytes else ""
+
+
+_LISTS = {
+    "models": _List(
+        "models",
+        "models",
+        {
+            "model": lambda entry: f"{entry.name} (default)" if entry.is_default else entry.name,
+            "family": _field("family"),
+            "size": lambda entry: f"{entry.default_width}x{entry.default_height}",
+            "steps": _field("default_num_inference_steps"),
+            "guidance": lambda entry: f"{entry.default_guidance_scale:g}",
+            "scheduler": _field("default_scheduler"),
+            "state": _words("residency"),
+            "device": lambda entry: f"{entry.device} {entry.dtype}".strip(),
+            "description": _field("description"),
+        },
+    ),
+    "tasks": _List(
+        "tasks",
+        "tasks",
+        {
+            "task": _field("name"),
+            "calls": _joined("rpcs"),
+            "plugin": _field("plugin"),
+            "description": _field("description"),
+        },
+    ),
+    "schedulers": _List(
+        "noise schedulers",
+        "schedulers",
+        {
+            "scheduler": _field("name"),
+            "aliases": _joined("aliases"),
+            "steps": lambda entry: f"{entry.min_steps}-{entry.max_steps}",
+            "sigmas": _words("sigma_schedules"),
+            "spacings": _words("timestep_spacings"),
+            "eta": lambda entry: "yes" if entry.takes_eta else "",
+            "diffusers class": _field("diffusers_class"),
+            "description": _field("description"),
+        },
+    ),
+    "loras": _List(
+        "LoRAs",
+        "loras",
+        {
+            "lora": _field("name"),
+            "models": _joined("models"),
+            "changes": _joined("components"),
+            "size": _size,
+            "description": _field("description"),
+        },
+    ),
+    "controlnets": _List(
+        "ControlNets",
+        "control_nets",
+        {
+            "controlnet": _field("name"),
+            "models": _joined("models"),
+            "preprocessor": _field("preprocessor"),
+            "state": _words("residency"),
+            "size": _size,
+            "description": _field("description"),
+        },
+    ),
+    "preprocessors": _List(
+        "preprocessors of control maps",
+        "preprocessors",
+        {"preprocessor": _field("name"), "description": _field("description"), "options": _options_of},
+    ),
+}
+
+
+def commands() -> dict[str, Callable[..., None]]:
+    """The commands by name."""
+    return {name: _command(each) for name, each in _LISTS.items()}
+
+
+def _command(listed: _List) -> Callable[..., None]:
+    def show(server: Server, as_json: _options.AsJson = False) -> None:
+        from darkroom_client._sync import Client
+
+        with Client(**server.keywords()) as client:
+            found = getattr(client, listed.method)()
+        if as_json:
+            _print_json(found)
+        elif found:
+            _print_table(listed.columns, found)
+        else:
+            typer.echo(f"The server offers no {listed.what}.", err=True)
+
+    show.__doc__ = f"Lists the {listed.what} that the server offers."
+    return grouped(show)
+
+
+def _print_table(columns: Mapping[str, _Cell], found: Iterable[Any]) -> None:
     from rich.console import Console
     from rich.markup import escape
     from rich.table import Table
 
-    table = Table(*header)
-    for row in rows:
-        table.add_row(*map(escape, row))
+    table = Table(*columns)
+    for entry in found:
+        table.add_row(*(escape(cell(entry)) for cell in columns.values()))
     console = Console()
     if not console.is_terminal:  # nothing to fit into, so nothing need be cut
         console.width = 1000
     console.print(table)
 
 
-def _print_json(found: Sequence[Message]) -> None:
+def _print_json(found: Sequence[Any]) -> None:
     from google.protobuf import json_format
 
-    plain: list[dict[str, Any]] = [json_format.MessageToDict(each, preserving_proto_field_name=True) for each in found]
+    plain = [json_format.MessageToDict(each, preserving_proto_field_name=True) for each in found]
     typer.echo(json.dumps(plain, indent=2, ensure_ascii=False))

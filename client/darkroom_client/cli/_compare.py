@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from darkroom_client.cli import _options
+from darkroom_client.cli._groups import grouped
+from darkroom_client.cli._options import Conditions, Picture, Sdxl, Server
 from darkroom_client.cli._report import complain
 from darkroom_client.errors import DarkroomError, ModelNotFound, SchedulerNotFound
 
@@ -20,20 +21,15 @@ if TYPE_CHECKING:  # `--help` need not load them
     from darkroom_client.options import JobOptions
 
 
+@grouped
 def compare_schedulers(
     prompt: Annotated[str, typer.Argument(help="What to make.")],
+    picture: Picture,
+    conditions: Conditions,
+    sdxl: Sdxl,
+    server: Server,
     scheduler: Annotated[list[str] | None, typer.Option(help="One to compare; may be repeated. Default: all.")] = None,
     out: Annotated[Path, typer.Option(help="The contact sheet's file.")] = Path("schedulers.png"),
-    seed: _options.Seed = None,
-    steps: _options.Steps = None,
-    guidance_scale: _options.GuidanceScale = None,
-    negative_prompt: _options.NegativePrompt = None,
-    width: _options.Width = None,
-    height: _options.Height = None,
-    model: _options.Model = None,
-    address: _options.Address = None,
-    token: _options.Token = None,
-    root_certificate: _options.RootCertificate = None,
 ) -> None:
     """Makes the same picture, of one seed, under each scheduler: one labelled contact sheet, with times.
 
@@ -41,19 +37,14 @@ def compare_schedulers(
     brought into its range, and its label says so.
     """
     from darkroom_client._sync import Client
+    from darkroom_client.cli._conditions import conditions as read_conditions
 
-    options: JobOptions = {
-        "seed": random.randrange(2**32) if seed is None else seed,
-        "guidance_scale": guidance_scale,
-        "negative_prompt": negative_prompt,
-        "width": width,
-        "height": height,
-        "model": model,
-        "preview": "off",
-    }
-    with Client(address, token=token, root_certificate=root_certificate) as client:
+    options: JobOptions = {**picture.keywords(), **sdxl.keywords(), **read_conditions(conditions, server, None)}
+    options["seed"] = random.randrange(2**32) if picture.seed is None else picture.seed
+    options["preview"] = "off"
+    with Client(**server.keywords()) as client:
         wanted = _wanted(client.schedulers(), scheduler or [])
-        asked = steps or _default_steps(client.models(), model)
+        asked = picture.steps or _default_steps(client.models(), picture.model)
         made = [_make(client, prompt, entry, asked, options) for entry in wanted]
     _save(out, [each for each in made if each is not None])
     if None in made:

@@ -20,11 +20,11 @@ class Namer:
     of several pictures, each gets its number.
     """
 
-    def __init__(self, out: str | None, total: int) -> None:
+    def __init__(self, out: str | None, total: int, automatic: str = _AUTOMATIC) -> None:
         self._digits = len(str(total))
         self._taken: set[Path] = set()
         self._fresh = out is None or _is_folder(out)
-        self._pattern = _pattern(out, total)
+        self._pattern = _pattern(out, total, automatic)
         self._expanded(1, "prompt", 0, ".png")
 
     def path(self, *, index: int, prompt: str, seed: int, suffix: str) -> Path:
@@ -51,8 +51,8 @@ def _is_folder(out: str) -> bool:
     return out.endswith(("/", "\\")) or Path(out).is_dir() or not ("{" in out or Path(out).suffix)
 
 
-def _pattern(out: str | None, total: int) -> str:
-    automatic = _AUTOMATIC if total == 1 else "{index}-" + _AUTOMATIC
+def _pattern(out: str | None, total: int, automatic: str) -> str:
+    automatic = automatic if total == 1 else "{index}-" + automatic
     if out is None:
         return automatic
     if _is_folder(out):

@@ -1,11 +1,12 @@
 """Runs jobs side by side and tells listeners what happens to them."""
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 from darkroom_client._aio import AsyncClient
+from darkroom_client._stream import AsyncStream
 from darkroom_client.errors import DarkroomError
 from darkroom_client.events import Event
 from darkroom_client.options import JobOptions
@@ -21,6 +22,13 @@ class Job:
     prompt: str | None  # None: that of the options' `parameters`
     options: JobOptions
     title: str  # the prompt, for people
+    change: Mapping[str, Any] | None = None  # of an edit: the keywords that only `edit` has, the picture among them
+
+    def start(self, client: AsyncClient) -> AsyncStream:
+        """Begins it on the server."""
+        if self.change is None:
+            return client.generate(self.prompt, **self.options)
+        return client.edit(prompt=self.prompt, **self.change, **self.options)
 
 
 class Listener(Protocol):
@@ -50,7 +58,7 @@ async def _all(client: AsyncClient, jobs: Sequence[Job], listeners: Sequence[Lis
 
 async def _one(client: AsyncClient, job: Job, listeners: Sequence[Listener], room: asyncio.Semaphore) -> bool:
     try:
-        async with room, client.generate(job.prompt, **job.options) as stream:
+        async with room, job.start(client) as stream:
             async for event in stream:
                 for listener in listeners:
                     listener.on_event(job, event)

@@ -1,12 +1,12 @@
-"""Listeners that write what comes: the pictures, and the previews with their contact sheets."""
+"""Listeners that write what comes: the pictures, the previews with their contact sheets, the control maps."""
 
 from collections import defaultdict
 from pathlib import Path
 
-from darkroom_client.cli._files import Namer
+from darkroom_client.cli._files import Namer, slug
 from darkroom_client.cli._jobs import Job
 from darkroom_client.errors import DarkroomError
-from darkroom_client.events import Event, Image, Preview
+from darkroom_client.events import ControlImage, Event, Image, Preview
 
 
 class PictureKeeper:
@@ -78,3 +78,31 @@ class PreviewKeeper:
         path = self._folder / f"{self._prefix(job, final.image_index)}contact-sheet.png"
         contact_sheet([*tiles, Tile(final.image, "final")]).save(path)
         return path
+
+
+class MapKeeper:
+    """Writes every control map into a folder."""
+
+    def __init__(self, folder: Path, jobs: int) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        self._folder = folder
+        self._several = jobs > 1
+        self._paths: dict[tuple[int, int], Path] = {}  # by job and control
+
+    def on_event(self, job: Job, event: Event) -> None:
+        if isinstance(event, ControlImage):
+            model = (job.options.get("controls") or [])[event.control_index].model
+            start = f"job-{job.index + 1:02}-" if self._several else ""
+            path = self._folder / f"{start}control-{event.control_index + 1}-{slug(model)}{event.suffix}"
+            self._paths[job.index, event.control_index] = event.save(path)
+
+    def on_error(self, job: Job, error: DarkroomError) -> None:
+        """What came is kept."""
+
+    def written(self) -> list[Path]:
+        """The maps' paths, in the order of the jobs."""
+        return [self._paths[key] for key in sorted(self._paths)]
+
+    def path_of(self, job: Job, event: Event) -> Path | None:
+        """Where an event's map was written."""
+        return self._paths.get((job.index, event.control_index)) if isinstance(event, ControlImage) else None

@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, TypeAlias
 
 import typer
@@ -12,50 +11,56 @@ from darkroom_client._aio import AsyncClient
 from darkroom_client.cli._files import Namer
 from darkroom_client.cli._jobs import Job, Listener, run_jobs
 from darkroom_client.cli._json_lines import JsonLines
-from darkroom_client.cli._keep import PictureKeeper, PreviewKeeper
+from darkroom_client.cli._keep import MapKeeper, PictureKeeper, PreviewKeeper
+from darkroom_client.cli._options import Results
 from darkroom_client.cli._report import complain, warn
 from darkroom_client.errors import DarkroomError
 from darkroom_client.events import Event
 
-_Keeper: TypeAlias = PictureKeeper | PreviewKeeper
+_Keeper: TypeAlias = PictureKeeper | PreviewKeeper | MapKeeper
 
 
 @dataclass(frozen=True, slots=True)
 class View:
-    """How `generate` presents its jobs."""
+    """How `generate` and `edit` present their jobs."""
 
-    out: str | None
-    previews: Path | None  # the folder to keep them in
-    preview_mode: str | None  # None: the model's own where anyone looks at previews, and else none
-    as_json: bool
+    results: Results
 
     def run(self, client: AsyncClient, jobs: Sequence[Job], images_per_job: int) -> bool:
         """Runs the jobs and prints the paths of what was written; false when one of them failed."""
-        pictures = PictureKeeper(Namer(self.out, len(jobs) * images_per_job), images_per_job)
-        previews = PreviewKeeper(self.previews, len(jobs), images_per_job) if self.previews is not None else None
-        keepers: list[_Keeper] = [pictures] if previews is None else [pictures, previews]
+        keepers = self._keepers(len(jobs), images_per_job)
         errors = _Errors()
         with ExitStack() as stack:
             watcher, looked_at = self._watcher(stack, keepers, jobs, images_per_job)
-            mode: Any = self.preview_mode or (None if looked_at or previews is not None else "off")
+            # Without a mode, the model's own where anyone looks at previews, and else none.
+            wanted = looked_at or self.results.previews is not None
+            mode: Any = self.results.preview_mode or (None if wanted else "off")
             for job in jobs:
                 job.options["preview"] = mode
             succeeded = run_jobs(client, jobs, [*keepers, *watcher, errors])
         self._tell(errors, keepers, several=len(jobs) > 1)
         return succeeded
 
+    def _keepers(self, jobs: int, images_per_job: int) -> list[_Keeper]:
+        keepers: list[_Keeper] = [PictureKeeper(Namer(self.results.out, jobs * images_per_job), images_per_job)]
+        if self.results.previews is not None:
+            keepers.append(PreviewKeeper(self.results.previews, jobs, images_per_job))
+        if self.results.echo_maps is not None:
+            keepers.append(MapKeeper(self.results.echo_maps, jobs))
+        return keepers
+
     def _watcher(
         self, stack: ExitStack, keepers: Sequence[_Keeper], jobs: Sequence[Job], images_per_job: int
     ) -> tuple[list[Listener], bool]:
         """Who shows the events, and whether previews are among what is shown."""
-        if self.as_json:
+        if self.results.as_json:
             return [JsonLines([keeper.path_of for keeper in keepers])], True
         from darkroom_client.cli._display import Display, progress_console, shows_pictures
 
         console = progress_console()
         if console is None:
             return [], False
-        pictures = shows_pictures(console) and self.preview_mode != "off"
+        pictures = shows_pictures(console) and self.results.preview_mode != "off"
         return [stack.enter_context(Display(console, jobs, images_per_job, pictures=pictures))], pictures
 
     def _tell(self, errors: "_Errors", keepers: Sequence[_Keeper], *, several: bool) -> None:
@@ -63,7 +68,7 @@ class View:
             warn(text)
         for job, error in errors.errors:
             complain(f"{job.title}: {error}" if several else str(error))
-        for keeper in keepers if not self.as_json else []:
+        for keeper in keepers if not self.results.as_json else []:
             for path in keeper.written():
                 typer.echo(path)
 
