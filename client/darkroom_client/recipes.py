@@ -8,7 +8,7 @@ the proto JSON of `darkroom.v1.Parameters` with the proto's own field names.
 import json
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,7 @@ class Recipe:
     parameters: parameters_pb2.Parameters
     deterministic: bool = False
     version: str = ""  # of the server that made the picture
+    edit: Mapping[str, Any] = field(default_factory=dict)  # what was done to a picture: EditRequest's edit, as JSON
 
     @classmethod
     def from_dict(cls, recipe: Mapping[str, Any]) -> "Recipe":
@@ -40,7 +41,8 @@ class Recipe:
             json_format.ParseDict(dict(whole["parameters"]), parameters, ignore_unknown_fields=True)
         except (json_format.ParseError, TypeError, ValueError, AttributeError) as error:
             raise InvalidRequest(f"this is not a recipe of Darkroom: {error}") from error
-        return cls(parameters, bool(whole.get("deterministic", False)), str(whole.get(_KEY, "")))
+        version, edit = str(whole.get(_KEY, "")), whole.get("edit") or {}
+        return cls(parameters, bool(whole.get("deterministic", False)), version, edit)
 
 
 def read_recipe(picture: str | os.PathLike[str]) -> Recipe:

@@ -27,10 +27,10 @@ def sent(darkroom, scripted):
     return run
 
 
-def recipe(path, **parameters):
-    """A PNG with a recipe."""
+def recipe(path, whole=None, **parameters):
+    """A PNG with a recipe, and what else `whole` has beside its parameters."""
     info = PIL.PngImagePlugin.PngInfo()
-    info.add_itxt("darkroom", json.dumps({"darkroom": "0.1.0", "parameters": parameters}))
+    info.add_itxt("darkroom", json.dumps({"darkroom": "0.1.0", "parameters": parameters, **(whole or {})}))
     PIL.Image.new("RGB", (8, 8)).save(path, pnginfo=info)
     return path
 
@@ -219,7 +219,7 @@ def test_a_recipe_says_what_pictures_it_lacks(darkroom, sent, tmp_path):
     [
         ("img2img", "edit IMAGE --from"),
         ("inpaint", "edit IMAGE --mask MASK --from"),
-        ("outpaint", "edit IMAGE --outpaint L,T,R,B --from"),
+        ("outpaint", "edit IMAGE --from"),
     ],
 )
 def test_the_recipe_of_an_edit_needs_its_picture(darkroom, tmp_path, task, again):
@@ -242,8 +242,24 @@ def test_a_recipe_for_an_edit(darkroom, sent, tmp_path):
     assert sent("edit", "photo.png", "--from", "remixed.png", "--resize-mode", "pad").resize_mode == 2
     problem = darkroom("edit", "photo.png", "--from", "inpainted.png", exit_code=2).stderr
     assert "it needs --mask MASK" in " ".join(problem.replace("│", " ").split())
-    result = darkroom("edit", "photo.png", "--from", "inpainted.png", "--mask", "mask.png")
-    assert result.stderr == "warning: the recipe of inpainted.png does not hold its --strength: the default is taken\n"
+
+
+def test_the_recipe_of_an_edit_says_what_was_done(sent, tmp_path):
+    inpaint = {"strength": 0.5, "mask_blur": 2, "keep_unmasked": True}
+    recipe(tmp_path / "inpainted.png", {"edit": {"inpaint": inpaint}}, task="inpaint")
+    again = sent("edit", "photo.png", "--from", "inpainted.png", "--mask", "mask.png").inpaint
+    assert (again.strength, again.mask_blur, again.keep_unmasked, again.HasField("padding_crop")) == (
+        0.5,
+        2,
+        True,
+        False,
+    )
+    words = ("--mask", "mask.png", "--strength", "0.7")
+    assert sent("edit", "photo.png", "--from", "inpainted.png", *words).inpaint.strength == 0.7
+    assert sent("edit", "photo.png", "--from", "inpainted.png", "--outpaint", "8").outpaint.left == 8
+    recipe(tmp_path / "wide.png", {"edit": {"outpaint": {"left": 3, "bottom": 5}}}, task="outpaint")
+    outpaint = sent("edit", "photo.png", "--from", "wide.png").outpaint
+    assert (outpaint.left, outpaint.top, outpaint.right, outpaint.bottom) == (3, 0, 0, 5)
 
 
 def test_preprocess(darkroom, scripted, make_events, tmp_path):

@@ -1,14 +1,14 @@
 """Recipes taken up by --from. The pictures that went into them are not in them, and must be given again."""
 
-from collections.abc import Mapping
 from typing import Any
 
 from darkroom_client.cli._options import Source
-from darkroom_client.cli._report import warn
 from darkroom_client.cli._values import wrong
 from darkroom_client.recipes import Recipe, read_recipe
 
-_EDITS = {"img2img": "", "inpaint": " --mask MASK", "outpaint": " --outpaint L,T,R,B"}  # task: what else it needs
+_EDITS = {"img2img": "", "inpaint": " --mask MASK", "outpaint": ""}  # task: what else it needs
+_FIELDS = {"img2img": "image_to_image", "inpaint": "inpaint", "outpaint": "outpaint"}  # task: EditRequest's field
+_KINDS = {"img2img": {"strength"}, "inpaint": {"strength", "mask"}, "outpaint": {"margins"}}  # task: what says it
 
 
 def read(source: Source) -> Recipe | None:
@@ -37,17 +37,21 @@ def check_generate(recipe: Recipe, source: Source, task: str | None) -> None:
         wrong("--from", f"{source.recipe_of} is an edit ({old}) of a picture that is not in its recipe: {again}")
 
 
-def fit_edit(recipe: Recipe, source: Source, change: Mapping[str, Any], task: str | None) -> None:
-    """A recipe for an edit: its task follows from the change, and the size of what was no edit from the picture.
+def fit_edit(recipe: Recipe, source: Source, change: dict[str, Any], task: str | None) -> None:
+    """A recipe for an edit: what was done before is done again where `change` does not say otherwise, its task follows
+    from the change, and the size of what was no edit from the picture.
 
     :raises typer.BadParameter: when it needs more than the picture.
     """
     old, path = recipe.parameters.task, source.recipe_of
+    before = dict(recipe.edit.get(_FIELDS.get(old, ""), {}))
+    if old == "outpaint":
+        before = {"margins": tuple(before.get(side, 0) for side in ("left", "top", "right", "bottom"))}
     kinds = {name for name in ("strength", "mask", "margins") if change[name] is not None}
-    if _EDITS.get(old) and not kinds and task is None:
+    if old == "inpaint" and not kinds and task is None:
         wrong("--from", f"{path} was made by {old}: it needs{_EDITS[old]}, or --strength for another kind of edit")
-    if old in ("img2img", "inpaint") and not kinds & {"strength", "margins"}:
-        warn(f"the recipe of {path} does not hold its --strength: the default is taken")
+    if kinds <= _KINDS.get(old, set()):
+        change |= {name: value for name, value in before.items() if change[name] is None}
     if old in ("", "txt2img"):
         recipe.parameters.ClearField("width")
         recipe.parameters.ClearField("height")
