@@ -14,8 +14,12 @@ from typing import Any, NamedTuple, TypeAlias
 import torch
 
 from darkroom_plugins.contract import PromptReader
+from darkroom_plugins.errors import InvalidRequest, Violation
 from darkroom_plugins.request import Request
 from darkroom_plugins.sample import PromptEmbedding, PromptPiece
+
+MAX_CHUNKS = 16  # of one prompt, which are encoded at once
+MAX_WEIGHT = 100.0  # of a word; more would soon leave the range of half precision
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -148,6 +152,15 @@ class ClipEncoder:
             handle.remove()
 
 
+def _check(chunks: Sequence[Chunk], path: str) -> None:
+    if len(chunks) > MAX_CHUNKS:
+        raise InvalidRequest(
+            [Violation(path, f"takes {len(chunks)} chunks of the text encoder, more than {MAX_CHUNKS}")]
+        )
+    if any(not abs(token.weight) <= MAX_WEIGHT for chunk in chunks for token in chunk):
+        raise InvalidRequest([Violation(path, f"has a weight beyond {MAX_WEIGHT}")])
+
+
 def emphasised(hidden: torch.Tensor, chunks: Sequence[Chunk]) -> torch.Tensor:
     """Hidden states, (chunks, positions, width), multiplied by the weights of their tokens, then each chunk's by what
     restores its mean: what emphasis is in AUTOMATIC1111's web UI. Chunks without weights are not changed."""
@@ -172,20 +185,26 @@ class ClipTexts:
     def keys(self, request: Request, read: PromptReader, guided: bool) -> tuple[Prompt, ...]:
         """As the encode_prompt of diffusers' pipelines, which skips no layers for the negative prompt."""
         weighted, text, negative = request.prompt_syntax == "weighted", request.prompt, request.negative_prompt
-        conditional = self._prompt((text, request.prompt_2 or text), request.clip_skip, read, weighted)
+        conditional = self._prompt("prompt", (text, request.prompt_2 or text), request.clip_skip, read, weighted)
         if not guided:
             return (conditional,)
         if negative is None and self._zeros_for_unset:
             return Prompt((), 0, conditional.length), conditional
         negative = negative or ""
-        unconditional = self._prompt((negative, request.negative_prompt_2 or negative), 0, read, weighted)
+        both = (negative, request.negative_prompt_2 or negative)
+        unconditional = self._prompt("negative_prompt", both, 0, read, weighted)
         count = max(len(key.texts[0]) for key in (unconditional, conditional))
         return self._padded(unconditional, count), self._padded(conditional, count)
 
-    def _prompt(self, texts: Sequence[str], clip_skip: int, read: PromptReader, weighted: bool) -> Prompt:
-        """The key of the texts for the first and the second encoder, where there is one."""
+    def _prompt(self, field: str, texts: Sequence[str], clip_skip: int, read: PromptReader, weighted: bool) -> Prompt:
+        """The key of the texts for the first and the second encoder, where there is one.
+
+        :raises InvalidRequest: a prompt is too long, or a weight too great
+        """
         pairs = [(encoder, read(text)) for encoder, text in zip(self._encoders, texts, strict=False)]
         found = [(encoder.split(pieces), ()) if weighted else encoder.cut(pieces) for encoder, pieces in pairs]
+        for suffix, (chunks, _) in zip(("", "_2"), found, strict=False):
+            _check(chunks, f"parameters.{field}{suffix}")
         warnings = dict.fromkeys(warning for _, problems in found for warning in problems)
         prompt = Prompt(tuple(chunks for chunks, _ in found), clip_skip, 0, tuple(warnings))
         return self._padded(prompt, max(map(len, prompt.texts)))

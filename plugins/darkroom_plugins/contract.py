@@ -180,6 +180,7 @@ class Task(Contribution, ABC):
 
     rpcs: ClassVar[tuple[str, ...]]  # the RPCs that may name it: "Generate", "Edit"
     edits: ClassVar[tuple[type[EditChoice], ...]] = ()  # the kinds of Request.edit that it takes beside None
+    adds_noise: ClassVar[bool] = False  # whether it needs a scheduler that can put noise on a picture
 
     def misfit(self, info: ModelInfo) -> str | None:
         """Why a model cannot do it, to continue "the model …"; None where it can."""

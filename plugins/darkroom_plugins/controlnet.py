@@ -50,13 +50,17 @@ class ControlNets(Conditioner):
         return AssetInfo(components=("unet",), weight_bytes=sum(file.stat().st_size for file in files))
 
     def misfit(self, path: Path, model: Family) -> str | None:
+        if "unet" not in model.components:
+            return "steers a UNet, which the model does not have"
         theirs, ours = _config(path), model.components["unet"].config
         for key in SHAPE_KEYS:
             if _plain(theirs.get(key)) != _plain(getattr(ours, key, None)):
                 return f"was made for a model whose {key} is {theirs.get(key)}, not {getattr(ours, key, None)}"
-        factor = 2 ** (len(theirs["conditioning_embedding_out_channels"]) - 1)
-        latent_width = model.latent_shape(model.info.default_width, model.info.default_height)[2]
-        if latent_width * factor != model.info.default_width:
+        latents, _, width = model.latent_shape(model.info.default_width, model.info.default_height)
+        if (theirs.get("in_channels", 4), theirs.get("conditioning_channels", 3)) != (latents, 3):
+            return f"does not take latents of {latents} channels and maps of 3"
+        factor = 2 ** (len(theirs.get("conditioning_embedding_out_channels", (16, 32, 96, 256))) - 1)
+        if width * factor != model.info.default_width:
             return f"was made for a model whose pictures are {factor} times as wide as their latents"
         return None
 
@@ -72,18 +76,14 @@ class ControlNets(Conditioner):
         ]
 
     def condition(self, evaluation: Evaluation) -> None:
-        total: Residuals | None = None
-        model = evaluation.rows[0].sample.model
+        model, device = evaluation.rows[0].sample.model, evaluation.latents.device
+        parts: list[tuple[torch.Tensor, Residuals]] = []
         for network, wanted in self._by_network(evaluation).items():
-            part = evaluation.select([index for index, _ in wanted])
-            controls = [control for _, control in wanted]
-            residuals = _scaled(_run(network, part, controls, model), network, controls)
-            if total is None:
-                total = [torch.zeros(len(evaluation.rows), *each.shape[1:]).to(each) for each in residuals]
-            where = torch.tensor([index for index, _ in wanted], device=evaluation.latents.device)
-            for sum_, each in zip(total, residuals, strict=True):
-                sum_.index_add_(0, where, each.expand(-1, *sum_.shape[1:]))
-        if total is not None:
+            indices, controls = [index for index, _ in wanted], [control for _, control in wanted]
+            residuals = _run(network, evaluation.select(indices), controls, model)
+            parts.append((torch.tensor(indices, device=device), _scaled(residuals, network, controls)))
+        if parts:
+            total = _summed(parts, len(evaluation.rows))
             evaluation.arguments["down_block_additional_residuals"] = total[:-1]
             evaluation.arguments["mid_block_additional_residual"] = total[-1]
 
@@ -103,6 +103,18 @@ class ControlNets(Conditioner):
             within = done / count >= choice.start and (done + 1) / count <= choice.end
             if within and not (row.unconditional and _guesses(control)):
                 yield control
+
+
+def _summed(parts: Sequence[tuple[torch.Tensor, Residuals]], rows: int) -> Residuals:
+    """All ControlNets' residuals, each added to its rows; those that are pooled have one value for all positions."""
+    total = []
+    for place in zip(*(residuals for _, residuals in parts), strict=True):
+        largest = max(place, key=lambda each: each[0].numel())
+        total.append(torch.zeros(rows, *largest.shape[1:]).to(largest))
+    for where, residuals in parts:
+        for sum_, each in zip(total, residuals, strict=True):
+            sum_.index_add_(0, where, each.expand(-1, *sum_.shape[1:]))
+    return total
 
 
 def _guesses(control: Control) -> bool:
@@ -128,8 +140,8 @@ def _scaled(residuals: Residuals, network: Any, controls: Sequence[Control]) -> 
     scales = torch.ones(len(controls), count)
     for row, choice in zip(scales, (control.choice for control in controls), strict=True):
         row *= choice.scale * (torch.logspace(-1, 0, count) if choice.guess_mode and not pooled else 1)
-    scales = scales.to(residuals[0])
-    return [each * scale.view(-1, 1, 1, 1) for each, scale in zip(residuals, scales.T, strict=True)]
+    pairs = zip(residuals, scales.T.to(residuals[0].device), strict=True)
+    return [(each * scale.view(-1, 1, 1, 1)).to(each) for each, scale in pairs]  # scaled in single precision
 
 
 def _map(pixels: Any, model: Family) -> torch.Tensor:

@@ -48,6 +48,7 @@ class Img2Img(Task):
     description = "A picture repainted as a whole."
     rpcs = ("Edit",)
     edits = (ImageToImage,)
+    adds_noise = True
 
     def misfit(self, info: ModelInfo) -> str | None:
         return "repaints what is under a mask only" if info.inpainting else None

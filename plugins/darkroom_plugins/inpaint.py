@@ -40,6 +40,7 @@ class InpaintTask(Task):
     description = "The part of a picture under a mask repainted."
     rpcs = ("Edit",)
     edits: ClassVar[tuple[type[EditChoice], ...]] = (Inpaint,)
+    adds_noise = True
 
     def canvas(self, request: Request) -> Canvas:
         edit = self._edit(request)

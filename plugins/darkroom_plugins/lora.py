@@ -26,6 +26,7 @@ darkroom_api_version = 1
 KEPT_SETS = 16
 # How diffusers, kohya and PEFT name the first matrix of a layer, and the networks.
 DOWN = re.compile(r"(lora_A|down)\.weight$")
+KNOWN = re.compile(r"(lora_[AB]|[._](down|up))\.weight$|\.alpha$")
 CROSS_ATTENTION = re.compile(r"attn2[._].*to_k.*(lora_A|down)\.weight$")
 PREFIXES = {
     "unet": ("unet.", "lora_unet_"),
@@ -76,10 +77,16 @@ class Loras(Adapter):
             names = list(file.keys())
         if not any(DOWN.search(name) for name in names):
             raise ValueError("it has no LoRA's matrices")
+        prefixes = tuple(prefix for each in PREFIXES.values() for prefix in each)
+        for name in names:
+            if not KNOWN.search(name) or not name.startswith(prefixes):
+                raise ValueError(f"it has {name}, which is no LoRA's matrix of a UNet or a text encoder")
         components = [part for part, prefixes in PREFIXES.items() if any(n.startswith(prefixes) for n in names)]
         return AssetInfo(components=tuple(components), weight_bytes=path.stat().st_size)
 
     def misfit(self, path: Path, model: Family) -> str | None:
+        if "unet" not in model.components:
+            return "changes a UNet, which the model does not have"
         width = getattr(model.components["unet"].config, "cross_attention_dim", None)
         with safe_open(path, framework="pt") as file:
             for name in file.keys():  # noqa: SIM118  # it is no mapping
@@ -93,7 +100,11 @@ class Loras(Adapter):
         :raises ValueError: it has what cannot be applied: layers that the model lacks, DoRA, biases
         """
         state, alphas, metadata = model.pipeline_class.lora_state_dict(  # type: ignore[attr-defined]
-            str(path), unet_config=model.components["unet"].config, return_lora_metadata=True, local_files_only=True
+            str(path),
+            unet_config=model.components["unet"].config,
+            return_lora_metadata=True,
+            use_safetensors=True,
+            local_files_only=True,
         )
         found = {
             part: _read(model, part, state, alphas, metadata)

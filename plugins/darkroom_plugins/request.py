@@ -42,7 +42,7 @@ class ControlChoice:
     """A ControlNet by its name with its map; `start` and `end` are fractions of the steps."""
 
     model: str
-    image: Pixels  # (height, width, 3) uint8, as it was sent
+    image: Pixels | None  # (height, width, 3) uint8, as it was sent; None once its map is made
     preprocessor: str | None = None  # what makes the map from the image; None: it is the map
     options: BaseModel | None = None  # the preprocessor's
     scale: float = 1.0

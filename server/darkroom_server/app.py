@@ -62,7 +62,7 @@ class App:
         """
         self.engine.start()
         catalog = await self.engine.call(self._open_catalog)
-        self.images = ImageService(catalog, self.engine, self.settings.encoder_threads)
+        self.images = ImageService(catalog, self.engine, self.settings)
         self._server = self._build(catalog, self.images)
         try:
             port = self._server.add_insecure_port(self.settings.listen)

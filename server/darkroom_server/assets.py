@@ -16,9 +16,14 @@ if TYPE_CHECKING:
 
     from darkroom_plugins.contract import AssetInfo, AssetKind, AssetUser
     from darkroom_plugins.manager import Plugins
+    from darkroom_plugins.request import Request
     from darkroom_server.settings import AssetSettings, Settings
 
 log = logging.getLogger(__name__)
+
+# Diffusers and transformers set torch's default dtype, which belongs to the whole process, while they load a model;
+# schedulers, which are set up in another thread, compute in it.
+LOADING = threading.Lock()
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,8 +57,7 @@ class AssetStore:
             kind: {each.name: self._open(kind, each, models) for each in sorted(files, key=lambda each: each.name)}
             for kind, files in listed.items()
         }
-        self._loaded: dict[tuple[AssetKind, str, str], Any] = {}
-        self._lock = threading.Lock()
+        self._loaded: dict[tuple[AssetKind, str, str], Any] = {}  # what failed to load is kept as its error
 
     def _open(self, kind: AssetKind, settings: AssetSettings, models: Mapping[str, Model]) -> Asset:
         if kind not in self._users:
@@ -69,36 +73,51 @@ class AssetStore:
 
     def is_loaded(self, asset: Asset) -> bool:
         """Whether it is in memory, for some model."""
-        return any(self.entries[kind][name] is asset for kind, name, _ in self._loaded)
+        return any(self.entries[kind][name] is asset for kind, name, _ in tuple(self._loaded))
 
     def loaded(self, kind: AssetKind, name: str, model: Model) -> Any:
-        """What this asset's plugin made of it for this model.
-
-        :raises UnsupportedCombination: it does not load with this model
-        """
+        """What this asset's plugin made of it for this model, or the error that it failed with."""
         key, asset = (kind, name, model.name), self.entries[kind][name]
-        with self._lock:
+        if key in self._loaded:  # without waiting for others that load
+            return self._loaded[key]
+        with LOADING:
             if key not in self._loaded:
                 try:
                     self._loaded[key] = asset.user.load_asset(asset.path, model.loaded)
                 except Exception as error:
                     log.warning("%s %s does not load with the model %s", kind, name, model.name, exc_info=error)
-                    problem = f"the {kind} {name} does not load with the model {model.name}"
-                    raise UnsupportedCombination([Violation(f"parameters.{kind}", problem)]) from error
+                    self._loaded[key] = ValueError(f"the {kind} {name} does not load with the model {model.name}")
             return self._loaded[key]
 
 
 @dataclass(frozen=True, slots=True)
 class ModelAssets:
-    """The assets that fit one model: what plugins see."""
+    """The assets that fit one model, for one request: what plugins see."""
 
     store: AssetStore
     model: Model
+    request: Request
 
     def names(self, kind: AssetKind) -> Sequence[str]:
         """Those that fit the model, sorted."""
         return [name for name, asset in self.store.entries[kind].items() if self.model.name in asset.fits]
 
     def get(self, kind: AssetKind, name: str) -> Any:
-        """What the plugin of this kind made of the file; loaded at its first use."""
-        return self.store.loaded(kind, name, self.model)
+        """What the plugin of this kind made of the file; loaded at its first use.
+
+        :raises UnsupportedCombination: it does not load with this model
+        """
+        loaded = self.store.loaded(kind, name, self.model)
+        if isinstance(loaded, ValueError):
+            raise UnsupportedCombination([Violation(self._path(kind, name), str(loaded))])
+        return loaded
+
+    def _path(self, kind: AssetKind, name: str) -> str:
+        """Where the request names it."""
+        named = {
+            "lora": [(f"loras[{index}].name", lora.name) for index, lora in enumerate(self.request.loras)],
+            "controlnet": [
+                (f"controls[{index}].model", each.model) for index, each in enumerate(self.request.controls)
+            ],
+        }
+        return "parameters." + next((path for path, given in named.get(kind, ()) if given == name), "prompt")

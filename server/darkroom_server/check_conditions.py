@@ -5,20 +5,40 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from darkroom_plugins.request import ControlChoice, LoraChoice, SizeConditioning
-from darkroom_server.check_edit import EditCheck
+from darkroom_server.check_edit import decoded
 from darkroom_server.inputs import decode_image
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from google.protobuf.struct_pb2 import Struct
     from pydantic import BaseModel
 
     from darkroom.v1 import parameters_pb2
-    from darkroom_plugins.contract import AssetKind
+    from darkroom_plugins.contract import AssetKind, Preprocessor
     from darkroom_server.catalog import Catalog
     from darkroom_server.findings import Findings
     from darkroom_server.models import Model
 
 MAX_LORAS, MAX_CONTROLS = 32, 8
+MAX_SIZE = 32_768  # pixels, which half precision can hold
+
+
+def preprocessor_options(
+    path: str, name: str, options: Struct, entries: Mapping[str, Preprocessor], findings: Findings
+) -> BaseModel | None:
+    """The options of a preprocessor, with its defaults; None where it takes none. `path` is what its fields are in,
+    with a dot at the end where that is not the request itself."""
+    entry, options_path = entries.get(name), f"{path}preprocessor_options"
+    if entry is None:
+        if name:
+            findings.unknown("preprocessor", f"{path}preprocessor", name)
+        elif options.fields:
+            findings.invalid(options_path, "must be unset without a preprocessor")
+        return None
+    if entry.Parameters is None and options.fields:
+        findings.invalid(options_path, f"the preprocessor {name} takes none")
+    return findings.parsed(options_path, options, entry.Parameters)
 
 
 class ConditionsCheck:
@@ -77,8 +97,9 @@ class ConditionsCheck:
         start, end = number(path, spec, "start", 0.0, 0, 1), number(path, spec, "end", 1.0, 0, 1)
         if start >= end:
             self.findings.invalid(f"{path}.start", f"must be less than end, which is {end}")
-        options = self.preprocessor(path, spec.preprocessor, spec.preprocessor_options)
-        image = EditCheck(self.catalog, self.findings).decoded(f"{path}.image", spec.image, decode_image)
+        entries = self.catalog.plugins.preprocessors
+        options = preprocessor_options(f"{path}.", spec.preprocessor, spec.preprocessor_options, entries, self.findings)
+        image = decoded(f"{path}.image", spec.image, decode_image, self.catalog.limits, self.findings)
         if image is None:
             return None
         return ControlChoice(
@@ -93,19 +114,6 @@ class ConditionsCheck:
             echo_map=spec.echo_map,
         )
 
-    def preprocessor(self, path: str, name: str, options: Struct) -> BaseModel | None:
-        """The options of a preprocessor, with its defaults; None where it takes none."""
-        entry, options_path = self.catalog.plugins.preprocessors.get(name), f"{path}.preprocessor_options".lstrip(".")
-        if entry is None:
-            if name:
-                self.findings.unknown("preprocessor", f"{path}.preprocessor".lstrip("."), name)
-            elif options.fields:
-                self.findings.invalid(options_path, "must be unset without a preprocessor")
-            return None
-        if entry.Parameters is None and options.fields:
-            self.findings.invalid(options_path, f"the preprocessor {name} takes none")
-        return self.findings.parsed(options_path, options, entry.Parameters)
-
     def _sizes(
         self, given: parameters_pb2.Parameters, model: Model | None, size: dict[str, Any]
     ) -> SizeConditioning | None:
@@ -116,7 +124,7 @@ class ConditionsCheck:
             self.findings.unsupported(path, "the model is told nothing about sizes")
 
         def number(field: str, default: int, low: int = 1) -> int:
-            return self.findings.number(path, spec, field, default, low, 65_536, "pixels")  # type: ignore[no-any-return]
+            return self.findings.number(path, spec, field, default, low, MAX_SIZE, "pixels")  # type: ignore[no-any-return]
 
         width, height = size["width"], size["height"]
         return SizeConditioning(

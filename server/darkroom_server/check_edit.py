@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from darkroom.v1 import edits_pb2, image_service_pb2
 from darkroom_plugins.request import ImageToImage, Inpaint, Outpaint
 from darkroom_server.inputs import BadImage, decode_image, decode_mask
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from darkroom_plugins.request import EditChoice, Pixels
     from darkroom_server.catalog import Catalog
     from darkroom_server.findings import Findings
     from darkroom_server.models import Model
     from darkroom_server.settings import Limits
 
+Decoder: TypeAlias = "Callable[[bytes, Limits], Pixels]"
 TASKS = {"inpaint": "inpaint", "outpaint": "outpaint"}
 
 
@@ -39,6 +41,18 @@ class CheckedEdit:
         return choice
 
 
+def decoded(path: str, data: bytes, decode: Decoder, limits: Limits, findings: Findings) -> Pixels | None:
+    """The pixels of an image file; None where it is bad."""
+    if not data:
+        findings.invalid(path, "must be set")
+        return None
+    try:
+        return decode(data, limits)
+    except BadImage as error:
+        findings.invalid(path, str(error))
+        return None
+
+
 class EditCheck:
     """Checks one EditRequest; what is wrong goes to the findings."""
 
@@ -47,7 +61,7 @@ class EditCheck:
         self.findings = findings
 
     def checked(self, message: image_service_pb2.EditRequest, model: Model | None) -> CheckedEdit:
-        image = self.decoded("image", message.image, decode_image)
+        image = self._decoded("image", message.image, decode_image)
         kind = message.WhichOneof("edit")
         edit = getattr(self, f"_{kind}")(getattr(message, kind), image) if kind else None
         given = message.parameters
@@ -62,16 +76,8 @@ class EditCheck:
             return CheckedEdit(fields)
         return CheckedEdit(fields, self._size(image, edit, sized, model))
 
-    def decoded(self, path: str, data: bytes, decode: Callable[[bytes, Limits], Any]) -> Pixels | None:
-        """The pixels of an image file; None where it is bad."""
-        if not data:
-            self.findings.invalid(path, "must be set")
-            return None
-        try:
-            return decode(data, self.catalog.limits)  # type: ignore[no-any-return]
-        except BadImage as error:
-            self.findings.invalid(path, str(error))
-            return None
+    def _decoded(self, path: str, data: bytes, decode: Decoder) -> Pixels | None:
+        return decoded(path, data, decode, self.catalog.limits, self.findings)
 
     def _image_to_image(self, given: edits_pb2.ImageToImage, image: Pixels | None) -> ImageToImage:
         return ImageToImage(strength=self.findings.number("image_to_image", given, "strength", 0.8, 0, 1))
@@ -85,7 +91,7 @@ class EditCheck:
         if given.HasField("padding_crop"):
             high = self.catalog.limits.max_edge
             numbers["padding_crop"] = number("inpaint", given, "padding_crop", 0, 0, high, "pixels")
-        mask = self.decoded("inpaint.mask", given.mask, decode_mask)
+        mask = self._decoded("inpaint.mask", given.mask, decode_mask)
         if mask is None:
             return None
         if image is not None and mask.shape != image.shape[:2]:
@@ -105,17 +111,15 @@ class EditCheck:
         return Outpaint(**margins)
 
     def _size(self, image: Pixels, edit: EditChoice | None, sized: bool, model: Model) -> tuple[int, int]:
-        """The input's size with its margins; where none is asked for, rounded up to what the model can do."""
+        """The input's size with its margins, rounded up to what the model can do; of a region, the model's own."""
         height, width = image.shape[:2]
         if isinstance(edit, Outpaint):
             width, height = width + edit.left + edit.right, height + edit.top + edit.bottom
-        if sized:
-            return width, height
         if isinstance(edit, Inpaint) and edit.padding_crop is not None:
             return model.info.default_width, model.info.default_height
         factor, high = model.info.size_factor, self.catalog.size_range(model)[1]
         wide, tall = (-(-size // factor) * factor for size in (width, height))
-        if max(wide, tall) > high:
+        if max(wide, tall) > high and not sized:
             path = "outpaint" if isinstance(edit, Outpaint) else "image"
             problem = f"makes a picture of {width} x {height} pixels, more than {high}; set parameters.width and height"
             self.findings.invalid(path, problem)

@@ -235,7 +235,7 @@ class Engine:
         now = time.monotonic()
         self._say(job, Ended(error, job.timings(now), tuple(job.warnings)))
         seconds = round(now - job.arrived, 3)
-        log.info("job %s ended after %s s: %s", job.request.request_id, seconds, error or "done")
+        log.info("job %s ended after %s s: %s", job.request_id, seconds, error or "done")
 
     def _fail(self, job: Job, error: Exception) -> None:
         """End a job by what a plugin or the model raised.

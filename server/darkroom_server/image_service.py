@@ -7,6 +7,7 @@ import time
 import uuid
 from collections.abc import AsyncIterator
 from concurrent.futures import Executor, ThreadPoolExecutor
+from dataclasses import replace
 from typing import Any, TypeAlias
 
 from darkroom.v1 import events_pb2, image_service_pb2, image_service_pb2_grpc
@@ -29,9 +30,10 @@ from darkroom_server.engine import Engine
 from darkroom_server.events import Accepted, ControlMade, Ended, Event, ImageDecoded, PreviewMade, Queued, StepDone
 from darkroom_server.jobs import Job
 from darkroom_server.pictures import encode_picture, encode_preview
-from darkroom_server.plan import control_images, plan
+from darkroom_server.plan import control_images, fit, plan
 from darkroom_server.preprocess import preprocess
 from darkroom_server.sampling import known
+from darkroom_server.settings import Settings
 from darkroom_server.validate import check_edit, check_generate
 
 Context: TypeAlias = Any  # grpc.aio.ServicerContext, which has no types
@@ -40,10 +42,12 @@ Context: TypeAlias = Any  # grpc.aio.ServicerContext, which has no types
 class ImageService(image_service_pb2_grpc.ImageServiceServicer):
     """Each RPC that makes pictures has one shape: check, submit, stream. It keeps the active jobs by request_id."""
 
-    def __init__(self, catalog: Catalog, engine: Engine, encoder_threads: int) -> None:
+    def __init__(self, catalog: Catalog, engine: Engine, settings: Settings) -> None:
         self._catalog = catalog
         self._engine = engine
-        self._encoders = ThreadPoolExecutor(encoder_threads, "encoder")
+        self._max_waiting_bytes = settings.max_waiting_bytes
+        self._encoders = ThreadPoolExecutor(settings.encoder_threads, "encoder")
+        self._readers = ThreadPoolExecutor(settings.reader_threads, "reader")
         self._planner = ThreadPoolExecutor(1, "planner")
         self._jobs: dict[str, Job] = {}
         self._idle = asyncio.Event()
@@ -59,11 +63,9 @@ class ImageService(image_service_pb2_grpc.ImageServiceServicer):
         await self._serve(request, context, check_edit, image_service_pb2.EditResponse)
 
     async def _serve(self, message: Any, context: Context, check: Any, response: Any) -> None:
-        """Check and plan beside the loop: decoding pictures takes time, and so do some schedulers."""
-        self._refuse_if_full()
-        job = self._register(Job(await self._plan(check, message, self._catalog), arrived=time.monotonic()))
+        job = self._register(message)
         try:
-            job.plan = await self._plan(plan, job.request, self._catalog)
+            await self._prepare(job, check, message)
             job.mailbox.put(Accepted())
             for made in control_images(job):
                 job.mailbox.put(made)
@@ -73,19 +75,27 @@ class ImageService(image_service_pb2_grpc.ImageServiceServicer):
         finally:
             self._release(job)
 
+    async def _prepare(self, job: Job, check: Any, message: Any) -> None:
+        """Beside the loop: decoding pictures takes time, and so do some schedulers."""
+        request = await self._run_in(self._readers, check, message, self._catalog)
+        fitted = await self._run_in(self._readers, fit, request, self._catalog)
+        # The pictures that maps were made of are not needed any more.
+        job.request = replace(request, controls=tuple(replace(each, image=None) for each in request.controls))
+        job.plan = await self._run_in(self._planner, plan, job.request, fitted, self._catalog)
+        job.held_bytes = job.plan.held_bytes
+        self._refuse_if_full(besides=job)
+
     @answers_errors
     async def Preprocess(self, request: image_service_pb2.PreprocessRequest, context: Context) -> None:
-        began = time.monotonic()
-        self._refuse_if_full()
-        request_id = request.request_id or uuid.uuid4().hex
-        events = await self._plan(preprocess, request, self._catalog)
-        seconds = time.monotonic() - began
-        for sequence, fields in enumerate([{"accepted": {}}, *events, {"completed": responses.took(seconds)}], 1):
-            event = events_pb2.JobEvent(request_id=request_id, sequence=sequence, **fields)
-            await context.write(image_service_pb2.PreprocessResponse(event=event))
-
-    async def _plan(self, function: Any, *arguments: Any) -> Any:
-        return await self._run_in(self._planner, function, *arguments)
+        job = self._register(request)
+        try:
+            events = await self._run_in(self._readers, preprocess, request, self._catalog)
+            events = [{"accepted": {}}, *events, {"completed": responses.took(time.monotonic() - job.arrived)}]
+            for sequence, fields in enumerate(events, 1):
+                event = events_pb2.JobEvent(request_id=job.request_id, sequence=sequence, **fields)
+                await context.write(image_service_pb2.PreprocessResponse(event=event))
+        finally:
+            self._release(job)
 
     @answers_errors
     async def Cancel(
@@ -124,26 +134,33 @@ class ImageService(image_service_pb2_grpc.ImageServiceServicer):
 
     def close(self) -> None:
         """Let go of the threads; a plugin that hangs in one does not hold up the end."""
-        for executor in (self._encoders, self._planner):
+        for executor in (self._encoders, self._readers, self._planner):
             executor.shutdown(wait=False, cancel_futures=True)
 
-    def _register(self, job: Job) -> Job:
-        """Take a job in, or refuse it before any work.
+    def _register(self, message: Any) -> Job:
+        """Take a job in, or refuse it before any work. Its message gets an id where it has none.
 
         :raises ShuttingDown, RequestIdInUse, QueueFull: it is refused
         """
-        self._refuse_if_full()
-        if job.request.request_id in self._jobs:
-            raise RequestIdInUse(f"request_id {job.request.request_id!r} is in use by an active job")
-        self._jobs[job.request.request_id] = job
+        if self._draining:
+            raise ShuttingDown("the server is shutting down")
+        message.request_id = message.request_id or uuid.uuid4().hex
+        job = Job(message.request_id, arrived=time.monotonic(), held_bytes=message.ByteSize())
+        if job.request_id in self._jobs:
+            raise RequestIdInUse(f"request_id {job.request_id!r} is in use by an active job")
+        self._refuse_if_full(besides=job)
+        self._jobs[job.request_id] = job
         self._idle.clear()
         return job
 
-    def _refuse_if_full(self) -> None:
-        if self._draining:
-            raise ShuttingDown("the server is shutting down")
-        if sum(other.started is None for other in self._jobs.values()) >= self._catalog.limits.max_queued_jobs:
-            raise QueueFull(f"{self._catalog.limits.max_queued_jobs} jobs are waiting already")
+    def _refuse_if_full(self, besides: Job) -> None:
+        """:raises QueueFull: too many others wait, or there is no room for this one's pictures beside theirs"""
+        waiting = [other for other in self._jobs.values() if other.started is None and other is not besides]
+        if len(waiting) >= self._catalog.limits.max_queued_jobs:
+            raise QueueFull(f"{len(waiting)} jobs are waiting already")
+        held = sum(other.held_bytes for other in waiting)
+        if waiting and held + besides.held_bytes > self._max_waiting_bytes:
+            raise QueueFull(f"the pictures of the jobs that wait take {held // 2**20} MiB already")
 
     def _end(self, job: Job, error: DarkroomError) -> bool:
         """End a job from outside, at once, even if its stream hangs in a client that does not read; false when it has
@@ -155,8 +172,8 @@ class ImageService(image_service_pb2_grpc.ImageServiceServicer):
     def _release(self, job: Job) -> None:
         """However the stream ended: the job does not go on without it."""
         self._engine.cancel(job)
-        if self._jobs.get(job.request.request_id) is job:
-            del self._jobs[job.request.request_id]
+        if self._jobs.get(job.request_id) is job:
+            del self._jobs[job.request_id]
         if not self._jobs:
             self._idle.set()
 
@@ -172,7 +189,7 @@ class ImageService(image_service_pb2_grpc.ImageServiceServicer):
             encode_seconds += time.monotonic() - began if isinstance(event, ImageDecoded) else 0.0
             for each in fields:
                 sequence += 1
-                yield events_pb2.JobEvent(request_id=job.request.request_id, sequence=sequence, **each)
+                yield events_pb2.JobEvent(request_id=job.request_id, sequence=sequence, **each)
             if isinstance(event, Ended):
                 return
 
@@ -219,8 +236,8 @@ def _echo(event: ControlMade, chunk_bytes: int) -> list[dict[str, Any]]:
 
 def _finish(job: Job, event: ImageDecoded, chunk_bytes: int) -> list[dict[str, Any]]:
     """The messages of a finished picture; a finisher that fails, or makes nonsense, fails the job."""
-    picture = Picture(job.plan.canvas.restore(event.pixels), seed=job.request.seed + event.image_index)
     try:
+        picture = Picture(job.plan.canvas.restore(event.pixels), seed=job.request.seed + event.image_index)
         for finisher, parameters in job.plan.finishers:
             picture = finisher.finish(picture, job.request, parameters)
         data = encode_picture(picture, job.request.output)

@@ -67,6 +67,13 @@ class Plan:
     controls: tuple[Pixels, ...]  # the map of each of the request's controls
     assets: ModelAssets
 
+    @property
+    def held_bytes(self) -> int:
+        """What its pictures take in memory, which they do while it waits."""
+        frame, image = self.canvas.frame, self.canvas.image
+        pixels = sum(each.nbytes for each in self.controls)
+        return pixels + (image.nbytes if image is not None else 0) + (6 * frame.width * frame.height if frame else 0)
+
     def batch_key(self, request: Request) -> tuple[Hashable, ...]:
         """What must be equal to share an evaluation. Its last item says whether a sample is to be alone."""
         parts = (self.task, *self.conditioners, *self.adapters)
@@ -79,10 +86,12 @@ class Plan:
 class Job:
     """The work of one RPC. The engine's thread owns what is below the line."""
 
-    request: Request
+    request_id: str
     arrived: float  # time.monotonic
+    held_bytes: int  # of its message, and once it is planned of its pictures
     mailbox: Mailbox = field(default_factory=Mailbox)
-    plan: Plan = field(init=False)  # set before the job is submitted
+    request: Request = field(init=False)  # this and the plan are set before the job is submitted
+    plan: Plan = field(init=False)
     # ---
     started: float | None = None
     seats_left: int = 0

@@ -4,46 +4,70 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from darkroom_plugins.canvas import Canvas
-from darkroom_plugins.contract import Conditioner, Finisher
-from darkroom_plugins.errors import InvalidRequest, Violation
+from darkroom_plugins.contract import Conditioner, Finisher, Task
+from darkroom_plugins.errors import InvalidRequest, UnsupportedCombination, Violation
 from darkroom_plugins.manager import Plugins
 from darkroom_plugins.request import Pixels, Request
 from darkroom_plugins.sample import PromptPiece
-from darkroom_server.assets import ModelAssets
+from darkroom_server.assets import LOADING, ModelAssets
 from darkroom_server.catalog import Catalog
 from darkroom_server.events import ControlMade
 from darkroom_server.jobs import Job, Plan, count_steps
 from darkroom_server.models import Model
 from darkroom_server.sampling import known
 
+if TYPE_CHECKING:
+    from pydantic import BaseModel
+
 log = logging.getLogger(__name__)
 
 
-def plan(request: Request, catalog: Catalog) -> Plan:
+@dataclass(frozen=True, slots=True, eq=False)
+class Fitted:
+    """A job's pictures at the size at which the model works."""
+
+    canvas: Canvas
+    controls: tuple[Pixels, ...]  # the map of each of the request's controls
+
+
+def fit(request: Request, catalog: Catalog) -> Fitted:
+    """The pictures of a checked request, fitted, and the maps that preprocessors make of them.
+
+    :raises DarkroomError: what a plugin raised
+    """
+    try:
+        canvas = catalog.plugins.tasks[request.task].canvas(request)
+        return Fitted(canvas, _maps(request, catalog.plugins, canvas))
+    except Exception as error:
+        raise known(error) from None
+
+
+def plan(request: Request, fitted: Fitted, catalog: Catalog) -> Plan:
     """The plan of a checked request.
 
     :raises InvalidRequest: the scheduler refuses what is asked of it
     :raises DarkroomError: what a plugin raised
     """
     try:
-        return _plan(request, catalog)
+        return _plan(request, fitted, catalog)
     except Exception as error:
         raise known(error) from None
 
 
-def _plan(request: Request, catalog: Catalog) -> Plan:
+def _plan(request: Request, fitted: Fitted, catalog: Catalog) -> Plan:
     plugins, model = catalog.plugins, catalog.models[request.model]
-    scheduler = _scheduler(request, catalog, model)
     task = plugins.tasks[request.task]
+    scheduler = _scheduler(request, catalog, model, task)
     first = task.first_evaluation(request, scheduler.timesteps, scheduler.order)
     if hasattr(scheduler, "set_begin_index"):
         scheduler.set_begin_index(first)  # else schedulers look for it, and take the second of two equal timesteps
     conditioners = tuple(c for _, c in sorted(plugins.conditioners.items()) if c.wants(request))
-    canvas, assets = task.canvas(request), ModelAssets(catalog.assets, model)
+    assets = ModelAssets(catalog.assets, model, request)
     return Plan(
         model=model,
         task=task,
@@ -53,8 +77,8 @@ def _plan(request: Request, catalog: Catalog) -> Plan:
         scheduler=scheduler,
         steps=count_steps(scheduler.timesteps, first, scheduler.order, request.num_inference_steps),
         prompts=model.loaded.prompt_keys(request, partial(_read, conditioners, request, assets)),
-        canvas=canvas,
-        controls=_maps(request, plugins, canvas),
+        canvas=fitted.canvas,
+        controls=fitted.controls,
         assets=assets,
     )
 
@@ -73,11 +97,23 @@ def _maps(request: Request, plugins: Plugins, canvas: Canvas) -> tuple[Pixels, .
     """The map of each control, at the working size: made there, so that its lines are as fine as they can be."""
     maps = []
     for index, control in enumerate(request.controls):
+        assert control.image is not None
         pixels = canvas.place(control.image, f"parameters.controls[{index}].image")
         if control.preprocessor:
-            pixels = plugins.preprocessors[control.preprocessor].run(pixels, control.options)
+            pixels = run_preprocessor(plugins, control.preprocessor, pixels, control.options)
         maps.append(pixels)
     return tuple(maps)
+
+
+def run_preprocessor(plugins: Plugins, name: str, pixels: Pixels, options: BaseModel | None) -> Pixels:
+    """The map that a preprocessor makes of a picture, both (height, width, 3) uint8.
+
+    :raises ValueError: it made something else
+    """
+    made = plugins.preprocessors[name].run(pixels, options)
+    if made.shape != pixels.shape or made.dtype != pixels.dtype:
+        raise ValueError(f"the preprocessor {name} made {made.shape} {made.dtype} of {pixels.shape}")
+    return made
 
 
 def control_images(job: Job) -> list[ControlMade]:
@@ -100,12 +136,16 @@ def _finishers(request: Request, catalog: Catalog) -> tuple[tuple[Finisher, Any]
     return tuple(found)
 
 
-def _scheduler(request: Request, catalog: Catalog, model: Model) -> Any:
+def _scheduler(request: Request, catalog: Catalog, model: Model, task: Task) -> Any:
     """A scheduler with its timesteps, on the CPU: nothing in a step then waits for the device."""
     entry = catalog.plugins.schedulers[request.scheduler.name]
+    if task.adds_noise and not hasattr(entry.scheduler, "add_noise"):
+        problem = f"the scheduler {entry.name} cannot begin with a picture, as the task {task.name} does"
+        raise UnsupportedCombination([Violation("parameters.scheduler", problem)])
     try:
-        scheduler = entry.build(model.loaded.scheduler_config, request.scheduler)
-        scheduler.set_timesteps(request.num_inference_steps)
+        with LOADING:
+            scheduler = entry.build(model.loaded.scheduler_config, request.scheduler)
+            scheduler.set_timesteps(request.num_inference_steps)
     except Exception as error:  # diffusers raises ValueError, but also others, for what its classes cannot do
         log.info("scheduler %s: %r", entry.name, error)
         problem = f"the scheduler {entry.name} cannot take this number of steps with these options"

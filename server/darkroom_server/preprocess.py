@@ -7,11 +7,12 @@ from typing import Any
 from darkroom.v1 import image_service_pb2, parameters_pb2
 from darkroom_server import responses
 from darkroom_server.catalog import Catalog
-from darkroom_server.check_conditions import ConditionsCheck
-from darkroom_server.check_edit import EditCheck
+from darkroom_server.check_conditions import preprocessor_options
+from darkroom_server.check_edit import decoded
 from darkroom_server.events import ControlMade
 from darkroom_server.findings import Findings
 from darkroom_server.inputs import decode_image
+from darkroom_server.plan import run_preprocessor
 from darkroom_server.sampling import known
 from darkroom_server.validate import check_request_id
 
@@ -26,13 +27,15 @@ def preprocess(message: image_service_pb2.PreprocessRequest, catalog: Catalog) -
     check_request_id(message.request_id, findings)
     if not message.preprocessor:
         findings.invalid("preprocessor", "must be set")
-    options = ConditionsCheck(catalog, findings).preprocessor("", message.preprocessor, message.preprocessor_options)
+    entries = catalog.plugins.preprocessors
+    options = preprocessor_options("", message.preprocessor, message.preprocessor_options, entries, findings)
     format: Any = findings.enum("format", parameters_pb2.ImageFormat, message.format) or "png"
-    pixels = EditCheck(catalog, findings).decoded("image", message.image, decode_image)
+    pixels = decoded("image", message.image, decode_image, catalog.limits, findings)
     findings.refuse()
     try:
-        made = catalog.plugins.preprocessors[message.preprocessor].run(pixels, options)  # type: ignore[arg-type]
+        assert pixels is not None
+        made = run_preprocessor(catalog.plugins, message.preprocessor, pixels, options)
+        event = ControlMade(0, made, message.preprocessor, format)
+        return list(responses.control_image(event, catalog.limits.chunk_bytes))
     except Exception as error:
         raise known(error) from None
-    event = ControlMade(0, made, message.preprocessor, format)
-    return list(responses.control_image(event, catalog.limits.chunk_bytes))

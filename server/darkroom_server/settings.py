@@ -71,6 +71,8 @@ class Settings(BaseSettings):
     limits: Limits = Limits()
     blocked_plugins: list[str] = []
     encoder_threads: Annotated[int, Field(ge=1)] = 2
+    reader_threads: Annotated[int, Field(ge=1)] = 2  # that decode what clients send, and make control maps
+    max_waiting_bytes: Annotated[int, Field(ge=MIB)] = 2048 * MIB  # of the pictures of jobs that wait
     drain_seconds: Annotated[float, Field(ge=0)] = 30.0
 
     @model_validator(mode="after")

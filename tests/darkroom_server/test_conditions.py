@@ -30,6 +30,8 @@ MAP = png(RANDOM.integers(0, 2, (32, 32, 3), np.uint8) * 255)
 PICTURE = png(RANDOM.integers(0, 256, (32, 32, 3), np.uint8))
 HOLE = np.zeros((32, 32), np.uint8)
 HOLE[4:20, 6:24] = 255
+HOLE_OF_BIG = np.zeros((1024, 1024), np.uint8)
+HOLE_OF_BIG[500:530, 500:530] = 255
 
 
 def lora(name: str, weight: float | None = None) -> LoraSpec:
@@ -250,7 +252,7 @@ def test_bad_conditions_are_refused_by_their_path(edit_server: RunningServer, na
 
 @pytest.fixture(scope="module")
 def misfits(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A LoRA and a ControlNet of another architecture, LoRAs that fit in part only, and one that is DoRA."""
+    """A LoRA and a ControlNet of another architecture, and LoRAs that fit in part only."""
     where = tmp_path_factory.mktemp("misfits")
     state = load_file(folder / "sd-unet-a.safetensors")
     wide = {k: torch.zeros(v.shape[0], 99) if "attn2.to_k.lora_A" in k else v for k, v in state.items()}
@@ -258,8 +260,6 @@ def misfits(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     attention = [k for k in state if "attn1.to_q" in k]
     save_file({k.replace("attn1.to_q", "attn7.to_q"): state[k] for k in attention}, where / "elsewhere.safetensors")
     save_file({**state, "unet.mid_block.nothing.lora_A.weight": torch.zeros(4, 8)}, where / "partly.safetensors")
-    scale = {f"{attention[0].rpartition('.lora_')[0]}.lora_magnitude_vector": torch.ones(16)}
-    save_file({**{k: state[k] for k in attention}, **scale}, where / "dora.safetensors")
     shutil.copytree(folder / "sd-edges", where / "net")
     config = (where / "net" / "config.json").read_text()
     (where / "net" / "config.json").write_text(config.replace('"cross_attention_dim": 32', '"cross_attention_dim": 99'))
@@ -289,11 +289,12 @@ def test_what_was_made_for_another_model_is_refused(misfit_server: RunningServer
     assert list(loras["sd-unet-a"].models) == ["sd"]
 
 
-@pytest.mark.parametrize("name", ["elsewhere", "partly", "dora"])
+@pytest.mark.parametrize("name", ["elsewhere", "partly"])
 def test_a_lora_that_does_not_fit_is_refused_whole(misfit_server: RunningServer, name: str) -> None:
     before = misfit_server.generate(**BASE, deterministic=True)
     for _ in range(2):
-        assert refusal(misfit_server, loras=[LoraSpec(name=name), lora("unet-a")])[:2] == CANNOT
+        refused = refusal(misfit_server, loras=[lora("unet-a"), LoraSpec(name=name)])
+        assert refused == (*CANNOT, {"parameters.loras[1].name"})
     assert misfit_server.generate(**BASE, deterministic=True).files() == before.files()
     assert misfit_server.app.images.active_jobs == 0
 
@@ -301,7 +302,14 @@ def test_a_lora_that_does_not_fit_is_refused_whole(misfit_server: RunningServer,
 def test_files_that_are_none_keep_the_server_from_starting(folder: Path, tmp_path: Path) -> None:
     (tmp_path / "text.safetensors").write_text("hello")
     model = {"name": "sd", "path": folder / "sd"}
+    state = load_file(folder / "sd-kohya.safetensors")
+    layer = next(iter(state)).partition(".")[0]
+    save_file({**state, f"{layer}.dora_scale": torch.ones(1)}, tmp_path / "dora.safetensors")
+    save_file({**state, "vae.conv_in.lora_A.weight": torch.ones(1)}, tmp_path / "vae.safetensors")
     for settings in (
+        {"loras": [{"name": "x", "path": tmp_path / "dora.safetensors"}]},
+        {"loras": [{"name": "x", "path": tmp_path / "vae.safetensors"}]},
+        {"controlnets": [{"name": "x", "path": folder / "sd-edges", "preprocessor": "no"}]},
         {"loras": [{"name": "x", "path": tmp_path / "text.safetensors"}]},
         {"loras": [{"name": "x", "path": tmp_path / "missing.safetensors"}]},
         {"loras": [{"name": "x", "path": folder / "sd" / "unet" / "diffusion_pytorch_model.safetensors"}]},
@@ -310,6 +318,23 @@ def test_files_that_are_none_keep_the_server_from_starting(folder: Path, tmp_pat
     ):
         with pytest.raises(ModelError, match="'x'"), RunningServer(models=[model], **settings):
             pass
+
+
+def test_the_pictures_of_jobs_that_wait_are_bounded(folder: Path) -> None:
+    settings = {"models": [{"name": "sd", "path": folder / "sd"}], "max_waiting_bytes": 4 * 2**20}
+    big = png(np.zeros((1024, 1024, 3), np.uint8))  # small as a file, 3 MiB as pixels, more than once
+    quick = {"model": "sd", "image": big, "inpaint": Inpaint(mask=png(HOLE_OF_BIG), padding_crop=4)}
+    with RunningServer(**settings, limits={"max_batch_rows": 2}) as server:
+        long = server.start(generate_request(**{**BASE, "num_inference_steps": 500}))
+        long.read_until("step")
+        waiting = server.start(edit_request(**quick))
+        waiting.read_until("queued")
+        with pytest.raises(grpc.RpcError) as caught:
+            server.start(edit_request(**quick)).read()
+        assert details(caught.value)[0] == "QUEUE_FULL"
+        assert details(caught.value)[2] is not None
+        long.call.cancel()
+        assert waiting.read().kinds[-1] == "completed"
 
 
 # ------------------------------------------------------------------------------------------------------------ listing

@@ -93,7 +93,8 @@ def test_a_size_that_is_asked_for_is_given(edit_server: RunningServer, mode: str
 def test_one_dimension_alone_leaves_the_other(edit_server: RunningServer) -> None:
     stream = edit_server.edit(image=png(picture(40, 32)), width=64, **QUICK)
     assert stream.pictures()[0].size == (64, 32)
-    assert refusal(edit_server, image=png(picture(40, 33)), width=64) == (*BAD, {"parameters.height"})
+    rounded = edit_server.edit(image=png(picture(40, 33)), width=64, **QUICK)
+    assert rounded.pictures()[0].size == (64, 40)
 
 
 def test_outpainting_adds_margins_and_keeps_the_picture(edit_server: RunningServer) -> None:
@@ -255,6 +256,10 @@ def test_a_model_for_inpainting_does_nothing_else(edit_server: RunningServer) ->
     assert caught.value.code() is StatusCode.FAILED_PRECONDITION
     outpainted = edit_server.edit(image=GOOD, outpaint=Outpaint(right=8), **{**QUICK, "model": "sd-9"})
     assert outpainted.kinds[-1] == "completed"
+
+
+def test_a_scheduler_that_puts_no_noise_on_pictures_is_refused(edit_server: RunningServer) -> None:
+    assert refusal(edit_server, image=GOOD, scheduler="ipndm") == (*CANNOT, {"parameters.scheduler"})
 
 
 def test_refusals_leave_nothing_behind(edit_server: RunningServer) -> None:

@@ -5,12 +5,13 @@ from pathlib import Path
 from typing import Any
 
 import diffusers
+import grpc
 import numpy as np
 import pytest
 import torch
 
 from darkroom.v1.parameters_pb2 import SizeConditioning
-from tests.support import RunningServer, generate_request
+from tests.support import RunningServer, details, generate_request
 from tests.tiny_sdxl import save_sdxl
 
 BASE = {"prompt": "a red circle", "num_inference_steps": 6, "guidance_scale": 5.0, "seed": 7}
@@ -122,3 +123,14 @@ def test_prompts_of_different_lengths_do_not_share_batches(sdxl_server: RunningS
         stream.read()
         assert stream.kinds[-1] == "completed"
         assert {step.batch_rows for step in stream.of("step")} == {2}
+
+
+@pytest.mark.parametrize(
+    ("field", "text"),
+    [("prompt", "BREAK " * 1600), ("negative_prompt", "red " * 2000), ("prompt_2", f"(x:{'9' * 400})")],
+)
+def test_prompts_beyond_all_measure_are_refused(sdxl_server: RunningServer, field: str, text: str) -> None:
+    with pytest.raises(grpc.RpcError) as caught:
+        sdxl_server.generate(**{**BASE, field: text}, prompt_syntax="PROMPT_SYNTAX_WEIGHTED")
+    assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+    assert set(details(caught.value)[1]) == {f"parameters.{field}"}
