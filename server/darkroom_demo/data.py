@@ -9,15 +9,18 @@ import hashlib
 import itertools
 import random
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from PIL import Image
 
 from .shapes import COLOURS, SHAPES, shape_mask
+from .styles import styled
 
 SIZES = ("small", "large")
 POSITIONS = ("left", "right", "top", "bottom")
 RELATIONS = ("left of", "above")
+ANYWHERE = "anywhere"
+"""A position without a word for it: no scene of the two splits has it, `told` has to be said instead."""
 
 HELD_OUT_PERCENT = 10
 IMAGE_SIZE = 64
@@ -72,6 +75,16 @@ def random_scene(rng: random.Random, held_out: bool = False) -> Scene:
             return scene
 
 
+def anywhere(scene: Scene) -> Scene:
+    """The scene with its things wherever there is room; of two, the first stays `relation` the second."""
+    return replace(scene, position=ANYWHERE)
+
+
+def told(scene: Scene) -> Scene:
+    """What is left to say about a scene whose layout something else gives: neither sizes nor position."""
+    return replace(scene, things=tuple(replace(thing, size="") for thing in scene.things), position="")
+
+
 def scenes(seed: int, held_out: bool = False) -> Iterator[Scene]:
     """Endless scenes of one split, the same for the same seed."""
     rng = random.Random(seed)
@@ -91,12 +104,12 @@ def _pair(rng: random.Random) -> Scene:
     return Scene(background, (first, second), relation=rng.choice(RELATIONS))
 
 
-def draw(scene: Scene, rng: random.Random, image_size: int = IMAGE_SIZE) -> Image.Image:
-    """The scene as an RGB picture of image_size × image_size pixels."""
+def draw(scene: Scene, rng: random.Random, image_size: int = IMAGE_SIZE, style: str = "") -> Image.Image:
+    """The scene as an RGB picture of image_size × image_size pixels, in one of `styles.STYLES` or ("") plain."""
     picture = Image.new("RGB", (image_size, image_size), COLOURS[scene.background])
     for thing, (x, y, radius) in zip(scene.things, _layout(scene, rng), strict=True):
         mask = shape_mask(thing.shape, (x * image_size, y * image_size), radius * image_size, image_size)
-        picture.paste(COLOURS[thing.colour], mask=mask)
+        picture.paste(COLOURS[thing.colour], mask=styled(mask, style))
     return picture
 
 
@@ -106,21 +119,26 @@ def _layout(scene: Scene, rng: random.Random) -> list[tuple[float, float, float]
     sizes = [rng.uniform(*radii[thing.size]) for thing in scene.things]
     if len(sizes) == 1:
         return [(*_place(scene.position, sizes[0], rng), sizes[0])]
-    return _side_by_side(scene.relation, sizes, rng)
+    return _side_by_side(scene.relation, sizes, rng, roaming=scene.position == ANYWHERE)
 
 
 def _place(position: str, radius: float, rng: random.Random) -> tuple[float, float]:
     """The centre of a single thing: in the middle, or close to the side that `position` names."""
+    if position == ANYWHERE:
+        return rng.uniform(0.03 + radius, 0.97 - radius), rng.uniform(0.03 + radius, 0.97 - radius)
     x, y = rng.uniform(0.47, 0.53), rng.uniform(0.47, 0.53)
     near = 0.03 + radius + rng.uniform(0.0, 0.03)
     sides = {"left": (near, y), "right": (1 - near, y), "top": (x, near), "bottom": (x, 1 - near), "": (x, y)}
     return sides[position]
 
 
-def _side_by_side(relation: str, sizes: list[float], rng: random.Random) -> list[tuple[float, float, float]]:
-    """Two things along an axis, around a quarter and three quarters of it: they never touch."""
+def _side_by_side(
+    relation: str, sizes: list[float], rng: random.Random, roaming: bool
+) -> list[tuple[float, float, float]]:
+    """Two things along an axis, around a quarter and three quarters of it: they never touch. Across it they lie in the
+    middle, or, roaming, anywhere."""
     along = [0.26 + rng.uniform(-0.02, 0.02), 0.74 + rng.uniform(-0.02, 0.02)]
-    across = [rng.uniform(0.45, 0.55), rng.uniform(0.45, 0.55)]
+    across = [rng.uniform(0.03 + r, 0.97 - r) if roaming else rng.uniform(0.45, 0.55) for r in sizes]
     if relation == "left of":
         return [(a, b, r) for a, b, r in zip(along, across, sizes, strict=True)]
     return [(b, a, r) for a, b, r in zip(along, across, sizes, strict=True)]

@@ -76,9 +76,9 @@ CHECKS = {
 }
 
 
-def score(wanted: list[Scene], pictures: list[Image.Image]) -> dict[str, tuple[int, int]]:
+def score(wanted: list[Scene], pictures: list[Image.Image], style: str = "") -> dict[str, tuple[int, int]]:
     """For each check: in how many pictures it holds, and of how many."""
-    pairs = [(scene, measure(picture)) for scene, picture in zip(wanted, pictures, strict=True)]
+    pairs = [(scene, measure(picture, style)) for scene, picture in zip(wanted, pictures, strict=True)]
     totals = {}
     for name, check in CHECKS.items():
         results = [check.holds(scene, seen) for scene, seen in pairs if check.applies(scene)]
@@ -92,10 +92,10 @@ def unseen_scenes(count: int, seed: int) -> list[Scene]:
     return [next(stream) for _ in range(count)]
 
 
-def originals(wanted: list[Scene], seed: int) -> list[Image.Image]:
+def originals(wanted: list[Scene], seed: int, style: str = "") -> list[Image.Image]:
     """The scenes as the data set draws them."""
     rng = random.Random(seed)
-    return [draw(scene, rng) for scene in wanted]
+    return [draw(scene, rng, style=style) for scene in wanted]
 
 
 def generate(model: Path, wanted: list[Scene], steps: int, scheduler: str, guidance: float) -> Iterator[Image.Image]:

@@ -6,6 +6,8 @@
 - Colour of a thing: the named colour nearest to the median of its inner pixels, those furthest from its edge.
 - Shape: the region, scaled to a square of TEMPLATE pixels by the longer side of its box, is compared with every shape
   drawn in the same way at several sizes; the highest intersection over union wins.
+- Styles: outlines are compared with outlined shapes. The gaps of stripes are first filled with the stripes' colour,
+  and compared with shapes that were striped and filled in the same way.
 - Position: which side of the middle the centre of the box is on, by more than MIDDLE of the picture's width.
 """
 
@@ -19,6 +21,7 @@ from PIL import Image
 
 from .data import IMAGE_SIZE
 from .shapes import COLOURS, SHAPES, shape_mask
+from .styles import STYLES, styled
 
 Floats = NDArray[np.float32]
 
@@ -27,6 +30,10 @@ TEMPLATE = 48
 MIDDLE = 0.065
 FAINT = 40.0
 """Pixels nearer than this to the background's RGB are background."""
+SQUARE = np.ones((3, 3), np.uint8)
+"""Each pixel's neighbours."""
+GAP_KERNEL = np.ones((7, 1), np.uint8)
+"""Closes gaps of stripes of up to 6 pixels."""
 TEMPLATE_RADII = (6.0, 8.0, 10.0, 13.0, 16.0, 23.0)
 """In pixels of a picture of IMAGE_SIZE."""
 
@@ -62,15 +69,58 @@ class Seen:
         return sorted(self.blobs, key=lambda blob: blob.y if relation == "above" else blob.x)
 
 
-def measure(picture: Image.Image) -> Seen:
-    """What the picture shows. Pictures of any size are measured at IMAGE_SIZE."""
+def measure(picture: Image.Image, style: str = "") -> Seen:
+    """What the picture shows, if drawn in that style. Pictures of any size are measured at IMAGE_SIZE."""
+    pixels, background = _read(picture)
+    if style == "stripes":
+        pixels = _gaps_filled(pixels, background)
+    blobs = (_blob(pixels, background, region, style) for region in _regions(pixels, background))
+    return Seen(nearest_colour(background), tuple(blobs))
+
+
+def style_strength(style: str, plain: Image.Image, picture: Image.Image) -> float:
+    """How far a picture is from a plain one of the same scene to that scene in the style: 0 as plain, 1 in full.
+
+    Of the plain picture's things the style keeps some pixels and leaves out others (those at an edge aside). It is how
+    much background shows in those to be left out, less how much shows in those to be kept, each as a mean of 0 to 1.
+    """
+    before, old_background = _read(plain)
+    pixels, background = _read(picture)
+    left_out: list[Floats] = []
+    kept: list[Floats] = []
+    for region in _regions(before, old_background):
+        shows = 1 - _coverage(pixels, background, _inner_colour(before, region))
+        inside, stays = cv2.erode(region.astype(np.uint8), SQUARE) > 0, STYLES[style](region.astype(np.uint8) * 255)
+        left_out.append(shows[inside & (cv2.dilate(stays, SQUARE) == 0)])
+        kept.append(shows[inside & (stays > 0)])
+    return _mean(left_out) - _mean(kept)
+
+
+def _mean(parts: list[Floats]) -> float:
+    count = sum(len(part) for part in parts)
+    return sum(float(part.sum()) for part in parts) / max(count, 1)
+
+
+def _read(picture: Image.Image) -> tuple[Floats, Floats]:
+    """Pixels (IMAGE_SIZE, IMAGE_SIZE, 3) and the background's colour (3,)."""
     if picture.size != (IMAGE_SIZE, IMAGE_SIZE):
         picture = picture.resize((IMAGE_SIZE, IMAGE_SIZE), Image.Resampling.BOX)
     pixels = np.asarray(picture.convert("RGB"), dtype=np.float32)
     rim = np.concatenate([pixels[0], pixels[-1], pixels[:, 0], pixels[:, -1]])
-    background = np.median(rim, axis=0)
-    blobs = (_blob(pixels, background, region) for region in _regions(pixels, background))
-    return Seen(nearest_colour(background), tuple(blobs))
+    return pixels, np.median(rim, axis=0)
+
+
+def _gaps_filled(pixels: Floats, background: Floats) -> Floats:
+    """Background between two pieces of one colour, one above the other, in that colour."""
+    names = np.array(list(COLOURS.values()), dtype=np.float32)
+    nearest = np.linalg.norm(pixels[:, :, None] - names, axis=-1).argmin(axis=-1)
+    away = np.linalg.norm(pixels - background, axis=-1) > FAINT
+    filled = pixels.copy()
+    for index, colour in enumerate(names):
+        pieces = (away & (nearest == index)).astype(np.uint8)
+        closed = cv2.morphologyEx(pieces, cv2.MORPH_CLOSE, GAP_KERNEL)
+        filled[(closed > 0) & ~away] = colour
+    return filled
 
 
 def nearest_colour(rgb: Floats) -> str:
@@ -86,14 +136,14 @@ def _regions(pixels: Floats, background: Floats) -> list[NDArray[np.bool_]]:
     return [labels == label for label in large]
 
 
-def _blob(pixels: Floats, background: Floats, region: NDArray[np.bool_]) -> Blob:
+def _blob(pixels: Floats, background: Floats, region: NDArray[np.bool_], style: str) -> Blob:
     colour = _inner_colour(pixels, region)
     coverage = _coverage(pixels, background, colour) * region
     rows, columns = np.nonzero(coverage > 0.5)
     if not len(rows):
         rows, columns = np.nonzero(region)
     x, y = (columns.min() + columns.max() + 1) / 2, (rows.min() + rows.max() + 1) / 2
-    return Blob(nearest_colour(colour), _nearest_shape(coverage), x / pixels.shape[1], y / pixels.shape[0])
+    return Blob(nearest_colour(colour), _nearest_shape(coverage, style), x / pixels.shape[1], y / pixels.shape[0])
 
 
 def _inner_colour(pixels: Floats, region: NDArray[np.bool_]) -> Floats:
@@ -111,11 +161,13 @@ def _coverage(pixels: Floats, background: Floats, colour: Floats) -> Floats:
     return share
 
 
-def _nearest_shape(coverage: Floats) -> str:
+def _nearest_shape(coverage: Floats, style: str) -> str:
     """The shape whose template overlaps most."""
     seen = _normalised(coverage)
     overlaps = {
-        shape: max(float(np.minimum(seen, model).sum() / np.maximum(seen, model).sum()) for model in _templates(shape))
+        shape: max(
+            float(np.minimum(seen, model).sum() / np.maximum(seen, model).sum()) for model in _templates(shape, style)
+        )
         for shape in SHAPES
     }
     return max(overlaps, key=lambda shape: overlaps[shape])
@@ -134,6 +186,11 @@ def _normalised(coverage: Floats) -> Floats:
 
 
 @cache
-def _templates(shape: str) -> tuple[Floats, ...]:
-    masks = (shape_mask(shape, (IMAGE_SIZE / 2, IMAGE_SIZE / 2), radius, IMAGE_SIZE) for radius in TEMPLATE_RADII)
-    return tuple(_normalised((np.asarray(mask) / 255).astype(np.float32)) for mask in masks)
+def _templates(shape: str, style: str) -> tuple[Floats, ...]:
+    # Stripes lie where they lie in the picture, and so may cut a shape anywhere.
+    rows = range(12) if style == "stripes" else (0,)
+    places = [((IMAGE_SIZE / 2, IMAGE_SIZE / 2 + row), radius) for radius in TEMPLATE_RADII for row in rows]
+    masks = (np.asarray(styled(shape_mask(shape, *place, IMAGE_SIZE), style)) for place in places)
+    if style == "stripes":
+        masks = (cv2.morphologyEx(mask, cv2.MORPH_CLOSE, GAP_KERNEL) for mask in masks)
+    return tuple(_normalised((mask / 255).astype(np.float32)) for mask in masks)

@@ -2,6 +2,7 @@
 
 import itertools
 import random
+from collections.abc import Iterator
 
 import torch
 from torch.nn import functional
@@ -26,18 +27,21 @@ ENCODE_BATCH = 64
 class LatentPool:
     """Pictures of training scenes as latent distributions, so that a step need not encode its whole batch."""
 
-    def __init__(self, vae: Network, image_size: int, seed: int, size: int = POOL):
-        self.vae, self.image_size = vae, image_size
+    def __init__(self, vae: Network, image_size: int, seed: int, size: int = POOL, style: str = ""):
+        self.vae, self.image_size, self.style = vae, image_size, style
         self.rng = random.Random(seed)
-        self.stream = training_scenes(seed)
+        self.stream = self._stream(seed)
         self.scenes = list(itertools.islice(self.stream, size))
         self.next = 0
         parts = [self._encode(self.scenes[i : i + ENCODE_BATCH]) for i in range(0, size, ENCODE_BATCH)]
         self.parameters = torch.cat(parts)  # (size, 8, h, w): means and log variances, unscaled
 
+    def _stream(self, seed: int) -> Iterator[Scene]:
+        return training_scenes(seed)
+
     @torch.no_grad()
     def _encode(self, scenes: list[Scene]) -> torch.Tensor:
-        pictures = draw_batch(scenes, self.rng, self.image_size).to(self.vae.device)
+        pictures = draw_batch(scenes, self.rng, self.image_size, self.style).to(self.vae.device)
         parameters: torch.Tensor = self.vae.encode(pictures).latent_dist.parameters
         return parameters
 
@@ -53,9 +57,12 @@ class LatentPool:
     def batch(self, count: int) -> tuple[torch.Tensor, list[Scene]]:
         """Scaled latents (count, 4, h, w), each drawn from its picture's distribution, and their scenes."""
         where = self.rng.sample(range(len(self.scenes)), count)
-        mean, logvar = self.parameters[where].chunk(2, dim=1)
+        return self._latents(self.parameters[where]), [self.scenes[index] for index in where]
+
+    def _latents(self, parameters: torch.Tensor) -> torch.Tensor:
+        mean, logvar = parameters.chunk(2, dim=1)
         latents = mean + torch.exp(0.5 * logvar) * torch.randn_like(mean)
-        return latents * float(self.vae.config.scaling_factor), [self.scenes[index] for index in where]
+        return latents * float(self.vae.config.scaling_factor)
 
 
 def train_unet(trainer: Trainer, pool: LatentPool, tokenizer: CLIPTokenizer, batch: int, max_steps: int) -> None:

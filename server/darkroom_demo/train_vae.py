@@ -2,6 +2,7 @@
 
 import itertools
 import random
+from collections.abc import Sequence
 
 import torch
 from torch.nn import functional
@@ -17,8 +18,10 @@ never exact, and edges shall be sharp all the same."""
 SAVE_EVERY = 250
 
 
-def train_vae(trainer: Trainer, image_size: int, seed: int, batch: int, max_steps: int) -> None:
-    """Train until the clock or `max_steps` runs out, saving now and then.
+def train_vae(
+    trainer: Trainer, image_size: int, seed: int, batch: int, max_steps: int, styles: Sequence[str] = ("",)
+) -> None:
+    """Train until the clock or `max_steps` runs out, saving now and then; each batch is drawn in one of `styles`.
 
     With a frozen encoder it is the decoder's stage, which may run beside the UNet's.
     """
@@ -26,7 +29,8 @@ def train_vae(trainer: Trainer, image_size: int, seed: int, batch: int, max_step
     stream = training_scenes(seed + trainer.step)
     vae: Network = trainer.networks["vae"]
     while trainer.running(max_steps):
-        pictures = draw_batch(list(itertools.islice(stream, batch)), rng, image_size).to(trainer.device)
+        scenes = list(itertools.islice(stream, batch))
+        pictures = draw_batch(scenes, rng, image_size, rng.choice(styles)).to(trainer.device)
         loss, error = vae_loss(trainer, vae, pictures)
         trainer.apply(loss)
         if trainer.step % SAVE_EVERY == 0:
@@ -39,6 +43,12 @@ def freeze_encoder(vae: Network) -> None:
     """From here on the latents stay what they are, and only the decoder learns."""
     vae.encoder.requires_grad_(False)
     vae.quant_conv.requires_grad_(False)
+
+
+def freeze_decoder(vae: Network) -> None:
+    """From here on only the encoder learns: what latents the decoder needs for pictures that are new to it."""
+    vae.decoder.requires_grad_(False)
+    vae.post_quant_conv.requires_grad_(False)
 
 
 def vae_loss(trainer: Trainer, vae: Network, pictures: torch.Tensor) -> tuple[torch.Tensor, float]:

@@ -108,7 +108,7 @@ def training_scenes(seed: int) -> Iterator[Scene]:
         yield random_scene(rng)
 
 
-def draw_batch(scenes: list[Scene], rng: random.Random, image_size: int) -> torch.Tensor:
+def draw_batch(scenes: list[Scene], rng: random.Random, image_size: int, style: str = "") -> torch.Tensor:
     """(B, 3, image_size, image_size), float32 in [-1, 1]."""
-    pixels = np.stack([np.asarray(draw(scene, rng, image_size)) for scene in scenes])
+    pixels = np.stack([np.asarray(draw(scene, rng, image_size, style)) for scene in scenes])
     return torch.from_numpy(pixels).permute(0, 3, 1, 2).float() / 127.5 - 1

@@ -9,7 +9,7 @@ from collections.abc import Hashable, Sequence
 from darkroom_plugins.contract import PromptKey
 from darkroom_plugins.sample import PromptEmbedding, Sample
 
-KEPT = 256  # embeddings; one of SD 1.5 has 118 KB in half precision
+KEPT_BYTES = 64 * 2**20  # an embedding of SD 1.5 has 118 KB in half precision
 
 
 class PromptCache:
@@ -17,6 +17,7 @@ class PromptCache:
 
     def __init__(self) -> None:
         self._kept: OrderedDict[Hashable, PromptEmbedding] = OrderedDict()
+        self._bytes = 0
 
     def rows(self, sample: Sample, keys: Sequence[PromptKey]) -> tuple[PromptEmbedding, ...]:
         """What each row of this sample is conditioned on."""
@@ -25,10 +26,13 @@ class PromptCache:
 
     def _embedding(self, sample: Sample, key: PromptKey, changes: Hashable) -> PromptEmbedding:
         whole = (sample.request.model, key, changes)
-        found = self._kept.pop(whole, None) or _encode(sample, key)
-        self._kept[whole] = found
-        if len(self._kept) > KEPT:
-            self._kept.popitem(last=False)
+        if whole in self._kept:
+            self._kept.move_to_end(whole)
+            return self._kept[whole]
+        found = self._kept[whole] = _encode(sample, key)
+        self._bytes += found.hidden.nbytes
+        while self._bytes > KEPT_BYTES and len(self._kept) > 1:
+            self._bytes -= self._kept.popitem(last=False)[1].hidden.nbytes
         return found
 
 

@@ -114,7 +114,7 @@ def with_demo(settings: Settings) -> Settings:
 
 def _others(own: list[AssetSettings], given: list[AssetSettings]) -> list[AssetSettings]:
     names = {each.name for each in given}
-    return [each for each in own if each.name not in names and each.path.exists()]
+    return [each for each in own if each.name not in names]
 
 
 def demo_model() -> ModelSettings:

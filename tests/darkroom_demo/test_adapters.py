@@ -49,8 +49,8 @@ def test_weight_turns_the_style_up(pipeline: Any, style: str) -> None:
     rows = styled_pictures(pipeline, style, LORA_PATHS[style], wanted, FAST)
     assert all(np.array_equal(*pair) for pair in zip(plain, rows[0], strict=True))
     none, half, full = strengths(style, plain, rows)
-    assert abs(none) < 0.05
-    assert none + 0.05 < half < full - 0.05
-    assert full >= 0.7
+    assert abs(none) < 0.02
+    assert none + 0.005 < half < full - 0.2  # what a weight does is far from linear: half of it shows little
+    assert full >= 0.6
     totals = score(wanted, rows[-1], style)
     assert totals["colours"][0] >= COUNT - 2, report(totals)

@@ -43,7 +43,7 @@ def test_styled_originals_are_measured_right(style: str) -> None:
     totals = score(wanted, styled, style)
     assert totals["all"][0] >= 95, report(totals)
     assert np.mean([style_strength(style, *pair) for pair in zip(plain, styled, strict=True)]) > 0.95
-    assert np.mean([style_strength(style, picture, picture) for picture in plain]) == 0.0
+    assert np.mean([style_strength(style, picture, picture) for picture in plain]) == pytest.approx(0.0, abs=0.02)
 
 
 def test_a_style_does_not_pass_for_the_other() -> None:

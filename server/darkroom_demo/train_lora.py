@@ -1,0 +1,46 @@
+"""Style LoRAs for the finished demo model: Hu et al. 2021, "LoRA", trained as the UNet was, on styled pictures."""
+
+from pathlib import Path
+
+from diffusers import StableDiffusionPipeline
+from peft import LoraConfig, get_peft_model_state_dict
+
+from .networks import Network
+from .training import Trainer
+
+UNET_RANK, TEXT_RANK = 16, 4
+UNET_TARGETS = ("to_q", "to_k", "to_v", "to_out.0", "conv1", "conv2")
+"""The attention, and the residual blocks' convolutions: at the latents' full size the UNet has no attention, and that
+is where lines are drawn."""
+TEXT_TARGETS = ("q_proj", "k_proj", "v_proj", "out_proj")
+WITH_TEXT = ("stripes",)
+"""Styles whose LoRA also changes the text encoder."""
+
+
+def add_lora(style: str, unet: Network, text_encoder: Network) -> None:
+    """Give frozen networks the adapter of a style: to begin with, it changes nothing."""
+    unet.add_adapter(_config(UNET_RANK, UNET_TARGETS))
+    if style in WITH_TEXT:
+        text_encoder.add_adapter(_config(TEXT_RANK, TEXT_TARGETS))
+
+
+def _config(rank: int, targets: tuple[str, ...]) -> LoraConfig:
+    return LoraConfig(r=rank, lora_alpha=rank, init_lora_weights="gaussian", target_modules=list(targets))
+
+
+def save_lora(style: str, trainer: Trainer, file: Path) -> None:
+    """Write the averaged adapter weights, 16-bit, as `StableDiffusionPipeline.load_lora_weights` takes them."""
+    text = _weights(trainer.average["text_encoder"]) if style in WITH_TEXT else {}
+    StableDiffusionPipeline.save_lora_weights(
+        file.parent,
+        weight_name=file.name,
+        unet_lora_layers=_weights(trainer.average["unet"]),
+        # With the prefix that public LoRAs have; transformers 5 dropped it, and diffusers knows of that.
+        text_encoder_lora_layers={f"text_model.{name.removeprefix('text_model.')}": text[name] for name in text},
+    )
+    file.chmod(0o644)  # written for its owner alone, and a package is for everyone
+
+
+def _weights(network: Network) -> dict[str, Network]:
+    """In PEFT's names, half precision."""
+    return {name: tensor.half() for name, tensor in get_peft_model_state_dict(network).items()}
