@@ -5,13 +5,17 @@ Run with `python -m pytest -m gpu`; skipped without a device.
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
+from darkroom.v1.edits_pb2 import ImageToImage, Inpaint
+from darkroom.v1.parameters_pb2 import ControlSpec, LoraSpec
 from darkroom_plugins.schedulers import ENTRIES
-from tests.support import RunningServer, generate_request
+from tests.support import RunningServer, edit_request, generate_request, png
+from tests.tiny import save_controlnet, save_lora
 
 pytestmark = [
     pytest.mark.gpu,
@@ -46,6 +50,35 @@ def test_equals_diffusers_on_the_device(name: str, server: RunningServer, tiny_m
     stranger.call.cancel()
     assert max(step.batch_rows for step in ours.of("step")) > 2
     assert np.abs(ours.pixels[0] - expected).max() <= 2
+
+
+def test_edits_controls_and_loras_on_the_device(tiny_model: Path, tmp_path: Path) -> None:
+    """In single precision as on the CPU, where they are compared with diffusers; in half precision close to it."""
+    net, lora = (
+        save_controlnet(tmp_path / "net", tiny_model, seed=1),
+        save_lora(tmp_path / "l.safetensors", tiny_model, 2),
+    )
+    picture = png(np.random.default_rng(0).integers(0, 256, (32, 32, 3), np.uint8))
+    mask = np.zeros((32, 32), np.uint8)
+    mask[4:20, 6:24] = 255
+    kinds: list[dict[str, Any]] = [
+        {"image_to_image": ImageToImage(strength=0.7)},
+        {"inpaint": Inpaint(mask=png(mask), keep_unmasked=True)},
+        {"controls": [ControlSpec(model="net", image=picture)], "loras": [LoraSpec(name="lora", weight=0.8)]},
+    ]
+    results = []
+    for device, dtype in (("cpu", "float32"), ("cuda", "float32"), ("cuda", "float16")):
+        with RunningServer(
+            models=[{"name": "tiny", "path": tiny_model, "dtype": dtype}],
+            controlnets=[{"name": "net", "path": net}],
+            loras=[{"name": "lora", "path": lora}],
+            device=device,
+        ) as running:
+            streams = [running.start(edit_request(**REQUEST, image=picture, **kind)) for kind in kinds]
+            results.append([stream.read().pixels for stream in streams])
+    for cpu, full, half in zip(*results, strict=True):
+        assert np.abs(cpu - full).max() <= 2
+        assert np.abs(cpu - half).mean() < 4
 
 
 def test_half_precision_is_close(server: RunningServer) -> None:
