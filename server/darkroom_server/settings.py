@@ -97,12 +97,17 @@ def _is_loopback(host: str) -> bool:
         return host in ("localhost", "unix", "unix-abstract") or host.startswith("unix:")
 
 
+DEMO_LORAS = {"outline": "Shapes as coloured outlines.", "stripes": "Shapes in stripes."}
+
+
 def with_demo(settings: Settings) -> Settings:
     """Settings without models with the embedded one, its ControlNet and its LoRAs beside those that are listed."""
     from darkroom_demo import CONTROLNET_PATH, LORA_PATHS
 
-    canny = AssetSettings(name="canny", path=CONTROLNET_PATH, preprocessor="canny", description="Follows edges.")
-    loras = [AssetSettings(name=name, path=path, description=f"Draws {name}.") for name, path in LORA_PATHS.items()]
+    canny = AssetSettings(name="canny", path=CONTROLNET_PATH, preprocessor="canny", description="Shapes along edges.")
+    loras = [
+        AssetSettings(name=name, path=path, description=DEMO_LORAS.get(name, "")) for name, path in LORA_PATHS.items()
+    ]
     return settings.model_copy(
         update={
             "models": [demo_model()],
