@@ -1,8 +1,8 @@
 """What plugins contribute. Each contribution has a name of its own, and what its hook's docstring asks for.
 
 Everything here runs on the engine's thread, where torch may be used, but for what is asked before a job is queued
-(`key`, `wants`, `misfit`, `canvas`, `first_evaluation`, `read_prompt`, `prompt_keys`, on the planner's thread) and
-`Finisher.finish` (in a pool).
+(`key`, `wants`, `first_evaluation`, `read_prompt`, `prompt_keys` on the planner's thread; `Task.misfit`, `Task.canvas`,
+`Preprocessor.run` in a pool) and `Finisher.finish` (in a pool).
 """
 
 from __future__ import annotations

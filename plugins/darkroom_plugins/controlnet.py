@@ -13,6 +13,7 @@ from diffusers import ControlNetModel
 
 from darkroom_plugins import hookimpl
 from darkroom_plugins.contract import AssetInfo, AssetKind, Conditioner, Family
+from darkroom_plugins.img2img import to_tensor
 from darkroom_plugins.request import ControlChoice, Request
 from darkroom_plugins.sample import Evaluation, Row, Sample
 
@@ -69,8 +70,11 @@ class ControlNets(Conditioner):
         return network.to(model.device).eval()
 
     def begin(self, sample: Sample) -> None:
+        model = sample.model
         sample.state[self.name] = [
-            Control(choice, sample.assets.get("controlnet", choice.model), _map(pixels, sample.model))
+            Control(
+                choice, sample.assets.get("controlnet", choice.model), to_tensor(pixels).to(model.device, model.dtype)
+            )
             for choice, pixels in zip(sample.request.controls, sample.controls, strict=True)
             if choice.scale > 0
         ]
@@ -142,10 +146,6 @@ def _scaled(residuals: Residuals, network: Any, controls: Sequence[Control]) -> 
         row *= choice.scale * (torch.logspace(-1, 0, count) if choice.guess_mode and not pooled else 1)
     pairs = zip(residuals, scales.T.to(residuals[0].device), strict=True)
     return [(each * scale.view(-1, 1, 1, 1)).to(each) for each, scale in pairs]  # scaled in single precision
-
-
-def _map(pixels: Any, model: Family) -> torch.Tensor:
-    return (torch.from_numpy(pixels.copy()).permute(2, 0, 1)[None].float() / 255).to(model.device, model.dtype)
 
 
 def _config(path: Path) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from darkroom_plugins.request import ImageToImage, Request
 from darkroom_plugins.sample import Sample
 
 if TYPE_CHECKING:
+    from darkroom_plugins.contract import Family
     from darkroom_plugins.request import Pixels
 
 darkroom_api_version = 1
@@ -27,10 +28,14 @@ def skipped_evaluations(strength: float, request: Request, timesteps: torch.Tens
     return (steps - taken) * order if taken else len(timesteps)
 
 
-def to_tensor(pixels: Pixels, like: torch.Tensor) -> torch.Tensor:
-    """(height, width, 3) uint8 to (1, 3, height, width) in -1 to 1, of the dtype and on the device of another."""
-    image = torch.from_numpy(pixels.copy()).permute(2, 0, 1)[None].float() / 255
-    return (2.0 * image - 1.0).to(like.device, like.dtype)
+def to_tensor(pixels: Pixels) -> torch.Tensor:
+    """(height, width, 3) uint8 to (1, 3, height, width) in 0 to 1, in single precision on the CPU."""
+    return torch.from_numpy(pixels.copy()).permute(2, 0, 1)[None].float() / 255
+
+
+def vae_input(pixels: Pixels, model: Family) -> torch.Tensor:
+    """(height, width, 3) uint8 to (1, 3, height, width) in -1 to 1, for the model's encoder."""
+    return (2.0 * to_tensor(pixels) - 1.0).to(model.device, model.dtype)
 
 
 def noise_for(sample: Sample) -> torch.Tensor:
@@ -59,8 +64,7 @@ class Img2Img(Task):
 
     def begin(self, sample: Sample) -> None:
         assert sample.canvas.image is not None
-        like = torch.empty(0, device=sample.model.device, dtype=sample.model.dtype)
-        latents = sample.model.encode(to_tensor(sample.canvas.image, like), sample.generator)
+        latents = sample.model.encode(vae_input(sample.canvas.image, sample.model), sample.generator)
         if not sample.done:
             latents = sample.scheduler.add_noise(latents, noise_for(sample), sample.timestep[None])
         sample.latents = latents

@@ -14,7 +14,7 @@ from darkroom_plugins import hookimpl
 from darkroom_plugins.canvas import Canvas
 from darkroom_plugins.contract import Task
 from darkroom_plugins.errors import InvalidRequest, Violation
-from darkroom_plugins.img2img import noise_for, skipped_evaluations, to_tensor
+from darkroom_plugins.img2img import noise_for, skipped_evaluations, vae_input
 from darkroom_plugins.request import EditChoice, Inpaint, Outpaint, Request
 from darkroom_plugins.sample import Sample
 
@@ -62,12 +62,11 @@ class InpaintTask(Task):
         model, canvas = sample.model, sample.canvas
         assert canvas.image is not None
         assert canvas.mask is not None
-        like = torch.empty(0, device=model.device, dtype=model.dtype)
-        image, strength = to_tensor(canvas.image, like), self._strength(sample.request)
+        image, strength = vae_input(canvas.image, model), self._strength(sample.request)
         # The order in which diffusers draws: the picture's latents where they are needed, noise, the masked picture's.
         latents = model.encode(image, sample.generator) if strength < 1 or not model.info.inpainting else None
         noise = noise_for(sample)
-        pixels = torch.from_numpy(canvas.mask.copy())[None, None].to(like)
+        pixels = torch.from_numpy(canvas.mask.copy())[None, None].to(image)
         mask = torch.nn.functional.interpolate(pixels, size=noise.shape[-2:])
         if model.info.inpainting:
             masked = model.encode(image * (pixels < 0.5), sample.generator)

@@ -122,7 +122,7 @@ class Loras(Adapter):
         with ExitStack() as hooks:
             for part in ("text_encoder", "text_encoder_2"):
                 if part in changes:
-                    self._hook(hooks, sample.model.components[part], [(None, changes[part])])
+                    _hook(hooks, sample.model.components[part], [(None, changes[part])])
             yield
 
     @contextmanager
@@ -140,19 +140,8 @@ class Loras(Adapter):
             if "unet" in (changes := self._set(samples[weights]))
         ]
         with ExitStack() as hooks:
-            self._hook(hooks, model.components["unet"], groups)
+            _hook(hooks, model.components["unet"], groups)
             yield
-
-    def _hook(
-        self, hooks: ExitStack, network: nn.Module, groups: Sequence[tuple[torch.Tensor | None, LayerChanges]]
-    ) -> None:
-        """Add each group's changes to its rows (None: to all) of each layer's output, until `hooks` are closed."""
-        layers: dict[str, list[tuple[torch.Tensor | None, LowRank]]] = {}
-        for rows, changes in groups:
-            for name, change in changes.items():
-                layers.setdefault(name, []).append((rows, change))
-        for name, parts in layers.items():
-            hooks.enter_context(_removing(network.get_submodule(name).register_forward_hook(_adding(parts))))
 
     def _set(self, sample: Sample) -> Changes:
         """The LoRAs of a sample as one, on the model's device."""
@@ -168,6 +157,16 @@ class Loras(Adapter):
 def _weights(request: Request) -> Weights:
     """The LoRAs that have an effect, in an order of their own, so that equal sets are equal."""
     return tuple(sorted((lora.name, lora.weight) for lora in request.loras if lora.weight != 0))
+
+
+def _hook(hooks: ExitStack, network: nn.Module, groups: Sequence[tuple[torch.Tensor | None, LayerChanges]]) -> None:
+    """Add each group's changes to its rows (None: to all) of each layer's output, until `hooks` are closed."""
+    layers: dict[str, list[tuple[torch.Tensor | None, LowRank]]] = {}
+    for rows, changes in groups:
+        for name, change in changes.items():
+            layers.setdefault(name, []).append((rows, change))
+    for name, parts in layers.items():
+        hooks.enter_context(_removing(network.get_submodule(name).register_forward_hook(_adding(parts))))
 
 
 def _adding(parts: Sequence[tuple[torch.Tensor | None, LowRank]]) -> Callable[..., torch.Tensor]:

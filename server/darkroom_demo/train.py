@@ -24,7 +24,7 @@ from .networks import Network, new_text_encoder, new_unet, new_vae
 from .tokenizer import new_tokenizer, save_tokenizer
 from .train_unet import LatentPool, train_unet
 from .train_vae import freeze_encoder, set_scaling, train_vae
-from .training import Clock, Trainer
+from .training import Clock, Trainer, resumed
 
 VAE_RATE, UNET_RATE, DECODER_RATE = 1e-3, 1e-3, 5e-4
 """Peak learning rates."""
@@ -92,10 +92,7 @@ class Training:
         return {"unet": new_unet(self.image_size), "text_encoder": new_text_encoder(vocab_size, vocab_size - 1)}
 
     def _trainer(self, name: str, minutes: float, peak: float, **networks: Network) -> Trainer:
-        trainer = Trainer(networks, Clock(minutes), self._path(name), self.device, peak)
-        trainer.resume()
-        torch.manual_seed(self.seed + trainer.step)
-        return trainer
+        return resumed(Trainer(networks, Clock(minutes), self._path(name), self.device, peak), self.seed)
 
     def _trained_vae(self, name: str) -> Network:
         vae: Network = self._averaged(name, {"vae": new_vae(self.image_size)})["vae"]

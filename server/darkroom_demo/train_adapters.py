@@ -26,7 +26,7 @@ from .train_controlnet import EdgePool, new_controlnet, train_controlnet
 from .train_lora import add_lora, save_lora
 from .train_unet import LatentPool, train_unet
 from .train_vae import freeze_decoder, train_vae
-from .training import Clock, Trainer
+from .training import Clock, Trainer, resumed
 
 CONTROLNET_RATE, ENCODER_RATE, LORA_RATE = 1e-3, 5e-4, 1e-3
 """Peak learning rates."""
@@ -111,10 +111,8 @@ class AdapterTraining:
         return self._trainer(style, minutes, LORA_RATE, unet=base.unet, text_encoder=base.text_encoder), base
 
     def _trainer(self, name: str, minutes: float, peak: float, **networks: Network) -> Trainer:
-        trainer = Trainer(networks, Clock(minutes), self.folder / f"{name}.pt", self.device, peak)
-        trainer.resume()
-        torch.manual_seed(self.seed + trainer.step)
-        return trainer
+        path = self.folder / f"{name}.pt"
+        return resumed(Trainer(networks, Clock(minutes), path, self.device, peak), self.seed)
 
 
 def main(

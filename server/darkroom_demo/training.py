@@ -102,6 +102,13 @@ class Trainer:
         self.step, self.clock.spent = state["step"], state["seconds"]
 
 
+def resumed(trainer: Trainer, seed: int) -> Trainer:
+    """A trainer at its checkpoint, if there is one, with random numbers that no earlier run has drawn."""
+    trainer.resume()
+    torch.manual_seed(seed + trainer.step)
+    return trainer
+
+
 def training_scenes(seed: int) -> Iterator[Scene]:
     rng = random.Random(seed)
     while True:
