@@ -21,7 +21,7 @@ class Prompt(NamedTuple):
 class Noise(Family):
     name = "noise"
     scheduler_config: dict[str, Any] = {"_class_name": "DDIMScheduler"}  # noqa: RUF012
-    components: dict[str, Any] = {}  # noqa: RUF012
+    hollow: dict[str, Any] = {}  # noqa: RUF012
     device = torch.device("cpu")
     dtype = torch.float32
 
@@ -30,7 +30,7 @@ class Noise(Family):
         return model_index["_class_name"] == "Noise"
 
     @classmethod
-    def describe(cls, folder):
+    def describe(cls, files):
         return ModelInfo(
             family="noise",
             prediction_type="epsilon",
@@ -41,9 +41,9 @@ class Noise(Family):
         )
 
     @classmethod
-    def load(cls, folder, device, dtype):
+    def open(cls, files, device, dtype):
         family = cls()
-        family.info = cls.describe(folder)
+        family.info = cls.describe(files)
         return family
 
     def latent_shape(self, width, height):

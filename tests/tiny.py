@@ -19,6 +19,10 @@ from tokenizers.pre_tokenizers import ByteLevel
 from torch import nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
+from darkroom_plugins.contract import Family
+from darkroom_plugins.files import ModelFiles
+from darkroom_server.models import load
+
 NOISE = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "steps_offset": 1}
 
 
@@ -102,6 +106,14 @@ def save_sd(folder: Path, seed: int = 0, scheduler: dict[str, Any] | None = None
     )
     pipeline.save_pretrained(folder)
     return folder
+
+
+def load_family(kind: type[Family], folder: Path, dtype: torch.dtype = torch.float32) -> Any:
+    """A model as a plugin sees it, with its weights, on the CPU."""
+    files = ModelFiles(folder)
+    family = kind.open(files, torch.device("cpu"), dtype)
+    load(family, files)
+    return family
 
 
 def save_controlnet(folder: Path, model: Path, seed: int, gain: float = 0.3, **changes: Any) -> Path:

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple, TypeAlias
 
 import torch
 
-from darkroom_plugins.contract import PromptReader
+from darkroom_plugins.contract import Family, PromptReader
 from darkroom_plugins.errors import InvalidRequest, Violation
 from darkroom_plugins.request import Request
 from darkroom_plugins.sample import PromptEmbedding, PromptPiece
@@ -54,14 +54,21 @@ class Prompt:
 class ClipEncoder:
     """A text encoder with its tokenizer: the first or second of its model, by `index` 0 or 1."""
 
-    def __init__(self, tokenizer: Any, network: Any, index: int = 0, penultimate: bool = False) -> None:
+    def __init__(
+        self, tokenizer: Any, model: Family, component: str, index: int = 0, penultimate: bool = False
+    ) -> None:
         """With `penultimate` the last layer and the final norm are always left out, as SDXL does."""
-        self.length: int = min(tokenizer.model_max_length, network.config.max_position_embeddings)  # of a chunk
-        self.width: int = network.config.hidden_size
-        self.projected_width: int = network.config.projection_dim
-        self._tokenizer, self._network = tokenizer, network
+        config: Any = model.hollow[component].config
+        self.length: int = min(tokenizer.model_max_length, config.max_position_embeddings)  # of a chunk
+        self.width: int = config.hidden_size
+        self.projected_width: int = config.projection_dim
+        self._tokenizer, self._model, self._component = tokenizer, model, component
         self._index, self._penultimate = index, penultimate
         self._begin, self._end, self._pad = tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id
+
+    @property
+    def _network(self) -> Any:
+        return self._model.components[self._component]
 
     def cut(self, pieces: Sequence[PromptPiece]) -> tuple[tuple[Chunk, ...], tuple[str, ...]]:
         """One chunk of what fits into it, as diffusers' pipelines read a prompt, and a warning if that is not all."""
@@ -116,8 +123,8 @@ class ClipEncoder:
         masked = getattr(self._network.config, "use_attention_mask", False)
         with self._inserted(chunks):
             output = self._network(
-                torch.tensor(ids, device=self._network.device),
-                attention_mask=torch.tensor(mask, device=self._network.device) if masked else None,
+                torch.tensor(ids, device=self._model.device),
+                attention_mask=torch.tensor(mask, device=self._model.device) if masked else None,
                 output_hidden_states=True,
             )
         hidden = emphasised(self._layer(output, clip_skip), chunks)

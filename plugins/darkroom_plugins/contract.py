@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from pydantic import BaseModel
 
     from darkroom_plugins.canvas import Canvas
+    from darkroom_plugins.files import ModelFiles
     from darkroom_plugins.request import EditChoice, PreviewMode, Request, SchedulerChoice
     from darkroom_plugins.sample import Evaluation, Picture, PromptEmbedding, PromptPiece, Sample
 
@@ -105,11 +106,16 @@ class AssetUser(Contribution):
 
 
 class Family(ABC):
-    """A loaded model of one architecture: the networks, and how they are used."""
+    """A model of one architecture: what its files say, and how its networks are used.
+
+    The object lives as long as the server. Its `components` come and go with its weights: what is asked before a job is
+    queued must do without them; everything that evaluates has them.
+    """
 
     name: ClassVar[str]
     info: ModelInfo
-    components: Mapping[str, torch.nn.Module]  # its networks, under their names in model_index.json
+    hollow: Mapping[str, torch.nn.Module]  # its networks without weights, under their names in model_index.json
+    components: Mapping[str, torch.nn.Module]  # the same with weights, while it is loaded; set by the server
     scheduler_config: Mapping[str, Any]  # of the model's own scheduler
     device: torch.device
     dtype: torch.dtype
@@ -121,18 +127,23 @@ class Family(ABC):
 
     @classmethod
     @abstractmethod
-    def describe(cls, folder: Path) -> ModelInfo:
-        """What the model in this folder is, without loading its weights."""
+    def describe(cls, files: ModelFiles) -> ModelInfo:
+        """What the model of these files is, by its configuration alone."""
 
     @classmethod
     @abstractmethod
-    def load(cls, folder: Path, device: torch.device, dtype: torch.dtype) -> Family:
-        """The model in this folder, ready on the device."""
+    def open(cls, files: ModelFiles, device: torch.device, dtype: torch.dtype) -> Family:
+        """The model of these files, without its weights."""
+
+    def dtype_of(self, component: str) -> torch.dtype:
+        """The type that a component's weights must have; the model's own but for good reasons."""
+        return self.dtype
 
     @property
     def weight_bytes(self) -> int:
         """The size of its weights in memory."""
-        return sum(p.numel() * p.element_size() for c in self.components.values() for p in c.parameters())
+        sizes = {name: sum(p.numel() for p in network.parameters()) for name, network in self.hollow.items()}
+        return sum(size * self.dtype_of(name).itemsize for name, size in sizes.items())
 
     @abstractmethod
     def latent_shape(self, width: int, height: int) -> tuple[int, int, int]:

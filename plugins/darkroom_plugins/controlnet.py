@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +12,7 @@ from diffusers import ControlNetModel
 
 from darkroom_plugins import hookimpl
 from darkroom_plugins.contract import AssetInfo, AssetKind, Conditioner, Family
+from darkroom_plugins.files import fill, hollow, read_json, read_weights
 from darkroom_plugins.img2img import to_tensor
 from darkroom_plugins.request import ControlChoice, Request
 from darkroom_plugins.sample import Evaluation, Row, Sample
@@ -51,9 +51,9 @@ class ControlNets(Conditioner):
         return AssetInfo(components=("unet",), weight_bytes=sum(file.stat().st_size for file in files))
 
     def misfit(self, path: Path, model: Family) -> str | None:
-        if "unet" not in model.components:
+        if "unet" not in model.hollow:
             return "steers a UNet, which the model does not have"
-        theirs, ours = _config(path), model.components["unet"].config
+        theirs, ours = _config(path), model.hollow["unet"].config
         for key in SHAPE_KEYS:
             if _plain(theirs.get(key)) != _plain(getattr(ours, key, None)):
                 return f"was made for a model whose {key} is {theirs.get(key)}, not {getattr(ours, key, None)}"
@@ -66,8 +66,9 @@ class ControlNets(Conditioner):
         return None
 
     def load_asset(self, path: Path, model: Family) -> Any:
-        network = ControlNetModel.from_pretrained(path, dtype=model.dtype, use_safetensors=True, local_files_only=True)
-        return network.to(model.device).eval()
+        network = hollow(ControlNetModel, _config(path))
+        fill(network, read_weights(path), model.dtype)
+        return network.to(model.device)
 
     def begin(self, sample: Sample) -> None:
         model = sample.model
@@ -149,10 +150,10 @@ def _scaled(residuals: Residuals, network: Any, controls: Sequence[Control]) -> 
 
 
 def _config(path: Path) -> dict[str, Any]:
-    config = json.loads((path / "config.json").read_text())
+    config = read_json(path / "config.json")
     if config.get("_class_name") != "ControlNetModel":
         raise ValueError(f"it is a {config.get('_class_name')}, not a ControlNetModel")
-    return config  # type: ignore[no-any-return]
+    return config
 
 
 def _plain(value: Any) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import re
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
@@ -11,7 +12,6 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 import torch
-from accelerate import init_empty_weights
 from peft.tuners.lora import LoraLayer
 from safetensors import safe_open
 from torch import nn
@@ -85,9 +85,9 @@ class Loras(Adapter):
         return AssetInfo(components=tuple(components), weight_bytes=path.stat().st_size)
 
     def misfit(self, path: Path, model: Family) -> str | None:
-        if "unet" not in model.components:
+        if "unet" not in model.hollow:
             return "changes a UNet, which the model does not have"
-        width = getattr(model.components["unet"].config, "cross_attention_dim", None)
+        width = getattr(model.hollow["unet"].config, "cross_attention_dim", None)
         with safe_open(path, framework="pt") as file:
             for name in file.keys():  # noqa: SIM118  # it is no mapping
                 if CROSS_ATTENTION.search(name) and (theirs := file.get_slice(name).get_shape()[1]) != width:
@@ -101,7 +101,7 @@ class Loras(Adapter):
         """
         state, alphas, metadata = model.pipeline_class.lora_state_dict(  # type: ignore[attr-defined]
             str(path),
-            unet_config=model.components["unet"].config,
+            unet_config=model.hollow["unet"].config,
             return_lora_metadata=True,
             use_safetensors=True,
             local_files_only=True,
@@ -191,11 +191,7 @@ def _removing(handle: Any) -> Iterator[None]:
 
 def _read(model: Family, part: str, state: Any, alphas: Any, metadata: Any) -> LayerChanges:
     """The changes of one component, by having diffusers load them into a copy of it that has no weights."""
-    network = model.components[part]
-    build: Any = getattr(type(network), "from_config", type(network))  # of diffusers, of transformers
-    with init_empty_weights():
-        hollow = build(network.config)
-    hollow.to_empty(device="cpu")  # memory that is never touched
+    hollow = copy.deepcopy(model.hollow[part]).to_empty(device="cpu")  # memory that is never touched
     load = getattr(model.pipeline_class, f"load_lora_into_{'unet' if part == 'unet' else 'text_encoder'}")  # type: ignore[attr-defined]
     more = {} if part == "unet" else {"prefix": part}
     load(dict(state), alphas, hollow, adapter_name="it", metadata=metadata, low_cpu_mem_usage=True, **more)

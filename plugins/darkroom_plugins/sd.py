@@ -20,9 +20,8 @@ class StableDiffusion(UNetFamily):
     name = "sd"
     pipeline_class = StableDiffusionPipeline
     classes = {"unet": "UNet2DConditionModel", "vae": "AutoencoderKL", "text_encoder": "CLIPTextModel"}  # noqa: RUF012
-    load_options = {"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False}  # noqa: RUF012
     text_encoders = ("text_encoder",)
-    patched_options = frozenset({"steps_offset", "clip_sample"})
+    patched_options = {"steps_offset": 1, "clip_sample": False}  # noqa: RUF012
 
     @classmethod
     def detect(cls, model_index: Mapping[str, Any]) -> bool:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -12,9 +11,10 @@ from diffusers import StableDiffusionXLPipeline
 
 from darkroom_plugins import hookimpl
 from darkroom_plugins.contract import Family, ModelInfo
+from darkroom_plugins.files import ModelFiles
 from darkroom_plugins.request import Request
 from darkroom_plugins.sample import Evaluation
-from darkroom_plugins.unet import UNetFamily, read_json, refusal
+from darkroom_plugins.unet import UNetFamily, refusal
 
 darkroom_api_version = 1
 
@@ -29,21 +29,19 @@ class StableDiffusionXL(UNetFamily):
         "vae": "AutoencoderKL",
         "text_encoder_2": "CLIPTextModelWithProjection",  # a refiner has no other
     }
-    load_options = {"image_encoder": None, "feature_extractor": None, "add_watermarker": False}  # noqa: RUF012
     text_encoders = ("text_encoder", "text_encoder_2")
     penultimate = True
 
-    def __init__(self, pipeline: Any, info: ModelInfo) -> None:
-        super().__init__(pipeline, info)
-        if self.vae.config.force_upcast:
-            self.vae.float()  # it overflows in half precision, so it stays in single whatever the others
+    def dtype_of(self, component: str) -> torch.dtype:
+        # Its VAE overflows in half precision, so that it stays in single whatever the others.
+        return torch.float32 if component == "vae" and self._config("vae").force_upcast else self.dtype
 
     @classmethod
-    def describe(cls, folder: Path) -> ModelInfo:
-        index = read_json(folder / "model_index.json")
+    def describe(cls, files: ModelFiles) -> ModelInfo:
+        index = files.index
         if index.get("requires_aesthetics_score") or not (index.get("text_encoder") or [None])[0]:
             raise refusal("it is a refiner, which goes on with the pictures of another model and cannot begin any")
-        return replace(super().describe(folder), takes_sizes=True)
+        return replace(super().describe(files), takes_sizes=True)
 
     def added_conditions(self, evaluation: Evaluation) -> dict[str, Any]:
         """The pooled prompts, (rows, width), and each row's sizes, (rows, 6), as the pipeline's _get_add_time_ids."""

@@ -40,7 +40,7 @@ class TextualInversion(Conditioner):
 
     def misfit(self, path: Path, model: Family) -> str | None:
         theirs = [str(shape[-1]) for shape in _shapes(path)]
-        encoders: list[Any] = [model.components[part] for part in TEXT_ENCODERS if part in model.components]
+        encoders: list[Any] = [model.hollow[part] for part in TEXT_ENCODERS if part in model.hollow]
         ours = [str(encoder.config.hidden_size) for encoder in encoders]
         if theirs == ours:
             return None

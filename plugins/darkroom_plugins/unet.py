@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any, ClassVar, Self
 
 import torch
@@ -13,6 +11,7 @@ import torch
 from darkroom_plugins import UnsupportedCombination, Violation
 from darkroom_plugins.clip import ClipEncoder, ClipTexts, Prompt
 from darkroom_plugins.contract import Family, ModelInfo, PromptReader
+from darkroom_plugins.files import ModelFiles
 from darkroom_plugins.request import Request
 from darkroom_plugins.sample import Evaluation, PromptEmbedding
 
@@ -22,36 +21,48 @@ class UNetFamily(Family):
 
     pipeline_class: ClassVar[Any]  # its loaders know the formats of LoRAs too
     classes: ClassVar[Mapping[str, str]]  # of its components, as model_index.json names them
-    load_options: ClassVar[Mapping[str, Any]]  # what keeps it from loading what is not used
     text_encoders: ClassVar[tuple[str, ...]]  # in the order of the texts for them
     penultimate: ClassVar[bool] = False  # whether they always leave out their last layer
-    patched_options: ClassVar[frozenset[str]] = frozenset()  # of the scheduler: what the pipeline sets itself
+    patched_options: ClassVar[Mapping[str, Any]] = {}  # of the scheduler: what the pipeline sets whatever its file says
 
-    def __init__(self, pipeline: Any, info: ModelInfo) -> None:
-        self.info = info
-        self.unet = pipeline.unet
-        self.vae = pipeline.vae
-        self.components = {name: getattr(pipeline, name) for name in ("unet", "vae", *self.text_encoders)}
-        self.scheduler_config = self._spoken(pipeline.scheduler.config)
-        self.device = self.unet.device
-        self.dtype = self.unet.dtype
-        self._vae_factor = pipeline.vae_scale_factor
-        tokenizers = [getattr(pipeline, name.replace("text_encoder", "tokenizer")) for name in self.text_encoders]
+    def __init__(self, files: ModelFiles, device: torch.device, dtype: torch.dtype) -> None:
+        self.info = self.describe(files)
+        self.device, self.dtype = device, dtype
+        self.hollow = {name: files.hollow(name) for name in ("unet", "vae", *self.text_encoders)}
+        self.components = {}
+        self.scheduler_config = self._spoken(files)
         encoders = [
-            ClipEncoder(tokenizer, self.components[name], index, self.penultimate)
-            for index, (tokenizer, name) in enumerate(zip(tokenizers, self.text_encoders, strict=True))
+            ClipEncoder(files.tokenizer(name.replace("text_encoder", "tokenizer")), self, name, index, self.penultimate)
+            for index, name in enumerate(self.text_encoders)
         ]
-        self._texts = ClipTexts(encoders, pipeline.config.get("force_zeros_for_empty_prompt", False))
+        self._texts = ClipTexts(encoders, files.index.get("force_zeros_for_empty_prompt", False))
+
+    def _config(self, component: str) -> Any:
+        return self.hollow[component].config
+
+    @property
+    def unet(self) -> Any:
+        """The denoiser."""
+        return self.components["unet"]
+
+    @property
+    def vae(self) -> Any:
+        """The autoencoder."""
+        return self.components["vae"]
+
+    @classmethod
+    def open(cls, files: ModelFiles, device: torch.device, dtype: torch.dtype) -> Self:
+        return cls(files, device, dtype)
 
     @classmethod
     def detect(cls, model_index: Mapping[str, Any]) -> bool:
         return all((model_index.get(part) or [None, None])[1] == name for part, name in cls.classes.items())
 
     @classmethod
-    def describe(cls, folder: Path) -> ModelInfo:
+    def describe(cls, files: ModelFiles) -> ModelInfo:
         parts = ("unet", "vae", *cls.text_encoders)
-        unet, vae, *encoders = (read_json(folder / part / "config.json") for part in parts)
-        scheduler = read_json(folder / "scheduler" / "scheduler_config.json")
+        unet, vae, *encoders = (files.config(part) for part in parts)
+        scheduler = files.config("scheduler")
         channels, latent_channels = unet["in_channels"], vae["latent_channels"]
         if channels not in (latent_channels, 2 * latent_channels + 1):
             raise refusal(f"its denoiser takes {channels} channels where its VAE makes {latent_channels}")
@@ -69,20 +80,15 @@ class UNetFamily(Family):
             inpainting=channels != latent_channels,
         )
 
-    @classmethod
-    def load(cls, folder: Path, device: torch.device, dtype: torch.dtype) -> Self:
-        pipeline = cls.pipeline_class.from_pretrained(
-            folder, dtype=dtype, use_safetensors=True, local_files_only=True, **cls.load_options
-        )
-        return cls(pipeline.to(device), cls.describe(folder))
-
     def latent_shape(self, width: int, height: int) -> tuple[int, int, int]:
-        return self.vae.config.latent_channels, height // self._vae_factor, width // self._vae_factor
+        config = self._config("vae")
+        factor = 2 ** (len(config.block_out_channels) - 1)
+        return config.latent_channels, height // factor, width // factor
 
     @property
     def guidance_embedded(self) -> bool:
         """Whether the denoiser takes the guidance as an input (distilled models), so that one row is enough."""
-        return self.unet.config.time_cond_proj_dim is not None
+        return self._config("unet").time_cond_proj_dim is not None
 
     def prompt_keys(self, request: Request, read: PromptReader) -> tuple[Prompt, ...]:
         return self._texts.keys(request, read, request.guided and not self.guidance_embedded)
@@ -106,7 +112,7 @@ class UNetFamily(Family):
     def _guidance_embedding(self, evaluation: Evaluation) -> torch.Tensor:
         """(rows, width) as the pipeline's get_guidance_scale_embedding, a function of w - 1."""
         scales = torch.tensor([row.sample.request.guidance_scale - 1 for row in evaluation.rows])
-        width = self.unet.config.time_cond_proj_dim
+        width = self._config("unet").time_cond_proj_dim
         embed = self.pipeline_class.get_guidance_scale_embedding
         return embed(None, scales, embedding_dim=width).to(self.device, self.dtype)  # type: ignore[no-any-return]
 
@@ -130,18 +136,15 @@ class UNetFamily(Family):
         return tuple(torch.tensor(each).view(1, -1, 1, 1).to(like) for each in (mean, std))  # type: ignore[return-value]
 
     @classmethod
-    def _spoken(cls, config: Mapping[str, Any]) -> dict[str, Any]:
-        """A scheduler's configuration without what its file leaves open, but with what the pipeline sets there, which
-        `from_config` would take for a default, and leave out."""
-        silent = set(config.get("_use_default_values", ())) - cls.patched_options
-        return {name: value for name, value in config.items() if name not in silent and name != "_use_default_values"}
+    def _spoken(cls, files: ModelFiles) -> dict[str, Any]:
+        """The scheduler's configuration as the pipeline has it, without what its file leaves open, which `from_config`
+        would take for a choice of its author."""
+        config = dict(files.scheduler().config)
+        silent = set(config.pop("_use_default_values", ())) - set(cls.patched_options)
+        config |= {name: value for name, value in cls.patched_options.items() if name in config}
+        return {name: value for name, value in config.items() if name not in silent}
 
 
 def refusal(problem: str) -> UnsupportedCombination:
     """The error of a model that cannot be served."""
     return UnsupportedCombination([Violation("model", problem)])
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """What a configuration file says."""
-    return json.loads(path.read_text())  # type: ignore[no-any-return]

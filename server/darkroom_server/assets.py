@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import logging
-import threading
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from darkroom_plugins.errors import UnsupportedCombination, Violation
+from darkroom_plugins.files import LOADING
 from darkroom_server.models import Model, ModelError
 
 if TYPE_CHECKING:
@@ -20,10 +20,6 @@ if TYPE_CHECKING:
     from darkroom_server.settings import AssetSettings, Settings
 
 log = logging.getLogger(__name__)
-
-# Diffusers and transformers set torch's default dtype, which belongs to the whole process, while they load a model;
-# schedulers, which are set up in another thread, compute in it.
-LOADING = threading.Lock()
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +61,7 @@ class AssetStore:
         user, path = self._users[kind], settings.path.expanduser()
         try:
             info = user.describe_asset(path)
-            misfits = {name: user.misfit(path, model.loaded) for name, model in models.items()}
+            misfits = {name: user.misfit(path, model.family) for name, model in models.items()}
         except Exception as error:  # safetensors raises an error of its own
             raise ModelError(f"{kind} {settings.name!r}: {path} cannot be used: {error}") from error
         whys = {name: why for name, why in misfits.items() if why}
@@ -83,7 +79,7 @@ class AssetStore:
         with LOADING:
             if key not in self._loaded:
                 try:
-                    self._loaded[key] = asset.user.load_asset(asset.path, model.loaded)
+                    self._loaded[key] = asset.user.load_asset(asset.path, model.family)
                 except Exception as error:
                     log.warning("%s %s does not load with the model %s", kind, name, model.name, exc_info=error)
                     self._loaded[key] = ValueError(f"the {kind} {name} does not load with the model {model.name}")

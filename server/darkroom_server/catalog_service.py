@@ -43,7 +43,7 @@ class CatalogService(catalog_service_pb2_grpc.CatalogServiceServicer):
             api_version="darkroom.v1",
             torch_version=torch.__version__,
             diffusers_version=diffusers.__version__,
-            devices=[_device(d) for d in dict.fromkeys(m.loaded.device for m in self._catalog.models.values())],
+            devices=[_device(d) for d in dict.fromkeys(m.family.device for m in self._catalog.models.values())],
             limits=pb.ServerLimits(**limits.model_dump()),
             plugins=[_plugin(info) for info in self._catalog.plugins.infos],
             default_model=self._catalog.default_model,
@@ -145,9 +145,9 @@ class CatalogService(catalog_service_pb2_grpc.CatalogServiceServicer):
             preview_modes=[preview_mode(mode) for mode in model.preview_modes],
             default_preview_mode=preview_mode(model.default_preview_mode),
             residency=pb.RESIDENCY_RESIDENT,
-            weight_bytes=model.loaded.weight_bytes,
-            device=str(model.loaded.device),
-            dtype=str(model.loaded.dtype).removeprefix("torch."),
+            weight_bytes=model.family.weight_bytes,
+            device=str(model.family.device),
+            dtype=str(model.family.dtype).removeprefix("torch."),
             safety_policy=pb.SAFETY_POLICY_OFF,
         )
 

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-import json
+import copy
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
+from safetensors import SafetensorError
 
 from darkroom_plugins import DarkroomError
+from darkroom_plugins.files import ModelFiles, fill
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -25,14 +27,18 @@ class ModelError(Exception):
 
 @dataclass(slots=True, eq=False)
 class Model:
-    """A model by name: what its files say of it, and once it is loaded the model itself."""
+    """A model by name."""
 
     settings: ModelSettings
-    family: type[Family]
-    info: ModelInfo
+    files: ModelFiles
+    family: Family  # without its networks while it is not loaded
     default_scheduler: str
     preview_modes: tuple[PreviewMode, ...]
-    loaded: Family
+
+    @property
+    def info(self) -> ModelInfo:
+        """What its files say of it."""
+        return self.family.info
 
     @property
     def default_preview_mode(self) -> PreviewMode:
@@ -52,7 +58,13 @@ def open_models(settings: Settings, plugins: Plugins) -> dict[str, Model]:
     :raises ModelError: a folder has no model that a family knows, or does not load
     """
     device = choose_device(settings.device)
-    return {each.name: _open(each, plugins, device, each.dtype or settings.dtype) for each in settings.models}
+    models = {each.name: _open(each, plugins, device, each.dtype or settings.dtype) for each in settings.models}
+    for model in models.values():
+        try:
+            load(model.family, model.files)
+        except (OSError, ValueError, SafetensorError) as error:
+            raise ModelError(f"model {model.name!r}: {model.files.folder} does not load: {error}") from error
+    return models
 
 
 def choose_device(name: str) -> torch.device:
@@ -71,25 +83,37 @@ def choose_device(name: str) -> torch.device:
 
 
 def _open(settings: ModelSettings, plugins: Plugins, device: torch.device, dtype: str) -> Model:
-    path = settings.path.expanduser()
+    files = ModelFiles(settings.path.expanduser())
     try:
-        index = json.loads((path / "model_index.json").read_text())
+        index = files.index
     except (OSError, ValueError) as error:
-        raise ModelError(f"model {settings.name!r}: {path} has no readable model_index.json") from error
+        raise ModelError(f"model {settings.name!r}: {files.folder} has no readable model_index.json") from error
     found = [family for family in plugins.families.values() if family.detect(index)]
     if len(found) != 1:
         known = ", ".join(sorted(f.name for f in found)) or "none"
         raise ModelError(f"model {settings.name!r}: one family should know {index.get('_class_name')}, but {known} do")
     try:
-        info = found[0].describe(path)
-        loaded = found[0].load(path, device, _dtype(dtype, device))
+        family = found[0].open(files, device, _dtype(dtype, device))
     except (OSError, ValueError, KeyError, DarkroomError) as error:
-        raise ModelError(f"model {settings.name!r}: {path} does not load: {error}") from error
-    wanted = settings.default_scheduler or entry_of(loaded.scheduler_config, plugins.schedulers)
+        raise ModelError(f"model {settings.name!r}: {files.folder} does not load: {error}") from error
+    wanted = settings.default_scheduler or entry_of(family.scheduler_config, plugins.schedulers)
     if wanted not in plugins.scheduler_names:
         raise ModelError(f"model {settings.name!r}: default_scheduler: there is no scheduler {wanted!r}")
-    modes = tuple(mode for mode in info.preview_modes if mode == "off" or mode in plugins.preview_decoders)
-    return Model(settings, found[0], info, plugins.scheduler_names[wanted], modes, loaded)
+    modes = tuple(mode for mode in family.info.preview_modes if mode == "off" or mode in plugins.preview_decoders)
+    return Model(settings, files, family, plugins.scheduler_names[wanted], modes)
+
+
+def load(family: Family, files: ModelFiles) -> None:
+    """Read the weights of a model onto its device.
+
+    :raises OSError, ValueError: they cannot be read, or are not those of the model
+    """
+    components = {}
+    for name, hollow in family.hollow.items():
+        components[name] = copy.deepcopy(hollow)
+        fill(components[name], files.weights(name), family.dtype)  # rounded as diffusers' pipelines have it
+        components[name].to(family.device, family.dtype_of(name))
+    family.components = components
 
 
 def entry_of(config: Mapping[str, object], entries: Mapping[str, SchedulerEntry]) -> str:

@@ -11,10 +11,11 @@ from typing import TYPE_CHECKING, Any
 from darkroom_plugins.canvas import Canvas
 from darkroom_plugins.contract import Conditioner, Finisher, Task
 from darkroom_plugins.errors import InvalidRequest, UnsupportedCombination, Violation
+from darkroom_plugins.files import LOADING
 from darkroom_plugins.manager import Plugins
 from darkroom_plugins.request import Pixels, Request
 from darkroom_plugins.sample import PromptPiece
-from darkroom_server.assets import LOADING, ModelAssets
+from darkroom_server.assets import ModelAssets
 from darkroom_server.catalog import Catalog
 from darkroom_server.events import ControlMade
 from darkroom_server.jobs import Job, Plan, count_steps
@@ -76,7 +77,7 @@ def _plan(request: Request, fitted: Fitted, catalog: Catalog) -> Plan:
         finishers=_finishers(request, catalog),
         scheduler=scheduler,
         steps=count_steps(scheduler.timesteps, first, scheduler.order, request.num_inference_steps),
-        prompts=model.loaded.prompt_keys(request, partial(_read, conditioners, request, assets)),
+        prompts=model.family.prompt_keys(request, partial(_read, conditioners, request, assets)),
         canvas=fitted.canvas,
         controls=fitted.controls,
         assets=assets,
@@ -144,7 +145,7 @@ def _scheduler(request: Request, catalog: Catalog, model: Model, task: Task) -> 
         raise UnsupportedCombination([Violation("parameters.scheduler", problem)])
     try:
         with LOADING:
-            scheduler = entry.build(model.loaded.scheduler_config, request.scheduler)
+            scheduler = entry.build(model.family.scheduler_config, request.scheduler)
             scheduler.set_timesteps(request.num_inference_steps)
     except Exception as error:  # diffusers raises ValueError, but also others, for what its classes cannot do
         log.info("scheduler %s: %r", entry.name, error)

@@ -38,7 +38,7 @@ class PreviewDecoders:
     def _decoder(self, model: Model, mode: PreviewMode) -> Callable[[torch.Tensor], torch.Tensor]:
         key = (model.name, mode)
         if key not in self._built:
-            self._built[key] = self._plugins.preview_decoders[mode].build(model.loaded)
+            self._built[key] = self._plugins.preview_decoders[mode].build(model.family)
         return self._built[key]
 
     def show(self, wanted: Sequence[tuple[Seat, torch.Tensor]]) -> list[Outcome[Any]]:

@@ -36,7 +36,7 @@ def begin(seat: Seat, prompts: PromptCache) -> Sample:
     sample = Sample(
         request=request,
         index=seat.index,
-        model=plan.model.loaded,
+        model=plan.model.family,
         task=plan.task,
         conditioners=plan.conditioners,
         adapters=plan.adapters,

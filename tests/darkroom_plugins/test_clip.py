@@ -12,6 +12,7 @@ from darkroom_plugins.prompt_weighting import PromptWeighting
 from darkroom_plugins.sample import PromptPiece
 from darkroom_plugins.sd import StableDiffusion
 from tests.prompting import a_request, embedded, largest, literal, reader
+from tests.tiny import load_family
 
 BOUND = 1e-6
 WORDS = [chr(ord("a") + n % 26) for n in range(200)]  # each of one token
@@ -19,7 +20,7 @@ WORDS = [chr(ord("a") + n % 26) for n in range(200)]  # each of one token
 
 @pytest.fixture(scope="module")
 def model(tiny_model: Path) -> StableDiffusion:
-    return StableDiffusion.load(tiny_model, torch.device("cpu"), torch.float32)
+    return load_family(StableDiffusion, tiny_model)
 
 
 @pytest.fixture(scope="module")
@@ -71,7 +72,9 @@ def test_masked_encoders_see_no_padding(tiny_model: Path) -> None:
     pipeline.text_encoder.config.use_attention_mask = True
     theirs = encoded(pipeline, "a red circle")
     assert largest(before[1], theirs[1]) > 0.1, "the case cannot fail"
-    ours = embedded(StableDiffusion(pipeline, StableDiffusion.describe(tiny_model)), a_request())
+    model = load_family(StableDiffusion, tiny_model)
+    model.components["text_encoder"].config.use_attention_mask = True
+    ours = embedded(model, a_request())
     assert max(largest(a.hidden, b) for a, b in zip(ours, theirs, strict=True)) <= BOUND
 
 
@@ -94,7 +97,7 @@ def test_keys_name_what_embeddings_depend_on(model: StableDiffusion) -> None:
 
 
 def test_tokenizers_are_for_the_planner_alone(tiny_model: Path) -> None:
-    model = StableDiffusion.load(tiny_model, torch.device("cpu"), torch.float32)
+    model = load_family(StableDiffusion, tiny_model)
     keys = model.prompt_keys(a_request(), literal)
     before = [model.encode_prompt(key).hidden for key in keys]
     for encoder in model._texts._encoders:

@@ -12,12 +12,13 @@ import torch
 from diffusers import StableDiffusionXLImg2ImgPipeline, StableDiffusionXLPipeline
 
 from darkroom_plugins import UnsupportedCombination
+from darkroom_plugins.files import ModelFiles
 from darkroom_plugins.request import SizeConditioning
 from darkroom_plugins.sample import Evaluation, Row
 from darkroom_plugins.sd import StableDiffusion
 from darkroom_plugins.sdxl import StableDiffusionXL
 from tests.prompting import a_request, embedded, largest
-from tests.tiny import save_sd
+from tests.tiny import load_family, save_sd
 from tests.tiny_sdxl import save_sdxl
 
 BOUND = 1e-6
@@ -39,7 +40,7 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 
 def load(folder: Path, dtype: torch.dtype = torch.float32) -> StableDiffusionXL:
-    return StableDiffusionXL.load(folder, CPU, dtype)
+    return load_family(StableDiffusionXL, folder, dtype)
 
 
 def oracle(folder: Path, dtype: torch.dtype = torch.float32) -> StableDiffusionXLPipeline:
@@ -50,11 +51,11 @@ def oracle(folder: Path, dtype: torch.dtype = torch.float32) -> StableDiffusionX
 
 class TestWhatItIs:
     def test_configuration_says_all(self, folders: dict[str, Path]) -> None:
-        info = StableDiffusionXL.describe(folders["zeros"])
+        info = StableDiffusionXL.describe(ModelFiles(folders["zeros"]))
         assert (info.family, info.text_encoders, info.takes_sizes, info.inpainting) == ("sdxl", 2, True, False)
         assert (info.default_width, info.default_height, info.size_factor) == (32, 32, 8)
         assert info.max_clip_skip == 2  # of the shallower text encoder
-        assert StableDiffusionXL.describe(folders["inpainting"]).inpainting
+        assert StableDiffusionXL.describe(ModelFiles(folders["inpainting"])).inpainting
 
     def test_each_family_knows_its_own(self, folders: dict[str, Path], tiny_model: Path) -> None:
         for folder, expected in ((folders["zeros"], [False, True]), (tiny_model, [True, False])):
@@ -69,11 +70,11 @@ class TestWhatItIs:
         assert StableDiffusionXL.detect(index)
         assert not StableDiffusion.detect(index)
         with pytest.raises(UnsupportedCombination, match="a refiner"):
-            StableDiffusionXL.describe(tmp_path / "refiner")
+            StableDiffusionXL.describe(ModelFiles(tmp_path / "refiner"))
 
     def test_other_denoisers_are_refused(self, tmp_path: Path) -> None:
         with pytest.raises(UnsupportedCombination, match="takes 8 channels where its VAE makes 4"):
-            StableDiffusionXL.describe(save_sdxl(tmp_path / "instructed", in_channels=8))
+            StableDiffusionXL.describe(ModelFiles(save_sdxl(tmp_path / "instructed", in_channels=8)))
 
     def test_schedulers_are_not_patched(self, tmp_path: Path) -> None:
         """Unlike StableDiffusionPipeline, that of SDXL leaves the scheduler as it is configured."""
@@ -199,7 +200,7 @@ def test_rows_of_other_sizes_share_an_evaluation(folders: dict[str, Path]) -> No
 
 @torch.no_grad()
 def test_inpainting_models_see_the_extra_channels(folders: dict[str, Path], tmp_path: Path) -> None:
-    plain = StableDiffusion.load(save_sd(tmp_path / "sd", in_channels=9), CPU, torch.float32)
+    plain = load_family(StableDiffusion, save_sd(tmp_path / "sd", in_channels=9))
     for model in (load(folders["inpainting"]), plain):
         whole = evaluation(model, a_request(), extra=5)
         assert model.latent_shape(32, 48) == (4, 24, 16)

@@ -15,6 +15,7 @@ from darkroom_plugins.sd import StableDiffusion
 from darkroom_plugins.sdxl import StableDiffusionXL
 from darkroom_plugins.textual_inversion import TextualInversion
 from tests.prompting import a_request, embedded, largest, literal, reader
+from tests.tiny import load_family
 from tests.tiny_sdxl import save_sdxl
 
 BOUND = 1e-6
@@ -33,7 +34,7 @@ def saved(file: Path, **tensors: torch.Tensor) -> Path:
 
 @pytest.fixture(scope="module")
 def sd(tiny_model: Path) -> StableDiffusion:
-    return StableDiffusion.load(tiny_model, CPU, torch.float32)
+    return load_family(StableDiffusion, tiny_model)
 
 
 @pytest.fixture(scope="module")
@@ -43,7 +44,7 @@ def sdxl_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def sdxl(sdxl_folder: Path) -> StableDiffusionXL:
-    return StableDiffusionXL.load(sdxl_folder, CPU, torch.float32)
+    return load_family(StableDiffusionXL, sdxl_folder)
 
 
 def read_by(request: Request, *conditioners: Any, **embeddings: Embedding) -> Any:

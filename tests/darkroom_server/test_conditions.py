@@ -93,7 +93,7 @@ def test_all_images_of_a_job_have_their_conditions(edit_server: RunningServer) -
 
 
 def test_a_lora_leaves_no_trace(edit_server: RunningServer) -> None:
-    model = edit_server.app.images._catalog.models["sd"].loaded
+    model = edit_server.app.images._catalog.models["sd"].family
     before = edit_server.generate(**BASE, deterministic=True)
     hooks = [m for part in model.components.values() for m in part.modules() if m._forward_hooks]
     weights = {name: p.clone() for name, p in model.unet.state_dict().items()}
@@ -105,7 +105,7 @@ def test_a_lora_leaves_no_trace(edit_server: RunningServer) -> None:
 
 
 def test_a_job_that_is_cancelled_leaves_no_lora(edit_server: RunningServer) -> None:
-    model = edit_server.app.images._catalog.models["sd"].loaded
+    model = edit_server.app.images._catalog.models["sd"].family
     for _ in range(5):
         stream = edit_server.start(generate_request(**{**BASE, "num_inference_steps": 200}, loras=[lora("unet-a")]))
         stream.read_until("step")
@@ -136,7 +136,7 @@ def test_the_same_prompt_is_encoded_anew_for_another_lora(edit_server: RunningSe
 
 
 def test_every_task_uses_one_copy_of_the_weights(edit_server: RunningServer) -> None:
-    kind = type(edit_server.app.images._catalog.models["sd"].loaded.components["unet"])
+    kind = type(edit_server.app.images._catalog.models["sd"].family.components["unet"])
 
     def count() -> int:
         gc.collect()
