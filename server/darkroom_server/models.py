@@ -83,6 +83,7 @@ def choose_device(name: str) -> torch.device:
 
 
 def _open(settings: ModelSettings, plugins: Plugins, device: torch.device, dtype: str) -> Model:
+    assert settings.path is not None
     files = ModelFiles(settings.path.expanduser())
     try:
         index = files.index

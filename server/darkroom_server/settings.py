@@ -18,13 +18,36 @@ MIB = 1024 * 1024
 Dtype = Literal["auto", "float32", "float16", "bfloat16"]
 
 
-class ModelSettings(BaseModel, extra="forbid"):
+class MemoryOptions(BaseModel, extra="forbid"):
+    """How a model's weights and activations are kept small, or its evaluation fast: diffusers' options by their names
+    there."""
+
+    offload: Literal["none", "model", "sequential", "group"] = "none"  # where weights are while they are not used
+    attention_slicing: Annotated[int, Field(ge=1)] | Literal["auto", "max"] | None = None
+    vae_slicing: bool = False
+    vae_tiling: bool = False
+    layerwise_casting: Literal["float8_e4m3fn", "float8_e5m2"] | None = None  # what the denoiser's weights are kept in
+    quantize: Literal["int8", "int4", "float8"] | None = None  # the denoiser's weights, by torchao
+    attention_backend: str | None = None  # None: torch's scaled dot product attention chooses
+    compile: bool = False  # the denoiser, by torch.compile
+
+
+class ModelSettings(MemoryOptions):
     """A model to offer, and what requests for it get by default."""
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9._/-]+$", max_length=128)]
-    path: Path
+    path: Path | None = None  # a diffusers folder, or a single-file checkpoint (.safetensors); or else:
+    hub: str | None = None  # a repository of the hub, "owner/name"
+    revision: str | None = None  # of the repository
+    variant: str | None = None  # of the weights' files, for instance "fp16"
+    config: Path | None = None  # of a single-file checkpoint: a folder with the configuration of its architecture
+    vae: Path | None = None  # a VAE to use in place of the model's: a folder or a single file
+    tiny_vae: Path | None = None  # a folder with an AutoencoderTiny, for previews
+    safety: Literal["off", "flag", "block"] = "off"  # what happens with pictures in which the checker finds something
+    preload: bool = True  # load it at the start, as far as the budget goes
     description: str = ""
     dtype: Dtype | None = None  # None: that of Settings
+    device: str | None = None  # None: that of Settings
     default_scheduler: str | None = None  # None: the entry of the scheduler that the model comes with
     default_num_inference_steps: Annotated[int, Field(ge=1)] = 30
     default_guidance_scale: Annotated[float, Field(ge=0, le=100)] = 7.5
@@ -69,6 +92,9 @@ class Settings(BaseSettings):
     loras: list[AssetSettings] = []
     embeddings: list[AssetSettings] = []
     limits: Limits = Limits()
+    memory_budget: Annotated[int, Field(ge=1)] | None = None  # bytes of weights on the device; None: no limit
+    park_budget: Annotated[int, Field(ge=0)] = 0  # bytes of weights kept in the CPU's memory for a fast return
+    idle_seconds: Annotated[float, Field(gt=0)] | None = None  # after which a model that is not used is let go
     blocked_plugins: list[str] = []
     encoder_threads: Annotated[int, Field(ge=1)] = 2
     reader_threads: Annotated[int, Field(ge=1)] = 2  # that decode what clients send, and make control maps
