@@ -70,7 +70,7 @@ class Assets(Protocol):
         """Those that fit the model, sorted."""
 
     def get(self, kind: AssetKind, name: str) -> Any:
-        """What `AssetUser.load_asset` made of this file; loaded at its first use."""
+        """What `AssetUser.load_asset` made of this file."""
 
 
 class Contribution:
@@ -101,7 +101,8 @@ class AssetUser(Contribution):
         return None
 
     def load_asset(self, path: Path, model: Family) -> Any:
-        """What `Assets.get` gives to those who use it with this model."""
+        """What `Assets.get` gives to those who use it with this model. Runs beside the engine, and maybe before the
+        model itself is loaded: it must set nothing that belongs to the whole process."""
         raise NotImplementedError
 
 

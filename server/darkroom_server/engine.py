@@ -76,9 +76,15 @@ class Engine:
         """Take a job in. Its mailbox gets its events, the last one `Ended`."""
         self._inbox.put(lambda: self._admit(job))
 
-    def cancel(self, job: Job) -> None:
-        """End a job before its next step; one that has ended stays as it is."""
-        self._inbox.put(lambda: self._end(job, Cancelled("the job was cancelled")))
+    def cancel(self, job: Job, then: Callable[[], None]) -> None:
+        """End a job before its next step; one that has ended stays as it is. `then` is called on the event loop when
+        nothing uses its model any more."""
+
+        def run() -> None:
+            self._end(job, Cancelled("the job was cancelled"))
+            self._loop.call_soon_threadsafe(then)
+
+        self._inbox.put(run)
 
     def lose(self, error: DeviceLost) -> None:
         """End everything: the device was seen to be lost elsewhere."""

@@ -8,6 +8,7 @@ import uuid
 from collections.abc import AsyncIterator
 from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import replace
+from functools import partial
 from typing import Any, TypeAlias
 
 from darkroom.v1 import events_pb2, image_service_pb2, image_service_pb2_grpc
@@ -16,6 +17,7 @@ from darkroom_plugins.errors import (
     DarkroomError,
     DeviceLost,
     InvalidRequest,
+    LoadFailed,
     NotFound,
     QueueFull,
     RequestIdInUse,
@@ -24,10 +26,21 @@ from darkroom_plugins.errors import (
 )
 from darkroom_plugins.sample import Picture
 from darkroom_server import responses
+from darkroom_server.assets import refusal
 from darkroom_server.calls import answers_errors, not_there_yet
 from darkroom_server.catalog import Catalog
 from darkroom_server.engine import Engine
-from darkroom_server.events import Accepted, ControlMade, Ended, Event, ImageDecoded, PreviewMade, Queued, StepDone
+from darkroom_server.events import (
+    Accepted,
+    ControlMade,
+    Ended,
+    Event,
+    ImageDecoded,
+    Loading,
+    PreviewMade,
+    Queued,
+    StepDone,
+)
 from darkroom_server.jobs import Job
 from darkroom_server.pictures import encode_picture, encode_preview
 from darkroom_server.plan import control_images, fit, plan
@@ -69,9 +82,11 @@ class ImageService(image_service_pb2_grpc.ImageServiceServicer):
             job.mailbox.put(Accepted())
             for made in control_images(job):
                 job.mailbox.put(made)
-            self._engine.submit(job)
+            job.waiting = asyncio.create_task(self._submit(job))
             async for event in self._events(job):
                 await context.write(response(event=event))
+        except LoadFailed as error:
+            raise refusal(job.request, error) from None
         finally:
             self._release(job)
 
@@ -84,6 +99,17 @@ class ImageService(image_service_pb2_grpc.ImageServiceServicer):
         job.plan = await self._run_in(self._planner, plan, job.request, fitted, self._catalog)
         job.held_bytes = job.plan.held_bytes
         self._refuse_if_full(besides=job)
+
+    async def _submit(self, job: Job) -> None:
+        """Give a job to the engine as soon as its model, and what goes with it, is there."""
+        began = time.monotonic()
+        try:
+            await self._catalog.store.acquire(job.plan.needs, job.mailbox.put)
+        except Exception as error:
+            job.mailbox.close(known(error))
+            return
+        job.acquired, job.load_seconds = job.plan.needs, time.monotonic() - began
+        self._engine.submit(job)
 
     @answers_errors
     async def Preprocess(self, request: image_service_pb2.PreprocessRequest, context: Context) -> None:
@@ -171,11 +197,18 @@ class ImageService(image_service_pb2_grpc.ImageServiceServicer):
 
     def _release(self, job: Job) -> None:
         """However the stream ended: the job does not go on without it."""
-        self._engine.cancel(job)
+        if job.waiting is not None:
+            job.waiting.cancel()
+        self._engine.cancel(job, then=partial(self._free, job))
         if self._jobs.get(job.request_id) is job:
             del self._jobs[job.request_id]
         if not self._jobs:
             self._idle.set()
+
+    def _free(self, job: Job) -> None:
+        keys, job.acquired = job.acquired, ()
+        if keys:
+            self._catalog.store.release(keys)
 
     async def _events(self, job: Job) -> AsyncIterator[events_pb2.JobEvent]:
         """The job's events as messages, until it has ended well; else raises its error."""
@@ -200,6 +233,8 @@ class ImageService(image_service_pb2_grpc.ImageServiceServicer):
                 return [{"accepted": responses.accepted(job)}]
             case Queued():
                 return [{"queued": responses.queued(event)}]
+            case Loading():
+                return [{"loading": responses.loading(event)}]
             case ControlMade():
                 return await self._run_in(self._encoders, _echo, event, self._catalog.limits.chunk_bytes)  # type: ignore[no-any-return]
             case StepDone():
