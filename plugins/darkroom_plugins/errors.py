@@ -125,7 +125,7 @@ class LoadFailed(JobFailed):
 
     reason = "LOAD_FAILED"
 
-    def __init__(self, message: str, key: Sequence[str]) -> None:
+    def __init__(self, message: str, key: Sequence[str] = ()) -> None:
         super().__init__(message)
         self.key = tuple(key)
 
