@@ -11,15 +11,16 @@ from darkroom_plugins.files import ModelFiles
 from darkroom_plugins.sd import StableDiffusion
 from darkroom_server.loading import ModelHolding
 from darkroom_server.models import Model
+from darkroom_server.settings import ModelSettings
 
 MIB = 2**20
 
 
 def returning(folder: Path, device: torch.device, rounds: int) -> dict[str, float]:
     """Seconds of each, the ratio, and beside them a plain copy of as many bytes."""
-    files = ModelFiles(folder)
+    settings, files = ModelSettings(name="sd15", path=folder), ModelFiles(folder)
     family = StableDiffusion.open(files, device, torch.float16)
-    holding = ModelHolding(Model(None, files, family, "ddim", ()), None)  # type: ignore[arg-type]
+    holding = ModelHolding(Model(settings, files, family, "ddim", ()), ready=None)  # type: ignore[arg-type]
     cold, parked, copied = [], [], []
     for _ in range(rounds):
         holding.drop()
