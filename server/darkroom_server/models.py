@@ -55,8 +55,10 @@ def open_models(settings: Settings, plugins: Plugins) -> dict[str, Model]:
 
     :raises ModelError: a folder has no model that a family knows
     """
-    device = choose_device(settings.device)
-    return {each.name: _open(each, plugins, device, each.dtype or settings.dtype) for each in settings.models}
+    return {
+        each.name: _open(each, plugins, choose_device(each.device or settings.device), each.dtype or settings.dtype)
+        for each in settings.models
+    }
 
 
 def check_budget(models: Mapping[str, Model], budget: int | None) -> None:
