@@ -49,7 +49,7 @@ class App:
         self._plugins = plugins
         decoders = PreviewDecoders(plugins)
         self._decoders = decoders
-        self.engine = Engine(settings.limits.max_batch_rows, decoders, self._on_device_lost)
+        self.engine = Engine(settings.limits.max_batch_rows, plugins, decoders, self._on_device_lost)
         self._health = health.aio.HealthServicer()
         self._server: aio.Server | None = None
         self.images: ImageService | None = None
