@@ -58,7 +58,4 @@ class PreviewDecoders:
     def _show(self, wanted: Sequence[tuple[Seat, torch.Tensor]]) -> list[Any]:
         job = wanted[0][0].job
         decode = self._decoder(job.plan.model, job.request.preview.mode)
-        pictures = list(to_pixels(decode(torch.cat([estimate for _, estimate in wanted]))))
-        if len(pictures) != len(wanted):
-            raise ValueError(f"a preview decoder made {len(pictures)} pictures of {len(wanted)}")
-        return pictures
+        return list(to_pixels(decode(torch.cat([estimate for _, estimate in wanted]))))

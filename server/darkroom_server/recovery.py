@@ -60,6 +60,7 @@ class RowLimits:
 
     def lower(self, work: Hashable, rows: int) -> None:
         """So many rows fit, and more do not."""
+        log.info("%s: %s at once fit into memory", work, rows)
         before = self._limits.get(work)
         self._limits[work] = RowLimit(rows, rows, 2 * before.patience if before else PATIENCE)
 
@@ -125,12 +126,14 @@ class Recovery:
                 size = self.limits.below(work, len(part))
                 continue
             if isinstance(outcome, OutOfMemory) and relieve:
-                if self._make_room():
+                relieve = self._make_room()  # where nothing was left to free, nothing will be
+                if relieve:
                     limit = size = most
                 outcome = _attempt(run, part)
             if isinstance(outcome, OutOfMemory):  # larger parts may have failed by this one's fault
                 size = limit
-            outcomes.extend(self._settled(work, run, part, outcome, relieve))
+            settled = self._settled(work, run, part, outcome, relieve)
+            outcomes += settled
         self._learn(work, limit, size, outcomes)
         return outcomes
 
@@ -172,7 +175,10 @@ class Recovery:
 def _attempt(run: Callable[[Sequence[S]], list[T]], items: Sequence[S]) -> Outcome[list[T]]:
     """The error is returned: the caller goes on when its traceback, which keeps the batch's tensors, is gone."""
     try:
-        return list(run(items))
+        results = run(items)
+        if len(results) != len(items):
+            raise ValueError(f"{len(results)} results of {len(items)}")
+        return results
     except Exception as error:
         return known(error) if len(items) == 1 else _kind(error)
 
