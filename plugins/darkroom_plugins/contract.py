@@ -86,6 +86,10 @@ class Contribution:
         """What must be equal among samples of one batch; for KEYED contributions."""
         return None
 
+    def release(self) -> None:
+        """Let go of what can be made again, as caches on the device: memory is short. Asked of tasks, conditioners and
+        adapters, between two evaluations."""
+
 
 class AssetUser(Contribution):
     """A contribution that works with files which the operator lists, of one kind; there is one for each kind."""
@@ -171,6 +175,10 @@ class Family(ABC):
     def decode(self, latents: torch.Tensor) -> torch.Tensor:
         """Pictures of clean latents: (n, channels, h, w) to (n, 3, height, width), about -1 to 1."""
 
+    def decode_tiled(self, latents: torch.Tensor) -> torch.Tensor | None:
+        """The same, nearly, in tiles that overlap, for want of memory; None where that would take no less."""
+        return None
+
     @abstractmethod
     def encode(self, images: torch.Tensor, generator: torch.Generator | None = None) -> torch.Tensor:
         """Scaled latents of pictures: (n, 3, height, width) in -1 to 1 to (n, channels, h, w), drawn from their
@@ -239,7 +247,8 @@ class Conditioner(AssetUser, ABC):
         `sample.state[name]`."""
 
     def condition(self, evaluation: Evaluation) -> None:
-        """Add to `evaluation.arguments` for the rows whose samples want it. It must change no sample."""
+        """Add to `evaluation.arguments` for the rows whose samples want it. It must change no sample. Where memory is
+        short, an evaluation holds only some of a sample's rows."""
 
 
 class Adapter(AssetUser, ABC):

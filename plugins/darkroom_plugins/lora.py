@@ -145,6 +145,9 @@ class Loras(Adapter):
             _hook(hooks, model.components["unet"], groups)
             yield
 
+    def release(self) -> None:
+        self._sets.clear()
+
     def _set(self, sample: Sample) -> Changes:
         """The LoRAs of a sample as one, on the model's device."""
         weights = _weights(sample.request)

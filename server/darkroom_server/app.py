@@ -50,7 +50,7 @@ class App:
         self._plugins = plugins
         decoders = PreviewDecoders(plugins)
         self._decoders = decoders
-        self.engine = Engine(settings.limits.max_batch_rows, decoders, self._on_device_lost)
+        self.engine = Engine(settings.limits.max_batch_rows, plugins, decoders, self._on_device_lost, self._relieve)
         self._health = health.aio.HealthServicer()
         self._server: aio.Server | None = None
         self.images: ImageService | None = None
@@ -140,6 +140,12 @@ class App:
         health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
         reflection.enable_server_reflection((*SERVICES, health.SERVICE_NAME, reflection.SERVICE_NAME), server)
         return server
+
+    def _relieve(self) -> bool:
+        """Called on the engine's thread: take what nobody uses off the device; whether there was anything."""
+        if self.store is None:
+            return False
+        return asyncio.run_coroutine_threadsafe(self.store.relieve(), self._loop).result() > 0
 
     def _on_device_lost(self) -> None:
         """Called on the engine's thread: nothing can be made any more, so the process is to end."""

@@ -45,7 +45,7 @@ from darkroom_server.jobs import Job
 from darkroom_server.pictures import encode_picture, encode_preview
 from darkroom_server.plan import control_images, fit, plan
 from darkroom_server.preprocess import preprocess
-from darkroom_server.sampling import known
+from darkroom_server.recovery import known
 from darkroom_server.settings import Settings
 from darkroom_server.validate import check_edit, check_generate
 

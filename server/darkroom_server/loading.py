@@ -124,6 +124,7 @@ class AssetHolding(Holding):
 
     def drop(self) -> None:
         self.value = None
+        self._asset.user.release()
         free()
 
 

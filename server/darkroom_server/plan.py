@@ -20,7 +20,7 @@ from darkroom_server.catalog import Catalog
 from darkroom_server.events import ControlMade
 from darkroom_server.jobs import Job, Plan, count_steps
 from darkroom_server.models import Model
-from darkroom_server.sampling import known
+from darkroom_server.recovery import known
 
 if TYPE_CHECKING:
     from pydantic import BaseModel

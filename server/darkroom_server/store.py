@@ -12,10 +12,9 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias, TypeVar
 
-import torch
-
 from darkroom_plugins.errors import LoadFailed, OutOfMemory
 from darkroom_server.events import Loading
+from darkroom_server.recovery import kind_of
 
 log = logging.getLogger(__name__)
 
@@ -233,7 +232,7 @@ class Store:
             try:
                 await self._run(holding.load, self._reporter(holding))
             except Exception as error:
-                if not _is_memory(error):
+                if not isinstance(kind_of(error), OutOfMemory):
                     raise
             else:
                 was = Residency.RESIDENT
@@ -253,7 +252,7 @@ class Store:
 
     def _refuse(self, holding: Holding, error: Exception) -> None:
         failure: Exception = LoadFailed(f"{holding.name} does not load; the server's log says why", holding.key)
-        if _is_memory(error):
+        if isinstance(kind_of(error), OutOfMemory):
             failure = OutOfMemory(f"the device has too little memory for {holding.name}")
         failure.__cause__ = error.with_traceback(None)
         for ticket in [t for t in self._tickets if holding in t.holdings]:
@@ -318,10 +317,6 @@ class Store:
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
         return task
-
-
-def _is_memory(error: Exception) -> bool:
-    return isinstance(error, torch.OutOfMemoryError | MemoryError)
 
 
 def _names(holdings: Sequence[Holding]) -> str:

@@ -299,6 +299,24 @@ class TestFailures:
             stream.call.cancel()
 
 
+def test_a_step_that_finds_no_memory_gets_that_of_idle_models(
+    folders: dict[str, Path], alone: dict[str, np.ndarray], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    two = {name: folders[name] for name in ("first", "second")}
+    with serving(two, park_budget=2**30) as server:
+        first, second = (server.app.images._catalog.models[name].family for name in two)
+        forward = second.unet.forward
+
+        def tight(*arguments: Any, **more: Any) -> Any:
+            if first.components:
+                raise torch.OutOfMemoryError
+            return forward(*arguments, **more)
+
+        monkeypatch.setattr(second.unet, "forward", tight)
+        assert np.array_equal(server.generate(model="second", **BASE).pixels, alone["second"])
+        assert residency(server) == {"first": "PARKED", "second": "RESIDENT"}
+
+
 def test_who_stops_waiting_leaves_nothing(folders: dict[str, Path], weight: int) -> None:
     with serving(folders, memory_budget=weight) as server:
         stream = server.start(generate_request(model="first", request_id="x", **{**BASE, "num_inference_steps": 500}))
