@@ -53,18 +53,24 @@ class Model:
 
 
 def open_models(settings: Settings, plugins: Plugins) -> dict[str, Model]:
-    """All models, loaded, by name.
+    """All models by name, without their weights.
 
-    :raises ModelError: a folder has no model that a family knows, or does not load
+    :raises ModelError: a folder has no model that a family knows
     """
     device = choose_device(settings.device)
-    models = {each.name: _open(each, plugins, device, each.dtype or settings.dtype) for each in settings.models}
+    return {each.name: _open(each, plugins, device, each.dtype or settings.dtype) for each in settings.models}
+
+
+def load_all(models: Mapping[str, Model]) -> None:
+    """Read the weights of all models onto their devices.
+
+    :raises ModelError: one does not load
+    """
     for model in models.values():
         try:
             load(model.family, model.files)
         except (OSError, ValueError, SafetensorError) as error:
             raise ModelError(f"model {model.name!r}: {model.files.folder} does not load: {error}") from error
-    return models
 
 
 def choose_device(name: str) -> torch.device:

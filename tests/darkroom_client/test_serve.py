@@ -45,7 +45,7 @@ def refused(monkeypatch, tmp_path):
         (["--preprocessor", "net=canny"], "the ControlNets given are: none"),
         (["--controlnet", "net", "--preprocessor", "canny"], "'canny' is not CONTROLNET=NAME"),
         (["--model", "none"], "Invalid value for --model: there is nothing at none"),
-        (["--lora", "ink.safetensors", "--lora", "ink=ink.safetensors"], "loras: the name 'ink' is given 2 times"),
+        (["--lora", "ink.safetensors", "--lora", "ink=ink.safetensors"], "loras.1.name: 'ink' as that of loras.0"),
     ],
 )
 def test_files_that_cannot_be_offered(refused, arguments, problem):
