@@ -1,4 +1,4 @@
-"""What the operator sets, and what is right there; `configuration` reads it. configuration.md says it to people."""
+"""What the operator sets, and what is right there; see `server/configuration.md`. `configuration` reads it."""
 
 from __future__ import annotations
 

@@ -29,7 +29,8 @@ def _lines(text: str) -> dict[Location, int]:
         content = tomllib.loads(statement)
         if statement.lstrip().startswith("["):
             table = _opened(content, sizes)
-            lines.setdefault(table, line)
+            for length in range(1, len(table) + 1):
+                lines.setdefault(table[:length], line)
         else:
             for place in _places(content):
                 lines.setdefault((*table, *place), line)
