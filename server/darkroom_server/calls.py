@@ -6,7 +6,7 @@ import functools
 import hashlib
 import hmac
 import logging
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from typing import Any
 
 import grpc
@@ -53,6 +53,11 @@ def _client_is_gone(error: Exception) -> bool:
     return type(error).__name__ in ("ExecuteBatchError", "UsageError")
 
 
+def token_of(metadata: Iterable[tuple[str, Any]] | None) -> str:
+    """What a call brings as its token, scheme and all; empty where it brings none."""
+    return next((str(value) for key, value in metadata or () if key == "authorization"), "")
+
+
 def not_there_yet(what: str) -> Handler:
     """A handler for an RPC whose work is not there yet."""
 
@@ -75,8 +80,7 @@ class TokenCheck(aio.ServerInterceptor):  # type: ignore[misc]
         details: grpc.HandlerCallDetails,
     ) -> grpc.RpcMethodHandler:
         handler = await continuation(details)
-        given = next((value for key, value in details.invocation_metadata if key == "authorization"), "")
-        role = self._role(given)
+        role = self._role(token_of(details.invocation_metadata))
         if details.method.startswith(OPEN_METHODS):
             return handler
         if role is None:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
-from pydantic_settings import EnvSettingsSource, InitSettingsSource, PydanticBaseSettingsSource, SettingsError
+from pydantic_settings import EnvSettingsSource, PydanticBaseSettingsSource, SettingsError
 
 from darkroom_server.consistency import Location
 from darkroom_server.settings import Settings
@@ -32,6 +32,20 @@ class ConfigurationError(Exception):
     def __init__(self, violations: list[str]) -> None:
         self.violations = violations
         super().__init__("\n".join(violations))
+
+
+class _File(PydanticBaseSettingsSource):
+    """What the file says, as it stands; pydantic-settings' own source of TOML takes keys in capitals, too."""
+
+    def __init__(self, settings_cls: type[Settings], table: dict[str, Any]) -> None:
+        super().__init__(settings_cls)
+        self._table = table
+
+    def get_field_value(self, field: Any, field_name: str) -> tuple[Any, str, bool]:
+        return self._table.get(field_name), field_name, False
+
+    def __call__(self) -> dict[str, Any]:
+        return self._table
 
 
 def default_file() -> Path | None:
@@ -58,7 +72,7 @@ def read_settings(flags: Mapping[str, Any], file: Path | None = None) -> Setting
             dotenv_settings: PydanticBaseSettingsSource,
             file_secret_settings: PydanticBaseSettingsSource,
         ) -> tuple[PydanticBaseSettingsSource, ...]:
-            return init_settings, env_settings, InitSettingsSource(settings_cls, table)
+            return init_settings, env_settings, _File(settings_cls, table)
 
     try:
         environment = EnvSettingsSource(Settings)()

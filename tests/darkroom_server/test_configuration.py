@@ -14,7 +14,7 @@ from pydantic import TypeAdapter
 from typer.testing import CliRunner
 
 from darkroom_client.cli._app import app
-from darkroom_server.configuration import ConfigurationError, read_settings
+from darkroom_server.configuration import PATHS, ConfigurationError, read_settings
 from darkroom_server.flags import model as model_flag
 from darkroom_server.settings import AssetSettings, Limits, ModelSettings, Settings, TokenSettings
 from darkroom_server.toml_lines import line_of
@@ -67,6 +67,7 @@ WRONG = {  # the file, and the beginning of each violation
     ),
     "key": ("# no\ncolour = 1", ["2: colour: there is no such key"]),
     "key on Windows": ("# no\r\ncolour = 1\r\n", ["2: colour: there is no such key"]),
+    "key in capitals": ('Listen = "127.0.0.1:1"', ["1: Listen: there is no such key"]),
     "key of a table": ("[limits]\nmax_edge = 64\nx.y = 1", ["3: limits.x: there is no such key"]),
     "key of an entry": (PATH + "[[models]]\npath = 'sd'\nname = 'b'\nx = 1", ["7: models.1.x: there is no such key"]),
     "table": ("[x.y]\nz = 1", ["1: x: there is no such key"]),
@@ -265,7 +266,7 @@ def test_relative_paths_start_at_the_file(folder):
         "one.safetensors",
     ]
     assert settings.embeddings[0].path == Path("one.safetensors")
-    assert all(name in ("path", "config", "vae", "tiny_vae") for name in paths_of(ModelSettings, AssetSettings))
+    assert paths_of(ModelSettings, AssetSettings) == set(PATHS)
 
 
 def paths_of(*kinds):

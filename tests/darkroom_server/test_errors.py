@@ -909,6 +909,22 @@ def test_each_right_token_passes_and_health_needs_none(locked_server: RunningSer
     settle(locked_server)
 
 
+def test_a_job_belongs_to_the_token_that_started_it(locked_server: RunningServer) -> None:
+    mine, yours = ([("authorization", f"Bearer {token}")] for token in BEARERS.values())
+    long = generate_request(request_id="same", num_inference_steps=500)
+    first = Stream(locked_server.images.Generate(long, metadata=mine, timeout=60))
+    first.read_until("step")
+    cancel = image_pb.CancelRequest(request_id="same")
+    failed = refused(lambda: locked_server.images.Cancel(cancel, metadata=yours))
+    assert (failed.code, failed.reason) == (StatusCode.NOT_FOUND, "REQUEST_NOT_FOUND")
+    short = generate_request(request_id="same", num_inference_steps=1)
+    other = Stream(locked_server.images.Generate(short, metadata=yours, timeout=60)).read()
+    assert other.kinds[-1] == "completed"
+    assert locked_server.images.Cancel(cancel, metadata=mine).cancelled
+    assert refused(first.read).code == StatusCode.CANCELLED
+    settle(locked_server)
+
+
 def operators_calls(server: RunningServer, **options: Any) -> list[Callable[[], Any]]:
     return [
         lambda: list(server.catalog.LoadModel(catalog_pb.LoadModelRequest(model="none"), **options)),
