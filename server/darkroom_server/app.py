@@ -133,7 +133,7 @@ class App:
             ("grpc.http2.max_pings_without_data", 0),
             ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
         ]
-        checks = [*([TokenCheck(self.settings.token)] if self.settings.token else []), DecodeCheck()]
+        checks = [*([TokenCheck(self.settings.tokens)] if self.settings.tokens else []), DecodeCheck()]
         server = aio.server(interceptors=checks, options=options)
         image_service_pb2_grpc.add_ImageServiceServicer_to_server(images, server)
         catalog_service_pb2_grpc.add_CatalogServiceServicer_to_server(CatalogService(catalog), server)
@@ -167,6 +167,9 @@ async def run(settings: Settings, plugins: Plugins | None = None) -> int:
         asyncio.get_running_loop().add_signal_handler(name, stop.set)
     await app.start()
     print(f"Darkroom is ready on {app.address}: {', '.join(model.name for model in app.settings.models)}", flush=True)  # noqa: T201
+    unchecked = [model.name for model in app.settings.models if model.safety == "off"]
+    if unchecked:
+        print(f"No safety checker looks at the pictures of: {', '.join(unchecked)}", flush=True)  # noqa: T201
     waits = [asyncio.ensure_future(event.wait()) for event in (stop, app.failed)]
     await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
     log.info("stopping")

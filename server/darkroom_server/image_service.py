@@ -27,7 +27,7 @@ from darkroom_plugins.errors import (
 from darkroom_plugins.sample import Picture
 from darkroom_server import responses
 from darkroom_server.assets import refusal
-from darkroom_server.calls import answers_errors, not_there_yet
+from darkroom_server.calls import answers_errors, not_there_yet, token_of
 from darkroom_server.catalog import Catalog
 from darkroom_server.engine import Engine
 from darkroom_server.events import (
@@ -62,7 +62,7 @@ class ImageService(image_service_pb2_grpc.ImageServiceServicer):
         self._encoders = ThreadPoolExecutor(settings.encoder_threads, "encoder")
         self._readers = ThreadPoolExecutor(settings.reader_threads, "reader")
         self._planner = ThreadPoolExecutor(1, "planner")
-        self._jobs: dict[str, Job] = {}
+        self._jobs: dict[tuple[str, str], Job] = {}  # by token and id
         self._idle = asyncio.Event()
         self._idle.set()
         self._draining = False
@@ -76,7 +76,7 @@ class ImageService(image_service_pb2_grpc.ImageServiceServicer):
         await self._serve(request, context, check_edit, image_service_pb2.EditResponse)
 
     async def _serve(self, message: Any, context: Context, check: Any, response: Any) -> None:
-        job = self._register(message)
+        job = self._register(message, token_of(context.invocation_metadata()))
         try:
             await self._prepare(job, check, message)
             job.mailbox.put(Accepted())
@@ -113,7 +113,7 @@ class ImageService(image_service_pb2_grpc.ImageServiceServicer):
 
     @answers_errors
     async def Preprocess(self, request: image_service_pb2.PreprocessRequest, context: Context) -> None:
-        job = self._register(request)
+        job = self._register(request, token_of(context.invocation_metadata()))
         try:
             events = await self._run_in(self._readers, preprocess, request, self._catalog)
             events = [{"accepted": {}}, *events, {"completed": responses.took(time.monotonic() - job.arrived)}]
@@ -129,7 +129,7 @@ class ImageService(image_service_pb2_grpc.ImageServiceServicer):
     ) -> image_service_pb2.CancelResponse:
         if not request.request_id:
             raise InvalidRequest([Violation("request_id", "must be set")])
-        job = self._jobs.get(request.request_id)
+        job = self._jobs.get((token_of(context.invocation_metadata()), request.request_id))
         if job is None:
             violation = Violation("request_id", f"there is no active job {request.request_id[:128]!r}")
             raise NotFound("request", [violation])
@@ -163,7 +163,7 @@ class ImageService(image_service_pb2_grpc.ImageServiceServicer):
         for executor in (self._encoders, self._readers, self._planner):
             executor.shutdown(wait=False, cancel_futures=True)
 
-    def _register(self, message: Any) -> Job:
+    def _register(self, message: Any, token: str) -> Job:
         """Take a job in, or refuse it before any work. Its message gets an id where it has none.
 
         :raises ShuttingDown, RequestIdInUse, QueueFull: it is refused
@@ -171,11 +171,11 @@ class ImageService(image_service_pb2_grpc.ImageServiceServicer):
         if self._draining:
             raise ShuttingDown("the server is shutting down")
         message.request_id = message.request_id or uuid.uuid4().hex
-        job = Job(message.request_id, arrived=time.monotonic(), held_bytes=message.ByteSize())
-        if job.request_id in self._jobs:
+        job = Job(message.request_id, token, arrived=time.monotonic(), held_bytes=message.ByteSize())
+        if (token, job.request_id) in self._jobs:
             raise RequestIdInUse(f"request_id {job.request_id!r} is in use by an active job")
         self._refuse_if_full(besides=job)
-        self._jobs[job.request_id] = job
+        self._jobs[token, job.request_id] = job
         self._idle.clear()
         return job
 
@@ -200,8 +200,9 @@ class ImageService(image_service_pb2_grpc.ImageServiceServicer):
         if job.waiting is not None:
             job.waiting.cancel()
         self._engine.cancel(job, then=partial(self._free, job))
-        if self._jobs.get(job.request_id) is job:
-            del self._jobs[job.request_id]
+        key = (job.token, job.request_id)
+        if self._jobs.get(key) is job:
+            del self._jobs[key]
         if not self._jobs:
             self._idle.set()
 

@@ -90,6 +90,7 @@ class Job:
     """The work of one RPC. The engine's thread owns what is below the line."""
 
     request_id: str
+    token: str = field(repr=False)  # that it was started with; ids are looked up with it
     arrived: float  # time.monotonic
     held_bytes: int  # of its message, and once it is planned of its pictures
     mailbox: Mailbox = field(default_factory=Mailbox)
