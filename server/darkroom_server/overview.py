@@ -9,7 +9,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from darkroom_server.assets import AssetFiles
-from darkroom_server.models import open_models
+from darkroom_server.models import check_budget, open_models
 from darkroom_server.settings import MemoryOptions, with_demo
 
 if TYPE_CHECKING:
@@ -27,6 +27,7 @@ def overview(settings: Settings, plugins: Plugins) -> list[Table]:
     """
     settings = settings if settings.models else with_demo(settings)
     models = open_models(settings, plugins)
+    check_budget(models, settings.memory_budget)
     assets = AssetFiles(settings, plugins, models)
     tables = [_models(settings, models), _assets(assets), _tokens(settings), _server(settings)]
     return [table for table in tables if table.row_count]
