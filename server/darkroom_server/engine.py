@@ -9,7 +9,7 @@ import queue
 import threading
 import time
 from collections.abc import Callable, Sequence
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import torch
 
@@ -214,12 +214,12 @@ class Engine:
         for (seat, _), outcome in zip(done, outcomes, strict=True):
             self._deliver(seat, outcome)
 
-    def _deliver(self, seat: Seat, outcome: sampling.Outcome[Any]) -> None:
+    def _deliver(self, seat: Seat, outcome: sampling.Outcome[ImageDecoded]) -> None:
         job = seat.job
         if isinstance(outcome, DarkroomError):
             self._end(job, outcome)
             return
-        self._say(job, ImageDecoded(seat.index, outcome))
+        self._say(job, outcome)
         self._batcher.drop([seat])
         job.seats_left -= 1
         if job.seats_left == 0:

@@ -237,7 +237,8 @@ def _echo(event: ControlMade, chunk_bytes: int) -> list[dict[str, Any]]:
 def _finish(job: Job, event: ImageDecoded, chunk_bytes: int) -> list[dict[str, Any]]:
     """The messages of a finished picture; a finisher that fails, or makes nonsense, fails the job."""
     try:
-        picture = Picture(job.plan.canvas.restore(event.pixels), seed=job.request.seed + event.image_index)
+        seed = job.request.seed + event.image_index
+        picture = Picture(job.plan.canvas.restore(event.pixels), seed, findings=event.findings)
         for finisher, parameters in job.plan.finishers:
             picture = finisher.finish(picture, job.request, parameters)
         data = encode_picture(picture, job.request.output)

@@ -10,13 +10,15 @@ import contextlib
 import copy
 import logging
 from collections.abc import Callable, Sequence
-from typing import Any, TypeAlias, TypeVar
+from typing import TypeAlias, TypeVar
 
 import torch
 
+from darkroom_plugins.contract import Inspector
 from darkroom_plugins.errors import DarkroomError, DeviceLost, NonFinite, OutOfMemory, PluginFailed
 from darkroom_plugins.sample import Sample
 from darkroom_server import denoise
+from darkroom_server.events import ImageDecoded
 from darkroom_server.jobs import Seat
 from darkroom_server.prompts import PromptCache
 
@@ -40,6 +42,7 @@ def begin(seat: Seat, prompts: PromptCache) -> Sample:
         task=plan.task,
         conditioners=plan.conditioners,
         adapters=plan.adapters,
+        inspectors=tuple(finisher for finisher, _ in plan.finishers if isinstance(finisher, Inspector)),
         scheduler=copy.deepcopy(plan.scheduler),
         timesteps=plan.steps.timesteps,
         canvas=plan.canvas,
@@ -72,19 +75,32 @@ def _predict(samples: Sequence[Sample]) -> list[torch.Tensor]:
     return denoise.scatter(samples, outputs)
 
 
-def decode(samples: Sequence[Sample]) -> list[Outcome[Any]]:
-    """Each sample's picture, (height, width, 3) uint8, or NonFinite."""
+def decode(samples: Sequence[Sample]) -> list[Outcome[ImageDecoded]]:
+    """Each sample's picture, with what inspectors found in it, or NonFinite."""
     return [
         NonFinite("the model's result has values that are not finite") if outcome is None else outcome
         for outcome in each_or_halves(_decode, samples, DECODED_AT_ONCE)
     ]
 
 
-def _decode(samples: Sequence[Sample]) -> list[Any]:
+def _decode(samples: Sequence[Sample]) -> list[ImageDecoded | None]:
     latents = torch.cat([sample.latents for sample in samples if sample.latents is not None])
     images = samples[0].model.decode(latents)
     finite = images.isfinite().flatten(1).all(dim=1).tolist()
-    return [pixels if good else None for pixels, good in zip(denoise.to_pixels(images), finite, strict=True)]
+    pictures = zip(samples, denoise.to_pixels(images), finite, strict=True)
+    decoded = [ImageDecoded(sample.index, pixels) if good else None for sample, pixels, good in pictures]
+    for inspector in {i.name: i for s in samples for i in s.inspectors}.values():
+        _inspect(inspector, [(s, d) for s, d in zip(samples, decoded, strict=True) if d and inspector in s.inspectors])
+    return decoded
+
+
+def _inspect(inspector: Inspector, decoded: Sequence[tuple[Sample, ImageDecoded]]) -> None:
+    """Keep with each picture what this inspector finds in it."""
+    if not decoded:
+        return
+    found = inspector.inspect([sample for sample, _ in decoded], [each.pixels for _, each in decoded])
+    for (_, each), finding in zip(decoded, found, strict=True):
+        each.findings[inspector.name] = finding
 
 
 def each_or_halves(

@@ -9,7 +9,7 @@ from typing import Annotated, Literal, Self
 from pydantic import BaseModel, Field, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
-from darkroom_plugins.request import PreviewMode
+from darkroom_plugins.request import PreviewMode, SafetyPolicy
 
 DEFAULT_LISTEN = "127.0.0.1:50051"
 MIB = 1024 * 1024
@@ -43,7 +43,7 @@ class ModelSettings(MemoryOptions):
     config: Path | None = None  # of a single-file checkpoint: a folder with the configuration of its architecture
     vae: Path | None = None  # a VAE to use in place of the model's: a folder or a single file
     tiny_vae: Path | None = None  # a folder with an AutoencoderTiny, for previews
-    safety: Literal["off", "flag", "block"] = "off"  # what happens with pictures in which the checker finds something
+    safety: SafetyPolicy = "off"  # what happens with pictures in which the checker finds something
     preload: bool = True  # load it at the start, as far as the budget goes
     description: str = ""
     dtype: Dtype | None = None  # None: that of Settings
