@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from diffusers.pipelines.stable_diffusion import safety_checker
 from PIL import Image
+from transformers import CLIPImageProcessor
 
 from darkroom_plugins import hookimpl
 from darkroom_plugins.contract import Finisher, Inspector
@@ -49,7 +50,7 @@ class Safety(Inspector):
 class SafetyChecker(safety_checker.StableDiffusionSafetyChecker):  # type: ignore[no-untyped-call]
     """Diffusers' safety checker, with the processor that prepares pictures for it."""
 
-    processor: Any  # a transformers CLIPImageProcessor
+    processor: CLIPImageProcessor
 
     def concepts_in(self, pictures: Sequence[Pixels], device: torch.device, dtype: torch.dtype) -> list[bool]:
         """Whether it finds one of its concepts in each of these pictures, (height, width, 3) uint8: what diffusers'
@@ -76,8 +77,6 @@ def open_checker(files: ModelFiles) -> torch.nn.Module:
     :raises ValueError: the model has none
     :raises OSError: its configuration cannot be read
     """
-    from transformers import CLIPImageProcessor  # which says on import where torchvision is not installed
-
     if (files.index.get(PART) or [None, None])[1] != CLASS:
         raise ValueError("the model has no safety checker")
     checker: Any = hollow(SafetyChecker, files.config(PART))

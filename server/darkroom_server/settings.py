@@ -43,7 +43,7 @@ class ModelSettings(MemoryOptions):
     config: Path | None = None  # of a single-file checkpoint: a folder with the configuration of its architecture
     vae: Path | None = None  # a VAE to use in place of the model's: a folder or a single file
     tiny_vae: Path | None = None  # a folder with an AutoencoderTiny, for previews
-    safety: SafetyPolicy = "off"  # what happens with pictures in which the checker finds something
+    safety: SafetyPolicy = "off"  # what happens with pictures in which the checker finds something; block: no previews
     preload: bool = True  # load it at the start, as far as the budget goes
     description: str = ""
     dtype: Dtype | None = None  # None: that of Settings

@@ -14,10 +14,12 @@ from diffusers import StableDiffusionPipeline
 from darkroom.v1 import catalog_service_pb2 as catalog_pb
 from darkroom.v1 import events_pb2 as pb
 from darkroom.v1 import parameters_pb2
+from darkroom_plugins import hookimpl
+from darkroom_plugins.contract import Inspector
 from darkroom_plugins.manager import load_plugins
 from darkroom_server.models import ModelError, open_models
 from darkroom_server.settings import Settings
-from tests.support import RunningServer, details, png
+from tests.support import RunningServer, details, generate_request, png
 from tests.tiny import save_safety_checker, save_sd
 from tests.tiny_sdxl import save_sdxl
 
@@ -31,10 +33,33 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return save_safety_checker(save_sd(tmp_path_factory.mktemp("models") / "safe"))
 
 
+class Blind(Inspector):
+    """Cannot look at pictures whose prompt says so."""
+
+    name = "blind"
+
+    def inspect(self, samples, pictures):
+        if any(sample.request.prompt == "boom" for sample in samples):
+            raise RuntimeError("secret words")
+        return [list(picture.shape) for picture in pictures]
+
+    def finish(self, picture, request, parameters):
+        assert picture.findings["blind"] == [32, 32, 3]
+        return picture
+
+
+class BlindPlugin:
+    darkroom_api_version = 1
+
+    @hookimpl
+    def darkroom_finishers(self):
+        return [Blind()]
+
+
 @pytest.fixture(scope="module")
 def server(folder: Path) -> Iterator[RunningServer]:
     models = [{"name": policy, "path": folder, "safety": policy} for policy in ("off", "flag", "block")]
-    with RunningServer(models=models) as running:
+    with RunningServer({"blind": BlindPlugin()}, models=models) as running:
         yield running
 
 
@@ -132,6 +157,17 @@ def test_what_is_blocked_is_not_previewed(server: RunningServer) -> None:
     assert violations == {"preview.mode": "the model block has no previews full-vae; it has: off"}
     assert "preview" not in server.generate(model="block", **REQUEST).kinds
     assert "preview" in server.generate(model="flag", **REQUEST).kinds
+
+
+def test_a_picture_that_cannot_be_looked_at_is_not_sent(server: RunningServer) -> None:
+    """And its job alone fails."""
+    requests = [generate_request(model="block", **{**REQUEST, "prompt": prompt}) for prompt in ("boom", PROMPT)]
+    failed, kept = [server.start(request) for request in requests]
+    with pytest.raises(grpc.RpcError) as caught:
+        failed.read()
+    assert details(caught.value)[0] == "PLUGIN_FAILED"
+    assert "image" not in failed.kinds
+    assert len(kept.read().of("image")) == IMAGES
 
 
 @pytest.mark.parametrize("save", [save_sd, save_sdxl])

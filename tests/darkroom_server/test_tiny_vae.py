@@ -1,7 +1,6 @@
 """Previews by a tiny VAE over the wire, against diffusers' pipeline with it."""
 
 import io
-import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -10,7 +9,7 @@ import grpc
 import numpy as np
 import pytest
 import torch
-from diffusers import AutoencoderTiny, StableDiffusionPipeline
+from diffusers import AutoencoderKL, AutoencoderTiny, DDIMScheduler, StableDiffusionPipeline
 from PIL import Image
 
 from darkroom.v1 import catalog_service_pb2 as catalog_pb
@@ -21,8 +20,15 @@ from darkroom_server.settings import Settings
 from tests.support import RunningServer, details, generate_request
 from tests.tiny import save_tiny_vae
 
-STEPS, SEED, PROMPT = 4, 7, "a cat"
-REQUEST: dict[str, Any] = {"prompt": PROMPT, "seed": SEED, "num_inference_steps": STEPS, "scheduler": "ddim"}
+STEPS, SEED, SIZE, PROMPT = 25, 7, 64, "a cat"  # smaller previews would be enlarged
+REQUEST: dict[str, Any] = {
+    "prompt": PROMPT,
+    "seed": SEED,
+    "num_inference_steps": STEPS,
+    "scheduler": "ddim",
+    "width": SIZE,
+    "height": SIZE,
+}
 PNG = {"format": "IMAGE_FORMAT_PNG"}
 
 
@@ -49,15 +55,13 @@ def previews(stream: Any) -> np.ndarray:
     return np.stack([np.asarray(Image.open(io.BytesIO(p.image_bytes)), dtype=int) for p in sent])
 
 
-def expected(folder: Path, tiny_vae: Path, size: int, seed: int) -> np.ndarray:
-    """The estimates of the clean picture, (steps, height, width, 3), decoded as the pipeline decodes with this VAE."""
-    pipe = StableDiffusionPipeline.from_pretrained(folder, safety_checker=None)
+@pytest.fixture(scope="module")
+def expected(tiny_model: Path, tiny_vae: Path) -> np.ndarray:
+    """The estimates of the clean picture, (steps, height, width, 3), as the pipeline shows latents with this VAE."""
+    pipe = StableDiffusionPipeline.from_pretrained(tiny_model, safety_checker=None)
     pipe.set_progress_bar_config(disable=True)
-    from diffusers import DDIMScheduler
-
     pipe.scheduler = DDIMScheduler.from_config(pipe.scheduler.config, clip_sample=False)
-    estimates = []
-    step = pipe.scheduler.step
+    step, estimates = pipe.scheduler.step, []
 
     def keep(*args: Any, **kwargs: Any) -> Any:
         result = step(*args, **{**kwargs, "return_dict": True})
@@ -65,31 +69,71 @@ def expected(folder: Path, tiny_vae: Path, size: int, seed: int) -> np.ndarray:
         return (result.prev_sample,)
 
     pipe.scheduler.step = keep
-    generator = torch.Generator().manual_seed(seed)
-    pipe(PROMPT, num_inference_steps=STEPS, generator=generator, height=size, width=size, output_type="latent")
+    generator = torch.Generator().manual_seed(SEED)
+    pipe(PROMPT, num_inference_steps=STEPS, generator=generator, height=SIZE, width=SIZE, output_type="latent")
     vae = AutoencoderTiny.from_pretrained(tiny_vae)
     with torch.no_grad():
         pictures = vae.decode(torch.cat(estimates) / vae.config.scaling_factor).sample
     return (pipe.image_processor.postprocess(pictures, output_type="np") * 255).round().astype(int)
 
 
-def test_previews_equal_diffusers_in_a_mixed_batch(server: RunningServer, tiny_model: Path, tiny_vae: Path) -> None:
-    """Three requests together, with previews of three kinds."""
-    modes = [{}, {"mode": "PREVIEW_MODE_LATENT_RGB"}, {"mode": "PREVIEW_MODE_FULL_VAE"}]
-    size = {"width": 64, "height": 64}  # smaller previews would be enlarged
+def test_previews_equal_diffusers_whoever_shares_the_batch(server: RunningServer, expected: np.ndarray) -> None:
+    modes = ["UNSPECIFIED", "LATENT_RGB", "FULL_VAE", "TINY_VAE"]  # unset: the model's own, which is its tiny VAE
     requests = [
-        generate_request(preview={**mode, **PNG}, **{**REQUEST, "seed": SEED + index}, **size)
+        generate_request(preview={"mode": f"PREVIEW_MODE_{mode}", **PNG}, **{**REQUEST, "seed": SEED + index % 3})
         for index, mode in enumerate(modes)
     ]
-    streams = [server.start(request) for request in requests]
-    streams = [stream.read() for stream in streams]
-    decoders = [{preview.decoder for preview in stream.of("preview")} for stream in streams]
-    assert decoders == [{pb.PREVIEW_MODE_TINY_VAE}, {pb.PREVIEW_MODE_LATENT_RGB}, {pb.PREVIEW_MODE_FULL_VAE}]
-    alone = server.generate(preview={"mode": "PREVIEW_MODE_TINY_VAE", **PNG}, **REQUEST, **size)
-    steps = [preview.step - 1 for preview in sorted(streams[0].of("preview"), key=lambda preview: preview.step)]
-    wanted = expected(tiny_model, tiny_vae, 64, SEED)
-    assert wanted.std() > 20
-    assert np.abs(previews(streams[0]) - wanted[steps]).max() <= 1
-    last = alone.of("preview")[-1]
-    assert (last.width, last.height, last.step) == (64, 64, STEPS)
-    assert np.abs(previews(alone)[-1] - wanted[-1]).max() <= 1
+    streams = [stream.read() for stream in [server.start(request) for request in requests]]
+    assert all(max(step.batch_rows for step in stream.of("step")) > 2 for stream in streams)
+    decoders = [{pb.PreviewMode.Name(preview.decoder) for preview in stream.of("preview")} for stream in streams]
+    assert decoders == [{f"PREVIEW_MODE_{mode}"} for mode in ("TINY_VAE", *modes[1:])]
+    assert expected.std() > 20
+    for stream in (streams[0], streams[3]):
+        steps = [preview.step - 1 for preview in stream.of("preview")]
+        assert steps[-1] == STEPS - 1
+        assert np.abs(previews(stream) - expected[steps]).max() <= 1
+    assert np.abs(streams[0].pixels - expected[-1]).mean() > 20  # it is not the model's own decoder that is shown
+
+
+def test_models_with_one_offer_the_mode(server: RunningServer) -> None:
+    models = {model.name: model for model in server.catalog.ListModels(catalog_pb.ListModelsRequest()).models}
+    quick, plain = models["quick"], models["plain"]
+    modes = [pb.PREVIEW_MODE_OFF, pb.PREVIEW_MODE_LATENT_RGB, pb.PREVIEW_MODE_TINY_VAE, pb.PREVIEW_MODE_FULL_VAE]
+    assert (list(quick.preview_modes), quick.default_preview_mode) == (modes, pb.PREVIEW_MODE_TINY_VAE)
+    assert pb.PREVIEW_MODE_TINY_VAE not in plain.preview_modes
+    assert quick.weight_bytes > plain.weight_bytes
+
+
+def test_a_model_without_one_names_the_modes_that_it_has(server: RunningServer) -> None:
+    with pytest.raises(grpc.RpcError) as caught:
+        server.generate(model="plain", preview={"mode": "PREVIEW_MODE_TINY_VAE"}, **REQUEST)
+    reason, violations, _ = details(caught.value)
+    assert reason == "UNSUPPORTED_COMBINATION"
+    assert violations == {"preview.mode": "the model plain has no previews tiny-vae; it has: off, latent-rgb, full-vae"}
+
+
+def wide(folder: Path) -> Path:
+    return save_tiny_vae(folder, latent_channels=16)
+
+
+def full(folder: Path) -> Path:
+    AutoencoderKL(latent_channels=4, norm_num_groups=1, block_out_channels=(1,)).save_pretrained(folder)
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("save", "problem"),
+    [
+        (wide, "tiny_vae: it takes latents of 16 channels; the model's have 4"),
+        (full, "tiny_vae: it holds AutoencoderKL, not AutoencoderTiny"),
+        (lambda folder: folder, "tiny_vae: .*No such file.*tiny/config.json"),
+        (lambda folder: None, "default_preview_mode: 'tiny-vae' needs tiny_vae to be set"),
+    ],
+)
+def test_what_is_no_tiny_vae_of_this_model_is_refused_at_start(
+    tiny_model: Path, tmp_path: Path, save: Callable[[Path], Path | None], problem: str
+) -> None:
+    given = {"tiny_vae": save(tmp_path / "tiny"), "default_preview_mode": "tiny-vae"}
+    settings = Settings(models=[{"name": "x", "path": tiny_model, **given}])
+    with pytest.raises(ModelError, match=f"model 'x': {problem}"):
+        open_models(settings, load_plugins())
