@@ -1,23 +1,26 @@
 """Tiny Stable Diffusion models with random weights, in diffusers' format: of the real architecture, and fast."""
 
+import json
 from pathlib import Path
 from typing import Any
 
 import torch
 from diffusers import (
     AutoencoderKL,
+    AutoencoderTiny,
     ControlNetModel,
     DiffusionPipeline,
     PNDMScheduler,
     StableDiffusionPipeline,
     UNet2DConditionModel,
 )
+from diffusers.pipelines.stable_diffusion import StableDiffusionSafetyChecker
 from diffusers.utils import convert_state_dict_to_diffusers
 from peft import LoraConfig, get_peft_model_state_dict
 from safetensors.torch import load_file, save_file
 from tokenizers.pre_tokenizers import ByteLevel
 from torch import nn
-from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+from transformers import CLIPConfig, CLIPImageProcessor, CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from darkroom_plugins.contract import Family
 from darkroom_plugins.files import ModelFiles
@@ -105,6 +108,38 @@ def save_sd(folder: Path, seed: int = 0, scheduler: dict[str, Any] | None = None
         requires_safety_checker=False,
     )
     pipeline.save_pretrained(folder)
+    return folder
+
+
+def save_safety_checker(model: Path, seed: int = 0) -> Path:
+    """Give a model a safety checker with random weights, which finds something in about every other picture."""
+    width = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
+    vision = {**width, "image_size": 32, "patch_size": 8}
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        checker = StableDiffusionSafetyChecker(CLIPConfig(vision_config=vision, text_config=width, projection_dim=8))
+        randomise(checker)
+        for thresholds in (checker.concept_embeds_weights, checker.special_care_embeds_weights):
+            nn.init.constant_(thresholds, 2.0)  # more than any cosine
+        nn.init.constant_(checker.concept_embeds_weights[:1], 0.21)
+    checker.save_pretrained(model / "safety_checker")
+    CLIPImageProcessor(size={"shortest_edge": 32}, crop_size=32).save_pretrained(model / "feature_extractor")
+    index = json.loads((model / "model_index.json").read_text())
+    index["safety_checker"] = ["stable_diffusion", "StableDiffusionSafetyChecker"]
+    index["feature_extractor"] = ["transformers", "CLIPImageProcessor"]
+    (model / "model_index.json").write_text(json.dumps(index))
+    return model
+
+
+def save_tiny_vae(folder: Path, seed: int = 0, **changes: Any) -> Path:
+    """An AutoencoderTiny for the latents of these models, with random weights, in diffusers' format."""
+    blocks = {"num_encoder_blocks": (1, 1), "num_decoder_blocks": (1, 1)}
+    widths = {"encoder_block_out_channels": (8, 8), "decoder_block_out_channels": (8, 8)}
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        network = AutoencoderTiny(**{**blocks, **widths, **changes})
+        randomise(network)
+    network.save_pretrained(folder)
     return folder
 
 

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     from darkroom_plugins.canvas import Canvas
     from darkroom_plugins.files import ModelFiles
-    from darkroom_plugins.request import EditChoice, PreviewMode, Request, SchedulerChoice
+    from darkroom_plugins.request import EditChoice, Pixels, PreviewMode, Request, SchedulerChoice
     from darkroom_plugins.sample import Evaluation, Picture, PromptEmbedding, PromptPiece, Sample
 
 AssetKind = Literal["controlnet", "lora", "embedding"]
@@ -119,7 +119,8 @@ class Family(ABC):
 
     name: ClassVar[str]
     info: ModelInfo
-    hollow: Mapping[str, torch.nn.Module]  # its networks without weights, under their names in model_index.json
+    hollow: Mapping[str, torch.nn.Module]  # its networks without weights, under their names in model_index.json; the
+    # server adds those that the model's settings ask for: `safety_checker`, `tiny_vae`
     components: Mapping[str, torch.nn.Module]  # the same with weights, while it is loaded; set by the server
     scheduler_config: Mapping[str, Any]  # of the model's own scheduler
     device: torch.device
@@ -274,9 +275,23 @@ class Adapter(AssetUser, ABC):
 class Finisher(Contribution, ABC):
     """Changes a decoded picture. Runs in a thread pool; one with Parameters runs where its extension is sent."""
 
+    def wants(self, request: Request) -> bool:
+        """Whether it takes part in this request, for one without Parameters."""
+        return True
+
     @abstractmethod
     def finish(self, picture: Picture, request: Request, parameters: Any) -> Picture:
         """The picture to go on with. `parameters` is an instance of `Parameters`, None where it has none."""
+
+
+class Inspector(Finisher, ABC):
+    """A finisher that looks at what the model made first, with networks among the model's components."""
+
+    @abstractmethod
+    def inspect(self, samples: Sequence[Sample], pictures: Sequence[Pixels]) -> Sequence[Any]:
+        """What it finds in the picture of each sample, (height, width, 3) uint8 of the size at which the model works,
+        all of one model and size. Findings are JSON-able; `finish` has the picture's own in `picture.findings[name]`.
+        """
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -6,7 +6,7 @@ import importlib
 import json
 import threading
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -23,12 +23,14 @@ LIBRARIES = ("diffusers", "transformers")  # nothing else is imported on a file'
 
 @dataclass(frozen=True)
 class ModelFiles:
-    """A model in diffusers' layout: a folder with a ``model_index.json``, and one folder a part.
+    """A model in diffusers' layout: a folder with a ``model_index.json``, and one folder a part. `parts` are folders of
+    parts that are elsewhere, by their names.
 
     Everything raises OSError where a file is missing, and ValueError where it is not what it should be.
     """
 
     folder: Path
+    parts: Mapping[str, Path] = field(default_factory=dict)
 
     @cached_property
     def index(self) -> Mapping[str, Any]:
@@ -37,7 +39,7 @@ class ModelFiles:
 
     def config(self, part: str) -> dict[str, Any]:
         """The configuration of a part, or of the scheduler."""
-        return read_json(self.folder / part / ("scheduler_config.json" if part == "scheduler" else "config.json"))
+        return read_json(self._place(part) / ("scheduler_config.json" if part == "scheduler" else "config.json"))
 
     def tokenizer(self, part: str) -> Any:
         """A tokenizer, by its name in the index."""
@@ -54,7 +56,10 @@ class ModelFiles:
 
     def weights(self, part: str) -> dict[str, torch.Tensor]:
         """The weights of a part, as its network names them."""
-        return read_weights(self.folder / part)
+        return read_weights(self._place(part))
+
+    def _place(self, part: str) -> Path:
+        return self.parts.get(part, self.folder / part)
 
     def _class(self, part: str) -> Any:
         library, name = self.index[part]

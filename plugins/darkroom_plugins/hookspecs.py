@@ -18,9 +18,9 @@ The life of a sample, and who takes part in it:
 4. Each sample by itself: guidance, the scheduler's step, then `Task.after_evaluation`. Generator, scheduler and latents
    are kept only when all three succeeded.
 5. Where a preview is wanted, the preview decoder shows the estimate of the clean picture, as `Task.estimate` has it.
-6. After the last evaluation `Family.decode` makes the picture (`decode_tiled` where memory is short), the canvas puts
-   it back where it belongs, and each finisher finishes it, those with parameters before those without, each in the
-   order of their names.
+6. After the last evaluation `Family.decode` makes the picture (`decode_tiled` where memory is short), and each
+   inspector wanted looks at it. The canvas puts it back where it belongs, and each finisher wanted finishes it, those
+   with parameters before those without, each in the order of their names.
 
 A sample that is cancelled, or fails, is dropped between two of these; nothing is called for it then.
 """

@@ -1,17 +1,21 @@
-"""Ways to show latents: a linear map to colours, and the model's own decoder."""
+"""Ways to show latents: a linear map to colours, a tiny decoder, and the model's own."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
+from diffusers import AutoencoderTiny
 
 from darkroom_plugins import hookimpl
 from darkroom_plugins.contract import Family, PreviewDecoder
+from darkroom_plugins.files import ModelFiles, hollow
 
 darkroom_api_version = 1
 
 FIT_PICTURES = 16
+TINY_VAE = "tiny_vae"  # its name among a model's components
 
 
 def latent_rgb(model: Family) -> Callable[[torch.Tensor], torch.Tensor]:
@@ -46,9 +50,37 @@ def full_vae(model: Family) -> Callable[[torch.Tensor], torch.Tensor]:
     return model.decode
 
 
+def tiny_vae(model: Family) -> Callable[[torch.Tensor], torch.Tensor]:
+    """The decoder of the AutoencoderTiny that the model is configured with."""
+    config: Any = model.hollow[TINY_VAE].config
+
+    def decode(latents: torch.Tensor) -> torch.Tensor:
+        network: Any = model.components[TINY_VAE]
+        return network.decode(latents.to(model.dtype) / config.scaling_factor, return_dict=False)[0]  # type: ignore[no-any-return]
+
+    return decode
+
+
+def open_tiny_vae(files: ModelFiles, model: Family) -> torch.nn.Module:
+    """The AutoencoderTiny of these files, without its weights.
+
+    :raises ValueError: it is none, or none for this model's latents
+    :raises OSError: its configuration cannot be read
+    """
+    config = files.config(TINY_VAE)
+    if config.get("_class_name") != AutoencoderTiny.__name__:
+        raise ValueError(f"it holds {config.get('_class_name')}, not {AutoencoderTiny.__name__}")
+    network: Any = hollow(AutoencoderTiny, config)
+    channels, _, _ = model.latent_shape(model.info.default_width, model.info.default_height)
+    if network.config.latent_channels != channels:
+        raise ValueError(f"it takes latents of {network.config.latent_channels} channels; the model's have {channels}")
+    return network  # type: ignore[no-any-return]
+
+
 @hookimpl
 def darkroom_preview_decoders() -> Sequence[PreviewDecoder]:
     return [
         PreviewDecoder(name="latent-rgb", build=latent_rgb),
+        PreviewDecoder(name="tiny-vae", build=tiny_vae),
         PreviewDecoder(name="full-vae", build=full_vae),
     ]

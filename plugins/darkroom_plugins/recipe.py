@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from typing import Any
 
@@ -19,7 +19,7 @@ VERSION = version("darkroom-diffusion")
 
 class Recipe(Finisher):
     """`metadata` gets the parameters under their names in darkroom.v1 (protobuf's JSON form, so that the seed, an
-    int64, is a string); the text chunk `parameters` gets the line."""
+    int64, is a string), and what inspectors found; the text chunk `parameters` gets the line."""
 
     name = "recipe"
     description = "Writes how the picture was made into it."
@@ -30,7 +30,8 @@ class Recipe(Finisher):
         picture.metadata |= edit_json(request)
         if request.deterministic:
             picture.metadata["deterministic"] = True
-        picture.text["parameters"] = parameters_line(request, picture.seed)
+        picture.metadata |= picture.findings
+        picture.text["parameters"] = parameters_line(request, picture.seed, picture.findings)
         return picture
 
 
@@ -112,8 +113,9 @@ def _control(control: ControlChoice) -> dict[str, Any]:
     return fields
 
 
-def parameters_line(request: Request, seed: int) -> str:
-    """The recipe as AUTOMATIC1111's web UI writes it: prompt, negative prompt, then settings with commas."""
+def parameters_line(request: Request, seed: int, findings: Mapping[str, Any] | None = None) -> str:
+    """The recipe as AUTOMATIC1111's web UI writes it: prompt, negative prompt, then settings with commas, and what
+    inspectors found."""
     lines = [request.prompt]
     if request.negative_prompt:
         lines.append(f"Negative prompt: {request.negative_prompt}")
@@ -131,6 +133,7 @@ def parameters_line(request: Request, seed: int) -> str:
         settings["Clip skip"] = request.clip_skip + 1  # A1111 counts from 1
     if request.guidance_rescale:
         settings["CFG Rescale"] = f"{request.guidance_rescale:g}"
+    settings |= {name.capitalize(): finding for name, finding in (findings or {}).items()}
     lines.append(", ".join(f"{key}: {value}" for key, value in settings.items()))
     return "\n".join(lines)
 

@@ -17,6 +17,7 @@ ImageFormat = Literal["png", "jpeg", "webp"]
 Pixels: TypeAlias = "np.ndarray[Any, Any]"
 ResizeMode = Literal["crop", "pad", "stretch"]
 PromptSyntax = Literal["plain", "weighted"]
+SafetyPolicy = Literal["off", "flag", "block"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -146,6 +147,7 @@ class Request:
     preview: PreviewOptions
     output: OutputOptions
     deterministic: bool = False
+    safety: SafetyPolicy = "off"  # the model's: what happens with pictures in which the checker finds something
 
     @property
     def guided(self) -> bool:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     import torch
 
     from darkroom_plugins.canvas import Canvas
-    from darkroom_plugins.contract import Adapter, Assets, Conditioner, Family, Task
+    from darkroom_plugins.contract import Adapter, Assets, Conditioner, Family, Inspector, Task
     from darkroom_plugins.request import Pixels, Request
 
 
@@ -48,6 +48,7 @@ class Sample:
     timesteps: torch.Tensor  # (evaluations,), on the CPU
     canvas: Canvas
     assets: Assets
+    inspectors: tuple[Inspector, ...] = ()
     controls: tuple[Pixels, ...] = ()  # the map of each of request.controls: (height, width, 3) uint8, of request size
     first: int = 0  # its first evaluation; above 0 where a task leaves out the first steps
     evaluation: int = 0  # the next one to run
@@ -110,3 +111,4 @@ class Picture:
     seed: int
     metadata: dict[str, Any] = field(default_factory=dict)  # JSON-able: sent with the image, embedded when asked for
     text: dict[str, str] = field(default_factory=dict)  # further text chunks to embed, by keyword
+    findings: Mapping[str, Any] = field(default_factory=dict)  # what inspectors found, by their names

@@ -195,7 +195,7 @@ class CatalogService(catalog_service_pb2_grpc.CatalogServiceServicer):
             weight_bytes=model.family.weight_bytes,
             device=str(model.family.device),
             dtype=str(model.family.dtype).removeprefix("torch."),
-            safety_policy=pb.SAFETY_POLICY_OFF,
+            safety_policy=f"SAFETY_POLICY_{settings.safety.upper()}",
         )
 
     def _scheduler(self, entry: SchedulerEntry) -> pb.Scheduler:

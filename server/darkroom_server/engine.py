@@ -252,7 +252,7 @@ class Engine:
             return
         if outcome.tiled:
             _warn(job, TILED)
-        self._say(job, ImageDecoded(seat.index, outcome.pixels))
+        self._say(job, ImageDecoded(seat.index, outcome.pixels, outcome.findings))
         self._batcher.drop([seat])
         job.seats_left -= 1
         if job.seats_left == 0:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
@@ -75,6 +75,7 @@ class ImageDecoded:
 
     image_index: int
     pixels: np.ndarray[Any, Any]  # (height, width, 3) uint8
+    findings: dict[str, Any] = field(default_factory=dict)  # what inspectors found, by their names
 
 
 @dataclass(frozen=True, slots=True)

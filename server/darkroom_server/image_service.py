@@ -83,6 +83,7 @@ class ImageService(image_service_pb2_grpc.ImageServiceServicer):
             for made in control_images(job):
                 job.mailbox.put(made)
             job.waiting = asyncio.create_task(self._submit(job))
+            await asyncio.sleep(0)  # what has all it needs is in the engine before its client hears of it
             async for event in self._events(job):
                 await context.write(response(event=event))
         except LoadFailed as error:
@@ -273,7 +274,8 @@ def _echo(event: ControlMade, chunk_bytes: int) -> list[dict[str, Any]]:
 def _finish(job: Job, event: ImageDecoded, chunk_bytes: int) -> list[dict[str, Any]]:
     """The messages of a finished picture; a finisher that fails, or makes nonsense, fails the job."""
     try:
-        picture = Picture(job.plan.canvas.restore(event.pixels), seed=job.request.seed + event.image_index)
+        seed = job.request.seed + event.image_index
+        picture = Picture(job.plan.canvas.restore(event.pixels), seed, findings=event.findings)
         for finisher, parameters in job.plan.finishers:
             picture = finisher.finish(picture, job.request, parameters)
         data = encode_picture(picture, job.request.output)

@@ -9,6 +9,7 @@ import torch
 
 from darkroom_plugins import DarkroomError
 from darkroom_plugins.files import ModelFiles
+from darkroom_server import extras
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -86,7 +87,7 @@ def choose_device(name: str) -> torch.device:
 
 def _open(settings: ModelSettings, plugins: Plugins, device: torch.device, dtype: str) -> Model:
     assert settings.path is not None
-    files = ModelFiles(settings.path.expanduser())
+    files = ModelFiles(settings.path.expanduser(), extras.places(settings))
     try:
         index = files.index
     except (OSError, ValueError) as error:
@@ -102,7 +103,11 @@ def _open(settings: ModelSettings, plugins: Plugins, device: torch.device, dtype
     wanted = settings.default_scheduler or entry_of(family.scheduler_config, plugins.schedulers)
     if wanted not in plugins.scheduler_names:
         raise ModelError(f"model {settings.name!r}: default_scheduler: there is no scheduler {wanted!r}")
-    modes = tuple(mode for mode in family.info.preview_modes if mode == "off" or mode in plugins.preview_decoders)
+    try:
+        family.hollow = {**family.hollow, **extras.open_extras(family, files, settings, plugins)}
+    except ValueError as error:
+        raise ModelError(f"model {settings.name!r}: {error}") from error
+    modes = extras.preview_modes(family, settings, plugins)
     return Model(settings, files, family, plugins.scheduler_names[wanted], modes)
 
 

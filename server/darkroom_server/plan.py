@@ -133,7 +133,7 @@ def _finishers(request: Request, catalog: Catalog) -> tuple[tuple[Finisher, Any]
     found = []
     for name, finisher in sorted(plugins.finishers.items(), key=lambda item: (item[1].Parameters is None, item[0])):
         parameters = request.extensions.get(plugins.owner("finishers", name)) if finisher.Parameters else None
-        if parameters is not None or not finisher.Parameters:
+        if parameters is not None or (not finisher.Parameters and finisher.wants(request)):
             found.append((finisher, parameters))
     return tuple(found)
 

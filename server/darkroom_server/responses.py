@@ -16,6 +16,12 @@ from darkroom_server.events import ControlMade, Ended, Loading, PreviewMade, Que
 from darkroom_server.jobs import Job
 from darkroom_server.pictures import MEDIA_TYPES, encode_map
 
+VERDICTS: dict[Any, Any] = {
+    "passed": events_pb2.SAFETY_VERDICT_PASSED,
+    "flagged": events_pb2.SAFETY_VERDICT_FLAGGED,
+    "blocked": events_pb2.SAFETY_VERDICT_BLOCKED,
+}
+
 
 def preview_mode(mode: PreviewMode) -> Any:
     """The enum's value for a mode."""
@@ -102,6 +108,7 @@ def image(index: int, picture: Picture, data: bytes, job: Job, chunk_bytes: int)
         height=height,
         seed=picture.seed,
         total_bytes=len(data),
+        safety=VERDICTS.get(picture.findings.get("safety")),
     )
     ParseDict(picture.metadata, first.metadata)
     yield {"image": first}

@@ -8,12 +8,13 @@ from __future__ import annotations
 import contextlib
 import copy
 from collections.abc import Hashable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any
 
 import torch
 
+from darkroom_plugins.contract import Inspector
 from darkroom_plugins.errors import DarkroomError, NonFinite, OutOfMemory
 from darkroom_plugins.request import Request
 from darkroom_plugins.sample import Row, Sample
@@ -31,6 +32,7 @@ class Decoded:
 
     pixels: Any  # (height, width, 3) uint8; None where the model's result is not finite
     tiled: bool = False  # whether it was put together from tiles, for want of memory
+    findings: dict[str, Any] = field(default_factory=dict)  # of inspectors, by name
 
 
 def work(kind: str, request: Request) -> Hashable:
@@ -48,6 +50,7 @@ def begin(seat: Seat, prompts: PromptCache) -> Sample:
         task=plan.task,
         conditioners=plan.conditioners,
         adapters=plan.adapters,
+        inspectors=tuple(finisher for finisher, _ in plan.finishers if isinstance(finisher, Inspector)),
         scheduler=copy.deepcopy(plan.scheduler),
         timesteps=plan.steps.timesteps,
         canvas=plan.canvas,
@@ -95,7 +98,8 @@ def _together(outcomes: Sequence[Outcome[torch.Tensor]]) -> Outcome[list[torch.T
 
 
 def decode(samples: Sequence[Sample], recovery: Recovery) -> list[Outcome[Decoded]]:
-    """Each sample's picture, or NonFinite. One that does not fit into memory even alone is made in tiles."""
+    """Each sample's picture, with what inspectors found in it, or NonFinite. One that does not fit into memory even
+    alone is made in tiles."""
     whole = recovery.each(work("decode", samples[0].request), _decode, samples, DECODED_AT_ONCE) if samples else []
     return [
         _finite(_in_tiles(sample, outcome, recovery) if isinstance(outcome, OutOfMemory) else outcome)
@@ -105,7 +109,7 @@ def decode(samples: Sequence[Sample], recovery: Recovery) -> list[Outcome[Decode
 
 def _decode(samples: Sequence[Sample]) -> list[Decoded]:
     latents = torch.cat([sample.latents for sample in samples if sample.latents is not None])
-    return _pictures(samples[0].model.decode(latents))
+    return _pictures(samples, samples[0].model.decode(latents))
 
 
 def _in_tiles(sample: Sample, failure: OutOfMemory, recovery: Recovery) -> Outcome[Decoded]:
@@ -120,13 +124,26 @@ def _decode_tiled(samples: Sequence[Sample]) -> list[Decoded | None]:
     (sample,) = samples
     assert sample.latents is not None
     images = sample.model.decode_tiled(sample.latents)
-    return [None] if images is None else [*_pictures(images, tiled=True)]
+    return [None] if images is None else [*_pictures(samples, images, tiled=True)]
 
 
-def _pictures(images: torch.Tensor, tiled: bool = False) -> list[Decoded]:
+def _pictures(samples: Sequence[Sample], images: torch.Tensor, tiled: bool = False) -> list[Decoded]:
     finite = images.isfinite().flatten(1).all(dim=1).tolist()
     pictures = zip(denoise.to_pixels(images), finite, strict=True)
-    return [Decoded(pixels if good else None, tiled) for pixels, good in pictures]
+    decoded = [Decoded(pixels if good else None, tiled) for pixels, good in pictures]
+    pairs = [(sample, each) for sample, each in zip(samples, decoded, strict=True) if each.pixels is not None]
+    for inspector in {i.name: i for sample in samples for i in sample.inspectors}.values():
+        _inspect(inspector, [(sample, each) for sample, each in pairs if inspector in sample.inspectors])
+    return decoded
+
+
+def _inspect(inspector: Inspector, decoded: Sequence[tuple[Sample, Decoded]]) -> None:
+    """Keep with each picture what this inspector finds in it."""
+    if not decoded:
+        return
+    found = inspector.inspect([sample for sample, _ in decoded], [each.pixels for _, each in decoded])
+    for (_, each), finding in zip(decoded, found, strict=True):
+        each.findings[inspector.name] = finding
 
 
 def _finite(outcome: Outcome[Decoded]) -> Outcome[Decoded]:

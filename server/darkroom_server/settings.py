@@ -20,7 +20,7 @@ from pydantic import (
 from pydantic_core import InitErrorDetails, PydanticCustomError
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
-from darkroom_plugins.request import PreviewMode
+from darkroom_plugins.request import PreviewMode, SafetyPolicy
 from darkroom_server.consistency import inconsistencies
 
 DEFAULT_LISTEN = "127.0.0.1:50051"
@@ -73,7 +73,7 @@ class ModelSettings(MemoryOptions):
     # with the configuration of its architecture
     vae: WeightsPath | None = None  # a VAE to use in place of the model's: a folder or a single file
     tiny_vae: WeightsPath | None = None  # a folder with an AutoencoderTiny, for previews
-    safety: Literal["off", "flag", "block"] = "off"  # what happens with pictures in which the checker finds something
+    safety: SafetyPolicy = "off"  # what happens with pictures in which the checker finds something; block: no previews
     preload: bool = True  # load it at the start, as far as the budget goes
     description: str = ""
     dtype: Dtype | None = None  # None: that of Settings

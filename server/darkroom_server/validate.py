@@ -87,6 +87,7 @@ class _Check:
             preview=preview,
             output=output,
             deterministic=message.deterministic,
+            safety=model.settings.safety,
             **texts,
             **numbers,
             **conditions,
@@ -233,10 +234,9 @@ class _Check:
 
     def _preview(self, given: parameters_pb2.PreviewOptions, model: Model | None) -> PreviewOptions:
         mode = self.findings.enum("preview.mode", parameters_pb2.PreviewMode, given.mode)
-        if mode == "tiny-vae":
-            self.findings.not_yet("preview.mode", "previews by a tiny VAE are")
-        elif model is not None and mode is not None and mode not in model.preview_modes:
-            self.findings.unsupported("preview.mode", f"the model {model.name} has no previews {mode}")
+        if model is not None and mode is not None and mode not in model.preview_modes:
+            modes = ", ".join(model.preview_modes)
+            self.findings.unsupported("preview.mode", f"the model {model.name} has no previews {mode}; it has: {modes}")
         every = given.every_n_steps if given.HasField("every_n_steps") else 1
         self.findings.check_range("preview.every_n_steps", every, 1, 2**31 - 1, "steps")
         self.findings.check_range("preview.min_interval_seconds", given.min_interval_seconds, 0, 86400, "seconds")

@@ -67,7 +67,7 @@ def test_builtins_and_the_installed_example_are_found() -> None:
     assert list(infos) == sorted(infos)
     assert {name for name, info in infos.items() if info.builtin} == {
         *("controlnet", "img2img", "inpaint", "lora", "preprocessors", "previews"),
-        *("prompt-weighting", "recipe", "schedulers", "sd", "sdxl", "textual-inversion", "txt2img"),
+        *("prompt-weighting", "recipe", "safety", "schedulers", "sd", "sdxl", "textual-inversion", "txt2img"),
     }
     vignette = infos["vignette"]
     assert (vignette.version, vignette.hooks, vignette.builtin) == ("0.1.0", ("darkroom_finishers",), False)
@@ -208,7 +208,7 @@ SOME: dict[str, Callable[[], Any]] = {
     "families": lambda: [Noise],
     "schedulers": lambda: [SchedulerEntry(name="some", scheduler=object)],
     "preprocessors": lambda: [Preprocessor(name="some", run=lambda pixels, parameters: pixels)],
-    "preview_decoders": lambda: [PreviewDecoder(name="tiny-vae", build=lambda model: model.decode)],
+    "preview_decoders": lambda: [PreviewDecoder(name="some", build=lambda model: model.decode)],
     "tasks": lambda: [SomeTask()],
     "conditioners": lambda: [SomeConditioner()],
     "adapters": lambda: [SomeAdapter()],

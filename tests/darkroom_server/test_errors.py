@@ -397,7 +397,6 @@ def test_cancel_needs_a_request_id(server: RunningServer) -> None:
 
 NOT_YET: dict[str, tuple[dict[str, Any], str]] = {
     "keep": ({"disconnect_policy": "DISCONNECT_POLICY_KEEP"}, "disconnect_policy"),
-    "tiny VAE": (preview(mode="PREVIEW_MODE_TINY_VAE"), "preview.mode"),
 }
 
 

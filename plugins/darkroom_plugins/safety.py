@@ -1,0 +1,90 @@
+"""Looks at the pictures of models whose policy asks for it, with the safety checker that Stable Diffusion 1.x has."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from diffusers.pipelines.stable_diffusion import safety_checker
+from PIL import Image
+
+from darkroom_plugins import hookimpl
+from darkroom_plugins.contract import Finisher, Inspector
+from darkroom_plugins.files import ModelFiles, hollow
+from darkroom_plugins.request import Pixels, Request
+from darkroom_plugins.sample import Picture, Sample
+
+darkroom_api_version = 1
+
+PART = "safety_checker"  # its name in model_index.json, and among a model's components
+CLASS = "StableDiffusionSafetyChecker"
+
+safety_checker.logger.setLevel("ERROR")  # it says of each find that a black picture is returned, whatever the policy
+
+
+class Safety(Inspector):
+    """Its finding is "passed", "flagged" (the picture is sent as it is) or "blocked" (a black one is sent instead)."""
+
+    name = "safety"
+    description = "Flags or blocks pictures in which the model's safety checker finds something."
+
+    def wants(self, request: Request) -> bool:
+        return request.safety != "off"
+
+    def inspect(self, samples: Sequence[Sample], pictures: Sequence[Pixels]) -> list[str]:
+        model = samples[0].model
+        checker: Any = model.components[PART]
+        found = checker.concepts_in(pictures, model.device, model.dtype_of(PART))
+        finds = ("blocked" if sample.request.safety == "block" else "flagged" for sample in samples)
+        return [find if bad else "passed" for find, bad in zip(finds, found, strict=True)]
+
+    def finish(self, picture: Picture, request: Request, parameters: None) -> Picture:
+        if picture.findings[self.name] == "blocked":
+            picture.pixels = np.zeros_like(picture.pixels)
+        return picture
+
+
+class SafetyChecker(safety_checker.StableDiffusionSafetyChecker):  # type: ignore[no-untyped-call]
+    """Diffusers' safety checker, with the processor that prepares pictures for it."""
+
+    processor: Any  # a CLIPImageProcessor
+
+    def concepts_in(self, pictures: Sequence[Pixels], device: torch.device, dtype: torch.dtype) -> list[bool]:
+        """Whether it finds one of its concepts in each of these pictures, (height, width, 3) uint8: what diffusers'
+        pipelines return as `nsfw_content_detected`."""
+        images = [Image.fromarray(picture) for picture in pictures]
+        prepared = self.processor(images, return_tensors="pt").pixel_values  # (n, 3, 224, 224)
+        blackened = torch.zeros(len(images))  # in place of the pictures, in which it overwrites those with a find
+        return self(clip_input=prepared.to(device, dtype), images=blackened)[1]  # type: ignore[no-any-return]
+
+    def load_state_dict(self, state_dict: Mapping[str, Any], *args: Any, **kwargs: Any) -> Any:
+        """The same with the names of files from before version 5 of transformers."""
+        doubled = "" if hasattr(self.vision_model, "vision_model") else "vision_model."
+        state_dict = {
+            name.replace("vision_model." + doubled, "vision_model."): each
+            for name, each in state_dict.items()
+            if not name.endswith(".position_ids")
+        }
+        return super().load_state_dict(state_dict, *args, **kwargs)
+
+
+def open_checker(files: ModelFiles) -> torch.nn.Module:
+    """The model's safety checker, without its weights.
+
+    :raises ValueError: the model has none
+    :raises OSError: its configuration cannot be read
+    """
+    if (files.index.get(PART) or [None, None])[1] != CLASS:
+        raise ValueError("the model has no safety checker")
+    checker: Any = hollow(SafetyChecker, files.config(PART))
+    from transformers import CLIPImageProcessor  # which says much where torchvision is not installed
+
+    checker.processor = CLIPImageProcessor.from_pretrained(files.folder / "feature_extractor", local_files_only=True)
+    return checker  # type: ignore[no-any-return]
+
+
+@hookimpl
+def darkroom_finishers() -> Sequence[Finisher]:
+    return [Safety()]

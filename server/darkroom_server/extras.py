@@ -1,0 +1,59 @@
+"""What the operator's settings add to a model's own networks: a safety checker, a tiny VAE for previews."""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, get_args
+
+from darkroom_plugins.previews import TINY_VAE, open_tiny_vae
+from darkroom_plugins.request import PreviewMode
+from darkroom_plugins.safety import PART, Safety, open_checker
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    import torch
+
+    from darkroom_plugins.contract import Family
+    from darkroom_plugins.files import ModelFiles
+    from darkroom_plugins.manager import Plugins
+    from darkroom_server.settings import ModelSettings
+
+
+def places(settings: ModelSettings) -> dict[str, Path]:
+    """The folders of parts that are not in the model's own."""
+    return {TINY_VAE: settings.tiny_vae.expanduser()} if settings.tiny_vae else {}
+
+
+def open_extras(
+    family: Family, files: ModelFiles, settings: ModelSettings, plugins: Plugins
+) -> Mapping[str, torch.nn.Module]:
+    """The networks that these settings add, without weights, by their names among the model's components.
+
+    :raises ValueError: one cannot be had; the text begins with the key
+    """
+    openers = {}
+    if settings.safety != "off":
+        if Safety.name not in plugins.finishers:
+            raise ValueError(f"safety: is {settings.safety!r}, but the plugin safety is blocked")
+        openers["safety"] = (PART, partial(open_checker, files))
+    if settings.tiny_vae:
+        openers["tiny_vae"] = (TINY_VAE, partial(open_tiny_vae, files, family))
+    elif settings.default_preview_mode == "tiny-vae":
+        raise ValueError("default_preview_mode: 'tiny-vae' needs tiny_vae to be set")
+    opened = {}
+    for key, (name, opener) in openers.items():
+        try:
+            opened[name] = opener()
+        except (OSError, ValueError) as error:
+            raise ValueError(f"{key}: {error}") from error
+    return opened
+
+
+def preview_modes(family: Family, settings: ModelSettings, plugins: Plugins) -> tuple[PreviewMode, ...]:
+    """The modes that a model offers: off alone where finds are blocked, as previews would show them."""
+    if settings.safety == "block":
+        return ("off",)
+    its = {*family.info.preview_modes, *(["tiny-vae"] if TINY_VAE in family.hollow else [])}
+    return tuple(m for m in get_args(PreviewMode) if m in its and (m == "off" or m in plugins.preview_decoders))
