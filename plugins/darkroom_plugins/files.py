@@ -109,7 +109,7 @@ class ModelFiles:
     def _vae_config(self, folder: Path) -> dict[str, Any]:
         config, wanted = read_json(folder / "config.json"), self.index["vae"][1]
         if config.get("_class_name") != wanted:
-            raise ValueError(f"vae: {folder} is a {config.get('_class_name')}, not a {wanted}")
+            raise ValueError(f"vae: {folder} is a {config.get('_class_name')}, not an {wanted}")
         return config
 
 

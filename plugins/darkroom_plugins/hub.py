@@ -13,7 +13,6 @@ from huggingface_hub import DryRunFileInfo, hf_hub_download, snapshot_download
 from huggingface_hub.errors import (
     EntryNotFoundError,
     GatedRepoError,
-    HfHubHTTPError,
     HFValidationError,
     LocalEntryNotFoundError,
     RepositoryNotFoundError,
@@ -21,7 +20,7 @@ from huggingface_hub.errors import (
 )
 from huggingface_hub.utils.tqdm import tqdm
 
-from darkroom_plugins.files import ModelFiles, Report, read_json
+from darkroom_plugins.files import LIBRARIES, ModelFiles, Report, read_json
 from darkroom_plugins.weights import choose, shards
 
 CONFIGURATION = ["*.json", "*.txt", "*.model"]  # and tokenizers
@@ -41,7 +40,10 @@ class HubFiles(ModelFiles):
         :raises OSError, ValueError: there is none, or it cannot be reached
         """
         with _named_errors(repository, revision):
-            return cls(_snapshot(repository, revision), variant, vae=vae, repository=repository)
+            folder = _snapshot(repository, revision)
+        if not _complete(folder):  # without a network what is there comes back as it is
+            raise OSError(f"hub: {repository} lacks model_index.json or the configuration of a part that it names")
+        return cls(folder, variant, vae=vae, repository=repository)
 
     def fetched(self, parts: Iterable[str]) -> bool:
         try:
@@ -70,8 +72,13 @@ class HubFiles(ModelFiles):
         if not parts:
             return []
         with _named_errors(self.repository, self._commit):
-            patterns = [f"{part}/*" for part in parts]
-            listed = snapshot_download(self.repository, revision=self._commit, allow_patterns=patterns, dry_run=True)
+            listed = snapshot_download(
+                self.repository,
+                revision=self._commit,
+                allow_patterns=[f"{part}/*" for part in parts],
+                tqdm_class=_reporting(None),
+                dry_run=True,
+            )
         known = {each.filename: each for each in listed}
         return [known[name] for part in parts for name in self._needed(part, known)]
 
@@ -104,7 +111,7 @@ def _complete(folder: Path) -> bool:
     index = folder / "model_index.json"
     if not index.exists():
         return False
-    parts = [name for name, kind in read_json(index).items() if isinstance(kind, list) and kind[0]]
+    parts = [name for name, kind in read_json(index).items() if isinstance(kind, list) and kind[0] in LIBRARIES]
     return all(any((folder / part).glob("*config.json")) for part in parts)
 
 
@@ -136,9 +143,9 @@ def _named_errors(repository: str, revision: str | None) -> Iterator[None]:
         raise OSError(f"hub: there is no repository {repository}, or it is private and HF_TOKEN is not set") from error
     except RevisionNotFoundError as error:
         raise OSError(f"revision: {repository} has no {revision!r}") from error
-    except (EntryNotFoundError, HfHubHTTPError, ConnectionError) as error:
+    except (EntryNotFoundError, OSError) as error:
         where = f"{repository} at {revision or 'main'}"
-        raise OSError(f"hub: {where} is not in the cache, and the hub is not reached: {_line(error)}") from error
+        raise OSError(f"hub: {where} is not in the cache, and was not fetched: {_line(error)}") from error
 
 
 def _line(error: BaseException) -> str:

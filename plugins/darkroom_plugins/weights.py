@@ -32,7 +32,7 @@ def choose(names: Iterable[str], variant: str | None) -> str:
         raise OSError("no weights as safetensors" + (f"; {REFUSED}" if pickles else ""))
     wanted = next(iter(found)) if variant is None and len(found) == 1 else variant or ""
     if wanted not in found:
-        there = ", ".join(repr(each) if each else "the plain weights" for each in found)
+        there = ", ".join(repr(each) if each else "the plain weights" for each in sorted(found))
         raise OSError(f"no {f'variant {wanted!r}' if wanted else 'plain weights'} but {there}")
     return found[wanted]
 

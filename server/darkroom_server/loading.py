@@ -79,6 +79,8 @@ class ModelHolding(Holding):
             done += size
             report(Loading(name, "", "download", min(done, total), total))
 
+        if total:
+            tell(0)
         files.fetch(parts, tell)
 
     async def ready(self) -> None:
