@@ -74,7 +74,7 @@ class ModelFiles:
             try:
                 _named(network, self.weights(part, "meta"))
             except ValueError as error:
-                kind = f"; it is {architecture(self.checkpoint)}" if self.checkpoint else ""
+                kind = f"; {self.checkpoint.name} is {architecture(self.checkpoint)}" if self.checkpoint else ""
                 raise ValueError(f"{part}: {error}{kind}") from error
         return network
 
@@ -151,17 +151,16 @@ def _named(network: torch.nn.Module, weights: Mapping[str, torch.Tensor]) -> Ten
     if hasattr(network, "_fix_state_dict_keys_on_load"):  # the VAE's attention was named otherwise in old files
         found = network._fix_state_dict_keys_on_load(found)  # type: ignore[operator]
     found = {name: each for name, each in found.items() if name in shapes or not name.endswith(LEFT_OUT)}
-    wrong = [f"no {name}" for name in shapes.keys() - found.keys()] + [f"{n}" for n in found.keys() - shapes.keys()]
+    wrong = [f"no {name}" for name in shapes.keys() - found.keys()]
+    wrong += [f"a {name}" for name in found.keys() - shapes.keys()]
     wrong += [
         f"{name} of {tuple(found[name].shape)} and not {tuple(shape)}"
         for name, shape in shapes.items()
         if name in found and found[name].shape != shape
     ]
     if wrong:
-        more = ", …" if len(wrong) > 3 else ""
-        raise ValueError(
-            f"its weights are not those of its {type(network).__name__}: {', '.join(sorted(wrong)[:3])}{more}"
-        )
+        listed = ", ".join(sorted(wrong)[:3]) + (", …" if len(wrong) > 3 else "")
+        raise ValueError(f"its weights are not those of its {type(network).__name__}: {listed}")
     return found
 
 
