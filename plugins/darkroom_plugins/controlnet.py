@@ -12,10 +12,11 @@ from diffusers import ControlNetModel
 
 from darkroom_plugins import hookimpl
 from darkroom_plugins.contract import AssetInfo, AssetKind, Conditioner, Family
-from darkroom_plugins.files import fill, hollow, read_json, read_weights
+from darkroom_plugins.files import fill, hollow, read_json
 from darkroom_plugins.img2img import to_tensor
 from darkroom_plugins.request import ControlChoice, Request
 from darkroom_plugins.sample import Evaluation, Row, Sample
+from darkroom_plugins.weights import read_tensors, weight_files
 
 darkroom_api_version = 1
 
@@ -45,10 +46,7 @@ class ControlNets(Conditioner):
 
     def describe_asset(self, path: Path) -> AssetInfo:
         _config(path)
-        files = [*path.glob("*.safetensors")]
-        if not files:
-            raise ValueError("it has no weights as safetensors")
-        return AssetInfo(components=("unet",), weight_bytes=sum(file.stat().st_size for file in files))
+        return AssetInfo(components=("unet",), weight_bytes=sum(file.stat().st_size for file in weight_files(path)))
 
     def misfit(self, path: Path, model: Family) -> str | None:
         if "unet" not in model.hollow:
@@ -67,7 +65,7 @@ class ControlNets(Conditioner):
 
     def load_asset(self, path: Path, model: Family) -> Any:
         network = hollow(ControlNetModel, _config(path))
-        fill(network, read_weights(path), model.dtype)
+        fill(network, read_tensors(weight_files(path)), model.dtype, model.device)
         return network.to(model.device)
 
     def begin(self, sample: Sample) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING, get_args
 
 from darkroom_plugins.previews import TINY_VAE, open_tiny_vae
@@ -19,11 +18,6 @@ if TYPE_CHECKING:
     from darkroom_plugins.files import ModelFiles
     from darkroom_plugins.manager import Plugins
     from darkroom_server.settings import ModelSettings
-
-
-def places(settings: ModelSettings) -> dict[str, Path]:
-    """The folders of parts that are not in the model's own."""
-    return {TINY_VAE: settings.tiny_vae.expanduser()} if settings.tiny_vae else {}
 
 
 def open_extras(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 import gc
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
@@ -26,16 +27,19 @@ Weights = Mapping[str, torch.Tensor]
 
 
 def load(family: Family, files: ModelFiles, report: Callable[[str, int], None] = lambda *_: None) -> None:
-    """Read the weights of a model, and put them on its device. `report` gets each component's name and its bytes.
+    """Read the weights of a model, and put them on its device. `report` gets a component's name, and how many bytes of
+    it were put there since.
 
     :raises OSError, ValueError: they cannot be read, or are not those of the model
     """
     components = {}
     for name, hollow in family.hollow.items():
-        components[name] = copy.deepcopy(hollow)
-        fill(components[name], files.weights(name), family.dtype)  # rounded as diffusers' pipelines have it
-        components[name].to(family.device, family.dtype_of(name))
-        report(name, _bytes(components[name]))
+        components[name], dtype = copy.deepcopy(hollow), family.dtype_of(name)
+        tell = functools.partial(_tell, report, name, dtype)
+        # Rounded to the model's own type, whatever the component's is, as diffusers' pipelines have it.
+        fill(components[name], files.weights(name), family.dtype, family.device, tell)
+        if dtype != family.dtype:
+            components[name].to(dtype)
     family.components = components
 
 
@@ -59,11 +63,26 @@ class ModelHolding(Holding):
             done += size
             report(Loading(self._model.name, component, "read", done, self.device_bytes))
 
-        tell("", 0)
         if self._parked:
+            tell("", 0)
             self._unpark()
         else:
+            self._download(report)
+            tell("", 0)
             load(family, self._model.files, tell)
+
+    def _download(self, report: Report) -> None:
+        name, files, parts = self._model.name, self._model.files, self._model.family.hollow
+        total, done = files.fetch_bytes(parts), 0
+
+        def tell(size: int) -> None:
+            nonlocal done
+            done += size
+            report(Loading(name, "", "download", min(done, total), total))
+
+        if total:
+            tell(0)
+        files.fetch(parts, tell)
 
     async def ready(self) -> None:
         await self._ready(self._model)
@@ -141,5 +160,5 @@ def _parked(tensor: torch.Tensor) -> torch.Tensor:
     return copied.pin_memory() if tensor.is_cuda else copied
 
 
-def _bytes(network: torch.nn.Module) -> int:
-    return sum(p.numel() * p.element_size() for p in network.parameters())
+def _tell(report: Callable[[str, int], None], component: str, dtype: torch.dtype, values: int) -> None:
+    report(component, values * dtype.itemsize)

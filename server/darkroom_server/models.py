@@ -8,13 +8,14 @@ from typing import TYPE_CHECKING
 import torch
 
 from darkroom_plugins import DarkroomError
-from darkroom_plugins.files import ModelFiles
 from darkroom_server import extras
+from darkroom_server.sources import files_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from darkroom_plugins.contract import Family, ModelInfo, SchedulerEntry
+    from darkroom_plugins.files import ModelFiles
     from darkroom_plugins.manager import Plugins
     from darkroom_plugins.request import PreviewMode
     from darkroom_server.settings import ModelSettings, Settings
@@ -86,8 +87,10 @@ def choose_device(name: str) -> torch.device:
 
 
 def _open(settings: ModelSettings, plugins: Plugins, device: torch.device, dtype: str) -> Model:
-    assert settings.path is not None
-    files = ModelFiles(settings.path.expanduser(), extras.places(settings))
+    try:
+        files = files_of(settings)
+    except (OSError, ValueError) as error:
+        raise ModelError(f"model {settings.name!r}: {error}") from error
     try:
         index = files.index
     except (OSError, ValueError) as error:

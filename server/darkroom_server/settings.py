@@ -21,13 +21,13 @@ from pydantic_core import InitErrorDetails, PydanticCustomError
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from darkroom_plugins.request import PreviewMode, SafetyPolicy
+from darkroom_plugins.weights import PICKLES, REFUSED
 from darkroom_server.consistency import inconsistencies
 
 DEFAULT_LISTEN = "127.0.0.1:50051"
 DEMO = "shapes"
 MIB = 1024 * 1024
 HUB_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*/[A-Za-z0-9][A-Za-z0-9._-]*")
-PICKLES = (".bin", ".ckpt", ".pkl", ".pt", ".pth")
 
 Dtype = Literal["auto", "float32", "float16", "bfloat16"]
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9._/-]+$", max_length=128)]
@@ -36,7 +36,7 @@ Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9._/-]+$", max_length=128)]
 def _readable(path: Path) -> Path:
     path = path.expanduser()
     if path.suffix.lower() in PICKLES:
-        raise ValueError(f"{path.name} is a pickle, which may run any code when it is read; convert it to safetensors")
+        raise ValueError(f"{path.name}: {REFUSED}; convert it to safetensors")
     if not path.exists():
         raise ValueError(f"there is nothing at {path}")
     if path.is_file() and path.suffix != ".safetensors":

@@ -117,14 +117,14 @@ WRONG = {  # the file, and the beginning of each violation
     "missing file": (MODEL + "path = 'x/y'", ["3: models.0.path: there is nothing at x/y"]),
     "pickle": (
         MODEL + "path = 'old.ckpt'",
-        ["3: models.0.path: old.ckpt is a pickle, which may run any code when it is read; convert it to safetensors"],
+        ["3: models.0.path: old.ckpt: pickle files are refused because they can run code; convert it to safetensors"],
     ),
-    "pickled VAE": (PATH + "vae = 'old.BIN'", ["4: models.0.vae: old.BIN is a pickle"]),
+    "pickled VAE": (PATH + "vae = 'old.BIN'", ["4: models.0.vae: old.BIN: pickle files are refused"]),
     "no weights": (
         PATH + "tiny_vae = 'notes.txt'",
         ["4: models.0.tiny_vae: notes.txt is neither a folder nor a safete"],
     ),
-    "pickled LoRA": ("[[loras]]\nname = 'x'\npath = 'old.ckpt'", ["3: loras.0.path: old.ckpt is a pickle"]),
+    "pickled LoRA": ("[[loras]]\nname = 'x'\npath = 'old.ckpt'", ["3: loras.0.path: old.ckpt: pickle files"]),
 }
 
 

@@ -1,0 +1,83 @@
+"""Weights in safetensors files: which files of a folder hold them, and their tensors."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING, TypeAlias
+
+from safetensors import SafetensorError, safe_open
+
+if TYPE_CHECKING:
+    import torch
+
+# A network's only file, or the index of its shards; the variant has stood in different places.
+WEIGHTS = re.compile(
+    r"(diffusion_pytorch_model|model)(?:\.(?P<a>\w+))?\.safetensors(?:(?:\.(?P<b>\w+))?\.index(?:\.(?P<c>\w+))?\.json)?"
+)
+PICKLES = (".bin", ".ckpt", ".pkl", ".pt", ".pth")
+REFUSED = "pickle files are refused because they can run code"
+Tensors: TypeAlias = "dict[str, torch.Tensor]"
+
+
+def choose(names: Iterable[str], variant: str | None) -> str:
+    """The file, among these of a folder, with a network's weights in this variant, or the index of its shards. Without
+    a variant it is the plain file, or that of the only variant.
+
+    :raises OSError: there is none; the message says what there is
+    """
+    names = sorted(names)
+    found = {match["a"] or match["b"] or match["c"] or "": match[0] for match in map(WEIGHTS.fullmatch, names) if match}
+    if not found:
+        pickles = any(name.endswith(PICKLES) for name in names)
+        raise OSError("no weights as safetensors" + (f"; {REFUSED}" if pickles else ""))
+    wanted = next(iter(found)) if variant is None and len(found) == 1 else variant or ""
+    if wanted not in found:
+        there = ", ".join(repr(each) if each else "the plain weights" for each in sorted(found))
+        raise OSError(f"no {f'variant {wanted!r}' if wanted else 'plain weights'} but {there}")
+    return found[wanted]
+
+
+def shards(index: Path) -> list[str]:
+    """The names of the files that an index lists."""
+    names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
+    for name in names:
+        if Path(name).name != name or not name.endswith(".safetensors"):
+            raise ValueError(f"{index} lists {name!r}, which is not the name of a safetensors file")
+    return names
+
+
+def weight_files(folder: Path, variant: str | None = None) -> list[Path]:
+    """The safetensors files of a network's folder, in this variant.
+
+    :raises OSError: there are none, or one is missing
+    """
+    if not folder.is_dir():
+        raise OSError(f"there is no folder {folder}")
+    try:
+        file = folder / choose((each.name for each in folder.iterdir()), variant)
+    except OSError as error:
+        raise OSError(f"{folder} has {error}") from None
+    files = [folder / name for name in shards(file)] if file.suffix == ".json" else [file]
+    if missing := [each.name for each in files if not each.exists()]:
+        raise OSError(f"{folder} lacks {', '.join(missing)}")
+    return files
+
+
+def read_tensors(files: Iterable[Path], device: str = "cpu", prefixes: tuple[str, ...] = ("",)) -> Tensors:
+    """The tensors of these files whose names begin so. On the CPU they are mapped into memory, and read when they are
+    used; on the meta device they have their shapes alone.
+
+    :raises OSError, ValueError: a file cannot be read, or is not one of safetensors
+    """
+    found: Tensors = {}
+    for file in files:
+        try:
+            with safe_open(file, framework="pt") as tensors:
+                names = [name for name in tensors.keys() if name.startswith(prefixes)]  # noqa: SIM118  # it is no mapping
+                found |= {name: tensors.get_tensor(name).to(device) for name in names}
+        except SafetensorError as error:
+            raise ValueError(f"{file} is not a whole safetensors file: {error}") from error
+    return found
