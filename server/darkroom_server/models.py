@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import torch
@@ -11,6 +11,9 @@ from safetensors import SafetensorError
 
 from darkroom_plugins import DarkroomError
 from darkroom_plugins.files import ModelFiles, fill
+from darkroom_server.check_memory import check
+from darkroom_server.placement import Placement, place
+from darkroom_server.settings import MemoryOptions
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -34,6 +37,7 @@ class Model:
     family: Family  # without its networks while it is not loaded
     default_scheduler: str
     preview_modes: tuple[PreviewMode, ...]
+    placement: Placement = field(default_factory=Placement)  # of its networks, while it is loaded
 
     @property
     def info(self) -> ModelInfo:
@@ -61,7 +65,7 @@ def open_models(settings: Settings, plugins: Plugins) -> dict[str, Model]:
     models = {each.name: _open(each, plugins, device, each.dtype or settings.dtype) for each in settings.models}
     for model in models.values():
         try:
-            load(model.family, model.files)
+            model.placement = load(model.family, model.files, model.settings)
         except (OSError, ValueError, SafetensorError) as error:
             raise ModelError(f"model {model.name!r}: {model.files.folder} does not load: {error}") from error
     return models
@@ -97,6 +101,8 @@ def _open(settings: ModelSettings, plugins: Plugins, device: torch.device, dtype
         family = found[0].open(files, device, _dtype(dtype, device))
     except (OSError, ValueError, KeyError, DarkroomError) as error:
         raise ModelError(f"model {settings.name!r}: {files.folder} does not load: {error}") from error
+    if problems := check(settings, family):
+        raise ModelError(f"model {settings.name!r}: {'; '.join(problems)}")
     wanted = settings.default_scheduler or entry_of(family.scheduler_config, plugins.schedulers)
     if wanted not in plugins.scheduler_names:
         raise ModelError(f"model {settings.name!r}: default_scheduler: there is no scheduler {wanted!r}")
@@ -104,8 +110,8 @@ def _open(settings: ModelSettings, plugins: Plugins, device: torch.device, dtype
     return Model(settings, files, family, plugins.scheduler_names[wanted], modes)
 
 
-def load(family: Family, files: ModelFiles) -> None:
-    """Read the weights of a model onto its device.
+def load(family: Family, files: ModelFiles, options: MemoryOptions | None = None) -> Placement:
+    """Read the weights of a model, and put them where the options say.
 
     :raises OSError, ValueError: they cannot be read, or are not those of the model
     """
@@ -113,8 +119,9 @@ def load(family: Family, files: ModelFiles) -> None:
     for name, hollow in family.hollow.items():
         components[name] = copy.deepcopy(hollow)
         fill(components[name], files.weights(name), family.dtype)  # rounded as diffusers' pipelines have it
-        components[name].to(family.device, family.dtype_of(name))
+    placement = place(components, family, options or MemoryOptions())
     family.components = components
+    return placement
 
 
 def entry_of(config: Mapping[str, object], entries: Mapping[str, SchedulerEntry]) -> str:

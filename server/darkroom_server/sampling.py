@@ -30,8 +30,8 @@ T = TypeVar("T")
 Outcome: TypeAlias = T | DarkroomError
 
 
-def begin(seat: Seat, prompts: PromptCache) -> Sample:
-    """The sample of this seat, ready for its first evaluation."""
+def seated(seat: Seat, prompts: PromptCache) -> Sample:
+    """The sample of this seat, with its prompts encoded."""
     request, plan = seat.job.request, seat.job.plan
     sample = Sample(
         request=request,
@@ -50,10 +50,14 @@ def begin(seat: Seat, prompts: PromptCache) -> Sample:
     )
     sample.generator = torch.Generator().manual_seed(sample.seed)
     sample.rows = prompts.rows(sample, plan.prompts)
+    return sample
+
+
+def begin(sample: Sample) -> None:
+    """Make it ready for its first evaluation."""
     for conditioner in sample.conditioners:
         conditioner.begin(sample)
     sample.task.begin(sample)
-    return sample
 
 
 def predict(samples: Sequence[Sample]) -> list[Outcome[torch.Tensor]]:
