@@ -21,7 +21,7 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from darkroom_plugins.contract import Family
 from darkroom_plugins.files import ModelFiles
-from darkroom_server.models import load
+from darkroom_server.loading import load
 
 NOISE = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "steps_offset": 1}
 

@@ -24,6 +24,7 @@ _BY_REASON: dict[str, type[errors.DarkroomError]] = {
     "OUT_OF_MEMORY": errors.OutOfMemory,
     "SHUTTING_DOWN": errors.ShuttingDown,
     "DEVICE_LOST": errors.DeviceLost,
+    "LOAD_FAILED": errors.LoadFailed,
     "PLUGIN_FAILED": errors.PluginFailed,
     "NON_FINITE": errors.NonFinite,
 }

@@ -24,6 +24,7 @@ DarkroomError                  .message .reason .code .violations .retry_after
 ├── Cancelled                  by this client, or by a Cancel from elsewhere
 ├── Unauthenticated            no token, or not one that is valid for the call
 └── JobFailed
+    ├── LoadFailed             a model or what goes with it does not load
     ├── PluginFailed
     └── NonFinite              the model's result is not finite
 """
@@ -158,6 +159,10 @@ class Unauthenticated(DarkroomError):
 
 class JobFailed(DarkroomError):
     """The server failed on this job."""
+
+
+class LoadFailed(JobFailed):
+    """A model, or what goes with it, does not load."""
 
 
 class PluginFailed(JobFailed):

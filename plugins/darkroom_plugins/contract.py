@@ -70,7 +70,7 @@ class Assets(Protocol):
         """Those that fit the model, sorted."""
 
     def get(self, kind: AssetKind, name: str) -> Any:
-        """What `AssetUser.load_asset` made of this file; loaded at its first use."""
+        """What `AssetUser.load_asset` made of this file."""
 
 
 class Contribution:
@@ -85,6 +85,10 @@ class Contribution:
     def key(self, request: Request) -> Hashable:
         """What must be equal among samples of one batch; for KEYED contributions."""
         return None
+
+    def release(self) -> None:
+        """Let go of what can be made again, as caches on the device: memory is short. Asked of tasks, conditioners and
+        adapters, between two evaluations."""
 
 
 class AssetUser(Contribution):
@@ -101,7 +105,8 @@ class AssetUser(Contribution):
         return None
 
     def load_asset(self, path: Path, model: Family) -> Any:
-        """What `Assets.get` gives to those who use it with this model."""
+        """What `Assets.get` gives to those who use it with this model. Runs beside the engine, and maybe before the
+        model itself is loaded: it must set nothing that belongs to the whole process."""
         raise NotImplementedError
 
 
@@ -169,6 +174,10 @@ class Family(ABC):
     @abstractmethod
     def decode(self, latents: torch.Tensor) -> torch.Tensor:
         """Pictures of clean latents: (n, channels, h, w) to (n, 3, height, width), about -1 to 1."""
+
+    def decode_tiled(self, latents: torch.Tensor) -> torch.Tensor | None:
+        """The same, nearly, in tiles that overlap, for want of memory; None where that would take no less."""
+        return None
 
     @abstractmethod
     def encode(self, images: torch.Tensor, generator: torch.Generator | None = None) -> torch.Tensor:
@@ -238,7 +247,8 @@ class Conditioner(AssetUser, ABC):
         `sample.state[name]`."""
 
     def condition(self, evaluation: Evaluation) -> None:
-        """Add to `evaluation.arguments` for the rows whose samples want it. It must change no sample."""
+        """Add to `evaluation.arguments` for the rows whose samples want it. It must change no sample. Where memory is
+        short, an evaluation holds only some of a sample's rows."""
 
 
 class Adapter(AssetUser, ABC):

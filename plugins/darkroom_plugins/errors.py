@@ -17,6 +17,7 @@ DarkroomError
 ├── Cancelled
 ├── DeadlineExceeded
 └── JobFailed
+    ├── LoadFailed                a model or what goes with it does not load
     ├── PluginFailed              a plugin or the model raised on this sample
     └── NonFinite                 the model's result has NaN or infinity
 """
@@ -117,6 +118,16 @@ class DeadlineExceeded(DarkroomError):
 
 class JobFailed(DarkroomError):
     """A job that failed on its own account; others are not concerned."""
+
+
+class LoadFailed(JobFailed):
+    """`key` says what: its kind, and its name."""
+
+    reason = "LOAD_FAILED"
+
+    def __init__(self, message: str, key: Sequence[str] = ()) -> None:
+        super().__init__(message)
+        self.key = tuple(key)
 
 
 class PluginFailed(JobFailed):

@@ -12,12 +12,15 @@ The life of a sample, and who takes part in it:
    conditioner that wants the request begins, in the order of their names, then the task: it makes the first latents.
 3. Each evaluation: the rows of all samples in the batch are put together; `Conditioner.condition` of every conditioner
    wanted adds to it; within `Adapter.applied` of every adapter wanted, `Family.predict` runs. Nothing is changed by
-   this: where it fails it is run again on fewer samples until the one that fails is found, and that job alone fails.
+   this: where it fails it is run again on fewer rows, a new evaluation each time, until the one that fails is found,
+   and that job alone fails. Where memory is short the rows go on in parts; where it is too short for one row alone,
+   `release` of every contribution is called, what is idle is let go of, and that row is tried once more.
 4. Each sample by itself: guidance, the scheduler's step, then `Task.after_evaluation`. Generator, scheduler and latents
    are kept only when all three succeeded.
 5. Where a preview is wanted, the preview decoder shows the estimate of the clean picture, as `Task.estimate` has it.
-6. After the last evaluation `Family.decode` makes the picture, the canvas puts it back where it belongs, and each
-   finisher finishes it, those with parameters before those without, each in the order of their names.
+6. After the last evaluation `Family.decode` makes the picture (`decode_tiled` where memory is short), the canvas puts
+   it back where it belongs, and each finisher finishes it, those with parameters before those without, each in the
+   order of their names.
 
 A sample that is cancelled, or fails, is dropped between two of these; nothing is called for it then.
 """

@@ -18,6 +18,7 @@ from torch import nn
 
 from darkroom_plugins import hookimpl
 from darkroom_plugins.contract import Adapter, AssetInfo, AssetKind, Assets, Family
+from darkroom_plugins.files import LOADING
 from darkroom_plugins.request import Request
 from darkroom_plugins.sample import Evaluation, Sample
 
@@ -106,11 +107,12 @@ class Loras(Adapter):
             use_safetensors=True,
             local_files_only=True,
         )
-        found = {
-            part: _read(model, part, state, alphas, metadata)
-            for part in PREFIXES
-            if any(name.startswith(f"{part}.") for name in state)
-        }
+        with LOADING:
+            found = {
+                part: _read(model, part, state, alphas, metadata)
+                for part in PREFIXES
+                if any(name.startswith(f"{part}.") for name in state)
+            }
         expected, read = sum(bool(DOWN.search(name)) for name in state), sum(map(len, found.values()))
         if read != expected or not read:
             raise ValueError(f"of its {expected} layers the model has {read}")
@@ -142,6 +144,9 @@ class Loras(Adapter):
         with ExitStack() as hooks:
             _hook(hooks, model.components["unet"], groups)
             yield
+
+    def release(self) -> None:
+        self._sets.clear()
 
     def _set(self, sample: Sample) -> Changes:
         """The LoRAs of a sample as one, on the model's device."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from importlib.metadata import Distribution, EntryPoint, entry_points
@@ -26,6 +27,9 @@ if TYPE_CHECKING:
         SchedulerEntry,
         Task,
     )
+
+
+log = logging.getLogger(__name__)
 
 
 class PluginError(Exception):
@@ -67,6 +71,14 @@ class Plugins:
     def owner(self, kind: str, name: str) -> str:
         """The name of the plugin that contributed this; `kind` is the hook's name without its prefix."""
         return self.owners[(kind, name)]
+
+    def release(self) -> None:
+        """Have what works on the engine's thread let go of what it can make again."""
+        for each in (*self.tasks.values(), *self.conditioners.values(), *self.adapters.values()):
+            try:
+                each.release()
+            except Exception as error:
+                log.warning("%s does not let go of memory", each.name, exc_info=error)
 
 
 KINDS = (

@@ -84,7 +84,8 @@ class Row:
 
 @dataclass(slots=True, eq=False)
 class Evaluation:
-    """One forward of the denoiser over the rows of one or more samples. It changes none of them."""
+    """One forward of the denoiser over rows of one or more samples: all rows of each, or where memory is short only
+    some. It changes no sample."""
 
     rows: list[Row]
     latents: torch.Tensor  # (rows, channels, h, w), scaled as the schedulers ask

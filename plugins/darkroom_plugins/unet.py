@@ -122,6 +122,15 @@ class UNetFamily(Family):
         pictures = self.vae.decode(latents * std / self.vae.config.scaling_factor + mean, return_dict=False)[0]
         return pictures.to(self.dtype)  # type: ignore[no-any-return]
 
+    def decode_tiled(self, latents: torch.Tensor) -> torch.Tensor | None:
+        if self.vae.use_tiling or max(latents.shape[-2:]) <= self.vae.tile_latent_min_size:
+            return None
+        self.vae.enable_tiling()
+        try:
+            return self.decode(latents)
+        finally:
+            self.vae.disable_tiling()
+
     def encode(self, images: torch.Tensor, generator: torch.Generator | None = None) -> torch.Tensor:
         distribution = self.vae.encode(images.to(self.vae.dtype)).latent_dist
         latents = (distribution.sample(generator) if generator else distribution.mode()).to(self.dtype)

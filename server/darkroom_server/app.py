@@ -11,17 +11,18 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
 from darkroom.v1 import catalog_service_pb2, catalog_service_pb2_grpc, image_service_pb2, image_service_pb2_grpc
-from darkroom_plugins.errors import DeviceLost
+from darkroom_plugins.errors import DarkroomError, DeviceLost
 from darkroom_plugins.manager import Plugins, load_plugins
-from darkroom_server.assets import AssetStore
+from darkroom_server.assets import AssetFiles, holdings
 from darkroom_server.calls import DecodeCheck, TokenCheck
 from darkroom_server.catalog import Catalog
 from darkroom_server.catalog_service import CatalogService
 from darkroom_server.engine import Engine
 from darkroom_server.image_service import ImageService
-from darkroom_server.models import open_models
+from darkroom_server.models import Model, ModelError, check_budget, open_models
 from darkroom_server.previews import PreviewDecoders
 from darkroom_server.settings import Settings, with_demo
+from darkroom_server.store import Store
 
 log = logging.getLogger(__name__)
 
@@ -49,10 +50,11 @@ class App:
         self._plugins = plugins
         decoders = PreviewDecoders(plugins)
         self._decoders = decoders
-        self.engine = Engine(settings.limits.max_batch_rows, decoders, self._on_device_lost)
+        self.engine = Engine(settings.limits.max_batch_rows, plugins, decoders, self._on_device_lost, self._relieve)
         self._health = health.aio.HealthServicer()
         self._server: aio.Server | None = None
         self.images: ImageService | None = None
+        self.store: Store | None = None
 
     async def start(self) -> None:
         """Load the models, and serve.
@@ -61,7 +63,9 @@ class App:
         :raises AddressInUse: nothing can listen at the address
         """
         self.engine.start()
-        catalog = await self.engine.call(self._open_catalog)
+        catalog = await asyncio.to_thread(self._open_catalog)
+        self.store = catalog.store
+        await self._preload(catalog)
         self.images = ImageService(catalog, self.engine, self.settings)
         self._server = self._build(catalog, self.images)
         try:
@@ -82,16 +86,41 @@ class App:
         if self._server is not None:
             await self._server.stop(1)
         await self.engine.stop()
+        if self.store is not None:
+            self.store.close()
         if self.images is not None:
             self.images.close()
 
     def _open_catalog(self) -> Catalog:
-        models = open_models(self.settings, self._plugins)
-        for model in models.values():
-            self._decoders.prepare(model)
-        default = self.settings.default_model or self.settings.models[0].name
-        assets = AssetStore(self.settings, self._plugins, models)
-        return Catalog(self._plugins, models, assets, default, self.settings.limits)
+        settings = self.settings
+        models = open_models(settings, self._plugins)
+        assets = AssetFiles(settings, self._plugins, models)
+        held = holdings(models, assets, self._prepare)
+        check_budget(models, settings.memory_budget)
+        store = Store(held, settings.memory_budget, settings.park_budget, settings.idle_seconds)
+        default = settings.default_model or settings.models[0].name
+        return Catalog(self._plugins, models, assets, store, default, settings.limits)
+
+    async def _prepare(self, model: Model) -> None:
+        """What a model needs once its weights are there. On the engine's thread, as it uses torch."""
+        await self.engine.call(lambda: self._decoders.prepare(model))
+
+    async def _preload(self, catalog: Catalog) -> None:
+        """Load the models that are to be there from the beginning, as far as there is room.
+
+        :raises ModelError: one does not load
+        """
+        budget = self.settings.memory_budget
+        for model in catalog.models.values():
+            room = budget is None or catalog.store.device_bytes + model.device_bytes <= budget
+            if not model.settings.preload or not room:
+                continue
+            key = ("model", model.name)
+            try:
+                await catalog.store.acquire([key])
+            except DarkroomError as error:
+                raise ModelError(f"model {model.name!r} does not load: {error.__cause__ or error}") from error
+            catalog.store.release([key])
 
     def _build(self, catalog: Catalog, images: ImageService) -> aio.Server:
         options = [
@@ -104,13 +133,19 @@ class App:
             ("grpc.http2.max_pings_without_data", 0),
             ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
         ]
-        checks = [*([TokenCheck(self.settings.token)] if self.settings.token else []), DecodeCheck()]
+        checks = [*([TokenCheck(self.settings.tokens)] if self.settings.tokens else []), DecodeCheck()]
         server = aio.server(interceptors=checks, options=options)
         image_service_pb2_grpc.add_ImageServiceServicer_to_server(images, server)
         catalog_service_pb2_grpc.add_CatalogServiceServicer_to_server(CatalogService(catalog), server)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
         reflection.enable_server_reflection((*SERVICES, health.SERVICE_NAME, reflection.SERVICE_NAME), server)
         return server
+
+    def _relieve(self) -> bool:
+        """Called on the engine's thread: take what nobody uses off the device; whether there was anything."""
+        if self.store is None:
+            return False
+        return asyncio.run_coroutine_threadsafe(self.store.relieve(), self._loop).result() > 0
 
     def _on_device_lost(self) -> None:
         """Called on the engine's thread: nothing can be made any more, so the process is to end."""
@@ -132,6 +167,9 @@ async def run(settings: Settings, plugins: Plugins | None = None) -> int:
         asyncio.get_running_loop().add_signal_handler(name, stop.set)
     await app.start()
     print(f"Darkroom is ready on {app.address}: {', '.join(model.name for model in app.settings.models)}", flush=True)  # noqa: T201
+    unchecked = [model.name for model in app.settings.models if model.safety == "off"]
+    if unchecked:
+        print(f"No safety checker looks at the pictures of: {', '.join(unchecked)}", flush=True)  # noqa: T201
     waits = [asyncio.ensure_future(event.wait()) for event in (stop, app.failed)]
     await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
     log.info("stopping")

@@ -2,24 +2,22 @@
 
 from __future__ import annotations
 
-import logging
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from darkroom_plugins.errors import UnsupportedCombination, Violation
-from darkroom_plugins.files import LOADING
+from darkroom_plugins.errors import DarkroomError, LoadFailed, UnsupportedCombination, Violation
+from darkroom_server.loading import AssetHolding, ModelHolding
 from darkroom_server.models import Model, ModelError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Awaitable, Callable, Mapping, Sequence
 
     from darkroom_plugins.contract import AssetInfo, AssetKind, AssetUser
     from darkroom_plugins.manager import Plugins
     from darkroom_plugins.request import Request
     from darkroom_server.settings import AssetSettings, Settings
-
-log = logging.getLogger(__name__)
+    from darkroom_server.store import Holding, Key, Store
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,8 +32,8 @@ class Asset:
     fits: tuple[str, ...]
 
 
-class AssetStore:
-    """All assets, by kind and name; what is loaded of them is kept, for each model by itself."""
+class AssetFiles:
+    """All assets, by kind and name."""
 
     def __init__(self, settings: Settings, plugins: Plugins, models: Mapping[str, Model]) -> None:
         """:raises ModelError: a file is not what it is listed as"""
@@ -53,7 +51,6 @@ class AssetStore:
             kind: {each.name: self._open(kind, each, models) for each in sorted(files, key=lambda each: each.name)}
             for kind, files in listed.items()
         }
-        self._loaded: dict[tuple[AssetKind, str, str], Any] = {}  # what failed to load is kept as its error
 
     def _open(self, kind: AssetKind, settings: AssetSettings, models: Mapping[str, Model]) -> Asset:
         if kind not in self._users:
@@ -67,53 +64,55 @@ class AssetStore:
         whys = {name: why for name, why in misfits.items() if why}
         return Asset(settings, path, user, info, whys, tuple(sorted(set(models) - set(whys))))
 
-    def is_loaded(self, asset: Asset) -> bool:
-        """Whether it is in memory, for some model."""
-        return any(self.entries[kind][name] is asset for kind, name, _ in tuple(self._loaded))
-
-    def loaded(self, kind: AssetKind, name: str, model: Model) -> Any:
-        """What this asset's plugin made of it for this model, or the error that it failed with."""
-        key, asset = (kind, name, model.name), self.entries[kind][name]
-        if key in self._loaded:  # without waiting for others that load
-            return self._loaded[key]
-        with LOADING:
-            if key not in self._loaded:
-                try:
-                    self._loaded[key] = asset.user.load_asset(asset.path, model.family)
-                except Exception as error:
-                    log.warning("%s %s does not load with the model %s", kind, name, model.name, exc_info=error)
-                    self._loaded[key] = ValueError(f"the {kind} {name} does not load with the model {model.name}")
-            return self._loaded[key]
-
 
 @dataclass(frozen=True, slots=True)
 class ModelAssets:
     """The assets that fit one model, for one request: what plugins see."""
 
-    store: AssetStore
+    files: AssetFiles
+    store: Store
     model: Model
-    request: Request
 
     def names(self, kind: AssetKind) -> Sequence[str]:
         """Those that fit the model, sorted."""
-        return [name for name, asset in self.store.entries[kind].items() if self.model.name in asset.fits]
+        return [name for name, asset in self.files.entries[kind].items() if self.model.name in asset.fits]
 
     def get(self, kind: AssetKind, name: str) -> Any:
-        """What the plugin of this kind made of the file; loaded at its first use.
+        """What the plugin of this kind made of the file. The job has acquired it, but for embeddings, which are so
+        small that they are read while the prompt is.
 
-        :raises UnsupportedCombination: it does not load with this model
+        :raises LoadFailed: an embedding does not load
         """
-        loaded = self.store.loaded(kind, name, self.model)
-        if isinstance(loaded, ValueError):
-            raise UnsupportedCombination([Violation(self._path(kind, name), str(loaded))])
-        return loaded
+        holding = self.store[kind, name, self.model.name]
+        assert isinstance(holding, AssetHolding)
+        if kind == "embedding":
+            holding.read()
+        return holding.value
 
-    def _path(self, kind: AssetKind, name: str) -> str:
-        """Where the request names it."""
-        named = {
-            "lora": [(f"loras[{index}].name", lora.name) for index, lora in enumerate(self.request.loras)],
-            "controlnet": [
-                (f"controls[{index}].model", each.model) for index, each in enumerate(self.request.controls)
-            ],
-        }
-        return "parameters." + next((path for path, given in named.get(kind, ()) if given == name), "prompt")
+
+def needs(request: Request) -> tuple[tuple[str, ...], ...]:
+    """The keys of what must be resident for a request."""
+    nets = [("controlnet", control.model) for control in request.controls if control.scale > 0]
+    loras = [("lora", lora.name) for lora in request.loras if lora.weight != 0]
+    return ("model", request.model), *((*each, request.model) for each in (*nets, *loras))
+
+
+def refusal(request: Request, error: LoadFailed) -> DarkroomError:
+    """What a request gets that needs what does not load: where it is the request's choice, that says where."""
+    named = {
+        "lora": [(f"loras[{index}].name", lora.name) for index, lora in enumerate(request.loras)],
+        "controlnet": [(f"controls[{index}].model", each.model) for index, each in enumerate(request.controls)],
+        "embedding": [("prompt", error.key[1])],
+    }
+    paths = [path for path, name in named.get(error.key[0], ()) if name == error.key[1]]
+    return UnsupportedCombination([Violation(f"parameters.{path}", str(error)) for path in paths]) if paths else error
+
+
+def holdings(
+    models: Mapping[str, Model], assets: AssetFiles, ready: Callable[[Model], Awaitable[None]]
+) -> dict[Key, Holding]:
+    """Everything that can be loaded, by its key. `ready` is awaited after each loading of a model."""
+    listed = [asset for entries in assets.entries.values() for asset in entries.values()]
+    found: list[Holding] = [ModelHolding(model, ready) for model in models.values()]
+    found += (AssetHolding(asset, models[name]) for asset in listed for name in asset.fits)
+    return {holding.key: holding for holding in found}

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import functools
+import hashlib
 import hmac
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from typing import Any
 
 import grpc
@@ -13,6 +14,7 @@ from google.protobuf.message import DecodeError
 from grpc import aio
 
 from darkroom_plugins.errors import DarkroomError, InvalidRequest, JobFailed, NotImplementedYet, Unauthenticated
+from darkroom_server.settings import TokenSettings
 from darkroom_server.status import status_of
 
 log = logging.getLogger(__name__)
@@ -20,6 +22,7 @@ log = logging.getLogger(__name__)
 Handler = Callable[[Any, Any, Any], Awaitable[Any]]
 UNDECODABLE = object()  # stands for a request that is no message
 OPEN_METHODS = ("/grpc.health.v1.Health/",)  # for probes, which have no token
+OPERATOR_METHODS = ("/darkroom.v1.CatalogService/LoadModel", "/darkroom.v1.CatalogService/UnloadModel")
 
 
 def answers_errors(handler: Handler) -> Handler:
@@ -50,6 +53,11 @@ def _client_is_gone(error: Exception) -> bool:
     return type(error).__name__ in ("ExecuteBatchError", "UsageError")
 
 
+def token_of(metadata: Iterable[tuple[str, Any]] | None) -> str:
+    """What a call brings as its token, scheme and all; empty where it brings none."""
+    return next((str(value) for key, value in metadata or () if key == "authorization"), "")
+
+
 def not_there_yet(what: str) -> Handler:
     """A handler for an RPC whose work is not there yet."""
 
@@ -61,21 +69,32 @@ def not_there_yet(what: str) -> Handler:
 
 
 class TokenCheck(aio.ServerInterceptor):  # type: ignore[misc]
-    """Refuses calls that do not bring the server's bearer token."""
+    """Refuses calls that bring no token of the server's, and an operator's calls with a user's token."""
 
-    def __init__(self, token: str) -> None:
-        self._expected = f"Bearer {token}".encode()
+    def __init__(self, tokens: Sequence[TokenSettings]) -> None:
+        self._roles = {bytes.fromhex(each.sha256): each.role for each in tokens}
 
     async def intercept_service(
         self,
         continuation: Callable[[grpc.HandlerCallDetails], Awaitable[grpc.RpcMethodHandler]],
         details: grpc.HandlerCallDetails,
     ) -> grpc.RpcMethodHandler:
-        given = next((value for key, value in details.invocation_metadata if key == "authorization"), "")
-        if details.method.startswith(OPEN_METHODS) or hmac.compare_digest(given.encode(), self._expected):
-            return await continuation(details)
         handler = await continuation(details)
-        return _refusing(handler)
+        role = self._role(token_of(details.invocation_metadata))
+        if details.method.startswith(OPEN_METHODS):
+            return handler
+        if role is None:
+            return _refusing(handler, "this server wants a token: authorization: Bearer <token>")
+        if details.method in OPERATOR_METHODS and role != "operator":
+            return _refusing(handler, "this call wants an operator's token, and this is a user's")
+        return handler
+
+    def _role(self, authorization: str) -> str | None:
+        """What the bearer may do; it takes as long whichever token it is, and however much of one."""
+        scheme, _, token = authorization.partition(" ")
+        digest = hashlib.sha256(token.encode()).digest()
+        roles = [role for known, role in self._roles.items() if hmac.compare_digest(known, digest)]
+        return roles[0] if roles and scheme == "Bearer" else None
 
 
 class DecodeCheck(aio.ServerInterceptor):  # type: ignore[misc]
@@ -116,10 +135,10 @@ def _decoded_only(call: Callable[[Any, Any], Awaitable[Any]]) -> Callable[[Any, 
     return functools.partial(checked, None)
 
 
-def _refusing(handler: grpc.RpcMethodHandler) -> grpc.RpcMethodHandler:
+def _refusing(handler: grpc.RpcMethodHandler, why: str) -> grpc.RpcMethodHandler:
     @answers_errors
     async def refuse(service: Any, request: Any, context: Any) -> None:
-        raise Unauthenticated("this server wants a token: authorization: Bearer <token>")
+        raise Unauthenticated(why)
 
     call = functools.partial(refuse, None)
     if handler is None or handler.request_streaming:

@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from darkroom_plugins.manager import Plugins
-    from darkroom_server.assets import AssetStore
+    from darkroom_server.assets import AssetFiles
     from darkroom_server.models import Model
     from darkroom_server.settings import Limits
+    from darkroom_server.store import Store
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,7 +19,8 @@ class Catalog:
 
     plugins: Plugins
     models: dict[str, Model]
-    assets: AssetStore
+    assets: AssetFiles
+    store: Store
     default_model: str
     limits: Limits
 

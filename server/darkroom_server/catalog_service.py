@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import diffusers
@@ -11,9 +12,14 @@ from google.protobuf.struct_pb2 import Struct
 
 from darkroom.v1 import catalog_service_pb2 as pb
 from darkroom.v1 import catalog_service_pb2_grpc
+from darkroom_plugins.errors import InvalidRequest, NotFound, Violation
 from darkroom_plugins.recipe import VERSION
-from darkroom_server.calls import answers_errors, not_there_yet
+from darkroom_server import responses
+from darkroom_server.calls import answers_errors
+from darkroom_server.events import Ended, Loading
+from darkroom_server.mailbox import Mailbox
 from darkroom_server.responses import preview_mode
+from darkroom_server.store import Residency
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -25,6 +31,15 @@ if TYPE_CHECKING:
     from darkroom_server.assets import Asset
     from darkroom_server.catalog import Catalog
     from darkroom_server.models import Model
+    from darkroom_server.store import Key
+
+RESIDENCIES = {  # in the order of nearness
+    Residency.ABSENT: pb.RESIDENCY_ABSENT,
+    Residency.LEAVING: pb.RESIDENCY_ABSENT,
+    Residency.LOADING: pb.RESIDENCY_LOADING,
+    Residency.PARKED: pb.RESIDENCY_PARKED,
+    Residency.RESIDENT: pb.RESIDENCY_RESIDENT,
+}
 
 Context: TypeAlias = Any  # grpc.aio.ServicerContext, which has no types
 
@@ -85,7 +100,7 @@ class CatalogService(catalog_service_pb2_grpc.CatalogServiceServicer):
         nets = [
             pb.ControlNet(
                 preprocessor=asset.settings.preprocessor or "",
-                residency=pb.RESIDENCY_RESIDENT if self._catalog.assets.is_loaded(asset) else pb.RESIDENCY_ABSENT,
+                residency=self._residency(*(("controlnet", asset.settings.name, model) for model in asset.fits)),
                 **self._asset(asset),
             )
             for asset in self._assets("controlnet").values()
@@ -108,8 +123,35 @@ class CatalogService(catalog_service_pb2_grpc.CatalogServiceServicer):
         ]
         return pb.ListPreprocessorsResponse(preprocessors=entries)
 
-    LoadModel = not_there_yet("LoadModel is")
-    UnloadModel = not_there_yet("UnloadModel is")
+    @answers_errors
+    async def LoadModel(self, request: pb.LoadModelRequest, context: Context) -> None:
+        model, store, progress = self._named(request.model), self._catalog.store, Mailbox()
+        key = ("model", model.name)
+        loading = asyncio.create_task(store.acquire([key], progress.put, wait=False))
+        loading.add_done_callback(lambda _: progress.put(Ended()))
+        try:
+            while isinstance(event := await progress.get(), Loading):
+                await context.write(pb.LoadModelResponse(loading=responses.loading(event)))
+            await loading
+            store.release([key])
+        finally:
+            loading.cancel()
+        await context.write(pb.LoadModelResponse(model=self._model(model)))
+
+    @answers_errors
+    async def UnloadModel(self, request: pb.UnloadModelRequest, context: Context) -> pb.UnloadModelResponse:
+        freed = await self._catalog.store.unload(("model", self._named(request.model).name))
+        return pb.UnloadModelResponse(freed_bytes=freed)
+
+    def _named(self, name: str) -> Model:
+        """:raises RequestRefused: there is no model of this name"""
+        if not name:
+            raise InvalidRequest([Violation("model", "must be set")])
+        models = self._catalog.models
+        if name not in models:
+            known = f"there is no model {name[:128]!r}, but {', '.join(sorted(models))}"
+            raise NotFound("model", [Violation("model", known)])
+        return models[name]
 
     def _assets(self, kind: AssetKind) -> Mapping[str, Asset]:
         return self._catalog.assets.entries[kind]
@@ -123,6 +165,11 @@ class CatalogService(catalog_service_pb2_grpc.CatalogServiceServicer):
             "models": asset.fits,
             "weight_bytes": asset.info.weight_bytes,
         }
+
+    def _residency(self, *keys: Key) -> pb.Residency:
+        """Where something is; of several copies, that of the one which is nearest."""
+        found = (RESIDENCIES[self._catalog.store[key].residency] for key in keys)
+        return max(found, default=pb.RESIDENCY_ABSENT)
 
     def _model(self, model: Model) -> pb.Model:
         settings, info = model.settings, model.info
@@ -144,7 +191,7 @@ class CatalogService(catalog_service_pb2_grpc.CatalogServiceServicer):
             default_guidance_scale=settings.default_guidance_scale,
             preview_modes=[preview_mode(mode) for mode in model.preview_modes],
             default_preview_mode=preview_mode(model.default_preview_mode),
-            residency=pb.RESIDENCY_RESIDENT,
+            residency=self._residency(("model", model.name)),
             weight_bytes=model.family.weight_bytes,
             device=str(model.family.device),
             dtype=str(model.family.dtype).removeprefix("torch."),

@@ -3,20 +3,37 @@
 from __future__ import annotations
 
 import os
-import re
-from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
+from darkroom_server import flags
+
+if TYPE_CHECKING:
+    from darkroom_server.settings import Settings
+
+
+Config = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="FILE",
+        envvar="DARKROOM_CONFIG",
+        exists=True,
+        dir_okay=False,
+        help="The configuration.  [default: darkroom.toml, where it is there]",
+    ),
+]
+
 
 def serve(
+    config: Config = None,
     listen: Annotated[str | None, typer.Option(help="Where to listen, HOST:PORT.  [default: 127.0.0.1:50051]")] = None,
     model: Annotated[
         list[str] | None,
         typer.Option(
-            metavar="[NAME=]FOLDER", help="A folder with a diffusers model; repeat for more. None: the demo model."
+            metavar="[NAME=]MODEL",
+            help="A diffusers folder, or OWNER/NAME@REVISION of the hub; repeat for more. None: the demo model.",
         ),
     ] = None,
     lora: Annotated[
@@ -42,34 +59,30 @@ def serve(
     max_batch_rows: Annotated[int | None, typer.Option(help="The most rows in one batch.")] = None,
     block: Annotated[list[str] | None, typer.Option(help="A plugin not to load; repeat for more.")] = None,
 ) -> None:
-    """Serve pictures: the embedded demo model, or the models named."""
+    """Serve pictures: of the models of darkroom.toml, or those named, or else of the embedded demo model.
+
+    Flags go before the environment (DARKROOM_…), that before the file. A list is taken whole: with --model, no model of
+    the file is offered.
+    """
     # OpenMP's threads spin while they wait unless told otherwise before torch is loaded; beside the event loop and the
     # encoders that costs more than it saves. An operator's own setting stays.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    from pydantic import ValidationError
-
     from darkroom_plugins.manager import PluginError
-    from darkroom_server.settings import Settings
 
     given: dict[str, Any] = {
         "listen": listen,
         "device": device,
         "dtype": dtype,
         "blocked_plugins": block,
-        "loras": _files(lora, "--lora"),
-        "controlnets": _control_nets(controlnet, preprocessor or ()),
-        "embeddings": _files(embedding, "--embedding"),
+        "loras": flags.files(lora, "--lora"),
+        "controlnets": flags.control_nets(controlnet, preprocessor or ()),
+        "embeddings": flags.files(embedding, "--embedding"),
     }
     if model:
-        given["models"] = _named(model, "--model")
+        given["models"] = [flags.model(text) for text in model]
     if max_batch_rows is not None:
         given["limits"] = {"max_batch_rows": max_batch_rows}
-    try:
-        settings = Settings(**{name: value for name, value in given.items() if value is not None})
-    except ValidationError as error:
-        for each in error.errors():
-            _say(f"{'.'.join(map(str, each['loc']))}: {each['msg']}".removeprefix(": Value error, "))
-        raise typer.Exit(2) from None
+    settings = _settings({name: value for name, value in given.items() if value is not None}, config)
     from darkroom_server.app import AddressInUse, run
     from darkroom_server.models import ModelError
 
@@ -81,53 +94,50 @@ def serve(
         raise typer.Exit(1) from None
 
 
-def _control_nets(texts: Sequence[str] | None, preprocessors: Sequence[str]) -> list[dict[str, Any]] | None:
-    """The settings of ControlNets, each with its preprocessor where one is said."""
-    nets = _named(texts or (), "--controlnet")
-    by_name = {net["name"]: net for net in nets}
-    for text in preprocessors:
-        name, _, preprocessor = text.partition("=")
-        if name not in by_name or not preprocessor:
-            known = ", ".join(by_name) or "none"
-            _wrong("--preprocessor", f"{text!r} is not CONTROLNET=NAME; the ControlNets given are: {known}")
-        by_name[name]["preprocessor"] = preprocessor
-    return nets or None
+def check(config: Config = None) -> None:
+    """Say what `darkroom serve` would offer by this configuration. Reads no weights, and listens nowhere."""
+    settings = _settings({}, config)
+    from darkroom_plugins.manager import PluginError, load_plugins
+    from darkroom_server.models import ModelError
+    from darkroom_server.overview import overview
+
+    _quiet_libraries()
+    try:
+        tables = overview(settings, load_plugins(settings.blocked_plugins))
+    except (ModelError, PluginError) as error:
+        _say(str(error))
+        raise typer.Exit(1) from None
+    _print(*tables)
 
 
-def _files(texts: Sequence[str] | None, option: str) -> list[dict[str, Any]] | None:
-    """The settings of safetensors files."""
-    found = _named(texts or (), option)
-    for each in found:
-        if not each["path"].is_file():
-            _wrong(option, f"{each['path']} is a folder; a safetensors file is needed")
-    return found or None
+def token(
+    role: Annotated[
+        Literal["user", "operator"], typer.Option(help="What its bearer may do: an operator also loads models.")
+    ] = "user",
+    name: Annotated[str | None, typer.Option(help="Of who gets it.  [default: the role]")] = None,
+) -> None:
+    """Make a token for clients, and what darkroom.toml needs to know of it."""
+    import secrets
+    from hashlib import sha256
+
+    name = flags.checked_name(name or role, "--name")
+    made = secrets.token_urlsafe(32)
+    typer.echo("The token. It is shown this once; clients take it as --token or DARKROOM_TOKEN:\n", err=True)
+    typer.echo(made)
+    typer.echo("\nFor darkroom.toml:\n", err=True)
+    typer.echo(f'[[tokens]]\nname = "{name}"\nrole = "{role}"\nsha256 = "{sha256(made.encode()).hexdigest()}"')
 
 
-def _named(texts: Sequence[str], option: str) -> list[dict[str, Any]]:
-    """Name and path out of NAME=PATH, or out of PATH alone: then the name is the file's without its ending.
+def _settings(given: dict[str, Any], config: Path | None) -> Settings:
+    """:raises typer.Exit: something is wrong, all of which is said"""
+    from darkroom_server.configuration import ConfigurationError, default_file, read_settings
 
-    :raises typer.BadParameter: there is nothing at the path, or the name is none
-    """
-    return [dict(zip(("name", "path"), _name_and_path(text, option), strict=True)) for text in texts]
-
-
-def _name_and_path(text: str, option: str) -> tuple[str, Path]:
-    name, equals, rest = text.partition("=")
-    whole = Path(text).expanduser()
-    if not equals or whole.exists():  # what is there as it stands is a path, equals signs and all
-        path = whole.resolve()
-        name, path = (path.stem if path.is_file() else path.name), whole
-    else:
-        path = Path(rest).expanduser()
-    if not path.exists():
-        _wrong(option, f"there is nothing at {path}")
-    if not re.fullmatch(r"[A-Za-z0-9._/-]{1,128}", name):
-        _wrong(option, f"{name!r} cannot be a name (letters, digits and any of ._/-): give one, NAME={path}")
-    return name, path
-
-
-def _wrong(option: str, problem: str) -> NoReturn:
-    raise typer.BadParameter(problem, param_hint=option)
+    try:
+        return read_settings(given, config or default_file())
+    except ConfigurationError as error:
+        for violation in error.violations:
+            _say(violation)
+        raise typer.Exit(2) from None
 
 
 def plugins(
@@ -142,14 +152,13 @@ def plugins(
     except PluginError as error:
         _say(str(error))
         raise typer.Exit(1) from None
-    from rich.console import Console
     from rich.table import Table
 
     table = Table("name", "version", "hooks", "parameters", "")
     for info in infos:
         parameters = ", ".join(info.parameters.model_fields) if info.parameters else ""
         table.add_row(info.name, info.version, "\n".join(info.hooks), parameters, "built in" if info.builtin else "")
-    Console().print(table)
+    _print(table)
 
 
 def _run_event_loop(main: Any) -> int:
@@ -176,6 +185,15 @@ def _quiet_libraries() -> None:
         library.utils.logging.set_verbosity_error()
         library.utils.logging.disable_progress_bar()
     logging.getLogger("transformers").setLevel(logging.ERROR)
+
+
+def _print(*tables: Any) -> None:
+    from rich.console import Console
+
+    console = Console()
+    if not console.is_terminal:  # nothing to fit into, so nothing need be cut
+        console.width = 1000
+    console.print(*tables, sep="\n")
 
 
 def _say(text: str) -> None:

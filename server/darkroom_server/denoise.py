@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import inspect
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any
 
@@ -18,45 +18,42 @@ from darkroom_plugins.sample import Evaluation, Row, Sample
 log = logging.getLogger(__name__)
 
 
-def gather(samples: Iterable[Sample]) -> Evaluation:
-    """The evaluation of all rows of these samples, each at its own timestep. Changes nothing in them."""
-    rows, latents, extra, timesteps, prompts = [], [], [], [], []
-    for sample in samples:
-        scaled = sample.scheduler.scale_model_input(sample.latents, sample.timestep)
-        for number, prompt in enumerate(sample.rows):
-            rows.append(Row(sample, prompt, unconditional=number == 0 and len(sample.rows) == 2))
-            latents.append(scaled)
-            extra += [sample.extra_channels] if sample.extra_channels is not None else []
-            timesteps.append(float(sample.timestep))
-            prompts.append(prompt.hidden)
-    where = latents[0].device
-    behind = torch.cat(extra) if extra else None
-    return Evaluation(rows, torch.cat(latents), torch.tensor(timesteps, device=where), torch.cat(prompts), behind)
+def rows_of(sample: Sample) -> list[Row]:
+    """The rows of a sample, the unconditional one first where there is guidance."""
+    guided = len(sample.rows) == 2
+    return [Row(sample, prompt, unconditional=guided and n == 0) for n, prompt in enumerate(sample.rows)]
 
 
-def scatter(samples: Sequence[Sample], outputs: torch.Tensor) -> list[torch.Tensor]:
-    """Each sample's own prediction, guided: (rows, channels, h, w) to one (1, channels, h, w) a sample."""
-    parts = outputs.split([len(sample.rows) for sample in samples])
-    return [guide(part, sample.request) for part, sample in zip(parts, samples, strict=True)]
+def gather(rows: Sequence[Row]) -> Evaluation:
+    """The evaluation of these rows, each at its own timestep. Changes nothing in their samples."""
+    at = {sample: sample.timestep for sample in dict.fromkeys(row.sample for row in rows)}
+    scaled = {sample: sample.scheduler.scale_model_input(sample.latents, now) for sample, now in at.items()}
+    latents = torch.cat([scaled[row.sample] for row in rows])
+    timesteps = torch.tensor([float(at[row.sample]) for row in rows], device=latents.device)
+    extra = [row.sample.extra_channels for row in rows if row.sample.extra_channels is not None]
+    prompts = torch.cat([row.prompt.hidden for row in rows])
+    return Evaluation(list(rows), latents, timesteps, prompts, torch.cat(extra) if extra else None)
 
 
-def guide(outputs: torch.Tensor, request: Request) -> torch.Tensor:
-    """Classifier-free guidance (Ho and Salimans 2022): (2, channels, h, w), unconditional first, to
-    (1, channels, h, w); with rescale as Lin et al. 2023, section 3.4. A single row is returned as it is."""
+def guide(outputs: Sequence[torch.Tensor], request: Request) -> torch.Tensor:
+    """Classifier-free guidance (Ho and Salimans 2022) of a sample's rows, each (1, channels, h, w), the unconditional
+    one first; with rescale as Lin et al. 2023, section 3.4. A single row is returned as it is."""
     if len(outputs) == 1:
-        return outputs
-    unconditional, conditional = outputs.chunk(2)
+        return outputs[0]
+    unconditional, conditional = outputs
     guided = unconditional + request.guidance_scale * (conditional - unconditional)
     if request.guidance_rescale > 0:
         guided = rescale_noise_cfg(guided, conditional, guidance_rescale=request.guidance_rescale)
     return guided
 
 
-def advance(sample: Sample, output: torch.Tensor, want_estimate: bool) -> torch.Tensor | None:
-    """Take one evaluation's step: scheduler, generator and latents change together, or not at all.
+def advance(sample: Sample, outputs: Sequence[torch.Tensor], want_estimate: bool) -> torch.Tensor | None:
+    """Take one evaluation's step, given what the denoiser made of each row: guidance, then scheduler, generator and
+    latents change together, or not at all.
 
     Returns the estimate of the clean latents, (1, channels, h, w), where it is wanted.
     """
+    output = guide(outputs, sample.request)
     before = sample.scheduler, sample.generator, sample.latents
     assert sample.generator is not None
     assert sample.latents is not None

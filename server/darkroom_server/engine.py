@@ -9,23 +9,28 @@ import queue
 import threading
 import time
 from collections.abc import Callable, Sequence
-from typing import Any, TypeVar
+from functools import partial
+from typing import TypeVar
 
 import torch
 
 from darkroom_plugins.errors import Cancelled, DarkroomError, DeviceLost
+from darkroom_plugins.manager import Plugins
 from darkroom_plugins.sample import Sample
 from darkroom_server import denoise, sampling
-from darkroom_server.batcher import Batcher
+from darkroom_server.batcher import Batcher, Lane
 from darkroom_server.events import Ended, Event, ImageDecoded, PreviewMade, StepDone
 from darkroom_server.grouping import turns_now
 from darkroom_server.jobs import Job, Seat
 from darkroom_server.mailbox import Mailbox
 from darkroom_server.previews import PreviewDecoders, wants_preview
 from darkroom_server.prompts import PromptCache
+from darkroom_server.recovery import Outcome, Recovery, known
 from darkroom_server.waiting import WaitingRoom
 
 log = logging.getLogger(__name__)
+
+TILED = "memory was short: the picture was decoded in tiles, and differs slightly"
 
 T = TypeVar("T")
 
@@ -34,19 +39,30 @@ class Engine:
     """Steps every job's samples, and puts what happens into the jobs' mailboxes on the event loop.
 
     `start`, `call`, `submit`, `cancel` and `stop` are for the event loop; all else runs on the engine's thread, the
-    only one that runs torch while the server serves. `on_lost` is called there when the device is lost.
+    only one that runs torch while the server serves. There `on_lost` is called when the device is lost, and `relieve`
+    when something does not fit into its memory even alone: it lets go of idle models, and says whether there were any.
     """
 
-    def __init__(self, max_batch_rows: int, decoders: PreviewDecoders, on_lost: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        max_batch_rows: int,
+        plugins: Plugins,
+        decoders: PreviewDecoders,
+        on_lost: Callable[[], None],
+        relieve: Callable[[], bool] = lambda: False,
+    ) -> None:
         self._loop = asyncio.get_running_loop()
         self._max_batch_rows = max_batch_rows
+        self._plugins = plugins
         self._decoders = decoders
         self._on_lost = on_lost
+        self._relieve = relieve
+        self.recovery = Recovery(self._make_room)
         self._inbox: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
         self._outbox: list[tuple[Mailbox, Event]] = []
         self._prompts = PromptCache()
         self._batcher = Batcher()
-        self._waiting = WaitingRoom(self._batcher, max_batch_rows)
+        self._waiting = WaitingRoom(self._batcher, self._row_limit)
         self._stopping = False
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
         self.ticks = 0
@@ -77,9 +93,15 @@ class Engine:
         """Take a job in. Its mailbox gets its events, the last one `Ended`."""
         self._inbox.put(lambda: self._admit(job))
 
-    def cancel(self, job: Job) -> None:
-        """End a job before its next step; one that has ended stays as it is."""
-        self._inbox.put(lambda: self._end(job, Cancelled("the job was cancelled")))
+    def cancel(self, job: Job, then: Callable[[], None]) -> None:
+        """End a job before its next step; one that has ended stays as it is. `then` is called on the event loop when
+        nothing uses its model any more."""
+
+        def run() -> None:
+            self._end(job, Cancelled("the job was cancelled"))
+            self._loop.call_soon_threadsafe(then)
+
+        self._inbox.put(run)
 
     def lose(self, error: DeviceLost) -> None:
         """End everything: the device was seen to be lost elsewhere."""
@@ -123,8 +145,17 @@ class Engine:
             self._fail(job, error)
         self._waiting.stale = True
 
+    def _row_limit(self, lane: Lane) -> int:
+        return self.recovery.limits.of(sampling.work("denoise", lane.seats[0].job.request), self._max_batch_rows)
+
+    def _make_room(self) -> bool:
+        self._prompts.clear()
+        self._plugins.release()
+        return self._relieve()
+
     def _take_turn(self) -> None:
-        seats = self._batcher.turn().gather(self._max_batch_rows)
+        lane = self._batcher.turn()
+        seats = lane.gather(self._row_limit(lane))
         try:
             self._tick(seats)
         except DeviceLost:
@@ -150,7 +181,7 @@ class Engine:
     def _step(self, seated: Sequence[tuple[Seat, Sample]]) -> None:
         if not seated:  # a strength can leave no step
             return
-        outcomes = sampling.predict([sample for _, sample in seated])
+        outcomes = sampling.predict([sample for _, sample in seated], self.recovery)
         rows = sum(seat.rows for seat, _ in seated)
         estimates = [
             (seat, estimate)
@@ -184,15 +215,15 @@ class Engine:
         job.encode_prompt_seconds += seat.began - arrived
 
     def _encode(self, seat: Seat) -> None:
-        seat.sample = sampling.seated(seat, self._prompts)
+        seat.sample = self.recovery.once(partial(sampling.encode, seat, self._prompts))
         _warn(seat.job, *(warning for row in seat.sample.rows for warning in row.warnings))
 
     def _prepare(self, seat: Seat) -> None:
         assert seat.sample is not None
-        sampling.begin(seat.sample)
+        seat.sample = self.recovery.once(partial(sampling.begin, seat.sample))
 
     def _advance(
-        self, seat: Seat, sample: Sample, outcome: sampling.Outcome[torch.Tensor], rows: int
+        self, seat: Seat, sample: Sample, outcome: Outcome[list[torch.Tensor]], rows: int
     ) -> torch.Tensor | None:
         """Step one sample and say so; its clean estimate where a preview is due."""
         job = seat.job
@@ -203,7 +234,7 @@ class Engine:
         try:
             if isinstance(outcome, DarkroomError):
                 raise outcome
-            estimate = denoise.advance(sample, outcome, want_estimate=show)
+            estimate = self.recovery.once(partial(denoise.advance, sample, outcome, want_estimate=show))
         except Exception as error:
             self._fail(job, error)
             return None
@@ -215,7 +246,7 @@ class Engine:
         """Make the previews that are due. One that fails is left out with a warning: the picture is worth more."""
         for mode in dict.fromkeys(seat.job.request.preview.mode for seat, _ in estimates):
             wanted = [each for each in estimates if each[0].job.request.preview.mode == mode and not each[0].job.ended]
-            for (seat, _), outcome in zip(wanted, self._decoders.show(wanted) if wanted else (), strict=True):
+            for (seat, _), outcome in zip(wanted, self._decoders.show(wanted, self.recovery), strict=True):
                 seat.previewed = time.monotonic()
                 if isinstance(outcome, DarkroomError):
                     _warn(seat.job, f"a preview is missing: {outcome}")
@@ -227,19 +258,21 @@ class Engine:
     def _finish(self, done: Sequence[tuple[Seat, Sample]]) -> None:
         done = [(seat, sample) for seat, sample in done if not seat.job.ended]
         began = time.monotonic()
-        outcomes = sampling.decode([sample for _, sample in done])
+        outcomes = sampling.decode([sample for _, sample in done], self.recovery)
         seconds = time.monotonic() - began
         for job in {seat.job for seat, _ in done}:
             job.decode_seconds += seconds
         for (seat, _), outcome in zip(done, outcomes, strict=True):
             self._deliver(seat, outcome)
 
-    def _deliver(self, seat: Seat, outcome: sampling.Outcome[Any]) -> None:
+    def _deliver(self, seat: Seat, outcome: Outcome[sampling.Decoded]) -> None:
         job = seat.job
         if isinstance(outcome, DarkroomError):
             self._end(job, outcome)
             return
-        self._say(job, ImageDecoded(seat.index, outcome))
+        if outcome.tiled:
+            _warn(job, TILED)
+        self._say(job, ImageDecoded(seat.index, outcome.pixels))
         self._batcher.drop([seat])
         job.seats_left -= 1
         if job.seats_left == 0:
@@ -264,7 +297,7 @@ class Engine:
 
         :raises DeviceLost: it is more than this job that failed
         """
-        failure = sampling.known(error)
+        failure = known(error)
         if isinstance(failure, DeviceLost):
             raise failure
         self._end(job, failure)

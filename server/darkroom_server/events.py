@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
     import numpy as np
@@ -22,6 +22,17 @@ class Queued:
 
     position: int
     estimated_wait: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class Loading:
+    """What the job waits for is being loaded: so many bytes of this phase are done."""
+
+    model: str
+    component: str  # a network of the model, or a ControlNet or LoRA
+    phase: Literal["download", "read"]
+    bytes_done: int
+    bytes_total: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +82,7 @@ class Timings:
     """Where a job's time went, in seconds."""
 
     queue: float = 0.0
+    load: float = 0.0
     encode_prompt: float = 0.0
     denoise: float = 0.0
     decode: float = 0.0
@@ -85,4 +97,4 @@ class Ended:
     warnings: tuple[str, ...] = ()
 
 
-Event = Accepted | Queued | ControlMade | StepDone | PreviewMade | ImageDecoded | Ended
+Event = Accepted | Queued | Loading | ControlMade | StepDone | PreviewMade | ImageDecoded | Ended

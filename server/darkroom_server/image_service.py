@@ -8,6 +8,7 @@ import uuid
 from collections.abc import AsyncIterator
 from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import replace
+from functools import partial
 from typing import Any, TypeAlias
 
 from darkroom.v1 import events_pb2, image_service_pb2, image_service_pb2_grpc
@@ -16,6 +17,7 @@ from darkroom_plugins.errors import (
     DarkroomError,
     DeviceLost,
     InvalidRequest,
+    LoadFailed,
     NotFound,
     QueueFull,
     RequestIdInUse,
@@ -24,15 +26,26 @@ from darkroom_plugins.errors import (
 )
 from darkroom_plugins.sample import Picture
 from darkroom_server import responses
-from darkroom_server.calls import answers_errors, not_there_yet
+from darkroom_server.assets import refusal
+from darkroom_server.calls import answers_errors, not_there_yet, token_of
 from darkroom_server.catalog import Catalog
 from darkroom_server.engine import Engine
-from darkroom_server.events import Accepted, ControlMade, Ended, Event, ImageDecoded, PreviewMade, Queued, StepDone
+from darkroom_server.events import (
+    Accepted,
+    ControlMade,
+    Ended,
+    Event,
+    ImageDecoded,
+    Loading,
+    PreviewMade,
+    Queued,
+    StepDone,
+)
 from darkroom_server.jobs import Job
 from darkroom_server.pictures import encode_picture, encode_preview
 from darkroom_server.plan import control_images, fit, plan
 from darkroom_server.preprocess import preprocess
-from darkroom_server.sampling import known
+from darkroom_server.recovery import known
 from darkroom_server.settings import Settings
 from darkroom_server.validate import check_edit, check_generate
 
@@ -49,7 +62,7 @@ class ImageService(image_service_pb2_grpc.ImageServiceServicer):
         self._encoders = ThreadPoolExecutor(settings.encoder_threads, "encoder")
         self._readers = ThreadPoolExecutor(settings.reader_threads, "reader")
         self._planner = ThreadPoolExecutor(1, "planner")
-        self._jobs: dict[str, Job] = {}
+        self._jobs: dict[tuple[str, str], Job] = {}  # by token and id
         self._idle = asyncio.Event()
         self._idle.set()
         self._draining = False
@@ -63,15 +76,17 @@ class ImageService(image_service_pb2_grpc.ImageServiceServicer):
         await self._serve(request, context, check_edit, image_service_pb2.EditResponse)
 
     async def _serve(self, message: Any, context: Context, check: Any, response: Any) -> None:
-        job = self._register(message)
+        job = self._register(message, token_of(context.invocation_metadata()))
         try:
             await self._prepare(job, check, message)
             job.mailbox.put(Accepted())
             for made in control_images(job):
                 job.mailbox.put(made)
-            self._engine.submit(job)
+            job.waiting = asyncio.create_task(self._submit(job))
             async for event in self._events(job):
                 await context.write(response(event=event))
+        except LoadFailed as error:
+            raise refusal(job.request, error) from None
         finally:
             self._release(job)
 
@@ -85,9 +100,20 @@ class ImageService(image_service_pb2_grpc.ImageServiceServicer):
         job.held_bytes = job.plan.held_bytes
         self._refuse_if_full(besides=job)
 
+    async def _submit(self, job: Job) -> None:
+        """Give a job to the engine as soon as its model, and what goes with it, is there."""
+        began = time.monotonic()
+        try:
+            await self._catalog.store.acquire(job.plan.needs, job.mailbox.put)
+        except Exception as error:
+            job.mailbox.close(known(error))
+            return
+        job.acquired, job.load_seconds = job.plan.needs, time.monotonic() - began
+        self._engine.submit(job)
+
     @answers_errors
     async def Preprocess(self, request: image_service_pb2.PreprocessRequest, context: Context) -> None:
-        job = self._register(request)
+        job = self._register(request, token_of(context.invocation_metadata()))
         try:
             events = await self._run_in(self._readers, preprocess, request, self._catalog)
             events = [{"accepted": {}}, *events, {"completed": responses.took(time.monotonic() - job.arrived)}]
@@ -103,7 +129,7 @@ class ImageService(image_service_pb2_grpc.ImageServiceServicer):
     ) -> image_service_pb2.CancelResponse:
         if not request.request_id:
             raise InvalidRequest([Violation("request_id", "must be set")])
-        job = self._jobs.get(request.request_id)
+        job = self._jobs.get((token_of(context.invocation_metadata()), request.request_id))
         if job is None:
             violation = Violation("request_id", f"there is no active job {request.request_id[:128]!r}")
             raise NotFound("request", [violation])
@@ -137,7 +163,7 @@ class ImageService(image_service_pb2_grpc.ImageServiceServicer):
         for executor in (self._encoders, self._readers, self._planner):
             executor.shutdown(wait=False, cancel_futures=True)
 
-    def _register(self, message: Any) -> Job:
+    def _register(self, message: Any, token: str) -> Job:
         """Take a job in, or refuse it before any work. Its message gets an id where it has none.
 
         :raises ShuttingDown, RequestIdInUse, QueueFull: it is refused
@@ -145,11 +171,11 @@ class ImageService(image_service_pb2_grpc.ImageServiceServicer):
         if self._draining:
             raise ShuttingDown("the server is shutting down")
         message.request_id = message.request_id or uuid.uuid4().hex
-        job = Job(message.request_id, arrived=time.monotonic(), held_bytes=message.ByteSize())
-        if job.request_id in self._jobs:
+        job = Job(message.request_id, token, arrived=time.monotonic(), held_bytes=message.ByteSize())
+        if (token, job.request_id) in self._jobs:
             raise RequestIdInUse(f"request_id {job.request_id!r} is in use by an active job")
         self._refuse_if_full(besides=job)
-        self._jobs[job.request_id] = job
+        self._jobs[token, job.request_id] = job
         self._idle.clear()
         return job
 
@@ -171,11 +197,19 @@ class ImageService(image_service_pb2_grpc.ImageServiceServicer):
 
     def _release(self, job: Job) -> None:
         """However the stream ended: the job does not go on without it."""
-        self._engine.cancel(job)
-        if self._jobs.get(job.request_id) is job:
-            del self._jobs[job.request_id]
+        if job.waiting is not None:
+            job.waiting.cancel()
+        self._engine.cancel(job, then=partial(self._free, job))
+        key = (job.token, job.request_id)
+        if self._jobs.get(key) is job:
+            del self._jobs[key]
         if not self._jobs:
             self._idle.set()
+
+    def _free(self, job: Job) -> None:
+        keys, job.acquired = job.acquired, ()
+        if keys:
+            self._catalog.store.release(keys)
 
     async def _events(self, job: Job) -> AsyncIterator[events_pb2.JobEvent]:
         """The job's events as messages, until it has ended well; else raises its error."""
@@ -200,6 +234,8 @@ class ImageService(image_service_pb2_grpc.ImageServiceServicer):
                 return [{"accepted": responses.accepted(job)}]
             case Queued():
                 return [{"queued": responses.queued(event)}]
+            case Loading():
+                return [{"loading": responses.loading(event)}]
             case ControlMade():
                 return await self._run_in(self._encoders, _echo, event, self._catalog.limits.chunk_bytes)  # type: ignore[no-any-return]
             case StepDone():

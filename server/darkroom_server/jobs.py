@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Hashable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from darkroom_plugins.request import Pixels, Request
     from darkroom_server.assets import ModelAssets
     from darkroom_server.models import Model
+    from darkroom_server.store import Key
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +68,7 @@ class Plan:
     canvas: Canvas
     controls: tuple[Pixels, ...]  # the map of each of the request's controls
     assets: ModelAssets
+    needs: tuple[Key, ...]  # what must be resident
 
     @property
     def held_bytes(self) -> int:
@@ -87,11 +90,15 @@ class Job:
     """The work of one RPC. The engine's thread owns what is below the line."""
 
     request_id: str
+    token: str = field(repr=False)  # that it was started with; ids are looked up with it
     arrived: float  # time.monotonic
     held_bytes: int  # of its message, and once it is planned of its pictures
     mailbox: Mailbox = field(default_factory=Mailbox)
     request: Request = field(init=False)  # this and the plan are set before the job is submitted
     plan: Plan = field(init=False)
+    load_seconds: float = 0.0
+    acquired: tuple[Key, ...] = ()  # what is to be released when it has ended
+    waiting: asyncio.Task[None] | None = None  # for what it needs
     # ---
     started: float | None = None
     seats_left: int = 0
@@ -107,7 +114,8 @@ class Job:
         started = self.started or now
         busy = self.encode_prompt_seconds + self.decode_seconds
         return Timings(
-            queue=started - self.arrived,
+            queue=started - self.arrived - self.load_seconds,
+            load=self.load_seconds,
             encode_prompt=self.encode_prompt_seconds,
             denoise=max(0.0, now - started - busy),
             decode=self.decode_seconds,

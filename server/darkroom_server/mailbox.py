@@ -6,12 +6,13 @@ import asyncio
 from collections import deque
 from collections.abc import Hashable
 
-from darkroom_server.events import Ended, Event, PreviewMade, Queued
+from darkroom_server.events import Ended, Event, Loading, PreviewMade, Queued
 
 
 class Mailbox:
-    """Keeps every event in order, but of previews only the newest of each image, and of positions in the queue the
-    newest: a slow reader loses those and nothing else, and holds up nobody. For the event loop's thread."""
+    """Keeps every event in order, but of previews only the newest of each image, and of positions in the queue and of
+    what is being loaded the newest: a slow reader loses those and nothing else, and holds up nobody. For the event
+    loop's thread."""
 
     def __init__(self) -> None:
         self._events: deque[tuple[int, Event]] = deque()
@@ -25,8 +26,9 @@ class Mailbox:
         if self._ended:
             return
         self._count += 1
-        if isinstance(event, PreviewMade | Queued):
-            self._newest[getattr(event, "image_index", "queued")] = (self._count, event)
+        if isinstance(event, PreviewMade | Queued | Loading):
+            slot = (type(event).__name__, getattr(event, "image_index", 0))
+            self._newest[slot] = (self._count, event)
         else:
             self._events.append((self._count, event))
         self._ended = isinstance(event, Ended)

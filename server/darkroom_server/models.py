@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import copy
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import torch
-from safetensors import SafetensorError
 
 from darkroom_plugins import DarkroomError
-from darkroom_plugins.files import ModelFiles, fill
+from darkroom_plugins.files import ModelFiles
 from darkroom_server.check_memory import check
-from darkroom_server.placement import Placement, place
-from darkroom_server.settings import MemoryOptions
+from darkroom_server.placement import Placement, device_bytes
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -37,6 +34,7 @@ class Model:
     family: Family  # without its networks while it is not loaded
     default_scheduler: str
     preview_modes: tuple[PreviewMode, ...]
+    device_bytes: int  # that its weights take on the device, at most
     placement: Placement = field(default_factory=Placement)  # of its networks, while it is loaded
 
     @property
@@ -57,18 +55,22 @@ class Model:
 
 
 def open_models(settings: Settings, plugins: Plugins) -> dict[str, Model]:
-    """All models, loaded, by name.
+    """All models, by name, without their weights.
 
-    :raises ModelError: a folder has no model that a family knows, or does not load
+    :raises ModelError: a folder has no model that a family knows
     """
-    device = choose_device(settings.device)
-    models = {each.name: _open(each, plugins, device, each.dtype or settings.dtype) for each in settings.models}
-    for model in models.values():
-        try:
-            model.placement = load(model.family, model.files, model.settings)
-        except (OSError, ValueError, SafetensorError) as error:
-            raise ModelError(f"model {model.name!r}: {model.files.folder} does not load: {error}") from error
-    return models
+    return {
+        each.name: _open(each, plugins, choose_device(each.device or settings.device), each.dtype or settings.dtype)
+        for each in settings.models
+    }
+
+
+def check_budget(models: Mapping[str, Model], budget: int | None) -> None:
+    """:raises ModelError: some models can never be loaded"""
+    sizes = {name: model.device_bytes for name, model in models.items()}
+    if budget is not None and (large := {name: size for name, size in sizes.items() if size > budget}):
+        taken = ", ".join(f"{name!r} takes {size:,}" for name, size in large.items())
+        raise ModelError(f"memory_budget: {budget:,} bytes are too few: {taken}")
 
 
 def choose_device(name: str) -> torch.device:
@@ -107,21 +109,8 @@ def _open(settings: ModelSettings, plugins: Plugins, device: torch.device, dtype
     if wanted not in plugins.scheduler_names:
         raise ModelError(f"model {settings.name!r}: default_scheduler: there is no scheduler {wanted!r}")
     modes = tuple(mode for mode in family.info.preview_modes if mode == "off" or mode in plugins.preview_decoders)
-    return Model(settings, files, family, plugins.scheduler_names[wanted], modes)
-
-
-def load(family: Family, files: ModelFiles, options: MemoryOptions | None = None) -> Placement:
-    """Read the weights of a model, and put them where the options say.
-
-    :raises OSError, ValueError: they cannot be read, or are not those of the model
-    """
-    components = {}
-    for name, hollow in family.hollow.items():
-        components[name] = copy.deepcopy(hollow)
-        fill(components[name], files.weights(name), family.dtype)  # rounded as diffusers' pipelines have it
-    placement = place(components, family, options or MemoryOptions())
-    family.components = components
-    return placement
+    size = device_bytes(family, settings)
+    return Model(settings, files, family, plugins.scheduler_names[wanted], modes, size)
 
 
 def entry_of(config: Mapping[str, object], entries: Mapping[str, SchedulerEntry]) -> str:

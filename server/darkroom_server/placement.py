@@ -84,8 +84,6 @@ class _Bringing(ModelHook):  # type: ignore[misc]
 def place(components: Mapping[str, nn.Module], family: Family, options: MemoryOptions) -> Placement:
     """Put networks that have their weights, on the CPU, where they are to be. What is done to them is never undone:
     they go as a whole when the model is unloaded."""
-    for name, network in components.items():
-        nn.Module.to(network, family.dtype_of(name))  # diffusers' own would warn of all that it may not cast
     if (part := denoiser(family)) is not None:
         _prepare_denoiser(components[part], family, options)
     vae: Any = components.get("vae")

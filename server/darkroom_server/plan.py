@@ -15,12 +15,12 @@ from darkroom_plugins.files import LOADING
 from darkroom_plugins.manager import Plugins
 from darkroom_plugins.request import Pixels, Request
 from darkroom_plugins.sample import PromptPiece
-from darkroom_server.assets import ModelAssets
+from darkroom_server.assets import ModelAssets, needs
 from darkroom_server.catalog import Catalog
 from darkroom_server.events import ControlMade
 from darkroom_server.jobs import Job, Plan, count_steps
 from darkroom_server.models import Model
-from darkroom_server.sampling import known
+from darkroom_server.recovery import known
 
 if TYPE_CHECKING:
     from pydantic import BaseModel
@@ -68,7 +68,7 @@ def _plan(request: Request, fitted: Fitted, catalog: Catalog) -> Plan:
     if hasattr(scheduler, "set_begin_index"):
         scheduler.set_begin_index(first)  # else schedulers look for it, and take the second of two equal timesteps
     conditioners = tuple(c for _, c in sorted(plugins.conditioners.items()) if c.wants(request))
-    assets = ModelAssets(catalog.assets, model, request)
+    assets = ModelAssets(catalog.assets, catalog.store, model)
     return Plan(
         model=model,
         task=task,
@@ -81,6 +81,7 @@ def _plan(request: Request, fitted: Fitted, catalog: Catalog) -> Plan:
         canvas=fitted.canvas,
         controls=fitted.controls,
         assets=assets,
+        needs=needs(request),
     )
 
 

@@ -13,7 +13,7 @@ from darkroom_server.events import ControlMade
 from darkroom_server.findings import Findings
 from darkroom_server.inputs import decode_image
 from darkroom_server.plan import run_preprocessor
-from darkroom_server.sampling import known
+from darkroom_server.recovery import known
 from darkroom_server.validate import check_request_id
 
 

@@ -7,12 +7,14 @@ from typing import Any
 
 import torch
 
+from darkroom_plugins.errors import OutOfMemory
 from darkroom_plugins.manager import Plugins
 from darkroom_plugins.request import PreviewMode, PreviewOptions
 from darkroom_server.denoise import to_pixels
 from darkroom_server.jobs import Seat
 from darkroom_server.models import Model
-from darkroom_server.sampling import DECODED_AT_ONCE, Outcome, each_or_halves
+from darkroom_server.recovery import Outcome, Recovery
+from darkroom_server.sampling import DECODED_AT_ONCE, work
 
 
 def wants_preview(seat: Seat, step: int, now: float) -> bool:
@@ -41,15 +43,19 @@ class PreviewDecoders:
             self._built[key] = self._plugins.preview_decoders[mode].build(model.family)
         return self._built[key]
 
-    def show(self, wanted: Sequence[tuple[Seat, torch.Tensor]]) -> list[Outcome[Any]]:
+    def show(self, wanted: Sequence[tuple[Seat, torch.Tensor]], recovery: Recovery) -> list[Outcome[Any]]:
         """Each seat's (h, w, 3) uint8 picture of its (1, channels, h, w) estimate. All are of one model, mode and
-        shape."""
-        return each_or_halves(self._show, wanted, DECODED_AT_ONCE)
+        shape. Where one does not fit into memory, none are tried for a while: pictures go on without."""
+        if not wanted:
+            return []
+        request = wanted[0][0].job.request
+        showing = work(f"preview {request.preview.mode}", request)
+        outcomes = recovery.each(showing, self._show, wanted, DECODED_AT_ONCE, relieve=False)
+        if any(isinstance(outcome, OutOfMemory) for outcome in outcomes):
+            recovery.limits.exclude(showing)
+        return outcomes
 
     def _show(self, wanted: Sequence[tuple[Seat, torch.Tensor]]) -> list[Any]:
         job = wanted[0][0].job
         decode = self._decoder(job.plan.model, job.request.preview.mode)
-        pictures = list(to_pixels(decode(torch.cat([estimate for _, estimate in wanted]))))
-        if len(pictures) != len(wanted):
-            raise ValueError(f"a preview decoder made {len(pictures)} pictures of {len(wanted)}")
-        return pictures
+        return list(to_pixels(decode(torch.cat([estimate for _, estimate in wanted]))))

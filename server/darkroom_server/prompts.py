@@ -24,6 +24,11 @@ class PromptCache:
         changes = tuple((adapter.name, adapter.prompt_key(sample.request)) for adapter in sample.adapters)
         return tuple(self._embedding(sample, key, changes) for key in keys)
 
+    def clear(self) -> None:
+        """Keep none: memory is short."""
+        self._kept.clear()
+        self._bytes = 0
+
     def _embedding(self, sample: Sample, key: PromptKey, changes: Hashable) -> PromptEmbedding:
         whole = (sample.request.model, key, changes)
         if whole in self._kept:

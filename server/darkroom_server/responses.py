@@ -12,7 +12,7 @@ from darkroom.v1 import events_pb2, parameters_pb2
 from darkroom_plugins.recipe import parameters_json
 from darkroom_plugins.request import PreviewMode
 from darkroom_plugins.sample import Picture
-from darkroom_server.events import ControlMade, Ended, PreviewMade, Queued, StepDone
+from darkroom_server.events import ControlMade, Ended, Loading, PreviewMade, Queued, StepDone
 from darkroom_server.jobs import Job
 from darkroom_server.pictures import MEDIA_TYPES, encode_map
 
@@ -50,6 +50,18 @@ def accepted(job: Job) -> events_pb2.AcceptedEvent:
 def queued(event: Queued) -> events_pb2.QueuedEvent:
     """A waiting job's position."""
     return events_pb2.QueuedEvent(position=event.position, estimated_wait_seconds=event.estimated_wait)
+
+
+def loading(event: Loading) -> events_pb2.LoadingEvent:
+    """How far the loading is of what a job waits for."""
+    phase: Any = "LOADING_PHASE_" + event.phase.upper()
+    return events_pb2.LoadingEvent(
+        model=event.model,
+        component=event.component,
+        phase=phase,
+        bytes_done=event.bytes_done,
+        bytes_total=event.bytes_total,
+    )
 
 
 def step(event: StepDone) -> events_pb2.StepEvent:
@@ -128,6 +140,7 @@ def completed(event: Ended, job: Job, encode_seconds: float) -> events_pb2.Compl
     """The end of a job that went well."""
     timings = events_pb2.Timings(
         queue_seconds=event.timings.queue,
+        load_seconds=event.timings.load,
         encode_prompt_seconds=event.timings.encode_prompt,
         denoise_seconds=event.timings.denoise,
         decode_seconds=event.timings.decode + encode_seconds,

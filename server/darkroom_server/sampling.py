@@ -1,37 +1,45 @@
 """How samples begin, are predicted and are decoded: what may fail by a plugin's or a model's fault.
 
-Functions over many samples return, for each, its result or the error that it alone failed with: a batch that fails is
-run again in halves until each sample that fails is alone. They change nothing, so the others go on from where they are.
+Functions over many samples return, for each, its result or the error that it alone failed with.
 """
 
 from __future__ import annotations
 
 import contextlib
 import copy
-import logging
-from collections.abc import Callable, Sequence
-from typing import Any, TypeAlias, TypeVar
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass, replace
+from itertools import islice
+from typing import Any
 
 import torch
 
-from darkroom_plugins.errors import DarkroomError, DeviceLost, NonFinite, OutOfMemory, PluginFailed
-from darkroom_plugins.sample import Sample
+from darkroom_plugins.errors import DarkroomError, NonFinite, OutOfMemory
+from darkroom_plugins.request import Request
+from darkroom_plugins.sample import Row, Sample
 from darkroom_server import denoise
 from darkroom_server.jobs import Seat
 from darkroom_server.prompts import PromptCache
-
-log = logging.getLogger(__name__)
+from darkroom_server.recovery import Outcome, Recovery
 
 DECODED_AT_ONCE = 8  # pictures: bounds the memory that the VAE takes
-OUT_OF_MEMORY = ("can't allocate memory", "ALLOC_FAILED")  # the CPU's allocator; cuBLAS and cuDNN
-
-S = TypeVar("S")
-T = TypeVar("T")
-Outcome: TypeAlias = T | DarkroomError
 
 
-def seated(seat: Seat, prompts: PromptCache) -> Sample:
-    """The sample of this seat, with its prompts encoded."""
+@dataclass(frozen=True, slots=True)
+class Decoded:
+    """A sample's picture."""
+
+    pixels: Any  # (height, width, 3) uint8; None where the model's result is not finite
+    tiled: bool = False  # whether it was put together from tiles, for want of memory
+
+
+def work(kind: str, request: Request) -> Hashable:
+    """What decides how many rows of this kind of work fit into memory."""
+    return (kind, request.model, request.width, request.height)
+
+
+def encode(seat: Seat, prompts: PromptCache) -> Sample:
+    """The sample of this seat, with its prompts."""
     request, plan = seat.job.request, seat.job.plan
     sample = Sample(
         request=request,
@@ -48,88 +56,86 @@ def seated(seat: Seat, prompts: PromptCache) -> Sample:
         first=plan.steps.first,
         evaluation=plan.steps.first,
     )
-    sample.generator = torch.Generator().manual_seed(sample.seed)
     sample.rows = prompts.rows(sample, plan.prompts)
     return sample
 
 
-def begin(sample: Sample) -> None:
-    """Make it ready for its first evaluation."""
+def begin(encoded: Sample) -> Sample:
+    """The same ready for its first evaluation."""
+    generator = torch.Generator().manual_seed(encoded.seed)
+    sample = replace(encoded, generator=generator, state={})
     for conditioner in sample.conditioners:
         conditioner.begin(sample)
     sample.task.begin(sample)
+    return sample
 
 
-def predict(samples: Sequence[Sample]) -> list[Outcome[torch.Tensor]]:
-    """Each sample's guided prediction, (1, channels, h, w)."""
-    return each_or_halves(_predict, samples)
+def predict(samples: Sequence[Sample], recovery: Recovery) -> list[Outcome[list[torch.Tensor]]]:
+    """The denoiser's output for each row of each sample, (1, channels, h, w)."""
+    rows = [row for sample in samples for row in denoise.rows_of(sample)]
+    outcomes = recovery.each(work("denoise", samples[0].request), _predict, rows)
+    remaining = iter(outcomes)
+    return [_together(list(islice(remaining, len(sample.rows)))) for sample in samples]
 
 
-def _predict(samples: Sequence[Sample]) -> list[torch.Tensor]:
-    evaluation = denoise.gather(samples)
+def _predict(rows: Sequence[Row]) -> list[torch.Tensor]:
+    evaluation = denoise.gather(rows)
+    samples = list(dict.fromkeys(row.sample for row in rows))
     for conditioner in {c.name: c for s in samples for c in s.conditioners}.values():
         conditioner.condition(evaluation)
     with contextlib.ExitStack() as adapted:
         for adapter in {a.name: a for s in samples for a in s.adapters}.values():
             adapted.enter_context(adapter.applied(samples[0].model, evaluation))
         outputs = samples[0].model.predict(evaluation)
-    return denoise.scatter(samples, outputs)
+    return list(outputs.split(1))
 
 
-def decode(samples: Sequence[Sample]) -> list[Outcome[Any]]:
-    """Each sample's picture, (height, width, 3) uint8, or NonFinite."""
+def _together(outcomes: Sequence[Outcome[torch.Tensor]]) -> Outcome[list[torch.Tensor]]:
+    """The rows of one sample, which fails with any of them."""
+    outputs = []
+    for outcome in outcomes:
+        if isinstance(outcome, DarkroomError):
+            return outcome
+        outputs.append(outcome)
+    return outputs
+
+
+def decode(samples: Sequence[Sample], recovery: Recovery) -> list[Outcome[Decoded]]:
+    """Each sample's picture, or NonFinite. One that does not fit into memory even alone is made in tiles."""
+    whole = recovery.each(work("decode", samples[0].request), _decode, samples, DECODED_AT_ONCE) if samples else []
     return [
-        NonFinite("the model's result has values that are not finite") if outcome is None else outcome
-        for outcome in each_or_halves(_decode, samples, DECODED_AT_ONCE)
+        _finite(_in_tiles(sample, outcome, recovery) if isinstance(outcome, OutOfMemory) else outcome)
+        for sample, outcome in zip(samples, whole, strict=True)
     ]
 
 
-def _decode(samples: Sequence[Sample]) -> list[Any]:
+def _decode(samples: Sequence[Sample]) -> list[Decoded]:
     latents = torch.cat([sample.latents for sample in samples if sample.latents is not None])
-    images = samples[0].model.decode(latents)
+    return _pictures(samples[0].model.decode(latents))
+
+
+def _in_tiles(sample: Sample, failure: OutOfMemory, recovery: Recovery) -> Outcome[Decoded]:
+    """Its picture in tiles; the failure where its model makes none of this size."""
+    (outcome,) = recovery.each(work("tiles", sample.request), _decode_tiled, [sample])
+    if isinstance(outcome, Decoded):
+        recovery.limits.exclude(work("decode", sample.request))
+    return failure if outcome is None else outcome
+
+
+def _decode_tiled(samples: Sequence[Sample]) -> list[Decoded | None]:
+    (sample,) = samples
+    assert sample.latents is not None
+    images = sample.model.decode_tiled(sample.latents)
+    return [None] if images is None else [*_pictures(images, tiled=True)]
+
+
+def _pictures(images: torch.Tensor, tiled: bool = False) -> list[Decoded]:
     finite = images.isfinite().flatten(1).all(dim=1).tolist()
-    return [pixels if good else None for pixels, good in zip(denoise.to_pixels(images), finite, strict=True)]
+    pictures = zip(denoise.to_pixels(images), finite, strict=True)
+    return [Decoded(pixels if good else None, tiled) for pixels, good in pictures]
 
 
-def each_or_halves(
-    run: Callable[[Sequence[S]], list[T]], items: Sequence[S], at_once: int | None = None
-) -> list[Outcome[T]]:
-    """What `run` makes of the items, all at once (or so many) where that works; where it does not, the error of each
-    that fails.
-
-    :raises DeviceLost: nothing works any more
-    """
-    if at_once is not None and len(items) > at_once:
-        return [*each_or_halves(run, items[:at_once]), *each_or_halves(run, items[at_once:], at_once)]
-    if not items:
-        return []
-    try:
-        return list(run(items))
-    except Exception as error:
-        failure = known(error) if len(items) == 1 else _kind(error)
-    # Outside the except block, whose traceback would keep the failed batch's tensors in memory.
-    if isinstance(failure, DeviceLost):
-        raise failure
-    if len(items) == 1:
-        return [failure]
-    middle = len(items) // 2
-    return [*each_or_halves(run, items[:middle]), *each_or_halves(run, items[middle:])]
-
-
-def known(error: Exception) -> DarkroomError:
-    """The domain's error for whatever a plugin or a model raised; its own words go to the log alone."""
-    kind = _kind(error)
-    if isinstance(kind, DeviceLost | PluginFailed) and kind is not error:
-        log.error("%s", kind, exc_info=error)
-    return kind
-
-
-def _kind(error: Exception) -> DarkroomError:
-    if isinstance(error, DarkroomError):
-        return error.with_traceback(None)  # which would keep the batch's tensors
-    text = str(error)
-    if isinstance(error, torch.OutOfMemoryError | MemoryError) or any(t in text for t in OUT_OF_MEMORY):
-        return OutOfMemory("the device has too little memory for this image")
-    if isinstance(error, getattr(torch, "AcceleratorError", ())) or "CUDA error" in text:
-        return DeviceLost("the device failed; the server will be restarted")
-    return PluginFailed("a plugin or the model failed on this image")
+def _finite(outcome: Outcome[Decoded]) -> Outcome[Decoded]:
+    if isinstance(outcome, Decoded) and outcome.pixels is None:
+        return NonFinite("the model's result has values that are not finite")
+    return outcome

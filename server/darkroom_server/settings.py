@@ -1,21 +1,50 @@
-"""What the operator sets: by environment (DARKROOM_…), or by the flags of `darkroom serve`."""
+"""What the operator sets, and what is right there; see `server/configuration.md`. `configuration` reads it."""
 
 from __future__ import annotations
 
-from ipaddress import ip_address
+import re
 from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, Field, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ByteSize,
+    Field,
+    ModelWrapValidatorHandler,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
+from pydantic_core import InitErrorDetails, PydanticCustomError
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from darkroom_plugins.request import PreviewMode
+from darkroom_server.consistency import inconsistencies
 
 DEFAULT_LISTEN = "127.0.0.1:50051"
+DEMO = "shapes"
 MIB = 1024 * 1024
-
+HUB_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*/[A-Za-z0-9][A-Za-z0-9._-]*")
+PICKLES = (".bin", ".ckpt", ".pkl", ".pt", ".pth")
 
 Dtype = Literal["auto", "float32", "float16", "bfloat16"]
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9._/-]+$", max_length=128)]
+
+
+def _readable(path: Path) -> Path:
+    path = path.expanduser()
+    if path.suffix.lower() in PICKLES:
+        raise ValueError(f"{path.name} is a pickle, which may run any code when it is read; convert it to safetensors")
+    if not path.exists():
+        raise ValueError(f"there is nothing at {path}")
+    if path.is_file() and path.suffix != ".safetensors":
+        raise ValueError(f"{path.name} is neither a folder nor a safetensors file")
+    return path
+
+
+WeightsPath = Annotated[Path, AfterValidator(_readable)]  # a folder or a safetensors file, which is there
 
 
 class MemoryOptions(BaseModel, extra="forbid"):
@@ -35,14 +64,15 @@ class MemoryOptions(BaseModel, extra="forbid"):
 class ModelSettings(MemoryOptions):
     """A model to offer, and what requests for it get by default."""
 
-    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9._/-]+$", max_length=128)]
-    path: Path | None = None  # a diffusers folder, or a single-file checkpoint (.safetensors); or else:
-    hub: str | None = None  # a repository of the hub, "owner/name"
-    revision: str | None = None  # of the repository
+    name: Name
+    path: WeightsPath | None = None  # a diffusers folder, or a single-file checkpoint (.safetensors); or else:
+    hub: Annotated[str | None, Field(validate_default=True)] = None  # a repository of the hub, "owner/name"
+    revision: Annotated[str | None, Field(validate_default=True)] = None  # of the repository: a tag or a commit
     variant: str | None = None  # of the weights' files, for instance "fp16"
-    config: Path | None = None  # of a single-file checkpoint: a folder with the configuration of its architecture
-    vae: Path | None = None  # a VAE to use in place of the model's: a folder or a single file
-    tiny_vae: Path | None = None  # a folder with an AutoencoderTiny, for previews
+    config: Annotated[WeightsPath | None, Field(validate_default=True)] = None  # of a single-file checkpoint: a folder
+    # with the configuration of its architecture
+    vae: WeightsPath | None = None  # a VAE to use in place of the model's: a folder or a single file
+    tiny_vae: WeightsPath | None = None  # a folder with an AutoencoderTiny, for previews
     safety: Literal["off", "flag", "block"] = "off"  # what happens with pictures in which the checker finds something
     preload: bool = True  # load it at the start, as far as the budget goes
     description: str = ""
@@ -53,12 +83,59 @@ class ModelSettings(MemoryOptions):
     default_guidance_scale: Annotated[float, Field(ge=0, le=100)] = 7.5
     default_preview_mode: PreviewMode = "latent-rgb"
 
+    # Each looks at fields before its own, which are not in the data where they are wrong themselves.
+
+    @field_validator("hub")
+    @classmethod
+    def _one_source(cls, hub: str | None, info: ValidationInfo) -> str | None:
+        path = info.data.get("path")
+        if hub is None and path is None and "path" in info.data:
+            raise ValueError("a model needs a path, or a repository of the hub")
+        if hub is not None and path is not None:
+            raise ValueError("a model has a path or a repository of the hub, not both")
+        if hub is not None and not HUB_ID.fullmatch(hub):
+            raise ValueError(f"{hub!r} is no repository of the hub: OWNER/NAME")
+        return hub
+
+    @field_validator("revision")
+    @classmethod
+    def _pinned(cls, revision: str | None, info: ValidationInfo) -> str | None:
+        hub = info.data.get("hub")
+        if hub is not None and revision in (None, "", "main"):
+            raise ValueError("a tag or a commit is needed: a branch moves, and the model would change with it")
+        if revision is not None and info.data.get("path") is not None:
+            raise ValueError("only what comes from the hub has a revision")
+        return revision
+
+    @field_validator("variant")
+    @classmethod
+    def _variant_of_folder(cls, variant: str | None, info: ValidationInfo) -> str | None:
+        if variant is not None and _is_file(info.data.get("path")):
+            raise ValueError("a single-file checkpoint has no variants; a folder or the hub may")
+        return variant
+
+    @field_validator("config")
+    @classmethod
+    def _config_of_file(cls, config: Path | None, info: ValidationInfo) -> Path | None:
+        single = _is_file(info.data.get("path"))
+        if single and config is None:
+            raise ValueError("a single-file checkpoint needs, in darkroom.toml, a diffusers folder of its architecture")
+        if config is not None and not single and {"path", "hub"} <= set(info.data):
+            raise ValueError("only a single-file checkpoint (.safetensors) has a config; others bring their own")
+        if config is not None and config.is_file():
+            raise ValueError(f"{config} is a file; a folder is needed")
+        return config
+
+
+def _is_file(path: Path | None) -> bool:
+    return path is not None and path.is_file()
+
 
 class AssetSettings(BaseModel, extra="forbid"):
     """A ControlNet (a diffusers folder), or a LoRA or embedding (a safetensors file)."""
 
-    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9._/-]+$", max_length=128)]
-    path: Path
+    name: Name
+    path: WeightsPath
     description: str = ""
     preprocessor: str | None = None  # of a ControlNet: what makes the maps that it was trained on
 
@@ -73,17 +150,26 @@ class Limits(BaseModel, extra="forbid"):
     max_pixels: Annotated[int, Field(ge=64 * 64)] = 2048 * 2048
     max_prompt_characters: Annotated[int, Field(ge=1)] = 10_000
     max_queued_jobs: Annotated[int, Field(ge=1)] = 1000
-    max_request_bytes: Annotated[int, Field(ge=64 * 1024)] = 32 * MIB
-    chunk_bytes: Annotated[int, Field(ge=1024, le=3 * MIB)] = 3 * MIB
+    max_request_bytes: Annotated[ByteSize, Field(ge=64 * 1024)] = ByteSize(32 * MIB)
+    chunk_bytes: Annotated[ByteSize, Field(ge=1024, le=3 * MIB)] = ByteSize(3 * MIB)
+
+
+class TokenSettings(BaseModel, extra="forbid"):
+    """A bearer token, and what its bearer may do. Tokens are long and random, so that nobody finds one by trying: a
+    plain hash keeps them, and a slow one as for passwords would protect nothing more."""
+
+    name: Name  # of who has it
+    role: Literal["user", "operator"] = "user"  # operators may load and unload models, too
+    sha256: Annotated[str, Field(pattern=r"^[0-9a-fA-F]{64}$")]  # of the token, in hexadecimal
 
 
 class Settings(BaseSettings):
     """Everything that is set for one server."""
 
-    model_config = SettingsConfigDict(env_prefix="DARKROOM_", env_nested_delimiter="__", extra="ignore")
+    model_config = SettingsConfigDict(env_prefix="DARKROOM_", env_nested_delimiter="__", extra="forbid")
 
     listen: str = DEFAULT_LISTEN
-    token: str | None = None  # what clients must send as a bearer token
+    tokens: list[TokenSettings] = []  # one of which clients must send; none: everybody on this machine may do all
     device: str = "auto"  # torch's name of a device
     dtype: Dtype = "auto"  # float16 on CUDA, float32 elsewhere
     models: list[ModelSettings] = []  # none: the embedded demo model
@@ -92,35 +178,30 @@ class Settings(BaseSettings):
     loras: list[AssetSettings] = []
     embeddings: list[AssetSettings] = []
     limits: Limits = Limits()
-    memory_budget: Annotated[int, Field(ge=1)] | None = None  # bytes of weights on the device; None: no limit
-    park_budget: Annotated[int, Field(ge=0)] = 0  # bytes of weights kept in the CPU's memory for a fast return
+    memory_budget: Annotated[ByteSize, Field(ge=1)] | None = None  # of weights on the device; None: no limit
+    park_budget: Annotated[ByteSize, Field(ge=0)] = ByteSize(0)  # of weights kept in the CPU's memory for a fast return
     idle_seconds: Annotated[float, Field(gt=0)] | None = None  # after which a model that is not used is let go
     blocked_plugins: list[str] = []
     encoder_threads: Annotated[int, Field(ge=1)] = 2
     reader_threads: Annotated[int, Field(ge=1)] = 2  # that decode what clients send, and make control maps
-    max_waiting_bytes: Annotated[int, Field(ge=MIB)] = 2048 * MIB  # of the pictures of jobs that wait
+    max_waiting_bytes: Annotated[ByteSize, Field(ge=MIB)] = ByteSize(2048 * MIB)  # of the pictures of jobs that wait
     drain_seconds: Annotated[float, Field(ge=0)] = 30.0
 
-    @model_validator(mode="after")
-    def _check(self) -> Self:
-        for kind in ("models", "controlnets", "loras", "embeddings"):
-            names = [each.name for each in getattr(self, kind)]
-            for name in {n for n in names if names.count(n) > 1}:
-                raise ValueError(f"{kind}: the name {name!r} is given {names.count(name)} times")
-        names = [model.name for model in self.models]
-        if self.default_model is not None and self.models and self.default_model not in names:
-            raise ValueError(f"default_model: there is no model {self.default_model!r}, but {', '.join(names)}")
-        host = self.listen.rpartition(":")[0]
-        if not self.token and not _is_loopback(host):
-            raise ValueError(f"listen: {host} is reached from other machines; set a token, or listen on 127.0.0.1")
-        return self
-
-
-def _is_loopback(host: str) -> bool:
-    try:
-        return ip_address(host.strip("[]")).is_loopback
-    except ValueError:
-        return host in ("localhost", "unix", "unix-abstract") or host.startswith("unix:")
+    @model_validator(mode="wrap")
+    @classmethod
+    def _check(cls, given: Any, validate: ModelWrapValidatorHandler[Self]) -> Self:
+        """What is between fields is looked at even where one of them is wrong by itself, to say all at once."""
+        wrong = [(place, "inconsistent", words) for place, words in inconsistencies(given, DEMO)]
+        try:
+            settings = validate(given)
+        except ValidationError as error:
+            wrong += [(each["loc"], each["type"], each["msg"].removeprefix("Value error, ")) for each in error.errors()]
+        if wrong:
+            errors: list[InitErrorDetails] = [
+                {"type": PydanticCustomError(kind, words), "loc": place, "input": None} for place, kind, words in wrong
+            ]
+            raise ValidationError.from_exception_data(cls.__name__, errors)
+        return settings
 
 
 DEMO_LORAS = {"outline": "Shapes as coloured outlines.", "stripes": "Shapes in stripes."}
@@ -153,7 +234,7 @@ def demo_model() -> ModelSettings:
     from darkroom_demo import MODEL_PATH
 
     return ModelSettings(
-        name="shapes",
+        name=DEMO,
         path=MODEL_PATH,
         description="Coloured shapes on a coloured background, 64x64: small, trained for demonstration.",
         default_num_inference_steps=25,

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
-from darkroom_server.batcher import Batcher
+from darkroom_server.batcher import Batcher, Lane
 from darkroom_server.events import Queued
 from darkroom_server.jobs import Job
 
@@ -15,7 +15,7 @@ INTERVAL = 0.1  # seconds between two rounds, and a millisecond more for each jo
 class WaitingRoom:
     """Works out each waiting job's position. A job waits when its lane's batch is full without it."""
 
-    def __init__(self, batcher: Batcher, row_limit: int) -> None:
+    def __init__(self, batcher: Batcher, row_limit: Callable[[Lane], int]) -> None:
         self._batcher = batcher
         self._row_limit = row_limit
         self._starts: deque[float] = deque(maxlen=16)  # when the last jobs began
@@ -34,7 +34,7 @@ class WaitingRoom:
         for lane in self._batcher.lanes():
             waiting = dict.fromkeys(seat.job for seat in lane.seats if seat.job.started is None)
             self._next += len(waiting) / 1000
-            seated = {seat.job for seat in lane.gather(self._row_limit)}
+            seated = {seat.job for seat in lane.gather(self._row_limit(lane))}
             for position, job in enumerate(job for job in waiting if job not in seated):
                 if job.position != position:
                     job.position = position

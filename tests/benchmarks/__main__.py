@@ -109,10 +109,12 @@ def main() -> None:
     from darkroom_demo import MODEL_PATH
     from tests.benchmarks.architectures import stable_diffusion_15
     from tests.benchmarks.peers import LockedPipeline
+    from tests.benchmarks.returning import returning
     from tests.benchmarks.weights import weights
 
     cuda = options.device.startswith("cuda")
-    model = options.model or (stable_diffusion_15(Path(".cache/sd15")) if cuda else MODEL_PATH)
+    large = stable_diffusion_15(Path(".cache/sd15"))
+    model = options.model or (large if cuda else MODEL_PATH)
     dtype = torch.float16 if cuda else torch.float32
     peer = LockedPipeline(model, options.device, dtype)
     served = Served(model, options.device, options.dtype)
@@ -122,6 +124,7 @@ def main() -> None:
         growth = memory(served, options) if options.requests else None
     finally:
         served.stop()
+    back = returning(large, torch.device(options.device), 5)
     device = torch.cuda.get_device_name() if cuda else f"{platform.processor() or platform.machine()} CPU"
     result = {
         "device": device,
@@ -131,6 +134,7 @@ def main() -> None:
         "rows": rows,
         "weights": tasks,
         "memory": growth,
+        "returning": back,
     }
     out = options.out or RESULTS / f"{options.device.partition(':')[0]}.json"
     out.parent.mkdir(exist_ok=True)

@@ -113,6 +113,17 @@ def test_calls_that_are_not_there_yet(client):
         list(client.watch("x"))
 
 
+def test_models_are_loaded_and_unloaded(client):
+    name = client.models()[0].name
+    assert client.unload_model(name) > 0
+    assert client.unload_model(name) == 0
+    progress = []
+    loaded = client.load_model(name, progress.append)
+    assert loaded.weight_bytes == progress[-1].bytes_total == progress[-1].bytes_done
+    with pytest.raises(ModelNotFound):
+        client.load_model("missing")
+
+
 def test_cancelling(client):
     with client.generate("a", num_inference_steps=500, request_id="long") as stream:
         for event in stream:

@@ -29,6 +29,7 @@ ROWS = [
     ("DEADLINE_EXCEEDED", "", errors.DeadlineExceeded),
     ("CANCELLED", "", errors.Cancelled),
     ("UNAUTHENTICATED", "", errors.Unauthenticated),
+    ("INTERNAL", "LOAD_FAILED", errors.LoadFailed),
     ("INTERNAL", "PLUGIN_FAILED", errors.PluginFailed),
     ("INTERNAL", "NON_FINITE", errors.NonFinite),
     # Beside the table: what a server of another version, or a proxy, may say.

@@ -45,7 +45,10 @@ def refused(monkeypatch, tmp_path):
         (["--preprocessor", "net=canny"], "the ControlNets given are: none"),
         (["--controlnet", "net", "--preprocessor", "canny"], "'canny' is not CONTROLNET=NAME"),
         (["--model", "none"], "Invalid value for --model: there is nothing at none"),
-        (["--lora", "ink.safetensors", "--lora", "ink=ink.safetensors"], "loras: the name 'ink' is given 2 times"),
+        (["--model", "a/b"], "nothing at a/b; of a repository of the hub a tag or commit is needed: a/b@REVISION"),
+        (["--model", "x=a/b@main"], "models.0.revision: a tag or a commit is needed: a branch moves"),
+        (["--model", "ink.safetensors"], "models.0.config: a single-file checkpoint needs, in darkroom.toml, a"),
+        (["--lora", "ink.safetensors", "--lora", "ink=ink.safetensors"], "loras.1.name: 'ink' as that of loras.0"),
     ],
 )
 def test_files_that_cannot_be_offered(refused, arguments, problem):
@@ -61,6 +64,7 @@ def test_what_it_is_given_it_offers(tiny_model, tmp_path):
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as server:
         try:
             found = re.search(r"ready on (\S+):", server.stdout.readline())
+            assert server.stdout.readline() == "No safety checker looks at the pictures of: little\n"
             with Client(found[1]) as client:
                 assert [model.name for model in client.models()] == ["little"]
                 assert {each.name: each.preprocessor for each in client.control_nets()} == {

@@ -311,7 +311,6 @@ def test_files_that_are_none_keep_the_server_from_starting(folder: Path, tmp_pat
         {"loras": [{"name": "x", "path": tmp_path / "vae.safetensors"}]},
         {"controlnets": [{"name": "x", "path": folder / "sd-edges", "preprocessor": "no"}]},
         {"loras": [{"name": "x", "path": tmp_path / "text.safetensors"}]},
-        {"loras": [{"name": "x", "path": tmp_path / "missing.safetensors"}]},
         {"loras": [{"name": "x", "path": folder / "sd" / "unet" / "diffusion_pytorch_model.safetensors"}]},
         {"controlnets": [{"name": "x", "path": folder / "sd" / "unet"}]},
         {"controlnets": [{"name": "x", "path": tmp_path}]},

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import hashlib
 import re
 import threading
 import urllib.parse
@@ -418,16 +419,13 @@ def test_what_is_not_there_yet_comes_at_once(server: RunningServer) -> None:
 
 RPCS_TO_COME = [
     ("images", "Watch", image_pb.WatchRequest()),
-    ("catalog", "LoadModel", catalog_pb.LoadModelRequest(model="tiny")),
-    ("catalog", "UnloadModel", catalog_pb.UnloadModelRequest(model="tiny")),
 ]
 
 
 @pytest.mark.parametrize(("service", "rpc", "request_"), RPCS_TO_COME, ids=[rpc for _, rpc, _ in RPCS_TO_COME])
 def test_rpcs_that_are_not_there_yet_say_so(server: RunningServer, service: str, rpc: str, request_: Any) -> None:
     call = getattr(getattr(server, service), rpc)
-    streams = rpc in ("Watch", "LoadModel")
-    failed = refused(lambda: list(call(request_)) if streams else call(request_))
+    failed = refused(lambda: list(call(request_)))
     assert (failed.code, failed.reason) == (StatusCode.UNIMPLEMENTED, "NOT_IMPLEMENTED")
     assert failed.violations == {}
     assert failed.message.endswith("not there yet")
@@ -854,9 +852,14 @@ def test_jobs_that_do_not_end_in_time_are_told(tiny_model: Path) -> None:
         assert not server.app.engine._batcher
 
 
+BEARERS = {"user": "t0ken", "operator": "0perator"}
+
+
 @pytest.fixture(scope="module")
 def locked_server(tiny_model: Path) -> Iterator[RunningServer]:
-    with RunningServer(models=[{"name": "tiny", "path": tiny_model}], token="t0ken") as server:
+    hashed = {role: hashlib.sha256(token.encode()).hexdigest() for role, token in BEARERS.items()}
+    tokens = [{"name": role, "role": role, "sha256": each} for role, each in hashed.items()]
+    with RunningServer(models=[{"name": "tiny", "path": tiny_model}], tokens=tokens) as server:
         yield server
 
 
@@ -868,6 +871,7 @@ TOKENS = {
     "empty token": "Bearer ",
     "longer": "Bearer t0ken2",
     "basic": "Basic t0ken",
+    "hash": f"Bearer {hashlib.sha256(b't0ken').hexdigest()}",
 }
 
 
@@ -892,13 +896,47 @@ def test_calls_without_the_token_are_refused(locked_server: RunningServer, name:
     settle(locked_server)
 
 
-def test_the_right_token_passes_and_health_needs_none(locked_server: RunningServer) -> None:
-    metadata = [("authorization", "Bearer t0ken")]
+@pytest.mark.parametrize("role", BEARERS)
+def test_each_right_token_passes_and_health_needs_none(locked_server: RunningServer, role: str) -> None:
+    metadata = [("authorization", f"Bearer {BEARERS[role]}")]
     call = locked_server.images.Generate(generate_request(num_inference_steps=1), metadata=metadata, timeout=20)
     assert Stream(call).read().kinds[-1] == "completed"
     assert locked_server.catalog.ListModels(catalog_pb.ListModelsRequest(), metadata=metadata).models
     assert health(locked_server) == health_pb2.HealthCheckResponse.SERVING
     settle(locked_server)
+
+
+def test_a_job_belongs_to_the_token_that_started_it(locked_server: RunningServer) -> None:
+    mine, yours = ([("authorization", f"Bearer {token}")] for token in BEARERS.values())
+    long = generate_request(request_id="same", num_inference_steps=500)
+    first = Stream(locked_server.images.Generate(long, metadata=mine, timeout=60))
+    first.read_until("step")
+    cancel = image_pb.CancelRequest(request_id="same")
+    failed = refused(lambda: locked_server.images.Cancel(cancel, metadata=yours))
+    assert (failed.code, failed.reason) == (StatusCode.NOT_FOUND, "REQUEST_NOT_FOUND")
+    short = generate_request(request_id="same", num_inference_steps=1)
+    other = Stream(locked_server.images.Generate(short, metadata=yours, timeout=60)).read()
+    assert other.kinds[-1] == "completed"
+    assert locked_server.images.Cancel(cancel, metadata=mine).cancelled
+    assert refused(first.read).code == StatusCode.CANCELLED
+    settle(locked_server)
+
+
+def operators_calls(server: RunningServer, **options: Any) -> list[Callable[[], Any]]:
+    return [
+        lambda: list(server.catalog.LoadModel(catalog_pb.LoadModelRequest(model="none"), **options)),
+        lambda: server.catalog.UnloadModel(catalog_pb.UnloadModelRequest(model="none"), **options),
+    ]
+
+
+def test_an_operators_calls_need_an_operators_token(locked_server: RunningServer, server: RunningServer) -> None:
+    user, operator = ([("authorization", f"Bearer {token}")] for token in BEARERS.values())
+    for call in operators_calls(locked_server, metadata=user):
+        failed = refused(call)
+        assert failed.code == StatusCode.UNAUTHENTICATED
+        assert failed.message == "this call wants an operator's token, and this is a user's"
+    for call in (*operators_calls(locked_server, metadata=operator), *operators_calls(server)):  # or none on loopback
+        assert refused(call).code != StatusCode.UNAUTHENTICATED
 
 
 # --------------------------------------------------------------------------------------------------- the table itself
@@ -916,6 +954,7 @@ TABLE: dict[type[errors.DarkroomError], tuple[str, str]] = {
     errors.DeadlineExceeded: ("DEADLINE_EXCEEDED", ""),
     errors.Cancelled: ("CANCELLED", ""),
     errors.Unauthenticated: ("UNAUTHENTICATED", ""),
+    errors.LoadFailed: ("INTERNAL", "LOAD_FAILED"),
     errors.PluginFailed: ("INTERNAL", "PLUGIN_FAILED"),
     errors.NonFinite: ("INTERNAL", "NON_FINITE"),
 }

@@ -14,7 +14,7 @@ import typer.core
 from typer.main import get_command_from_info
 from typer.models import CommandInfo
 
-from darkroom_client.cli import _catalog, _compare, _generate, _preprocess
+from darkroom_client.cli import _catalog, _compare, _generate, _preprocess, _residency
 from darkroom_client.cli._report import fail, reported
 
 _GROUP = "darkroom.commands"
@@ -80,6 +80,8 @@ app.command("generate")(reported(_generate.generate))
 app.command("edit")(reported(_generate.edit))
 app.command("compare-schedulers")(reported(_compare.compare_schedulers))
 app.command("preprocess")(reported(_preprocess.preprocess))
+app.command("load")(reported(_residency.load))
+app.command("unload")(reported(_residency.unload))
 for _name, _list in _catalog.commands().items():
     app.command(_name)(reported(_list))
 

@@ -83,6 +83,7 @@ _LISTS = {
             "guidance": lambda entry: f"{entry.default_guidance_scale:g}",
             "scheduler": _field("default_scheduler"),
             "state": _words("residency"),
+            "weights": _size,
             "device": lambda entry: f"{entry.device} {entry.dtype}".strip(),
             "description": _field("description"),
         },

@@ -1,0 +1,39 @@
+"""`darkroom load` and `darkroom unload`, for operators."""
+
+from typing import Annotated
+
+import typer
+
+from darkroom_client.cli._groups import grouped
+from darkroom_client.cli._options import Server
+
+Model = Annotated[str, typer.Argument(metavar="MODEL", help="A name from `darkroom models`.")]
+
+
+@grouped
+def load(model: Model, server: Server) -> None:
+    """Loads a model into the server's memory, ahead of its first job; needs an operator's token."""
+    from rich.console import Console
+    from rich.progress import Progress
+
+    from darkroom_client._sync import Client
+    from darkroom_client.events import Loading
+
+    with Progress(console=Console(stderr=True), transient=True) as progress, Client(**server.keywords()) as client:
+        bar = progress.add_task(f"loading {model}", total=None)
+
+        def show(event: Loading) -> None:
+            progress.update(bar, completed=event.bytes_done, total=event.bytes_total or None)
+
+        loaded = client.load_model(model, show)
+    typer.echo(f"{loaded.name} is loaded on {loaded.device}: {loaded.weight_bytes / 1e6:.1f} MB")
+
+
+@grouped
+def unload(model: Model, server: Server) -> None:
+    """Frees a model's memory as soon as no job uses it; needs an operator's token."""
+    from darkroom_client._sync import Client
+
+    with Client(**server.keywords()) as client:
+        freed = client.unload_model(model)
+    typer.echo(f"freed {freed / 1e6:.1f} MB" if freed else f"{model} was not loaded")

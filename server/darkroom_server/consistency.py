@@ -1,0 +1,47 @@
+"""What must hold between settings."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from ipaddress import ip_address
+from typing import Any, TypeAlias
+
+Location: TypeAlias = tuple[str | int, ...]  # of a value: keys of tables, indices of arrays
+
+NAMED = ("models", "controlnets", "loras", "embeddings", "tokens")
+UNIQUE = (*((kind, "name") for kind in NAMED), ("tokens", "sha256"))
+
+
+def inconsistencies(given: Mapping[str, Any], demo: str) -> Iterator[tuple[Location, str]]:
+    """What is wrong between settings as they are given, where each may be wrong by itself, too; with its place.
+
+    :param demo: the name of the model that is offered where none is given
+    """
+    for kind, key in UNIQUE:
+        values = _each(given, kind, key)
+        for index, value in enumerate(values):
+            if value is not None and value in values[:index]:
+                same = "the same" if key == "sha256" else repr(value)
+                yield (kind, index, key), f"{same} as that of {kind}.{values.index(value)}; each must have its own"
+    default, names = given.get("default_model"), _each(given, "models", "name") or [demo]
+    if default is not None and default not in names:
+        known = ", ".join(sorted({str(name) for name in names if name}))
+        yield ("default_model",), f"there is no model {default!r}, but {known}"
+    listen = given.get("listen")
+    if isinstance(listen, str) and not given.get("tokens") and not _is_loopback(host := listen.rpartition(":")[0]):
+        hint = "make a token by `darkroom token`, or listen on 127.0.0.1"
+        yield ("listen",), f"{host} is reached from other machines, and no tokens are configured: {hint}"
+
+
+def _each(given: Mapping[str, Any], kind: str, key: str) -> list[Any]:
+    """The values of this key in an array of tables."""
+    entries = given.get(kind)
+    entries = entries if isinstance(entries, list) else []
+    return [each.get(key) if isinstance(each, Mapping) else getattr(each, key, None) for each in entries]
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ip_address(host.strip("[]")).is_loopback
+    except ValueError:
+        return host in ("localhost", "unix", "unix-abstract") or host.startswith("unix:")

@@ -1,0 +1,61 @@
+"""How fast a model is back: from its files, and from where it is parked in the CPU's memory."""
+
+import os
+import statistics
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from darkroom_plugins.files import ModelFiles
+from darkroom_plugins.sd import StableDiffusion
+from darkroom_server.loading import ModelHolding
+from darkroom_server.models import Model
+from darkroom_server.settings import ModelSettings
+
+MIB = 2**20
+
+
+def returning(folder: Path, device: torch.device, rounds: int) -> dict[str, float]:
+    """Seconds of each, the ratio, and beside them a plain copy of as many bytes."""
+    settings, files = ModelSettings(name="sd15", path=folder), ModelFiles(folder)
+    family = StableDiffusion.open(files, device, torch.float16)
+    holding = ModelHolding(Model(settings, files, family, "ddim", ()), ready=None)  # type: ignore[arg-type]
+    cold, parked, copied = [], [], []
+    for _ in range(rounds):
+        holding.drop()
+        _forget(folder)
+        cold.append(_timed(device, holding.load, lambda _: None))
+        holding.park()
+        parked.append(_timed(device, holding.load, lambda _: None))
+        plain = torch.empty(holding.device_bytes, dtype=torch.uint8)
+        copied.append(_timed(device, lambda plain=plain: plain.to(device, copy=True)))
+    result = {
+        "weights_mib": holding.device_bytes / MIB,
+        "cold_s": statistics.median(cold),
+        "parked_s": statistics.median(parked),
+        "plain_copy_s": statistics.median(copied),
+    }
+    result["ratio"] = result["cold_s"] / result["parked_s"]
+    print(
+        f"a model of {result['weights_mib']:.0f} MiB comes back in {result['parked_s']:.3f} s when it is parked, in "
+        f"{result['cold_s']:.3f} s from its files, read anew: {result['ratio']:.1f} times as fast; "
+        f"a plain copy of as many bytes takes {result['plain_copy_s']:.3f} s"
+    )
+    return result
+
+
+def _forget(folder: Path) -> None:
+    """Have the system read these files from the disk the next time."""
+    for file in folder.rglob("*.safetensors"):
+        with file.open("rb") as open_file:
+            os.posix_fadvise(open_file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+
+
+def _timed(device: torch.device, function: Any, *arguments: Any) -> float:
+    began = time.perf_counter()
+    function(*arguments)
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter() - began
