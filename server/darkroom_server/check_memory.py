@@ -85,7 +85,7 @@ def _failure(option: str, attempt: Callable[[], object]) -> Iterator[str]:
         with torch.inference_mode():
             attempt()
     except ModuleNotFoundError as error:
-        yield f"{option}: needs {error.name}"
+        yield f"{option}: needs {(error.name or '').partition('.')[0]}"
     except Exception as error:
         yield f"{option}: does not work here: {str(error).strip().partition(chr(10))[0][:200]}"
 

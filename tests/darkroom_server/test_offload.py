@@ -29,15 +29,15 @@ OPTIONS: dict[str, tuple[str, dict[str, Any]]] = {
     "group": ("plain", {"offload": "group"}),
     "sliced": ("plain", {"attention_slicing": "auto", "vae_slicing": True, "vae_tiling": True}),
     "kernel": ("plain", {"attention_backend": "_native_math", "offload": "model"}),
-    "cast": ("rounded", {"layerwise_casting": "float8_e4m3fn"}),
-    "cast-model": ("rounded", {"layerwise_casting": "float8_e4m3fn", "offload": "model"}),
-    "cast-group": ("rounded", {"layerwise_casting": "float8_e4m3fn", "offload": "group"}),
+    "cast": ("rounded-cast", {"layerwise_casting": "float8_e4m3fn"}),
+    "cast-model": ("rounded-cast", {"layerwise_casting": "float8_e4m3fn", "offload": "model"}),
+    "cast-group": ("rounded-cast", {"layerwise_casting": "float8_e4m3fn", "offload": "group"}),
 }
 if find_spec("torchao"):
     OPTIONS |= {
-        "int8": ("int8", {"quantize": "int8"}),
-        "int8-model": ("int8", {"quantize": "int8", "offload": "model"}),
-        "float8-group": ("float8", {"quantize": "float8", "offload": "group"}),
+        "int8": ("rounded-int8", {"quantize": "int8"}),
+        "int8-model": ("rounded-int8", {"quantize": "int8", "offload": "model"}),
+        "float8-group": ("rounded-float8", {"quantize": "float8", "offload": "group"}),
     }
 
 
@@ -67,7 +67,7 @@ def save_rounded(folder: Path, kind: str) -> Path:
     """The tiny model with the UNet's weights as this option keeps them, in single precision."""
     save_sd(folder)
     unet: Any = UNet2DConditionModel.from_pretrained(folder / "unet").requires_grad_(False)
-    if kind == "rounded":
+    if kind == "cast":
         unet.enable_layerwise_casting(storage_dtype=torch.float8_e4m3fn, compute_dtype=torch.float32)
     else:
         quantise(unet, kind, torch.device("cpu"))
@@ -87,7 +87,7 @@ def server(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterat
     folder = tmp_path_factory.mktemp("offload")
     same = {name for name, _ in OPTIONS.values()} - {"plain"}
     models = [{"name": "plain", "path": tiny_model}, {"name": "compiled", "path": tiny_model, "compile": True}]
-    models += [{"name": name, "path": save_rounded(folder / name, name)} for name in same]
+    models += [{"name": name, "path": save_rounded(folder / name, name.removeprefix("rounded-"))} for name in same]
     models += [{"name": name, "path": tiny_model, **options} for name, (_, options) in OPTIONS.items()]
     compile_ = torch.compile
     with pytest.MonkeyPatch.context() as patch:
