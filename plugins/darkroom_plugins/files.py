@@ -164,8 +164,14 @@ def _named(network: torch.nn.Module, weights: Mapping[str, torch.Tensor]) -> Ten
 
 
 def _renamed(name: str, known: Mapping[str, Any]) -> str:
-    """CLIPTextModel had all it has in a module ``text_model`` before version 5.6 of transformers."""
-    others = (name.removeprefix("text_model."), f"text_model.{name}")
+    """Text and vision models of CLIP had all they have in a module of the same name before version 5 of transformers:
+    files have it, or the network has, or both, or none."""
+    others = (
+        name.removeprefix("text_model."),
+        f"text_model.{name}",
+        name.replace("vision_model.vision_model.", "vision_model."),
+        name.replace("vision_model.", "vision_model.vision_model."),
+    )
     return name if name in known else next((each for each in others if each in known), name)
 
 

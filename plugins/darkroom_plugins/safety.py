@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -58,16 +58,6 @@ class SafetyChecker(safety_checker.StableDiffusionSafetyChecker):  # type: ignor
         prepared = self.processor(images, return_tensors="pt").pixel_values  # (n, 3, 224, 224)
         blackened = torch.zeros(len(images))  # in place of the pictures, in which it overwrites those with a find
         return self(clip_input=prepared.to(device, dtype), images=blackened)[1]  # type: ignore[no-any-return]
-
-    def load_state_dict(self, state_dict: Mapping[str, Any], *args: Any, **kwargs: Any) -> Any:
-        """The same with the names of files from before version 5 of transformers."""
-        doubled = "" if hasattr(self.vision_model, "vision_model") else "vision_model."
-        state_dict = {
-            name.replace("vision_model." + doubled, "vision_model."): each
-            for name, each in state_dict.items()
-            if not name.endswith(".position_ids")
-        }
-        return super().load_state_dict(state_dict, *args, **kwargs)
 
 
 def open_checker(files: ModelFiles) -> torch.nn.Module:

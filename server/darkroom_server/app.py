@@ -112,7 +112,7 @@ class App:
         """
         budget = self.settings.memory_budget
         for model in catalog.models.values():
-            room = budget is None or catalog.store.device_bytes + model.family.weight_bytes <= budget
+            room = budget is None or catalog.store.device_bytes + model.device_bytes <= budget
             if not model.settings.preload or not room:
                 continue
             key = ("model", model.name)

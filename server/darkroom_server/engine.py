@@ -20,6 +20,7 @@ from darkroom_plugins.sample import Sample
 from darkroom_server import denoise, sampling
 from darkroom_server.batcher import Batcher, Lane
 from darkroom_server.events import Ended, Event, ImageDecoded, PreviewMade, StepDone
+from darkroom_server.grouping import turns_now
 from darkroom_server.jobs import Job, Seat
 from darkroom_server.mailbox import Mailbox
 from darkroom_server.previews import PreviewDecoders, wants_preview
@@ -166,9 +167,16 @@ class Engine:
     def _tick(self, seats: Sequence[Seat]) -> None:
         """One evaluation: the whole of the loop's work."""
         self.ticks += 1
-        seated = [(seat, sample) for seat in seats if (sample := self._begin(seat))]
-        self._step([(seat, sample) for seat, sample in seated if not sample.done])
-        self._finish([(seat, sample) for seat, sample in seated if sample.done])
+        if not seats[0].job.plan.model.placement.swapping:
+            self._begin(seats)
+            self._step(_seated(seats, done=False))
+            self._finish(_seated(seats, done=True))
+            return
+        turns = turns_now(seats)
+        self._step(_seated(seats, done=False))
+        if turns:
+            self._begin(seats)
+            self._finish(_seated(seats, done=True))
 
     def _step(self, seated: Sequence[tuple[Seat, Sample]]) -> None:
         if not seated:  # a strength can leave no step
@@ -182,25 +190,37 @@ class Engine:
         ]
         self._show(estimates)
 
-    def _begin(self, seat: Seat) -> Sample | None:
-        """The seat's sample, begun if its turn comes for the first time; None where its job has ended."""
-        job = seat.job
-        if seat.sample is not None or job.ended:
-            return None if job.ended else seat.sample
-        arrived = time.monotonic()
+    def _begin(self, seats: Sequence[Seat]) -> None:
+        """Begin those whose turn comes for the first time: the prompts of all, then the rest, so that under offload
+        each network comes once."""
+        new = [seat for seat in seats if seat.sample is None]
+        for part in (self._encode, self._prepare):
+            for seat in new:
+                self._begin_one(seat, part)
+
+    def _begin_one(self, seat: Seat, part: Callable[[Seat], None]) -> None:
+        job, arrived = seat.job, time.monotonic()
+        if job.ended:
+            return
         if job.started is None:
-            job.started = arrived
+            job.started, job.swaps = arrived, job.plan.model.placement.swaps
             self._waiting.started(arrived)
             self._waiting.stale = True
         try:
-            seat.sample = self.recovery.once(partial(sampling.begin, seat, self._prompts))
+            part(seat)
         except Exception as error:
             self._fail(job, error)
-            return None
-        _warn(job, *(warning for row in seat.sample.rows for warning in row.warnings))
+            return
         seat.began = time.monotonic()
         job.encode_prompt_seconds += seat.began - arrived
-        return seat.sample
+
+    def _encode(self, seat: Seat) -> None:
+        seat.sample = self.recovery.once(partial(sampling.encode, seat, self._prompts))
+        _warn(seat.job, *(warning for row in seat.sample.rows for warning in row.warnings))
+
+    def _prepare(self, seat: Seat) -> None:
+        assert seat.sample is not None
+        seat.sample = self.recovery.once(partial(sampling.begin, seat.sample))
 
     def _advance(
         self, seat: Seat, sample: Sample, outcome: Outcome[list[torch.Tensor]], rows: int
@@ -268,7 +288,9 @@ class Engine:
         now = time.monotonic()
         self._say(job, Ended(error, job.timings(now), tuple(job.warnings)))
         seconds = round(now - job.arrived, 3)
-        log.info("job %s ended after %s s: %s", job.request_id, seconds, error or "done")
+        swaps = job.plan.model.placement.swaps - job.swaps if job.started is not None else 0
+        moved = f", with {swaps} swaps" if swaps else ""
+        log.info("job %s ended after %s s%s: %s", job.request_id, seconds, moved, error or "done")
 
     def _fail(self, job: Job, error: Exception) -> None:
         """End a job by what a plugin or the model raised.
@@ -295,6 +317,12 @@ class Engine:
         if self._outbox:
             self._loop.call_soon_threadsafe(_deliver, self._outbox)
             self._outbox = []
+
+
+def _seated(seats: Sequence[Seat], done: bool) -> list[tuple[Seat, Sample]]:
+    """Those that have begun and go on, or are done."""
+    begun = [(seat, seat.sample) for seat in seats if seat.sample is not None and not seat.job.ended]
+    return [(seat, sample) for seat, sample in begun if sample.done is done]
 
 
 def _deliver(outbox: Sequence[tuple[Mailbox, Event]]) -> None:

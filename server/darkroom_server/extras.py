@@ -22,27 +22,25 @@ if TYPE_CHECKING:
 
 def open_extras(
     family: Family, files: ModelFiles, settings: ModelSettings, plugins: Plugins
-) -> Mapping[str, torch.nn.Module]:
-    """The networks that these settings add, without weights, by their names among the model's components.
-
-    :raises ValueError: one cannot be had; the text begins with the key
-    """
-    openers = {}
-    if settings.safety != "off":
-        if Safety.name not in plugins.finishers:
-            raise ValueError(f"safety: is {settings.safety!r}, but the plugin safety is blocked")
+) -> tuple[Mapping[str, torch.nn.Module], list[str]]:
+    """The networks that these settings add, without weights, by their names among the model's components; and why some
+    cannot be had, each reason beginning with the key."""
+    openers, problems = {}, []
+    if settings.safety != "off" and Safety.name not in plugins.finishers:
+        problems.append(f"safety: is {settings.safety!r}, but the plugin safety is blocked")
+    elif settings.safety != "off":
         openers["safety"] = (PART, partial(open_checker, files))
     if settings.tiny_vae:
         openers["tiny_vae"] = (TINY_VAE, partial(open_tiny_vae, files, family))
     elif settings.default_preview_mode == "tiny-vae":
-        raise ValueError("default_preview_mode: 'tiny-vae' needs tiny_vae to be set")
+        problems.append("default_preview_mode: 'tiny-vae' needs tiny_vae to be set")
     opened = {}
     for key, (name, opener) in openers.items():
         try:
             opened[name] = opener()
         except (OSError, ValueError) as error:
-            raise ValueError(f"{key}: {error}") from error
-    return opened
+            problems.append(f"{key}: {error}")
+    return opened, problems
 
 
 def preview_modes(family: Family, settings: ModelSettings, plugins: Plugins) -> tuple[PreviewMode, ...]:

@@ -102,6 +102,7 @@ class Job:
     # ---
     started: float | None = None
     seats_left: int = 0
+    swaps: int = 0  # of its model's placement, when it started
     position: int | None = None  # in the queue, as the client was told last
     ended: bool = False
     warnings: list[str] = field(default_factory=list)
@@ -130,6 +131,8 @@ class Seat:
     sample: Sample | None = None  # None until its turn comes
     began: float = 0.0  # time.monotonic at its first evaluation
     previewed: float = float("-inf")  # the same at its last preview
+    evaluations: int = 0  # under offload: of its lane since other networks than the denoiser had their turn
+    denoiser_stays: bool = False  # under offload: this tick brings no other network to the device
 
     @property
     def rows(self) -> int:

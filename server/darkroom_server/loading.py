@@ -9,10 +9,13 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import nn
 
 from darkroom_plugins.errors import LoadFailed
 from darkroom_plugins.files import fill
 from darkroom_server.events import Loading
+from darkroom_server.placement import Placement, first_device, place
+from darkroom_server.settings import MemoryOptions
 from darkroom_server.store import Holding, Report
 
 if TYPE_CHECKING:
@@ -26,31 +29,38 @@ if TYPE_CHECKING:
 Weights = Mapping[str, torch.Tensor]
 
 
-def load(family: Family, files: ModelFiles, report: Callable[[str, int], None] = lambda *_: None) -> None:
-    """Read the weights of a model, and put them on its device. `report` gets a component's name, and how many bytes of
-    it were put there since.
+def load(
+    family: Family,
+    files: ModelFiles,
+    options: MemoryOptions | None = None,
+    report: Callable[[str, int], None] = lambda *_: None,
+) -> Placement:
+    """Read the weights of a model, and put them where the options say. `report` gets a component's name, and how many
+    bytes of it were put there since.
 
     :raises OSError, ValueError: they cannot be read, or are not those of the model
     """
-    components = {}
+    components, options = {}, options or MemoryOptions()
     for name, hollow in family.hollow.items():
         components[name], dtype = copy.deepcopy(hollow), family.dtype_of(name)
         tell = functools.partial(_tell, report, name, dtype)
         # Rounded to the model's own type, whatever the component's is, as diffusers' pipelines have it.
-        fill(components[name], files.weights(name), family.dtype, family.device, tell)
-        if dtype != family.dtype:
-            components[name].to(dtype)
+        fill(components[name], files.weights(name), family.dtype, first_device(family, options), tell)
+        nn.Module.to(components[name], dtype)  # diffusers' own warns of what it may not cast
+    placement = place(components, family, options)
     family.components = components
+    return placement
 
 
 class ModelHolding(Holding):
     """A model."""
 
-    parks = True
-
     def __init__(self, model: Model, ready: Callable[[Model], Awaitable[None]]) -> None:
         """`ready` is awaited after each loading."""
-        super().__init__(("model", model.name), f"model {model.name}", model.family.weight_bytes)
+        super().__init__(("model", model.name), f"model {model.name}", model.device_bytes)
+        # What is not used of a model under offload is in the CPU's memory in any case; and what torchao made of
+        # weights cannot be read again as weights.
+        self.parks = model.settings.offload == "none" and model.settings.quantize is None
         self._model = model
         self._ready = ready
         self._parked: Mapping[str, Weights] = {}
@@ -61,7 +71,7 @@ class ModelHolding(Holding):
         def tell(component: str, size: int) -> None:
             nonlocal done
             done += size
-            report(Loading(self._model.name, component, "read", done, self.device_bytes))
+            report(Loading(self._model.name, component, "read", done, family.weight_bytes))
 
         if self._parked:
             tell("", 0)
@@ -69,7 +79,7 @@ class ModelHolding(Holding):
         else:
             self._download(report)
             tell("", 0)
-            load(family, self._model.files, tell)
+            self._model.placement = load(family, self._model.files, self._model.settings, tell)
 
     def _download(self, report: Report) -> None:
         name, files, parts = self._model.name, self._model.files, self._model.family.hollow
@@ -106,11 +116,11 @@ class ModelHolding(Holding):
             components[component] = copy.deepcopy(family.hollow[component])
             copies = {name: each.to(family.device, copy=True) for name, each in weights.items()}
             components[component].load_state_dict(copies, assign=True)
-            components[component].to(family.device)
+        self._model.placement = place(components, family, self._model.settings)
         family.components, self._parked = components, {}
 
     def _leave(self) -> None:
-        self._model.family.components = {}
+        self._model.family.components, self._model.placement = {}, Placement()
         free()
 
 

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import torch
 
 from darkroom_plugins import DarkroomError
 from darkroom_server import extras
+from darkroom_server.check_memory import check
+from darkroom_server.placement import Placement, device_bytes
 from darkroom_server.sources import files_of
 
 if TYPE_CHECKING:
@@ -34,6 +36,8 @@ class Model:
     family: Family  # without its networks while it is not loaded
     default_scheduler: str
     preview_modes: tuple[PreviewMode, ...]
+    device_bytes: int  # that its weights take on the device, at most
+    placement: Placement = field(default_factory=Placement)  # of its networks, while it is loaded
 
     @property
     def info(self) -> ModelInfo:
@@ -65,7 +69,7 @@ def open_models(settings: Settings, plugins: Plugins) -> dict[str, Model]:
 
 def check_budget(models: Mapping[str, Model], budget: int | None) -> None:
     """:raises ModelError: some models can never be loaded"""
-    sizes = {name: model.family.weight_bytes for name, model in models.items()}
+    sizes = {name: model.device_bytes for name, model in models.items()}
     if budget is not None and (large := {name: size for name, size in sizes.items() if size > budget}):
         taken = ", ".join(f"{name!r} takes {size:,}" for name, size in large.items())
         raise ModelError(f"memory_budget: {budget:,} bytes are too few: {taken}")
@@ -104,14 +108,15 @@ def _open(settings: ModelSettings, plugins: Plugins, device: torch.device, dtype
     except (OSError, ValueError, KeyError, DarkroomError) as error:
         raise ModelError(f"model {settings.name!r}: {files.folder} does not load: {error}") from error
     wanted = settings.default_scheduler or entry_of(family.scheduler_config, plugins.schedulers)
+    added, problems = extras.open_extras(family, files, settings, plugins)
+    problems += check(settings, family)
     if wanted not in plugins.scheduler_names:
-        raise ModelError(f"model {settings.name!r}: default_scheduler: there is no scheduler {wanted!r}")
-    try:
-        family.hollow = {**family.hollow, **extras.open_extras(family, files, settings, plugins)}
-    except ValueError as error:
-        raise ModelError(f"model {settings.name!r}: {error}") from error
-    modes = extras.preview_modes(family, settings, plugins)
-    return Model(settings, files, family, plugins.scheduler_names[wanted], modes)
+        problems.append(f"default_scheduler: there is no scheduler {wanted!r}")
+    if problems:
+        raise ModelError(f"model {settings.name!r}: {'; '.join(problems)}")
+    family.hollow = {**family.hollow, **added}
+    modes, size = extras.preview_modes(family, settings, plugins), device_bytes(family, settings)
+    return Model(settings, files, family, plugins.scheduler_names[wanted], modes, size)
 
 
 def entry_of(config: Mapping[str, object], entries: Mapping[str, SchedulerEntry]) -> str:

@@ -21,7 +21,7 @@ def wants_preview(seat: Seat, step: int, now: float) -> bool:
     """Whether this step of this image is to be shown."""
     options: PreviewOptions = seat.job.request.preview
     due = step % options.every_n_steps == 0 and now - seat.previewed >= options.min_interval_seconds
-    return options.mode != "off" and due
+    return options.mode != "off" and due and not (seat.denoiser_stays and options.mode == "full-vae")
 
 
 class PreviewDecoders:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import copy
 from collections.abc import Hashable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from typing import Any
 
@@ -40,8 +40,8 @@ def work(kind: str, request: Request) -> Hashable:
     return (kind, request.model, request.width, request.height)
 
 
-def begin(seat: Seat, prompts: PromptCache) -> Sample:
-    """The sample of this seat, ready for its first evaluation."""
+def encode(seat: Seat, prompts: PromptCache) -> Sample:
+    """The sample of this seat, with its prompts."""
     request, plan = seat.job.request, seat.job.plan
     sample = Sample(
         request=request,
@@ -59,8 +59,14 @@ def begin(seat: Seat, prompts: PromptCache) -> Sample:
         first=plan.steps.first,
         evaluation=plan.steps.first,
     )
-    sample.generator = torch.Generator().manual_seed(sample.seed)
     sample.rows = prompts.rows(sample, plan.prompts)
+    return sample
+
+
+def begin(encoded: Sample) -> Sample:
+    """The same ready for its first evaluation."""
+    generator = torch.Generator().manual_seed(encoded.seed)
+    sample = replace(encoded, generator=generator, state={})
     for conditioner in sample.conditioners:
         conditioner.begin(sample)
     sample.task.begin(sample)
