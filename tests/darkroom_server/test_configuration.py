@@ -371,7 +371,7 @@ def test_check_says_what_would_be_served(folder, tiny_model):
     text = (
         f"memory_budget = '20 GiB'\n[[tokens]]\nname = 'me'\nrole = 'operator'\nsha256 = '{HASH}'\n"
         "[[loras]]\nname = 'ink'\npath = 'ink.safetensors'\n"
-        f"[[models]]\nname = 'little'\npath = '{tiny_model}'\noffload = 'model'\nvae_tiling = true\ndevice = 'cpu'\n"
+        f"[[models]]\nname = 'little'\npath = '{tiny_model}'\nattention_slicing = 'max'\nvae_tiling = true\ndevice = 'cpu'\n"
     )
     Path("darkroom.toml").write_text(text)
     command = [str(Path(sys.executable).with_name("darkroom")), "check"]
@@ -381,7 +381,7 @@ def test_check_says_what_would_be_served(folder, tiny_model):
     (model,) = (row for row in rows if row and row[0] == "little (default)")
     assert model[1:5] == (str(tiny_model), "sd", "float32", "cpu")
     assert re.fullmatch(r"[\d.]+ (KiB|MiB)", model[5])
-    assert model[6:] == ("offload=model, vae_tiling", "off")
+    assert model[6:] == ("attention_slicing=max, vae_tiling", "off")
     assert ("me", "operator") in rows
     assert ("memory_budget", "20.0 GiB") in rows
     assert ("lora", "ink", "ink.safetensors", "little") in [row[:4] for row in rows]
