@@ -97,7 +97,8 @@ class App:
         assets = AssetFiles(settings, self._plugins, models)
         held = holdings(models, assets, self._prepare)
         check_budget(models, settings.memory_budget)
-        store = Store(held, settings.memory_budget, settings.park_budget, settings.idle_seconds)
+        budgets = (settings.memory_budget, settings.park_budget)
+        store = Store(held, *budgets, settings.idle_seconds, self.engine.forget_limits)
         default = settings.default_model or settings.models[0].name
         return Catalog(self._plugins, models, assets, store, default, settings.limits)
 

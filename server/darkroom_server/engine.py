@@ -38,9 +38,10 @@ T = TypeVar("T")
 class Engine:
     """Steps every job's samples, and puts what happens into the jobs' mailboxes on the event loop.
 
-    `start`, `call`, `submit`, `cancel` and `stop` are for the event loop; all else runs on the engine's thread, the
-    only one that runs torch while the server serves. There `on_lost` is called when the device is lost, and `relieve`
-    when something does not fit into its memory even alone: it lets go of idle models, and says whether there were any.
+    `start`, `call`, `submit`, `cancel`, `forget_limits` and `stop` are for the event loop; all else runs on the engine's
+    thread, the only one that runs torch while the server serves. There `on_lost` is called when the device is lost, and
+    `relieve` when something does not fit into its memory even alone: it lets go of idle models, and says whether there
+    were any.
     """
 
     def __init__(
@@ -102,6 +103,10 @@ class Engine:
             self._loop.call_soon_threadsafe(then)
 
         self._inbox.put(run)
+
+    def forget_limits(self) -> None:
+        """Memory was freed: learn anew how much fits into it."""
+        self._inbox.put(self.recovery.limits.forget)
 
     def lose(self, error: DeviceLost) -> None:
         """End everything: the device was seen to be lost elsewhere."""

@@ -88,12 +88,15 @@ class Store:
         budget: int | None = None,
         park_budget: int = 0,
         idle_seconds: float | None = None,
+        on_freed: Callable[[], None] = lambda: None,
     ) -> None:
-        """Sizes in bytes; no budget is no limit."""
+        """Sizes in bytes; no budget is no limit. `on_freed` is called when memory of the device
+        was freed, and not for something else that takes its place."""
         self._holdings = holdings
         self._budget = float("inf") if budget is None else budget
         self._park_budget = park_budget
         self._idle_seconds = idle_seconds
+        self._on_freed = on_freed
         self._tickets: list[Ticket] = []
         self._changed = asyncio.Event()
         self._loading: asyncio.Future[None] | None = None
@@ -145,7 +148,7 @@ class Store:
         try:
             while holding.users or holding.residency in (Residency.LOADING, Residency.LEAVING):
                 await self._changed.wait()
-            return await self._evict([holding], park=False)
+            return await self._free([holding], park=False)
         finally:
             holding.closing = False
             self._pump()
@@ -171,7 +174,12 @@ class Store:
     def _expire(self, seconds: float) -> None:
         past = time.monotonic() - seconds
         if expired := [h for h in self._idle() if h.used <= past]:
-            self._spawn(self._evict(expired))
+            self._spawn(self._free(expired))
+
+    async def _free(self, victims: Sequence[Holding], park: bool = True) -> int:
+        freed = await self._evict(victims, park)
+        self._on_freed()
+        return freed
 
     def _pump(self) -> None:
         """Serve who waits, as far as it goes. Called after each change."""
