@@ -38,10 +38,10 @@ T = TypeVar("T")
 class Engine:
     """Steps every job's samples, and puts what happens into the jobs' mailboxes on the event loop.
 
-    `start`, `call`, `submit`, `cancel`, `forget_limits` and `stop` are for the event loop; all else runs on the engine's
-    thread, the only one that runs torch while the server serves. There `on_lost` is called when the device is lost, and
-    `relieve` when something does not fit into its memory even alone: it lets go of idle models, and says whether there
-    were any.
+    `start`, `call`, `submit`, `cancel`, `forget_limits` and `stop` are for the event loop; all else runs on the
+    engine's thread, the only one that runs torch while the server serves. There `on_lost` is called when the device is
+    lost, and `relieve` when something does not fit into its memory even alone: it lets go of idle models, and says
+    whether there were any.
     """
 
     def __init__(

@@ -371,7 +371,8 @@ def test_check_says_what_would_be_served(folder, tiny_model):
     text = (
         f"memory_budget = '20 GiB'\n[[tokens]]\nname = 'me'\nrole = 'operator'\nsha256 = '{HASH}'\n"
         "[[loras]]\nname = 'ink'\npath = 'ink.safetensors'\n"
-        f"[[models]]\nname = 'little'\npath = '{tiny_model}'\nattention_slicing = 'max'\nvae_tiling = true\ndevice = 'cpu'\n"
+        f"[[models]]\nname = 'little'\npath = '{tiny_model}'\ndevice = 'cpu'\n"
+        "attention_slicing = 'max'\nvae_tiling = true\n"
     )
     Path("darkroom.toml").write_text(text)
     command = [str(Path(sys.executable).with_name("darkroom")), "check"]
