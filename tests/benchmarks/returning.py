@@ -21,7 +21,8 @@ def returning(folder: Path, device: torch.device, rounds: int) -> dict[str, floa
     """Seconds of each, the ratio, and beside them a plain copy of as many bytes."""
     settings, files = ModelSettings(name="sd15", path=folder), ModelFiles(folder)
     family = StableDiffusion.open(files, device, torch.float16)
-    holding = ModelHolding(Model(settings, files, family, "ddim", ()), ready=None)  # type: ignore[arg-type]
+    model = Model(settings, files, family, "ddim", (), family.weight_bytes)
+    holding = ModelHolding(model, ready=None)  # type: ignore[arg-type]
     cold, parked, copied = [], [], []
     for _ in range(rounds):
         holding.drop()
