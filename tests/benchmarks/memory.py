@@ -1,7 +1,7 @@
 """What each memory option takes, and what it costs in speed: the server, and diffusers with the same option.
 
-Each is measured in a process of its own. On CUDA its memory is the most that was allocated on the device while a picture
-was made, else what is resident in the process after it.
+Each is measured in a process of its own. On CUDA its memory is the most that was allocated on the device while a
+picture was made, else what is resident in the process after it.
 """
 
 import argparse
@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -120,7 +121,7 @@ def _made(device: str, make: Callable[[int], list[float]], steps: int) -> list[f
     if device.startswith("cuda"):
         torch.cuda.reset_peak_memory_stats()
     times = make(steps)
-    step = statistics.median(b - a for a, b in zip(times, times[1:], strict=False))
+    step = statistics.median(b - a for a, b in pairwise(times))
     taken = torch.cuda.max_memory_allocated() if device.startswith("cuda") else psutil.Process().memory_info().rss
     return [taken / MIB, step]
 
