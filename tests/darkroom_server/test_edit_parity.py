@@ -213,17 +213,17 @@ def test_equals_diffusers(name: str, family: str, edit_server: RunningServer, or
     job = replace(job, model=job.model.replace("sd", family))
     if (name, family) == ("lora of kohya's format", "sdxl"):
         pytest.skip("written for one text encoder")
-    # Four schedulers of each case, others for the next one: two of them alone, and all of them together.
-    turn = 4 * list(CASES).index(name) + 2 * FAMILIES.index(family)
-    jobs = [replace(job, scheduler=SCHEDULERS[(turn + number) % len(SCHEDULERS)]) for number in range(4)]
+    # Three schedulers of each case, others for the next one: one of them alone, and all of them together.
+    turn = 3 * list(CASES).index(name) + FAMILIES.index(family)
+    jobs = [replace(job, scheduler=SCHEDULERS[(turn + number) % len(SCHEDULERS)]) for number in range(3)]
     expected = [oracle(each) for each in jobs]
     other = oracle(replace(jobs[0], **off))
     assert (np.abs(expected[0] - other).max(-1) > 8).mean() >= 0.1, "the case cannot fail"
 
-    alone = [edit_server.start(each.request()).read() for each in jobs[:2]]
+    alone = [edit_server.start(each.request()).read() for each in jobs[:1]]
     among = read_together([edit_server.start(each.request()) for each in jobs])
     assert max(step.batch_rows for stream in among for step in stream.of("step")) > 2, "nobody shared its batches"
-    worst = [largest(alone, expected[:2]), largest(among, expected)]
+    worst = [largest(alone, expected[:1]), largest(among, expected)]
     oracle.table.append((f"{family}: {name}", *worst))
     assert max(worst) <= MAX_LEVELS
 
