@@ -5,6 +5,8 @@ BIN := $(VENV)/bin
 PROTO_ENV := .protoenv
 # The generator of the stubs. Its versions are the floors of grpcio and protobuf in pyproject.toml.
 GRPC_TOOLS := grpcio-tools==1.75.1 grpcio==1.75.1 protobuf==6.31.1 setuptools==80.9.0
+# The quantiser is kept apart: where it is installed, diffusers imports it always, which takes a second and prints much.
+TORCHAO := .torchao
 BUF := @bufbuild/buf@1.75.0
 PROTOS := $(wildcard protos/darkroom/v1/*.proto)
 OUT ?= out
@@ -26,7 +28,7 @@ serve: $(VENV)/ready
 
 # test: all tests
 .PHONY: test
-test: $(VENV)/ready $(PROTO_ENV)/ready
+test: $(VENV)/ready $(PROTO_ENV)/ready $(TORCHAO)/ready
 	$(BIN)/python -m pytest $(PYTEST)
 
 # lint: ruff, mypy and buf
@@ -56,7 +58,7 @@ bench-gpu: $(VENV)/ready
 # clean: remove the environments and everything made
 .PHONY: clean
 clean:
-	rm -rf $(VENV) $(PROTO_ENV) $(OUT) .cache .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) $(PROTO_ENV) $(TORCHAO) $(OUT) .cache .pytest_cache .mypy_cache .ruff_cache
 
 $(VENV)/ready: constraints.txt pyproject.toml plugins/examples/vignette/pyproject.toml
 	$(PYTHON) -m venv --clear $(VENV)
@@ -67,4 +69,8 @@ $(VENV)/ready: constraints.txt pyproject.toml plugins/examples/vignette/pyprojec
 $(PROTO_ENV)/ready: Makefile
 	$(PYTHON) -m venv --clear $(PROTO_ENV)
 	$(PROTO_ENV)/bin/python -m pip install --quiet $(GRPC_TOOLS)
+	touch $@
+
+$(TORCHAO)/ready: $(VENV)/ready
+	$(BIN)/python -m pip install --quiet --upgrade --no-deps --target $(TORCHAO) -c constraints.txt torchao
 	touch $@

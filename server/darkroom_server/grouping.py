@@ -10,7 +10,7 @@ import time
 from collections.abc import Sequence
 
 from darkroom_server.jobs import Seat
-from darkroom_server.previews import wants_preview
+from darkroom_server.previews import BY_NETWORK, wants_preview
 from darkroom_server.sampling import DECODED_AT_ONCE
 
 # Between two turns. One of SDXL in half precision moves 7 GB, which takes about as long as so many evaluations of one
@@ -27,15 +27,15 @@ def turns_now(seats: Sequence[Seat]) -> bool:
         seat.evaluations += 1
         seat.denoiser_stays = False
     long_ago = any(seat.evaluations >= MAX_EVALUATIONS for seat in ready)
-    due = not ready or waiting >= DECODED_AT_ONCE or (long_ago and (waiting > 0 or any(map(_wants_vae, ready))))
+    due = not ready or waiting >= DECODED_AT_ONCE or (long_ago and (waiting > 0 or any(map(_wants_network, ready))))
     for seat in seats:
         seat.denoiser_stays = not due
         seat.evaluations = 0 if due else seat.evaluations
     return due
 
 
-def _wants_vae(seat: Seat) -> bool:
+def _wants_network(seat: Seat) -> bool:
     assert seat.sample is not None
     step = seat.job.plan.steps.ends.get(seat.sample.evaluation)
-    by_vae = seat.job.request.preview.mode in ("full-vae", "tiny-vae")
-    return by_vae and step is not None and wants_preview(seat, step, time.monotonic())
+    by_network = seat.job.request.preview.mode in BY_NETWORK
+    return by_network and step is not None and wants_preview(seat, step, time.monotonic())

@@ -16,12 +16,14 @@ from darkroom_server.models import Model
 from darkroom_server.recovery import Outcome, Recovery
 from darkroom_server.sampling import DECODED_AT_ONCE, work
 
+BY_NETWORK = ("full-vae", "tiny-vae")  # modes that need one of the model's networks
+
 
 def wants_preview(seat: Seat, step: int, now: float) -> bool:
     """Whether this step of this image is to be shown."""
     options: PreviewOptions = seat.job.request.preview
     due = step % options.every_n_steps == 0 and now - seat.previewed >= options.min_interval_seconds
-    return options.mode != "off" and due and not (seat.denoiser_stays and options.mode == "full-vae")
+    return options.mode != "off" and due and not (seat.denoiser_stays and options.mode in BY_NETWORK)
 
 
 class PreviewDecoders:

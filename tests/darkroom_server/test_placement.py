@@ -21,7 +21,7 @@ from tests.support import RunningServer
 from tests.tiny import unet
 
 CPU, META = torch.device("cpu"), torch.device("meta")
-needs_torchao = pytest.mark.skipif(find_spec("torchao") is None, reason="needs torchao")
+needs_torchao = pytest.mark.skipif(find_spec("torchao") is None, reason="run by test_quantized.py, with torchao")
 
 
 def opened(folder: Path) -> Any:
@@ -100,8 +100,8 @@ def test_device_bytes_are_those_of_the_weights(tiny_model: Path) -> None:
     "options",
     [
         {"layerwise_casting": "float8_e5m2"},
-        pytest.param({"quantize": "int8"}, marks=needs_torchao),
-        pytest.param({"quantize": "float8"}, marks=needs_torchao),
+        pytest.param({"quantize": "int8"}, marks=needs_torchao, id="int8"),
+        pytest.param({"quantize": "float8"}, marks=needs_torchao, id="float8"),
     ],
 )
 def test_device_bytes_of_smaller_weights(options: dict[str, Any], tiny_model: Path) -> None:
