@@ -1,8 +1,9 @@
-"""Models of the Hugging Face hub: their configuration at once, their weights when they are loaded."""
+"""What comes from the Hugging Face hub. Of models the configuration is fetched at once, their weights when they are
+loaded; of all else everything. What is in the cache is taken from there, without a look at the network."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -21,6 +22,7 @@ from huggingface_hub.errors import (
 from huggingface_hub.utils.tqdm import tqdm
 
 from darkroom_plugins.files import LIBRARIES, ModelFiles, Report, read_json
+from darkroom_plugins.places import hub_place
 from darkroom_plugins.weights import choose, shards
 
 CONFIGURATION = ["*.json", "*.txt", "*.model"]  # and tokenizers
@@ -41,10 +43,7 @@ class HubFiles(ModelFiles):
 
         :raises OSError, ValueError: there is none, or it cannot be reached
         """
-        with _named_errors(repository, revision):
-            folder = _snapshot(repository, revision)
-        if not _complete(folder):  # without a network what is there comes back as it is
-            raise OSError(f"hub: {repository} lacks model_index.json or the configuration of a part that it names")
+        folder = _snapshot(repository, revision, _complete)
         return cls(folder, variant, parts=parts or {}, repository=repository)
 
     def fetched(self, parts: Iterable[str]) -> bool:
@@ -77,7 +76,7 @@ class HubFiles(ModelFiles):
             listed = snapshot_download(
                 self.repository,
                 revision=self._commit,
-                allow_patterns=[f"{part}/*" for part in parts],
+                allow_patterns=[_inside(part, "*") for part in parts],
                 tqdm_class=_reporting(None),
                 dry_run=True,
             )
@@ -85,7 +84,8 @@ class HubFiles(ModelFiles):
         return [known[name] for part in parts for name in self._needed(part, known)]
 
     def _needed(self, part: str, known: Iterable[str]) -> list[str]:
-        names = [name.removeprefix(f"{part}/") for name in known if name.startswith(f"{part}/")]
+        start = _inside(part, "")
+        names = [name.removeprefix(start) for name in known if name.startswith(start)]
         try:
             chosen = choose(names, self.variant)
         except OSError as error:
@@ -93,19 +93,60 @@ class HubFiles(ModelFiles):
         found = shards(self.folder / part / chosen) if chosen.endswith(".json") else [chosen]
         if lacking := set(found) - set(names):
             raise OSError(f"hub: {part} of {self.repository} lacks {', '.join(sorted(lacking))}")
-        return [f"{part}/{name}" for name in found]
+        return [_inside(part, name) for name in found]
 
 
-def _snapshot(repository: str, revision: str | None) -> Path:
-    """The folder in the cache with the configuration, which is fetched where it is not there."""
-    download = partial(snapshot_download, repository, revision=revision, allow_patterns=CONFIGURATION)
+def _inside(part: str, name: str) -> str:
+    """A file's name in the repository; the part "" is all of it."""
+    return f"{part}/{name}" if part else name
+
+
+def located(path: Path) -> Path:
+    """Where a file of weights, or a network's folder, is on this machine. One of the hub is fetched.
+
+    :raises OSError: it cannot be had
+    """
+    place = hub_place(path)
+    if place is None:
+        return path
+    repository, revision, inner = place
+    if place.is_file:
+        with _named_errors(repository, revision):
+            return _file(repository, revision, inner)
+    folder = _snapshot(repository, revision, lambda folder: (folder / inner / "config.json").exists())
+    HubFiles(folder, repository=repository).fetch([inner])
+    return folder / inner
+
+
+def located_config(path: Path) -> Path:
+    """The same of a model's folder, of which only the configuration is needed."""
+    place = hub_place(path)
+    if place is None:
+        return path
+    return _snapshot(place.repository, place.revision, lambda folder: _complete(folder / place.inner)) / place.inner
+
+
+def _file(repository: str, revision: str, name: str) -> Path:
+    download = partial(hf_hub_download, repository, name, revision=revision, tqdm_class=_reporting(None))
     try:
-        found = Path(download(local_files_only=True))
-        if _complete(found):
-            return found
+        return Path(download(local_files_only=True))
     except LocalEntryNotFoundError:
-        pass
-    return Path(download(tqdm_class=_reporting(None)))
+        return Path(download())
+
+
+def _snapshot(repository: str, revision: str | None, complete: Callable[[Path], bool]) -> Path:
+    """The repository's folder in the cache with the configuration, which is fetched where it is not there."""
+    download = partial(snapshot_download, repository, revision=revision, allow_patterns=CONFIGURATION)
+    with _named_errors(repository, revision):
+        try:
+            found = Path(download(local_files_only=True))
+        except LocalEntryNotFoundError:
+            found = None
+        if found is None or not complete(found):
+            found = Path(download(tqdm_class=_reporting(None)))
+    if not complete(found):  # without a network what is there comes back as it is
+        raise OSError(f"hub: {repository} lacks the configuration of a model or of a part of it")
+    return found
 
 
 def _complete(folder: Path) -> bool:
@@ -118,17 +159,18 @@ def _complete(folder: Path) -> bool:
 
 
 def _reporting(report: Report | None) -> type[tqdm]:
-    """A progress bar that shows nothing, and reports the bytes."""
+    """A progress bar on the terminal, where there is one, that also reports the bytes."""
 
     class Reporting(tqdm):
         def __init__(self, *args: Any, **kwargs: Any) -> None:
-            super().__init__(*args, **{**kwargs, "disable": True})  # type: ignore[no-untyped-call]
+            super().__init__(*args, **{**kwargs, "disable": None})  # type: ignore[no-untyped-call]
             if report and (initial := kwargs.get("initial")):  # from where a broken download goes on
                 report(initial)
 
-        def update(self, n: float | None = 1) -> None:
+        def update(self, n: float | None = 1) -> bool | None:
             if report and n:
                 report(int(n))
+            return super().update(n)  # type: ignore[no-any-return]
 
     return Reporting
 

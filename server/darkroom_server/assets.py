@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from darkroom_plugins.errors import DarkroomError, LoadFailed, UnsupportedCombination, Violation
+from darkroom_plugins.hub import located
 from darkroom_server.loading import AssetHolding, ModelHolding
 from darkroom_server.models import Model, ModelError
 
@@ -55,8 +56,9 @@ class AssetFiles:
     def _open(self, kind: AssetKind, settings: AssetSettings, models: Mapping[str, Model]) -> Asset:
         if kind not in self._users:
             raise ModelError(f"{kind} {settings.name!r}: no plugin works with files of this kind")
-        user, path = self._users[kind], settings.path.expanduser()
+        user, path = self._users[kind], settings.path
         try:
+            path = located(path)
             info = user.describe_asset(path)
             misfits = {name: user.misfit(path, model.family) for name, model in models.items()}
         except Exception as error:  # safetensors raises an error of its own

@@ -11,6 +11,7 @@ from typing import Any
 from pydantic import ValidationError
 from pydantic_settings import EnvSettingsSource, PydanticBaseSettingsSource, SettingsError
 
+from darkroom_plugins.places import PREFIX
 from darkroom_server.consistency import Location
 from darkroom_server.settings import Settings
 from darkroom_server.toml_lines import line_of
@@ -109,7 +110,7 @@ def _table(text: str, file: Path) -> dict[str, Any]:
 
 
 def _beside(file: Path, path: str) -> Path:
-    return file.parent / Path(path).expanduser()
+    return Path(path) if path.startswith(PREFIX) else file.parent / Path(path).expanduser()
 
 
 def _violations(error: ValidationError, sources: list[tuple[str, Any]], text: str) -> list[str]:

@@ -9,19 +9,21 @@ from typing import Any, NoReturn
 
 import typer
 
+from darkroom_plugins.places import PREFIX, hub_place, is_weights_file
+
 
 def model(text: str) -> dict[str, Any]:
     """The settings of a model by [NAME=]PATH or [NAME=]OWNER/NAME@REVISION; what is there as a path is one."""
-    name, _, source = text.rpartition("=")
-    hub = re.fullmatch(r"([\w.-]+/([\w.-]+))(?:@([^@\s]+))?", source)
-    if not hub or any(Path(each).expanduser().exists() for each in (text, source)):
-        name, path = _name_and_path(text, "--model")
-        return {"name": name, "path": path}
-    repository, short, revision = hub.groups()
-    if not revision:
-        at = f"{repository}@REVISION"
-        _wrong("--model", f"there is nothing at {source}; of a repository of the hub a tag or commit is needed: {at}")
-    return {"name": checked_name(name or short, "--model"), "hub": repository, "revision": revision}
+    name, equals, source = text.rpartition("=")
+    repository = re.fullmatch(r"[\w.-]+/[\w.-]+(@[^@\s]+)?", source)
+    if repository and not any(Path(each).expanduser().exists() for each in (text, source)):
+        if not repository[1]:
+            at = f"{source}@REVISION"
+            _wrong(
+                "--model", f"there is nothing at {source}; of a repository of the hub a tag or commit is needed: {at}"
+            )
+        text = f"{name}{equals}{PREFIX}{source}"
+    return dict(zip(("name", "path"), _name_and_path(text, "--model"), strict=True))
 
 
 def control_nets(texts: Sequence[str] | None, preprocessors: Sequence[str]) -> list[dict[str, Any]] | None:
@@ -41,7 +43,7 @@ def files(texts: Sequence[str] | None, option: str) -> list[dict[str, Any]] | No
     """The settings of safetensors files."""
     found = _named(texts or (), option)
     for each in found:
-        if not each["path"].is_file():
+        if not is_weights_file(each["path"]):
             _wrong(option, f"{each['path']} is a folder; a safetensors file is needed")
     return found or None
 
@@ -55,15 +57,20 @@ def _named(texts: Sequence[str], option: str) -> list[dict[str, Any]]:
 
 
 def _name_and_path(text: str, option: str) -> tuple[str, Path]:
-    name, equals, rest = text.partition("=")
+    given: str | None
+    given, equals, rest = text.partition("=")
     whole = Path(text).expanduser()
     if not equals or whole.exists():  # what is there as it stands is a path, equals signs and all
-        path = whole.resolve()
-        name, path = (path.stem if path.is_file() else path.name), whole
-    else:
-        path = Path(rest).expanduser()
-    if not path.exists():
+        given, rest = None, text
+    path = Path(rest).expanduser()
+    try:
+        place = hub_place(path)
+    except ValueError as error:
+        _wrong(option, str(error))
+    if not place and not path.exists():
         _wrong(option, f"there is nothing at {path}")
+    named = Path(place.inner or place.repository) if place else path.resolve()
+    name = given if given is not None else named.name.removesuffix(".safetensors")
     return checked_name(name, option, f": give one, NAME={path}"), path
 
 

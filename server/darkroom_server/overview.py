@@ -38,7 +38,7 @@ def _models(settings: Settings, models: Mapping[str, Model]) -> Table:
     rows = (
         (
             f"{name} (default)" if name == (settings.default_model or settings.models[0].name) else name,
-            _source(model.settings),
+            str(model.settings.path),
             model.info.family,
             str(model.family.dtype).removeprefix("torch."),
             str(model.family.device),
@@ -51,10 +51,6 @@ def _models(settings: Settings, models: Mapping[str, Model]) -> Table:
     return _table(columns, rows)
 
 
-def _source(model: ModelSettings) -> str:
-    return str(model.path) if model.path else f"{model.hub}@{model.revision}"
-
-
 def _memory(model: ModelSettings) -> str:
     """The options that are not the usual ones."""
     chosen = model.model_dump(include=set(MemoryOptions.model_fields), exclude_defaults=True)
@@ -63,7 +59,7 @@ def _memory(model: ModelSettings) -> str:
 
 def _assets(assets: AssetFiles) -> Table:
     rows = (
-        (kind, name, str(asset.path), ", ".join(asset.fits), _size(asset.info.weight_bytes))
+        (kind, name, str(asset.settings.path), ", ".join(asset.fits), _size(asset.info.weight_bytes))
         for kind, entries in assets.entries.items()
         for name, asset in entries.items()
     )

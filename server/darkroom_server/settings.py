@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -20,6 +19,7 @@ from pydantic import (
 from pydantic_core import InitErrorDetails, PydanticCustomError
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from darkroom_plugins.places import hub_place, is_weights_file
 from darkroom_plugins.request import PreviewMode, SafetyPolicy
 from darkroom_plugins.weights import PICKLES, REFUSED
 from darkroom_server.consistency import inconsistencies
@@ -27,16 +27,17 @@ from darkroom_server.consistency import inconsistencies
 DEFAULT_LISTEN = "127.0.0.1:50051"
 DEMO = "shapes"
 MIB = 1024 * 1024
-HUB_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*/[A-Za-z0-9][A-Za-z0-9._-]*")
 
 Dtype = Literal["auto", "float32", "float16", "bfloat16"]
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9._/-]+$", max_length=128)]
 
 
 def _readable(path: Path) -> Path:
-    path = path.expanduser()
     if path.suffix.lower() in PICKLES:
         raise ValueError(f"{path.name}: {REFUSED}; convert it to safetensors")
+    if hub_place(path):
+        return path
+    path = path.expanduser()
     if not path.exists():
         raise ValueError(f"there is nothing at {path}")
     if path.is_file() and path.suffix != ".safetensors":
@@ -44,7 +45,8 @@ def _readable(path: Path) -> Path:
     return path
 
 
-WeightsPath = Annotated[Path, AfterValidator(_readable)]  # a folder or a safetensors file, which is there
+# A folder or a safetensors file, which is there; or hub:OWNER/NAME@REVISION, or hub:OWNER/NAME@REVISION/FILE.
+WeightsPath = Annotated[Path, AfterValidator(_readable)]
 
 
 class MemoryOptions(BaseModel, extra="forbid"):
@@ -65,9 +67,7 @@ class ModelSettings(MemoryOptions):
     """A model to offer, and what requests for it get by default."""
 
     name: Name
-    path: WeightsPath | None = None  # a diffusers folder, or a single-file checkpoint (.safetensors); or else:
-    hub: Annotated[str | None, Field(validate_default=True)] = None  # a repository of the hub, "owner/name"
-    revision: Annotated[str | None, Field(validate_default=True)] = None  # of the repository: a tag or a commit
+    path: WeightsPath  # a diffusers folder or repository, or a single-file checkpoint (.safetensors)
     variant: str | None = None  # of the weights' files, for instance "fp16"
     config: Annotated[WeightsPath | None, Field(validate_default=True)] = None  # of a single-file checkpoint: a folder
     # with the configuration of its architecture
@@ -85,54 +85,38 @@ class ModelSettings(MemoryOptions):
 
     # Each looks at fields before its own, which are not in the data where they are wrong themselves.
 
-    @field_validator("hub")
+    @field_validator("path")
     @classmethod
-    def _one_source(cls, hub: str | None, info: ValidationInfo) -> str | None:
-        path = info.data.get("path")
-        if hub is None and path is None and "path" in info.data:
-            raise ValueError("a model needs a path, or a repository of the hub")
-        if hub is not None and path is not None:
-            raise ValueError("a model has a path or a repository of the hub, not both")
-        if hub is not None and not HUB_ID.fullmatch(hub):
-            raise ValueError(f"{hub!r} is no repository of the hub: OWNER/NAME")
-        return hub
-
-    @field_validator("revision")
-    @classmethod
-    def _pinned(cls, revision: str | None, info: ValidationInfo) -> str | None:
-        hub = info.data.get("hub")
-        if hub is not None and revision in (None, "", "main"):
-            raise ValueError("a tag or a commit is needed: a branch moves, and the model would change with it")
-        if revision is not None and info.data.get("path") is not None:
-            raise ValueError("only what comes from the hub has a revision")
-        return revision
+    def _whole_repository(cls, path: Path) -> Path:
+        place = hub_place(path)
+        if place and place.inner and not place.is_file:
+            raise ValueError("a model of the hub is a whole repository, or a .safetensors file in one")
+        return path
 
     @field_validator("variant")
     @classmethod
     def _variant_of_folder(cls, variant: str | None, info: ValidationInfo) -> str | None:
-        if variant is not None and _is_file(info.data.get("path")):
-            raise ValueError("a single-file checkpoint has no variants; a folder or the hub may")
+        if variant is not None and "path" in info.data and is_weights_file(info.data["path"]):
+            raise ValueError("a single-file checkpoint has no variants; a folder or a repository may")
         return variant
 
     @field_validator("config")
     @classmethod
     def _config_of_file(cls, config: Path | None, info: ValidationInfo) -> Path | None:
-        single = _is_file(info.data.get("path"))
+        if config is not None and is_weights_file(config):
+            raise ValueError(f"{config} is a file; a folder is needed")
+        if "path" not in info.data:
+            return config
+        single = is_weights_file(info.data["path"])
         if single and config is None:
             raise ValueError("a single-file checkpoint needs, in darkroom.toml, a diffusers folder of its architecture")
-        if config is not None and not single and {"path", "hub"} <= set(info.data):
+        if config is not None and not single:
             raise ValueError("only a single-file checkpoint (.safetensors) has a config; others bring their own")
-        if config is not None and config.is_file():
-            raise ValueError(f"{config} is a file; a folder is needed")
         return config
 
 
-def _is_file(path: Path | None) -> bool:
-    return path is not None and path.is_file()
-
-
 class AssetSettings(BaseModel, extra="forbid"):
-    """A ControlNet (a diffusers folder), or a LoRA or embedding (a safetensors file)."""
+    """A ControlNet (a diffusers folder), or a LoRA or embedding (a safetensors file); or one of the hub."""
 
     name: Name
     path: WeightsPath

@@ -46,7 +46,7 @@ def refused(monkeypatch, tmp_path):
         (["--controlnet", "net", "--preprocessor", "canny"], "'canny' is not CONTROLNET=NAME"),
         (["--model", "none"], "Invalid value for --model: there is nothing at none"),
         (["--model", "a/b"], "nothing at a/b; of a repository of the hub a tag or commit is needed: a/b@REVISION"),
-        (["--model", "x=a/b@main"], "models.0.revision: a tag or a commit is needed: a branch moves"),
+        (["--model", "x=a/b@main"], "Invalid value for --model: a tag or a commit is needed: a branch moves"),
         (["--model", "ink.safetensors"], "models.0.config: a single-file checkpoint needs, in darkroom.toml, a"),
         (["--lora", "ink.safetensors", "--lora", "ink=ink.safetensors"], "loras.1.name: 'ink' as that of loras.0"),
     ],

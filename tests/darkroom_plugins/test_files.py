@@ -301,5 +301,5 @@ class TestHub:
         with pytest.raises(OSError, match=f"hub: tiny/sd at {COMMIT} is not in the cache, and was not fetched"):
             files.fetch(["unet", "vae"])
         (snapshot / "unet" / "config.json").unlink()
-        with pytest.raises(OSError, match=r"hub: tiny/sd lacks .* the configuration of a part"):
+        with pytest.raises(OSError, match="hub: tiny/sd lacks the configuration of a model or of a part of it"):
             HubFiles.find("tiny/sd", None)

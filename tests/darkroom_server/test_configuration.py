@@ -15,6 +15,7 @@ from typer.testing import CliRunner
 
 from darkroom_client.cli._app import app
 from darkroom_server.configuration import PATHS, ConfigurationError, read_settings
+from darkroom_server.flags import files as lora_flags
 from darkroom_server.flags import model as model_flag
 from darkroom_server.settings import AssetSettings, Limits, ModelSettings, Settings, TokenSettings
 from darkroom_server.toml_lines import line_of
@@ -49,7 +50,7 @@ def violations(text, flags=None):
 MODEL = '[[models]]\nname = "a"\n'
 PATH = MODEL + 'path = "sd"\n'
 ONE = MODEL + 'path = "one.safetensors"\n'
-HUB = MODEL + 'hub = "o/n"\n'
+HUB = MODEL + 'path = "hub:o/n"\n'
 
 WRONG = {  # the file, and the beginning of each violation
     "value": ("\n\ndrain_seconds = -1", ["3: drain_seconds: Input should be greater than or equal to 0"]),
@@ -94,15 +95,20 @@ WRONG = {  # the file, and the beginning of each violation
         ["1: listen: 0.0.0.0 is reached from other machines, and no tokens are configured"],
     ),
     "no hash": ("[[tokens]]\nname = 'a'\nsha256 = 't0ken'", ["3: tokens.0.sha256: String should match pattern"]),
-    "no source": (MODEL, ["1: models.0.hub: a model needs a path, or a repository of the hub"]),
-    "two sources": (PATH + "hub = 'o/n'", ["4: models.0.hub: a model has a path or a repository of the hub, not both"]),
-    "hub": (MODEL + "hub = 'n'\nrevision = 'v1'", ["3: models.0.hub: 'n' is no repository of the hub: OWNER/NAME"]),
-    "unpinned": (HUB, ["1: models.0.revision: a tag or a commit is needed: a branch moves"]),
-    "branch": (HUB + "revision = 'main'", ["4: models.0.revision: a tag or a commit is needed: a branch moves"]),
-    "revision of a path": (
-        PATH + "revision = 'v1'",
-        ["4: models.0.revision: only what comes from the hub has a revisi"],
+    "no source": (MODEL, ["1: models.0.path: must be set"]),
+    "hub": (MODEL + "path = 'hub:n@v1'", ["3: models.0.path: hub:n@v1 is not hub:OWNER/NAME@REVISION or hub:OWNER/N"]),
+    "unpinned": (HUB, ["3: models.0.path: hub:o/n is not hub:OWNER/NAME@REVISION"]),
+    "branch": (HUB.replace("o/n", "o/n@main"), ["3: models.0.path: a tag or a commit is needed: a branch moves"]),
+    "folder of the hub": (
+        HUB.replace("o/n", "o/n@v1/x"),
+        ["3: models.0.path: a model of the hub is a whole repository"],
     ),
+    "file of the hub": (
+        HUB.replace("o/n", "o/n@v1/x.safetensors") + "variant = 'fp16'",
+        ["1: models.0.config: a single-file checkpoint needs", "4: models.0.variant: a single-file checkpoint has no"],
+    ),
+    "pickle of the hub": (PATH + "vae = 'hub:o/n@v1/vae.pt'", ["4: models.0.vae: vae.pt: pickle files are refused"]),
+    "LoRA of the hub": ("[[loras]]\nname = 'x'\npath = 'hub:o/n'", ["3: loras.0.path: hub:o/n is not hub:OWNER/NAME"]),
     "variant of a file": (
         ONE + "config = 'sd'\nvariant = 'fp16'",
         ["5: models.0.variant: a single-file checkpoint has no variants"],
@@ -110,8 +116,8 @@ WRONG = {  # the file, and the beginning of each violation
     "file": (ONE, ["1: models.0.config: a single-file checkpoint needs, in darkroom.toml, a diffusers folder"]),
     "config of a folder": (PATH + "config = 'sd'", ["4: models.0.config: only a single-file checkpoint"]),
     "config of the hub": (
-        HUB + "revision = 'v1'\nconfig = 'sd'",
-        ["5: models.0.config: only a single-file checkpoint"],
+        HUB.replace("o/n", "o/n@v1") + "config = 'sd'",
+        ["4: models.0.config: only a single-file checkpoint"],
     ),
     "config a file": (ONE + "config = 'one.safetensors'", ["4: models.0.config: one.safetensors is a file; a folder"]),
     "missing file": (MODEL + "path = 'x/y'", ["3: models.0.path: there is nothing at x/y"]),
@@ -140,7 +146,7 @@ def test_each_mistake_is_said_with_its_line(folder, name):
 def test_all_mistakes_are_said_at_once(folder):
     text = (
         "listen = '0.0.0.0:1'\ndefault_model = 'z'\nmemory_budget = 'x'\n"
-        "[[models]]\nname = 'a'\npath = 'x'\nsafety = 'x'\n[[models]]\nname = 'a'\nhub = 'o/n'\ncolour = 1\n"
+        "[[models]]\nname = 'a'\npath = 'x'\nsafety = 'x'\n[[models]]\nname = 'a'\npath = 'hub:o/n'\ncolour = 1\n"
         "[limits]\nmax_edge = 1\n"
     )
     places = [violation.split(": ")[:2] for violation in violations(text, {"dtype": "x"})]
@@ -151,8 +157,8 @@ def test_all_mistakes_are_said_at_once(folder):
         (3, "memory_budget"),
         (6, "models.0.path"),
         (7, "models.0.safety"),
-        (8, "models.1.revision"),
         (9, "models.1.name"),
+        (10, "models.1.path"),
         (11, "models.1.colour"),
         (13, "limits.max_edge"),
     ]
@@ -331,8 +337,12 @@ def test_the_manual_has_every_key_with_its_default(title):
 
 
 def test_what_a_model_flag_names(folder):
-    assert model_flag("o/n.x@v1") == {"name": "n.x", "hub": "o/n.x", "revision": "v1"}
-    assert model_flag("xl=o/n@refs/pr/1") == {"name": "xl", "hub": "o/n", "revision": "refs/pr/1"}
+    assert model_flag("o/n.x@v1") == {"name": "n.x", "path": Path("hub:o/n.x@v1")}
+    assert model_flag("xl=o/n@v2") == {"name": "xl", "path": Path("hub:o/n@v2")}
+    assert model_flag("xl=hub:o/n@v2") == {"name": "xl", "path": Path("hub:o/n@v2")}
+    assert lora_flags(["hub:o/n@v2/a.safetensors"], "--lora") == [
+        {"name": "a", "path": Path("hub:o/n@v2/a.safetensors")},
+    ]
     (folder / "o").mkdir()
     (folder / "o" / "n").mkdir()
     assert model_flag("o/n") == {"name": "n", "path": Path("o/n")}
@@ -354,7 +364,7 @@ def test_check_says_what_is_wrong(folder, monkeypatch):
     monkeypatch.setenv("DARKROOM_CONFIG", "other.toml")
     result = CliRunner().invoke(app, ["check"])
     assert result.exit_code == 2
-    assert result.stderr.startswith("other.toml:1: models.0.revision: a tag")
+    assert result.stderr.startswith("other.toml:3: models.0.path: hub:o/n is not")
     Path("darkroom.toml").write_text("x = 1")
     assert CliRunner().invoke(app, ["serve", "--config", "darkroom.toml"]).stderr == (
         "darkroom.toml:1: x: there is no such key\n"

@@ -1,5 +1,6 @@
 """Models from every kind of source give through the server the pictures that diffusers makes of it."""
 
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -11,11 +12,12 @@ import torch
 from huggingface_hub import constants
 
 from darkroom.v1.events_pb2 import LOADING_PHASE_DOWNLOAD
+from darkroom.v1.parameters_pb2 import ControlSpec, LoraSpec
 from darkroom_server.models import ModelError
 from tests.checkpoints import COMMIT, save_checkpoint, save_to_cache
 from tests.hub import Hub
-from tests.support import RunningServer, generate_request
-from tests.tiny import save_sd
+from tests.support import RunningServer, generate_request, png
+from tests.tiny import save_controlnet, save_lora, save_sd
 from tests.tiny_sdxl import save_sdxl
 
 BASE = {"prompt": "a red circle", "num_inference_steps": 4, "guidance_scale": 5.0, "seed": 7}
@@ -53,7 +55,7 @@ def settings(folder: Path, family: str) -> dict[str, dict[str, Any]]:
         "plain": {"path": plain},
         "fp16": {"path": plain, "variant": "fp16"},
         "file": {"path": file, "config": folder / f"{family}-plain"},
-        "hub": {"hub": f"tiny/{family}", "revision": COMMIT},
+        "hub": {"path": f"hub:tiny/{family}@{COMMIT}"},
         "vae": {"path": file, "config": folder / f"{family}-plain", "vae": folder / "vae" / "vae"},
     }
 
@@ -111,7 +113,7 @@ def test_a_model_is_downloaded_when_it_is_asked_for(folder: Path, tmp_path: Path
     with Hub(folder / "sd-plain", "tiny/new") as hub, patched.context() as online:
         hub.reached(online)
         online.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
-        listed = {"name": "new", "hub": "tiny/new", "revision": COMMIT, "variant": "fp16", "preload": False}
+        listed = {"name": "new", "path": f"hub:tiny/new@{COMMIT}", "variant": "fp16", "preload": False}
         with RunningServer(models=[listed]) as server:
             assert not [name for name in hub.downloads if name.endswith("safetensors")]
             stream = server.start(generate_request(model="new", **BASE))
@@ -133,6 +135,54 @@ def test_a_model_is_downloaded_when_it_is_asked_for(folder: Path, tmp_path: Path
         with RunningServer(models=[listed]) as server:
             assert np.array_equal(server.generate(model="new", **BASE).pixels, stream.pixels)
         assert not hub.downloads
+
+
+def test_what_goes_with_models_comes_from_the_hub_too(
+    folder: Path, tmp_path: Path, patched: pytest.MonkeyPatch
+) -> None:
+    """Over the network, then from the cache without one: the pictures are those of the same files here."""
+    save_controlnet(folder / "whole" / "net", folder / "sd-plain", seed=1)
+    save_lora(folder / "whole" / "ink.safetensors", folder / "sd-plain", 2)
+    shutil.copytree(folder / "vae" / "vae", folder / "whole", dirs_exist_ok=True)
+    shutil.copytree(folder / "sd-plain", folder / "whole" / "sd", ignore=shutil.ignore_patterns("*.safetensors"))
+    shutil.copy(folder / "sd.safetensors", folder / "whole" / "sd.safetensors")
+    (folder / "whole" / "old.bin").write_bytes(b"a pickle")
+
+    def offered(root: str) -> dict[str, Any]:
+        vae = {"vae": root.rstrip("/")}
+        return {
+            "models": [{"name": "m", "path": f"{root}sd.safetensors", "config": f"{root}sd", **vae}],
+            "controlnets": [{"name": "net", "path": f"{root}net"}],
+            "loras": [{"name": "ink", "path": f"{root}ink.safetensors"}],
+        }
+
+    def pictures(server: RunningServer) -> list[np.ndarray]:
+        image = png(np.random.default_rng(0).integers(0, 256, (32, 32, 3), np.uint8))
+        extra = [{}, {"controls": [ControlSpec(model="net", image=image)]}, {"loras": [LoraSpec(name="ink", weight=1)]}]
+        return [server.generate(**BASE, **each).pixels for each in extra]
+
+    with RunningServer(**offered(f"{folder}/whole/")) as server:
+        expected = pictures(server)
+    assert all(np.abs(each - expected[0]).max() > 8 for each in expected[1:])
+    place = f"hub:tiny/whole@{COMMIT}/"
+    with Hub(folder / "whole", "tiny/whole") as hub, patched.context() as online:
+        hub.reached(online)
+        hub.serving.set()
+        online.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+        listed = offered(place)
+        with RunningServer(**listed) as server:
+            assert all(map(np.array_equal, pictures(server), expected))
+        assert len(hub.downloads) == len(set(hub.downloads)), "something was fetched twice"
+        assert "old.bin" not in hub.downloads
+        hub.downloads.clear()
+        online.setattr(constants, "HF_HUB_OFFLINE", True)
+        with RunningServer(**listed) as server:
+            assert all(map(np.array_equal, pictures(server), expected))
+        assert not hub.downloads
+        for lacking in ("none", "none.safetensors"):
+            nets = [{"name": "none", "path": place + lacking}]
+            with pytest.raises(ModelError, match=rf"controlnet 'none': {place}{lacking} cannot be used: hub: "):
+                RunningServer(models=listed["models"], controlnets=nets).__enter__()
 
 
 def test_a_server_of_a_mismatched_checkpoint_does_not_start(folder: Path) -> None:

@@ -1,0 +1,47 @@
+"""Where the operator's files are: on this machine, or in a repository of the Hugging Face hub."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import NamedTuple
+
+PREFIX = "hub:"
+FORM = re.compile(r"hub:([A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)@([\w.-]+)(?:/(.+))?")
+NOTATION = "hub:OWNER/NAME@REVISION or hub:OWNER/NAME@REVISION/FILE"
+
+
+class HubPlace(NamedTuple):
+    """A repository of the hub at a tag or commit, or a folder or file in it."""
+
+    repository: str  # "owner/name"
+    revision: str
+    inner: str  # "" is all of it
+
+    @property
+    def is_file(self) -> bool:
+        """Whether it is one file of weights."""
+        return self.inner.endswith(".safetensors")
+
+
+def hub_place(path: Path) -> HubPlace | None:
+    """What a path that begins with ``hub:`` says; None for a path on this machine.
+
+    :raises ValueError: it is not of the form, or of a branch
+    """
+    text = str(path)
+    if not text.startswith(PREFIX):
+        return None
+    found = FORM.fullmatch(text)
+    if not found:
+        raise ValueError(f"{text} is not {NOTATION}")
+    repository, revision, inner = found.groups()
+    if revision in ("main", "master"):
+        raise ValueError("a tag or a commit is needed: a branch moves, and what is served would change with it")
+    return HubPlace(repository, revision, inner or "")
+
+
+def is_weights_file(path: Path) -> bool:
+    """Whether a path that is right is that of one file of weights."""
+    place = hub_place(path)
+    return place.is_file if place else path.is_file()
