@@ -5,8 +5,8 @@ from __future__ import annotations
 import copy
 import inspect
 import logging
-from collections.abc import Iterable, Sequence
-from functools import lru_cache
+from collections.abc import Callable, Iterable, Sequence
+from functools import lru_cache, partial
 from typing import Any
 
 import torch
@@ -22,7 +22,7 @@ def gather(samples: Iterable[Sample]) -> Evaluation:
     """The evaluation of all rows of these samples, each at its own timestep. Changes nothing in them."""
     rows, latents, extra, timesteps, prompts = [], [], [], [], []
     for sample in samples:
-        scaled = sample.scheduler.scale_model_input(sample.latents, sample.timestep)
+        scaled = _scaled(sample)
         for number, prompt in enumerate(sample.rows):
             rows.append(Row(sample, prompt, unconditional=number == 0 and len(sample.rows) == 2))
             latents.append(scaled)
@@ -32,6 +32,15 @@ def gather(samples: Iterable[Sample]) -> Evaluation:
     where = latents[0].device
     behind = torch.cat(extra) if extra else None
     return Evaluation(rows, torch.cat(latents), torch.tensor(timesteps, device=where), torch.cat(prompts), behind)
+
+
+def _scaled(sample: Sample) -> torch.Tensor:
+    """The sample as the denoiser takes it."""
+    step = sample.table.get(sample.evaluation)
+    if step is None:
+        return sample.scheduler.scale_model_input(sample.latents, sample.timestep)  # type: ignore[no-any-return]
+    assert sample.latents is not None
+    return sample.latents if step.scale == 1.0 else sample.latents * step.scale
 
 
 def scatter(samples: Sequence[Sample], outputs: torch.Tensor) -> list[torch.Tensor]:
@@ -57,29 +66,40 @@ def advance(sample: Sample, output: torch.Tensor, want_estimate: bool) -> torch.
 
     Returns the estimate of the clean latents, (1, channels, h, w), where it is wanted.
     """
-    before = sample.scheduler, sample.generator, sample.latents
     assert sample.generator is not None
-    assert sample.latents is not None
-    sample.scheduler = _copy(sample.scheduler)
-    sample.generator = sample.generator.clone_state()
+    scheduler, generator = _copy(sample.scheduler), sample.generator.clone_state()
+    arguments = step_arguments(scheduler, generator, sample.request.eta)
+    result = scheduler.step(output, sample.timestep, sample.latents, **arguments)
+    clean = partial(clean_estimate, sample, result, output) if want_estimate else None
+    return commit(sample, scheduler, generator, result.prev_sample, clean)
+
+
+def commit(
+    sample: Sample,
+    scheduler: Any,
+    generator: torch.Generator,
+    latents: torch.Tensor,
+    clean: Callable[[], torch.Tensor] | None,
+) -> torch.Tensor | None:
+    """Give a sample what a step made, all of it or nothing.
+
+    Returns the estimate of the clean latents that its task makes of `clean`, if given.
+    """
+    before = sample.scheduler, sample.generator
+    sample.scheduler, sample.generator = scheduler, generator
     try:
-        arguments = _step_arguments(sample.scheduler.__class__)
-        given = {"generator": sample.generator, "eta": sample.request.eta}
-        result = sample.scheduler.step(
-            output, sample.timestep, sample.latents, **{k: v for k, v in given.items() if k in arguments}
-        )
-        estimate = _estimate(sample, result, output) if want_estimate else None
-        sample.latents = sample.task.after_evaluation(sample, result.prev_sample)
+        estimate = _estimate(sample, clean) if clean is not None else None
+        sample.latents = sample.task.after_evaluation(sample, latents)
     except BaseException:
-        sample.scheduler, sample.generator, sample.latents = before
+        sample.scheduler, sample.generator = before
         raise
     sample.evaluation += 1
     return estimate
 
 
-def _estimate(sample: Sample, result: Any, output: torch.Tensor) -> torch.Tensor | None:
+def _estimate(sample: Sample, clean: Callable[[], torch.Tensor]) -> torch.Tensor | None:
     try:
-        return sample.task.estimate(sample, clean_estimate(sample, result, output))
+        return sample.task.estimate(sample, clean())
     except Exception as error:  # of a scheduler from elsewhere: the picture does not depend on it
         log.warning("no preview under %s: %r", type(sample.scheduler).__name__, error)
         return None
@@ -92,6 +112,12 @@ def _copy(scheduler: Any) -> Any:
         if isinstance(value, list):
             setattr(copied, name, value.copy())
     return copied
+
+
+def step_arguments(scheduler: Any, generator: torch.Generator, eta: float) -> dict[str, Any]:
+    """Those of these arguments that the scheduler's step takes."""
+    arguments = _step_arguments(scheduler.__class__)
+    return {name: value for name, value in (("generator", generator), ("eta", eta)) if name in arguments}
 
 
 @lru_cache

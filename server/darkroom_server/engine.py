@@ -15,7 +15,7 @@ import torch
 
 from darkroom_plugins.errors import Cancelled, DarkroomError, DeviceLost
 from darkroom_plugins.sample import Sample
-from darkroom_server import denoise, sampling
+from darkroom_server import denoise, sampling, stepping
 from darkroom_server.batcher import Batcher
 from darkroom_server.events import Ended, Event, ImageDecoded, PreviewMade, StepDone
 from darkroom_server.jobs import Job, Seat
@@ -148,14 +148,9 @@ class Engine:
     def _step(self, seated: Sequence[tuple[Seat, Sample]]) -> None:
         if not seated:  # a strength can leave no step
             return
-        outcomes = sampling.predict([sample for _, sample in seated])
+        outputs = sampling.predict([sample for _, sample in seated])
         rows = sum(seat.rows for seat, _ in seated)
-        estimates = [
-            (seat, estimate)
-            for (seat, sample), outcome in zip(seated, outcomes, strict=True)
-            if (estimate := self._advance(seat, sample, outcome, rows)) is not None
-        ]
-        self._show(estimates)
+        self._show(self._advance(seated, outputs, rows))
 
     def _begin(self, seat: Seat) -> Sample | None:
         """The seat's sample, begun if its turn comes for the first time; None where its job has ended."""
@@ -178,24 +173,32 @@ class Engine:
         return seat.sample
 
     def _advance(
-        self, seat: Seat, sample: Sample, outcome: sampling.Outcome[torch.Tensor], rows: int
-    ) -> torch.Tensor | None:
-        """Step one sample and say so; its clean estimate where a preview is due."""
-        job = seat.job
-        if job.ended:  # another image of the job failed in this tick
-            return None
-        step = job.plan.steps.ends.get(sample.evaluation)
-        show = step is not None and wants_preview(seat, step, time.monotonic())
-        try:
-            if isinstance(outcome, DarkroomError):
-                raise outcome
-            estimate = denoise.advance(sample, outcome, want_estimate=show)
-        except Exception as error:
-            self._fail(job, error)
-            return None
-        if step is not None:
-            self._say(job, _step_done(seat, sample, step, rows))
-        return estimate
+        self, seated: Sequence[tuple[Seat, Sample]], outputs: Sequence[sampling.Outcome[torch.Tensor]], rows: int
+    ) -> list[tuple[Seat, torch.Tensor]]:
+        """Step the samples and say so; the clean estimates where previews are due."""
+        going = []
+        for (seat, sample), output in zip(seated, outputs, strict=True):
+            if isinstance(output, DarkroomError):
+                self._fail(seat.job, output)
+            else:
+                going.append((seat, sample, output))
+        going = [each for each in going if not each[0].job.ended]  # with another image of theirs
+        steps = [seat.job.plan.steps.ends.get(sample.evaluation) for seat, sample, _ in going]
+        now = time.monotonic()
+        wanted = [
+            step is not None and wants_preview(seat, step, now) for (seat, _, _), step in zip(going, steps, strict=True)
+        ]
+        estimates = stepping.advance_all([each[1] for each in going], [each[2] for each in going], wanted)
+        shown = []
+        for (seat, sample, _), step, estimate in zip(going, steps, estimates, strict=True):
+            if isinstance(estimate, DarkroomError):
+                self._fail(seat.job, estimate)
+                continue
+            if step is not None:
+                self._say(seat.job, _step_done(seat, sample, step, rows))
+            if estimate is not None:
+                shown.append((seat, estimate))
+        return shown
 
     def _show(self, estimates: Sequence[tuple[Seat, torch.Tensor]]) -> None:
         """Make the previews that are due. One that fails is left out with a warning: the picture is worth more."""

@@ -47,6 +47,7 @@ def begin(seat: Seat, prompts: PromptCache) -> Sample:
         controls=plan.controls,
         first=plan.steps.first,
         evaluation=plan.steps.first,
+        table=plan.table,
     )
     sample.generator = torch.Generator().manual_seed(sample.seed)
     sample.rows = prompts.rows(sample, plan.prompts)
