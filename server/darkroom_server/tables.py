@@ -216,6 +216,8 @@ def _solve(terms: Floats, noise: Floats, result: torch.Tensor) -> Floats:
     :raises NotLinear: there are none
     """
     values, count = result.double().flatten().numpy(), len(terms)
+    if not np.isfinite(values).all():
+        raise NotLinear("its step divides by zero")
     zeros = slice(count, count + ZEROS)
     of_noise = np.linalg.lstsq(noise[:, zeros].T, values[zeros], rcond=None)[0] if len(noise) else noise[:, 0]
     of_terms = values[:count] - of_noise @ noise[:, :count]
