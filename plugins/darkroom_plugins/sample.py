@@ -56,6 +56,7 @@ class Sample:
     rows: tuple[PromptEmbedding, ...] = ()  # unconditional first where there is guidance
     latents: torch.Tensor | None = None  # (1, channels, h, w), noisy, of scheduler scale
     extra_channels: torch.Tensor | None = None  # (1, more, h, w): put behind the latents in each evaluation
+    table: Mapping[int, Any] = field(default_factory=dict)  # the engine's: its scheduler's steps, where they are known
     state: dict[str, Any] = field(default_factory=dict)  # a plugin's own, under its contribution's name
 
     @property

@@ -5,8 +5,9 @@ from __future__ import annotations
 import copy
 import inspect
 import logging
-from collections.abc import Sequence
-from functools import lru_cache
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import lru_cache, partial
 from typing import Any
 
 import torch
@@ -18,6 +19,16 @@ from darkroom_plugins.sample import Evaluation, Row, Sample
 log = logging.getLogger(__name__)
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class Stepped:
+    """What a step came to; its sample does not have it yet."""
+
+    scheduler: Any
+    generator: torch.Generator
+    latents: torch.Tensor  # (1, channels, h, w)
+    clean: Callable[[], torch.Tensor] | None  # the estimate of the clean latents, of this shape, where it is wanted
+
+
 def rows_of(sample: Sample) -> list[Row]:
     """The rows of a sample, the unconditional one first where there is guidance."""
     guided = len(sample.rows) == 2
@@ -26,13 +37,36 @@ def rows_of(sample: Sample) -> list[Row]:
 
 def gather(rows: Sequence[Row]) -> Evaluation:
     """The evaluation of these rows, each at its own timestep. Changes nothing in their samples."""
-    at = {sample: sample.timestep for sample in dict.fromkeys(row.sample for row in rows)}
-    scaled = {sample: sample.scheduler.scale_model_input(sample.latents, now) for sample, now in at.items()}
-    latents = torch.cat([scaled[row.sample] for row in rows])
-    timesteps = torch.tensor([float(at[row.sample]) for row in rows], device=latents.device)
+    samples = {sample: number for number, sample in enumerate(dict.fromkeys(row.sample for row in rows))}
+    numbers = [samples[row.sample] for row in rows]
+    scaled = _scaled(list(samples))
+    latents = torch.cat([scaled[number] for number in numbers])
+    times = [float(sample.timestep) for sample in samples]
+    timesteps = torch.tensor([times[number] for number in numbers], device=latents.device)
     extra = [row.sample.extra_channels for row in rows if row.sample.extra_channels is not None]
     prompts = torch.cat([row.prompt.hidden for row in rows])
     return Evaluation(list(rows), latents, timesteps, prompts, torch.cat(extra) if extra else None)
+
+
+def _scaled(samples: Sequence[Sample]) -> Sequence[torch.Tensor]:
+    """Each sample's latents, (1, channels, h, w), as the denoiser takes them."""
+    scales, latents = [], []
+    for sample in samples:
+        assert sample.latents is not None
+        step = sample.table.get(sample.evaluation)
+        scales.append(1.0 if step is None else step.scale)
+        own = step is None
+        latents.append(sample.scheduler.scale_model_input(sample.latents, sample.timestep) if own else sample.latents)
+    if all(scale == 1.0 for scale in scales):
+        return latents
+    together = torch.cat(latents)
+    factors = to_device(torch.tensor(scales), together.device).view(-1, 1, 1, 1)
+    return list((together * factors).to(together.dtype).split(1))
+
+
+def to_device(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """A CPU tensor on a device, without waiting for it."""
+    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
 
 
 def guide(outputs: Sequence[torch.Tensor], request: Request) -> torch.Tensor:
@@ -48,25 +82,29 @@ def guide(outputs: Sequence[torch.Tensor], request: Request) -> torch.Tensor:
 
 
 def advance(sample: Sample, outputs: Sequence[torch.Tensor], want_estimate: bool) -> torch.Tensor | None:
-    """Take one evaluation's step, given what the denoiser made of each row: guidance, then scheduler, generator and
-    latents change together, or not at all.
+    """Take one evaluation's step by the sample's own scheduler object, given what the denoiser made of each row.
 
     Returns the estimate of the clean latents, (1, channels, h, w), where it is wanted.
     """
-    output = guide(outputs, sample.request)
-    before = sample.scheduler, sample.generator, sample.latents
     assert sample.generator is not None
-    assert sample.latents is not None
-    sample.scheduler = _copy(sample.scheduler)
-    sample.generator = sample.generator.clone_state()
+    output = guide(outputs, sample.request)
+    scheduler, generator = copy_scheduler(sample.scheduler), sample.generator.clone_state()
+    arguments = step_arguments(scheduler, generator, sample.request.eta)
+    result = scheduler.step(output, sample.timestep, sample.latents, **arguments)
+    clean = partial(clean_estimate, sample, result, output) if want_estimate else None
+    return commit(sample, Stepped(scheduler, generator, result.prev_sample, clean))
+
+
+def commit(sample: Sample, stepped: Stepped) -> torch.Tensor | None:
+    """Give a sample what its step came to: scheduler, generator and latents change together, or not at all.
+
+    Returns the estimate of the clean latents as its task makes it, where there is one.
+    """
+    before = sample.scheduler, sample.generator, sample.latents
+    sample.scheduler, sample.generator = stepped.scheduler, stepped.generator
     try:
-        arguments = _step_arguments(sample.scheduler.__class__)
-        given = {"generator": sample.generator, "eta": sample.request.eta}
-        result = sample.scheduler.step(
-            output, sample.timestep, sample.latents, **{k: v for k, v in given.items() if k in arguments}
-        )
-        estimate = _estimate(sample, result, output) if want_estimate else None
-        sample.latents = sample.task.after_evaluation(sample, result.prev_sample)
+        estimate = _estimate(sample, stepped.clean) if stepped.clean else None
+        sample.latents = sample.task.after_evaluation(sample, stepped.latents)
     except BaseException:
         sample.scheduler, sample.generator, sample.latents = before
         raise
@@ -74,21 +112,27 @@ def advance(sample: Sample, outputs: Sequence[torch.Tensor], want_estimate: bool
     return estimate
 
 
-def _estimate(sample: Sample, result: Any, output: torch.Tensor) -> torch.Tensor | None:
+def _estimate(sample: Sample, clean: Callable[[], torch.Tensor]) -> torch.Tensor | None:
     try:
-        return sample.task.estimate(sample, clean_estimate(sample, result, output))
+        return sample.task.estimate(sample, clean())
     except Exception as error:  # of a scheduler from elsewhere: the picture does not depend on it
         log.warning("no preview under %s: %r", type(sample.scheduler).__name__, error)
         return None
 
 
-def _copy(scheduler: Any) -> Any:
+def copy_scheduler(scheduler: Any) -> Any:
     """A scheduler of its own: schedulers change their attributes, and lists in place, but never tensors."""
     copied = copy.copy(scheduler)
     for name, value in vars(scheduler).items():
         if isinstance(value, list):
             setattr(copied, name, value.copy())
     return copied
+
+
+def step_arguments(scheduler: Any, generator: torch.Generator, eta: float) -> dict[str, Any]:
+    """Those of these arguments that the scheduler's step takes."""
+    arguments = _step_arguments(scheduler.__class__)
+    return {name: value for name, value in (("generator", generator), ("eta", eta)) if name in arguments}
 
 
 @lru_cache

@@ -17,7 +17,7 @@ import torch
 from darkroom_plugins.errors import Cancelled, DarkroomError, DeviceLost
 from darkroom_plugins.manager import Plugins
 from darkroom_plugins.sample import Sample
-from darkroom_server import denoise, sampling
+from darkroom_server import denoise, sampling, stepping
 from darkroom_server.batcher import Batcher, Lane
 from darkroom_server.events import Ended, Event, ImageDecoded, PreviewMade, StepDone
 from darkroom_server.grouping import turns_now
@@ -187,13 +187,7 @@ class Engine:
         if not seated:  # a strength can leave no step
             return
         outcomes = sampling.predict([sample for _, sample in seated], self.recovery)
-        rows = sum(seat.rows for seat, _ in seated)
-        estimates = [
-            (seat, estimate)
-            for (seat, sample), outcome in zip(seated, outcomes, strict=True)
-            if (estimate := self._advance(seat, sample, outcome, rows)) is not None
-        ]
-        self._show(estimates)
+        self._show(self._advance(seated, outcomes))
 
     def _begin(self, seats: Sequence[Seat]) -> None:
         """Begin those whose turn comes for the first time: the prompts of all, then the rest, so that under offload
@@ -228,24 +222,32 @@ class Engine:
         seat.sample = self.recovery.once(partial(sampling.begin, seat.sample))
 
     def _advance(
-        self, seat: Seat, sample: Sample, outcome: Outcome[list[torch.Tensor]], rows: int
-    ) -> torch.Tensor | None:
-        """Step one sample and say so; its clean estimate where a preview is due."""
-        job = seat.job
-        if job.ended:  # another image of the job failed in this tick
-            return None
-        step = job.plan.steps.ends.get(sample.evaluation)
-        show = step is not None and wants_preview(seat, step, time.monotonic())
-        try:
+        self, seated: Sequence[tuple[Seat, Sample]], outcomes: Sequence[Outcome[list[torch.Tensor]]]
+    ) -> list[tuple[Seat, torch.Tensor]]:
+        """Step the samples and say so; the clean estimates where previews are due."""
+        for (seat, _), outcome in zip(seated, outcomes, strict=True):
             if isinstance(outcome, DarkroomError):
-                raise outcome
-            estimate = self.recovery.once(partial(denoise.advance, sample, outcome, want_estimate=show))
-        except Exception as error:
-            self._fail(job, error)
-            return None
-        if step is not None:
-            self._say(job, _step_done(seat, sample, step, rows))
-        return estimate
+                self._fail(seat.job, outcome)
+        going = [
+            (seat, seat.job.plan.steps.ends.get(sample.evaluation), sample, outcome)
+            for (seat, sample), outcome in zip(seated, outcomes, strict=True)
+            if not isinstance(outcome, DarkroomError) and not seat.job.ended  # nor has another image of its job failed
+        ]
+        rows, now = sum(seat.rows for seat, _ in seated), time.monotonic()
+        turns = [
+            stepping.Turn(sample, outputs, step is not None and wants_preview(seat, step, now))
+            for seat, step, sample, outputs in going
+        ]
+        estimates = []
+        for (seat, step, sample, _), advanced in zip(going, stepping.advance(turns, self.recovery), strict=True):
+            if isinstance(advanced, DarkroomError):
+                self._fail(seat.job, advanced)
+                continue
+            if step is not None:
+                self._say(seat.job, _step_done(seat, sample, step, rows))
+            if advanced is not None:
+                estimates.append((seat, advanced))
+        return estimates
 
     def _show(self, estimates: Sequence[tuple[Seat, torch.Tensor]]) -> None:
         """Make the previews that are due. One that fails is left out with a warning: the picture is worth more."""

@@ -47,6 +47,7 @@ from darkroom_server.plan import control_images, fit, plan
 from darkroom_server.preprocess import preprocess
 from darkroom_server.recovery import known
 from darkroom_server.settings import Settings
+from darkroom_server.tables import Tables
 from darkroom_server.validate import check_edit, check_generate
 
 Context: TypeAlias = Any  # grpc.aio.ServicerContext, which has no types
@@ -63,6 +64,7 @@ class ImageService(image_service_pb2_grpc.ImageServiceServicer):
         self._readers = ThreadPoolExecutor(settings.reader_threads, "reader")
         self._planner = ThreadPoolExecutor(1, "planner")
         self._jobs: dict[tuple[str, str], Job] = {}  # by token and id
+        self._tables = Tables()
         self._idle = asyncio.Event()
         self._idle.set()
         self._draining = False
@@ -98,6 +100,8 @@ class ImageService(image_service_pb2_grpc.ImageServiceServicer):
         # The pictures that maps were made of are not needed any more.
         job.request = replace(request, controls=tuple(replace(each, image=None) for each in request.controls))
         job.plan = await self._run_in(self._planner, plan, job.request, fitted, self._catalog)
+        if not job.request.deterministic:  # which must not depend on when a table is there
+            job.plan.table = self._tables.of(job.plan.scheduler, job.plan.steps.first, job.request.eta)
         job.held_bytes = job.plan.held_bytes
         self._refuse_if_full(besides=job)
 
@@ -163,6 +167,7 @@ class ImageService(image_service_pb2_grpc.ImageServiceServicer):
         """Let go of the threads; a plugin that hangs in one does not hold up the end."""
         for executor in (self._encoders, self._readers, self._planner):
             executor.shutdown(wait=False, cancel_futures=True)
+        self._tables.close()
 
     def _register(self, message: Any, token: str) -> Job:
         """Take a job in, or refuse it before any work. Its message gets an id where it has none.

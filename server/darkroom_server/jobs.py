@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from darkroom_server.assets import ModelAssets
     from darkroom_server.models import Model
     from darkroom_server.store import Key
+    from darkroom_server.tables import Table
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +70,7 @@ class Plan:
     controls: tuple[Pixels, ...]  # the map of each of the request's controls
     assets: ModelAssets
     needs: tuple[Key, ...]  # what must be resident
+    table: Table = field(default_factory=dict)  # of the scheduler
 
     @property
     def held_bytes(self) -> int:

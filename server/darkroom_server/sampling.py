@@ -58,6 +58,7 @@ def encode(seat: Seat, prompts: PromptCache) -> Sample:
         controls=plan.controls,
         first=plan.steps.first,
         evaluation=plan.steps.first,
+        table=plan.table,
     )
     sample.rows = prompts.rows(sample, plan.prompts)
     return sample

@@ -179,7 +179,7 @@ PLACES: dict[str, tuple[type, str, dict[str, Any]]] = {
     "prompt": (CLIPTextModel, "forward", {}),
     "begin": (AutoencoderKL, "encode", {"image": PICTURE, "image_to_image": ImageToImage(strength=0.7)}),
     "evaluation": (UNetMidBlock2DCrossAttn, "forward", LORA),
-    "step": (EulerDiscreteScheduler, "step", {"scheduler": "euler"}),
+    "step": (EulerDiscreteScheduler, "step", {"scheduler": "euler", "deterministic": True}),
     "decoding": (Decoder, "forward", {}),
 }
 
