@@ -1,145 +1,124 @@
-"""`make bench`: the server beside diffusers' pipeline behind a lock, on the same weights, in the same run.
+"""`make bench`: the server beside diffusers' pipeline on the same weights, in the same run.
 
-Machines are noisy: server and peer take turns, and each figure is a ratio of medians. Writes a table to the terminal
-and a JSON file beside this one, in results/.
+Server and peers have a process each and take turns; each figure with a bar is a ratio of the two, or a share. Writes
+tables to the terminal, and into results/ a JSON file and a chart of throughput and latency against load.
 """
 
 import argparse
-import dataclasses
 import json
+import os
 import platform
-import statistics
-from collections.abc import Callable
+import time
 from pathlib import Path
 from typing import Any
 
-from tests.benchmarks.served import Outcome, Served, quiet
-from tests.benchmarks.workload import Order, mixed, uniform
+from tests.benchmarks import chart, clients, load, queueing, short, tasks, where
+from tests.benchmarks.bench import Bench
 
 RESULTS = Path(__file__).parent / "results"
 
 
+def _weights(bench: Bench) -> dict[str, float]:
+    from tests.benchmarks.pipelines import quiet
+    from tests.benchmarks.weights import weights
+
+    quiet()
+    return weights(bench.served, bench.model, bench.dtype)
+
+
+def _returning(bench: Bench) -> dict[str, float]:
+    import torch
+
+    from tests.benchmarks.returning import returning
+
+    return returning(bench.large, torch.device(bench.options.device), 1 if bench.options.smoke else 5)
+
+
+def _memory(bench: Bench) -> list[dict[str, Any]]:
+    from tests.benchmarks.memory import memory
+
+    edge, steps = (512, 8) if bench.cuda else (64, 4)
+    return memory(bench.large, bench.options.device, edge, steps, few=bench.options.smoke)
+
+
+PARTS = {
+    "clients": clients.measure,
+    "load": load.measure,
+    "short": short.measure,
+    "tasks": tasks.measure,
+    "queueing": queueing.measure,
+    "where": where.measure,
+    "weights": _weights,
+    "returning": _returning,
+    "memory": _memory,
+}
+
+
 def arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", default="cpu")
-    parser.add_argument("--dtype", default="auto")
+    parser.add_argument("--dtype", default="auto", help="auto: float16 on CUDA, float32 elsewhere")
     parser.add_argument("--model", type=Path, help="a folder; none: the demo model, on CUDA the networks of SD 1.5")
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--clients", type=int, default=16)
-    parser.add_argument("--requests", type=int, default=1000, help="of the memory test; 0 leaves it out")
-    parser.add_argument("--out", type=Path, help="the JSON file; none: results/DEVICE.json")
-    return parser.parse_args()
-
-
-def compare(rounds: int, peer: Callable[[], float], server: Callable[[], Outcome]) -> tuple[float, list[Outcome]]:
-    """The peer's median seconds, and the server's outcomes, taken in turns."""
-    peers, outcomes = [], []
-    for _ in range(rounds):
-        peers.append(peer())
-        outcomes.append(server())
-    return statistics.median(peers), outcomes
-
-
-def row(name: str, images: int, peer: float, outcomes: list[Outcome], bar: float) -> dict[str, Any]:
-    ours = statistics.median(o.seconds for o in outcomes)
-    return {
-        "what": name,
-        "peer_images_per_s": images / peer,
-        "server_images_per_s": images / ours,
-        "ratio": peer / ours,
-        "bar": bar,
-        "mean_rows": statistics.fmean(r for o in outcomes for r in o.rows),
-        "p50_s": statistics.median(s for o in outcomes for s in o.latencies),
-        "p99_s": statistics.quantiles([s for o in outcomes for s in o.latencies], n=100)[98],
-        "previews_per_image": statistics.fmean(o.previews for o in outcomes) / images,
-        "first_preview_steps": statistics.median([s for o in outcomes for s in o.first_previews] or [0.0]),
-    }
-
-
-def measure(served: Served, peer: Any, options: argparse.Namespace) -> list[dict[str, Any]]:
-    peer.run(uniform(2), 1)  # warm both up
-    served.run(mixed(options.clients), options.clients)
-    few, many = uniform(10), mixed(4 * options.clients)
-    cases: list[tuple[str, list[Order], int, str, float]] = [
-        ("1 client, no preview", few, 1, "off", 0.0),
-        ("1 client, latent-rgb preview at each step", few, 1, "latent-rgb", 0.9),
-        ("1 client, full-vae preview at each step", few, 1, "full-vae", 0.0),
-        (f"{options.clients} clients, mixed", many, options.clients, "off", 2.5),
-        (f"{options.clients} clients, mixed, latent-rgb previews", many, options.clients, "latent-rgb", 0.0),
-    ]
-    rows = []
-    for name, orders, clients, preview, bar in cases:
-        took, outcomes = compare(
-            options.rounds,
-            lambda orders=orders, clients=clients: peer.run(orders, clients),
-            lambda orders=orders, clients=clients, preview=preview: served.run(orders, clients, preview),
-        )
-        rows.append(row(name, len(orders), took, outcomes, bar))
-        print_row(rows[-1])
-    return rows
-
-
-def print_row(row: dict[str, Any]) -> None:
-    verdict = "" if not row["bar"] else f"bar {row['bar']:.2f} {'held' if row['ratio'] >= row['bar'] else 'MISSED'}"
-    print(
-        f"{row['what']:46} peer {row['peer_images_per_s']:6.2f}/s  server {row['server_images_per_s']:6.2f}/s  "
-        f"ratio {row['ratio']:5.2f}  rows {row['mean_rows']:4.1f}  p99 {row['p99_s']:5.2f} s  "
-        f"first preview {row['first_preview_steps']:4.2f} steps  {verdict}",
-        flush=True,
+    parser.add_argument("--only", type=lambda text: text.split(","), help=f"parts, of {','.join(PARTS)}")
+    parser.add_argument("--rounds", type=int, default=1, help="how often the systems take turns")
+    parser.add_argument(
+        "--smoke", action="store_true", help="everything once with little work: the figures mean nothing"
     )
-
-
-def memory(served: Served, options: argparse.Namespace) -> dict[str, float]:
-    """Resident memory of the server, MiB, before and after many requests."""
-    mib = 2**20
-    orders = [dataclasses.replace(order, steps=4) for order in mixed(options.requests)]
-    served.run(orders[:200], options.clients, "latent-rgb")  # until pools and caches are full
-    before = served.memory / mib
-    served.run(orders, options.clients, "latent-rgb")
-    after = served.memory / mib
-    print(f"memory: {before:.0f} MiB, and {after:.0f} MiB after {options.requests} more requests")
-    return {"before_mib": before, "after_mib": after, "requests": options.requests}
+    parser.add_argument(
+        "--out", type=Path, help="the folder of the results; none: results/, of a part or a smoke test out/"
+    )
+    options = parser.parse_args()
+    if unknown := set(options.only or ()) - set(PARTS):
+        parser.error(f"--only: there is no {', '.join(sorted(unknown))}")
+    return options
 
 
 def main() -> None:
     options = arguments()
-    quiet()
+    # As the server has it: threads that spin while they wait would take the cores from the one that is measured.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    os.environ |= {
+        "TRANSFORMERS_VERBOSITY": "error",
+        "DIFFUSERS_VERBOSITY": "error",
+        "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+    }
+    bench = Bench(options)
+    began = time.perf_counter()
+    try:
+        bench.warm_up()
+        parts = {name: part(bench) for name, part in PARTS.items() if not options.only or name in options.only}
+    finally:
+        bench.stop()
+    if bench.bars:
+        bench.table("bars", bench.bars)
+    write(bench, parts, time.perf_counter() - began)
+
+
+def write(bench: Bench, parts: dict[str, Any], seconds: float) -> None:
+    """The JSON file, and the chart where there is something to draw."""
     import torch
 
-    from darkroom_demo import MODEL_PATH
-    from tests.benchmarks.architectures import stable_diffusion_15
-    from tests.benchmarks.peers import LockedPipeline
-    from tests.benchmarks.returning import returning
-    from tests.benchmarks.weights import weights
-
-    cuda = options.device.startswith("cuda")
-    large = stable_diffusion_15(Path(".cache/sd15"))
-    model = options.model or (large if cuda else MODEL_PATH)
-    dtype = torch.float16 if cuda else torch.float32
-    peer = LockedPipeline(model, options.device, dtype)
-    served = Served(model, options.device, options.dtype)
-    try:
-        rows = measure(served, peer, options)
-        tasks = weights(served, model, dtype)
-        growth = memory(served, options) if options.requests else None
-    finally:
-        served.stop()
-    back = returning(large, torch.device(options.device), 5)
-    device = torch.cuda.get_device_name() if cuda else f"{platform.processor() or platform.machine()} CPU"
+    options = bench.options
+    device = torch.cuda.get_device_name() if bench.cuda else f"{platform.processor() or platform.machine()} CPU"
     result = {
         "device": device,
-        "torch_threads": torch.get_num_threads(),
         "torch": torch.__version__,
-        "model": model.name,
-        "rows": rows,
-        "weights": tasks,
-        "memory": growth,
-        "returning": back,
+        "torch_threads": torch.get_num_threads(),
+        "omp_wait_policy": os.environ["OMP_WAIT_POLICY"],
+        "model": "the demo model" if bench.demo else bench.model.name,
+        "rounds": options.rounds,
+        "seconds": round(seconds),
+        "bars": bench.bars,
+        **parts,
     }
-    out = options.out or RESULTS / f"{options.device.partition(':')[0]}.json"
-    out.parent.mkdir(exist_ok=True)
-    out.write_text(json.dumps(result, indent=2) + "\n")
-    print(f"written: {out}")
+    partial = options.smoke or options.only
+    folder = options.out or (Path("out") if partial else RESULTS)
+    folder.mkdir(exist_ok=True, parents=True)
+    stem = folder / options.device.partition(":")[0]
+    stem.with_suffix(".json").write_text(json.dumps(result, indent=2) + "\n")
+    if "load" in parts:
+        chart.draw(stem.with_suffix(".png"), parts["load"]["rows"])
+    print(f"written: {stem.with_suffix('.json')}, after {seconds:.0f} s")
 
 
 if __name__ == "__main__":

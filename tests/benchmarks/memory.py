@@ -41,11 +41,11 @@ ON_CPU: dict[str, dict[str, Any]] = {
 }
 
 
-def memory(folder: Path, device: str, edge: int, steps: int) -> list[dict[str, Any]]:
-    """A row for each option: MiB, and seconds a step, of both. One that fails has its error instead."""
-    rows = []
+def memory(folder: Path, device: str, edge: int, steps: int, few: bool = False) -> list[dict[str, Any]]:
+    """A row for each option, or for a few: MiB, and seconds a step, of both. One that fails has its error instead."""
+    rows, options_by_name = [], ON_CUDA if device.startswith("cuda") else ON_CPU
     print(f"memory options, {folder.name}, a picture of {edge}x{edge} on {device}: MiB, and seconds a step")
-    for name, options in (ON_CUDA if device.startswith("cuda") else ON_CPU).items():
+    for name, options in [*options_by_name.items()][: 1 if few else None]:
         found = {side: _apart(side, folder, device, options, edge, steps) for side in MEASURES}
         rows.append({"option": name, **found})
         print(f"  {name:20}" + "".join(f"  {side} {_told(figures)}" for side, figures in found.items()), flush=True)
@@ -73,9 +73,6 @@ def server(folder: Path, device: str, edge: int, steps: int, options: dict[str, 
 
 
 def diffusers(folder: Path, device: str, edge: int, steps: int, options: dict[str, Any]) -> list[float]:
-    from tests.benchmarks.served import quiet
-
-    quiet()
     import diffusers as library
 
     default = "float16" if device.startswith("cuda") else "float32"

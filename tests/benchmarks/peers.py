@@ -1,48 +1,151 @@
-"""How people serve diffusion today: diffusers' pipeline behind a lock, one request at a time, no transport."""
+"""How people serve diffusion today, and what no server can beat: diffusers' pipeline on the same weights.
 
-import threading
+Whatever favours the peers is theirs: they have no transport, encode no PNG, and send no previews.
+"""
+
+import asyncio
+import contextlib
 import time
+from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from dataclasses import dataclass
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
-import torch
-from diffusers import StableDiffusionPipeline
+from tests.benchmarks.driving import Record, Run, drive
+from tests.benchmarks.workload import Order, Traffic
 
-from darkroom_plugins.request import SchedulerChoice
-from darkroom_plugins.schedulers import ENTRIES
-from tests.benchmarks.workload import Order, share
-
-BY_NAME = {entry.name: entry for entry in ENTRIES}
+MAX_BATCH = 16  # images
+WINDOW = 0.05  # seconds that the oldest waits for others to share its batch
 
 
-class LockedPipeline:
-    """The pipeline that all clients wait for."""
+class Peers:
+    """One pipeline, and three ways to drive it."""
 
-    def __init__(self, model: Path, device: str, dtype: torch.dtype) -> None:
-        self._pipe: Any = StableDiffusionPipeline.from_pretrained(model, safety_checker=None, dtype=dtype).to(device)
-        self._pipe.set_progress_bar_config(disable=True)
-        self._config = self._pipe.scheduler.config
-        self._lock = threading.Lock()
+    def __init__(self, model: Path, device: str, dtype: Any) -> None:
+        from tests.benchmarks.pipelines import Pipelines
 
-    def make(self, order: Order) -> None:
-        """Make one picture, as a handler of a simple server would."""
-        with self._lock:
-            self._pipe.scheduler = BY_NAME[order.scheduler].build(self._config, SchedulerChoice(name=order.scheduler))
-            generator = torch.Generator().manual_seed(order.seed)
-            self._pipe(
-                order.prompt, num_inference_steps=order.steps, guidance_scale=order.guidance, generator=generator
-            )
+        self._pipelines = Pipelines(model, device, dtype)
 
-    def run(self, orders: list[Order], clients: int) -> float:
-        """The seconds that all clients take."""
-        threads = [threading.Thread(target=self._client, args=(part,)) for part in share(orders, clients)]
+    def warm_up(self, steps: int) -> None:
+        """Make a batch of each size: the first of its size costs more, as kernels are made for it."""
+        for size in range(1, MAX_BATCH + 1):
+            self._pipelines.make([Order(seed, steps=steps) for seed in range(size)])
+
+    def locked(self, traffic: Traffic) -> Run:
+        """(a) One request at a time, first come, first served: the pipeline behind a lock."""
+        return asyncio.run(self._drive(traffic, max_batch=1, window=0.0))
+
+    def batched(self, traffic: Traffic) -> Run:
+        """(b) Request-level batching: what waits and is alike is made as one static batch."""
+        return asyncio.run(self._drive(traffic, MAX_BATCH, WINDOW))
+
+    async def _drive(self, traffic: Traffic, max_batch: int, window: float) -> Run:
+        batcher = RequestBatcher(self._pipelines.make, max_batch, window)
+        work = asyncio.create_task(batcher.work())
+        run = await drive(batcher.make, traffic)
+        work.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await work
+        return run
+
+    def ideal(self, orders: Sequence[Order]) -> Run:
+        """(c) Static batches of 16 with one scheduler, for as many decodes and row-evaluations as these orders need,
+        nobody waiting for anything."""
+        wanted = sum(self._pipelines.row_evaluations(order) for order in orders)
+        size = min(MAX_BATCH, len(orders))
+        batches = len(orders) // size
+        steps, more = divmod(round(wanted / (2 * size)), batches)  # guidance: two rows an image
         began = time.perf_counter()
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
-        return time.perf_counter() - began
+        for batch in range(batches):
+            alike = steps + (batch < more)
+            self._pipelines.make([Order(seed, steps=alike) for seed in range(batch * size, (batch + 1) * size)])
+        done = 2 * size * (steps * batches + more)
+        seconds = (time.perf_counter() - began) * wanted / done  # steps are whole numbers: within a percent
+        return Run(seconds, [Record(order) for order in orders])
 
-    def _client(self, orders: list[Order]) -> None:
-        for order in orders:
-            self.make(order)
+
+@dataclass(eq=False)
+class Waiting:
+    """A request in the batcher's queue."""
+
+    order: Order
+    record: Record
+    since: float
+    done: asyncio.Future[None]
+
+    @property
+    def kind(self) -> tuple[Any, ...]:
+        """What must be equal in a static batch, which has one scheduler, one step count and one guidance scale."""
+        o = self.order
+        return o.scheduler, o.steps, o.guidance, o.task, o.control, o.lora
+
+
+class RequestBatcher:
+    """Dynamic batching as inference servers do it: the oldest request goes next, with those of its kind that wait; it
+    waits for them until the batch is full, or for a short window."""
+
+    def __init__(self, run: Any, max_batch: int, window: float) -> None:
+        self._run = run
+        self._max_batch = max_batch
+        self._window = window
+        self._queue: list[Waiting] = []
+        self._came = asyncio.Event()
+
+    async def make(self, order: Order, record: Record) -> None:
+        """Wait for the picture."""
+        waiting = Waiting(order, record, time.perf_counter(), asyncio.get_running_loop().create_future())
+        self._queue.append(waiting)
+        self._came.set()
+        await waiting.done
+
+    async def work(self) -> None:
+        """Make batch after batch."""
+        with ThreadPoolExecutor(1) as thread:
+            while True:
+                batch = await self._collect()
+                began = time.perf_counter()
+                for each in batch:
+                    each.record.queued = began - each.since
+                orders = [each.order for each in batch]
+                await asyncio.get_running_loop().run_in_executor(thread, self._run, orders)
+                for each in batch:
+                    each.done.set_result(None)
+
+    async def _collect(self) -> list[Waiting]:
+        while True:
+            self._came.clear()
+            batch = [each for each in self._queue if each.kind == self._queue[0].kind][: self._max_batch]
+            left = batch[0].since + self._window - time.perf_counter() if batch else None
+            if batch and (len(batch) == self._max_batch or left <= 0):
+                self._queue = [each for each in self._queue if each not in batch]
+                return batch
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._came.wait(), left)
+
+
+class Apart:
+    """Peers in a process of their own, so that nothing of them is in the way of the server, nor it in theirs."""
+
+    def __init__(self, model: Path, device: str, dtype: Any) -> None:
+        self._process = ProcessPoolExecutor(1, get_context("spawn"), _open, (model, device, dtype))
+
+    def run(self, way: str, work: Any) -> Any:
+        """The result of one of the methods of Peers."""
+        return self._process.submit(_run, way, work).result()
+
+    def stop(self) -> None:
+        self._process.shutdown()
+
+
+_peers: Peers
+
+
+def _open(*arguments: Any) -> None:
+    global _peers
+    _peers = Peers(*arguments)
+
+
+def _run(way: str, work: Any) -> Any:
+    return getattr(_peers, way)(work)

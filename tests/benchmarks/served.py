@@ -1,53 +1,57 @@
 """`darkroom serve` in a process of its own, and clients of it."""
 
-import asyncio
-import os
+import json
 import re
 import subprocess
 import sys
 import time
-from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import psutil
+import uvloop
 from grpc import aio
 
-from darkroom.v1 import image_service_pb2, image_service_pb2_grpc, parameters_pb2
-from tests.benchmarks.workload import Order, share
+from darkroom.v1 import edits_pb2, image_service_pb2, image_service_pb2_grpc, parameters_pb2
+from tests.benchmarks.driving import Record, Run, drive
+from tests.benchmarks.workload import Order, Traffic, edges, mask, picture, png
 
 PREVIEWS = {
     "off": parameters_pb2.PREVIEW_MODE_OFF,
     "latent-rgb": parameters_pb2.PREVIEW_MODE_LATENT_RGB,
     "full-vae": parameters_pb2.PREVIEW_MODE_FULL_VAE,
 }
-
-
-@dataclass
-class Outcome:
-    """What a run of many requests gave."""
-
-    seconds: float
-    previews: int = 0
-    latencies: list[float] = field(default_factory=list)  # seconds, of each request
-    first_previews: list[float] = field(default_factory=list)  # in step times after the job started
-    rows: list[int] = field(default_factory=list)  # of each step
+Stub = image_service_pb2_grpc.ImageServiceStub
 
 
 class Served:
-    """A server, from start to stop."""
+    """A server, from start to stop. Without a model it serves the demo model, its ControlNet and its LoRAs; one with
+    `clocks` can say where its time goes."""
 
-    def __init__(self, model: Path, device: str, dtype: str) -> None:
-        command = [str(Path(sys.executable).with_name("darkroom")), "serve", "--listen", "127.0.0.1:0"]
-        command += ["--model", str(model), "--device", device, "--dtype", dtype]
-        self._process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
-        self.address = self._wait_until_ready()
-
-    def _wait_until_ready(self) -> str:
-        assert self._process.stdout is not None
-        found = re.search(r"ready on (\S+):", self._process.stdout.readline())
+    def __init__(self, model: Path | None, device: str, dtype: str, clocks: bool = False) -> None:
+        darkroom = str(Path(sys.executable).with_name("darkroom"))
+        command = [sys.executable, "-m", "tests.benchmarks.clocks"] if clocks else [darkroom]
+        command += ["serve", "--listen", "127.0.0.1:0", "--device", device, "--dtype", dtype]
+        command += ["--model", str(model)] if model else []
+        self._process = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+        )
+        found = re.search(r"ready on (\S+):", self._read())
         if not found:
             raise RuntimeError("the server did not start")
-        return found[1]
+        self.address = found[1]
+
+    def _read(self) -> str:
+        assert self._process.stdout is not None
+        return self._process.stdout.readline()
+
+    def clocks(self) -> dict[str, Any]:
+        """What the clocks show (see clocks.py)."""
+        assert self._process.stdin is not None
+        self._process.stdin.write("\n")
+        self._process.stdin.flush()
+        return json.loads(self._read())  # type: ignore[no-any-return]
 
     @property
     def memory(self) -> int:
@@ -58,62 +62,53 @@ class Served:
         self._process.terminate()
         self._process.wait(60)
 
-    def run(self, orders: list[Order], clients: int, preview: str = "off") -> Outcome:
-        """Send the orders, each client one after another."""
-        return asyncio.run(self._run(orders, clients, preview))
+    def run(self, traffic: Traffic, preview: str = "off") -> Run:
+        """Send the orders; the clients share one connection."""
+        return uvloop.run(self._run(traffic, preview))
 
-    async def _run(self, orders: list[Order], clients: int, preview: str) -> Outcome:
-        outcome = Outcome(0.0)
+    async def _run(self, traffic: Traffic, preview: str) -> Run:
         async with aio.insecure_channel(self.address) as channel:
-            stub = image_service_pb2_grpc.ImageServiceStub(channel)
             await channel.channel_ready()
-            began = time.perf_counter()
-            await asyncio.gather(*(_client(stub, part, preview, outcome) for part in share(orders, clients)))
-            outcome.seconds = time.perf_counter() - began
-        return outcome
+            return await drive(partial(_make, Stub(channel), PREVIEWS[preview]), traffic)
 
 
-async def _client(
-    stub: image_service_pb2_grpc.ImageServiceStub, orders: list[Order], preview: str, outcome: Outcome
-) -> None:
-    for order in orders:
-        began = time.perf_counter()
-        await _one(stub, order, preview, outcome)
-        outcome.latencies.append(time.perf_counter() - began)
+async def _make(stub: Stub, preview: int, order: Order, record: Record) -> None:
+    """Send one order, and read its stream to the end."""
+    began = time.perf_counter()
+    request = request_of(order, preview)
+    call = stub.Generate if isinstance(request, image_service_pb2.GenerateRequest) else stub.Edit
+    async for response in call(request):
+        event = response.event
+        match event.WhichOneof("event"):
+            case "step":
+                record.rows.append(event.step.batch_rows)
+            case "preview":
+                record.previews += 1
+                if record.first_preview is None:
+                    record.first_preview = time.perf_counter() - began
+            case "completed":
+                record.queued = event.completed.timings.queue_seconds
 
 
-async def _one(stub: image_service_pb2_grpc.ImageServiceStub, order: Order, preview: str, outcome: Outcome) -> None:
+def request_of(order: Order, preview: int = PREVIEWS["off"]) -> Any:
+    """The order as a request."""
     parameters = parameters_pb2.Parameters(
         prompt=order.prompt,
         seed=order.seed,
         num_inference_steps=order.steps,
         guidance_scale=order.guidance,
         scheduler=parameters_pb2.SchedulerSpec(name=order.scheduler),
+        loras=[parameters_pb2.LoraSpec(name=order.lora)] if order.lora else [],
+        controls=[parameters_pb2.ControlSpec(model=order.control, image=png(edges()))] if order.control else [],
     )
-    options = parameters_pb2.PreviewOptions(mode=PREVIEWS[preview])
-    accepted = first_preview = 0.0
-    step_seconds = 1.0
-    async for response in stub.Generate(image_service_pb2.GenerateRequest(parameters=parameters, preview=options)):
-        event = response.event
-        match event.WhichOneof("event"):
-            case "accepted":
-                accepted = time.perf_counter()
-            case "step":
-                outcome.rows.append(event.step.batch_rows)
-                step_seconds = event.step.elapsed_seconds / event.step.step
-            case "preview":
-                first_preview = first_preview or time.perf_counter() - accepted
-                outcome.previews += 1
-    if first_preview:
-        outcome.first_previews.append(first_preview / step_seconds)
-
-
-def quiet() -> None:
-    """Keep the libraries' progress bars out of the table."""
-    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
-    import diffusers
-    import transformers
-
-    for library in (diffusers, transformers):
-        library.utils.logging.set_verbosity_error()
-        library.utils.logging.disable_progress_bar()
+    common: dict[str, Any] = {"parameters": parameters, "preview": parameters_pb2.PreviewOptions(mode=preview)}
+    match order.task:
+        case "txt2img":
+            return image_service_pb2.GenerateRequest(**common)
+        case "img2img":
+            return image_service_pb2.EditRequest(
+                image=png(picture()), image_to_image=edits_pb2.ImageToImage(), **common
+            )
+        case "inpaint":
+            inpaint = edits_pb2.Inpaint(mask=png(mask()))
+            return image_service_pb2.EditRequest(image=png(picture()), inpaint=inpaint, **common)

@@ -1,8 +1,32 @@
-"""The work that server and peer both do."""
+"""The work that server and peers both do: pictures to make, and when they are asked for."""
 
+import io
+import itertools
+import random
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
+from typing import Literal
 
+from PIL import Image, ImageDraw
+
+Task = Literal["txt2img", "img2img", "inpaint"]
 SCHEDULERS = ("euler", "ddim", "dpmpp-2m", "euler-ancestral", "unipc", "pndm", "deis", "lms")
+PRESETS = (
+    ("euler", 20, 4.0),
+    ("dpmpp-2m", 16, 4.0),
+    ("ddim", 28, 3.0),
+    ("euler-ancestral", 20, 6.0),
+    ("unipc", 12, 4.0),
+)
+SIZES, SHAPES = ("small", "large"), ("circle", "square", "triangle", "star", "heart", "ring")
+COLOURS = ("red", "green", "blue", "yellow", "pink", "gray", "white", "black")
+PROMPTS = [
+    f"a {size} {colour} {shape} on a {background} background"
+    for size, colour, shape, background in itertools.product(SIZES, COLOURS, SHAPES, COLOURS)
+    if colour != background
+]
+random.Random(0).shuffle(PROMPTS)
 
 
 @dataclass(frozen=True)
@@ -13,28 +37,91 @@ class Order:
     scheduler: str = "euler"
     steps: int = 20
     guidance: float = 4.0
-    prompt: str = "a large red circle on a blue background"
+    task: Task = "txt2img"
+    control: str = ""  # the name of a ControlNet, which follows `edges`
+    lora: str = ""
+
+    @property
+    def prompt(self) -> str:
+        """Another one for each seed, so that no cache answers."""
+        return PROMPTS[self.seed % len(PROMPTS)]
 
 
-def uniform(count: int) -> list[Order]:
-    """The same kind of picture again and again."""
-    return [Order(seed) for seed in range(count)]
+@dataclass(frozen=True)
+class Traffic:
+    """Orders, and who sends them: clients that each send one after another, or, where there are `arrivals`, strangers
+    who each send one at their time, in seconds."""
+
+    orders: Sequence[Order]
+    clients: int = 1
+    arrivals: Sequence[float] = ()
+
+
+def uniform(count: int, steps: int = 20) -> list[Order]:
+    """Pictures that differ in prompt and seed alone: the best case of request-level batching."""
+    return [Order(seed, steps=steps) for seed in range(count)]
+
+
+def popular(count: int) -> list[Order]:
+    """Five settings that all users choose from, as a front end's presets."""
+    rng = random.Random(1)
+    return [Order(seed, *rng.choice(PRESETS)) for seed in range(count)]
 
 
 def mixed(count: int) -> list[Order]:
-    """Schedulers, step counts (12 to 28, 20 in the mean) and guidance all differ."""
+    """Schedulers, step counts (12 to 28, 20 in the mean) and guidance all differ: 40 settings, each as often."""
     return [
-        Order(
-            seed,
-            scheduler=SCHEDULERS[seed % len(SCHEDULERS)],
-            steps=12 + 4 * (seed * 7 % 5),
-            guidance=3.0 + seed % 4,
-            prompt=f"a {('large', 'small')[seed % 2]} {('red', 'green', 'pink')[seed % 3]} star on a black background",
-        )
+        Order(seed, SCHEDULERS[seed % len(SCHEDULERS)], steps=12 + 4 * (seed * 7 % 5), guidance=3.0 + seed % 4)
         for seed in range(count)
     ]
 
 
-def share(orders: list[Order], clients: int) -> list[list[Order]]:
-    """The orders of each client, who sends one after another."""
-    return [orders[client::clients] for client in range(clients)]
+def all_tasks(count: int) -> list[Order]:
+    """Text to image, image to image, inpainting, a ControlNet, a LoRA, and all at once, with mixed settings."""
+    kinds = [{}, {"task": "img2img"}, {"task": "inpaint"}, {"control": "canny"}, {"lora": "outline"}]
+    kinds += [{"task": "img2img", "control": "canny"}, {"lora": "stripes"}]
+    return [
+        Order(seed, SCHEDULERS[seed % 5], steps=(16, 20, 24)[seed % 3], **kinds[seed % len(kinds)])
+        for seed in range(count)
+    ]
+
+
+def poisson(count: int, rate: float, seed: int = 0) -> list[float]:
+    """Arrival times of `count` strangers, `rate` a second in the mean."""
+    rng = random.Random(seed)
+    return list(itertools.accumulate(rng.expovariate(rate) for _ in range(count)))
+
+
+@cache
+def picture(size: int = 64) -> Image.Image:
+    """The picture that edits start from."""
+    image = Image.new("RGB", (size, size), "cyan")
+    ImageDraw.Draw(image).ellipse(_circle(size), fill="red")
+    return image
+
+
+@cache
+def edges(size: int = 64) -> Image.Image:
+    """Its edges, as a map for a ControlNet."""
+    image = Image.new("RGB", (size, size))
+    ImageDraw.Draw(image).ellipse(_circle(size), outline="white")
+    return image
+
+
+def _circle(size: int) -> tuple[int, int, int, int]:
+    return size // 8, size // 4, size // 2, size * 5 // 8
+
+
+@cache
+def mask(size: int = 64) -> Image.Image:
+    """What inpainting repaints."""
+    image = Image.new("L", (size, size))
+    ImageDraw.Draw(image).rectangle((size // 8, size // 8, size * 5 // 8, size * 5 // 8), fill=255)
+    return image
+
+
+def png(image: Image.Image) -> bytes:
+    """Its file."""
+    file = io.BytesIO()
+    image.save(file, "PNG")
+    return file.getvalue()

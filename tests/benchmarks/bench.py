@@ -1,0 +1,127 @@
+"""What the parts of the benchmark share: options, server, peers, tables, and the figures that have a bar."""
+
+import argparse
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from darkroom_demo import MODEL_PATH
+from tests.benchmarks.driving import Run
+from tests.benchmarks.peers import Apart
+from tests.benchmarks.served import Served
+from tests.benchmarks.workload import Order, Traffic
+
+Row = Mapping[str, object]
+
+
+class Bench:
+    """A run of the benchmark. Server and peers start when they are first used."""
+
+    def __init__(self, options: argparse.Namespace) -> None:
+        self.options = options
+        self.cuda = options.device.startswith("cuda")
+        self.bars: list[dict[str, Any]] = []
+        self._console = Console(width=None if Console().is_terminal else 150, highlight=False)
+
+    @cached_property
+    def large(self) -> Path:
+        """The networks of Stable Diffusion 1.5."""
+        from tests.benchmarks.architectures import stable_diffusion_15
+
+        return stable_diffusion_15(Path(".cache/sd15"))
+
+    @cached_property
+    def model(self) -> Path:
+        return self.options.model or (self.large if self.cuda else MODEL_PATH)
+
+    @cached_property
+    def dtype(self) -> Any:
+        """That of server and peers."""
+        import torch
+
+        automatic = "float16" if self.cuda else "float32"
+        return getattr(torch, automatic if self.options.dtype == "auto" else self.options.dtype)
+
+    @property
+    def demo(self) -> bool:
+        """Whether the model is the one that has a ControlNet and LoRAs."""
+        return self.model == MODEL_PATH
+
+    @cached_property
+    def served(self) -> Served:
+        return self.serve()
+
+    def serve(self, clocks: bool = False) -> Served:
+        """Another server."""
+        return Served(None if self.demo else self.model, self.options.device, self.options.dtype, clocks)
+
+    @cached_property
+    def peers(self) -> Apart:
+        return Apart(self.model, self.options.device, self.dtype)
+
+    def stop(self) -> None:
+        """Let go of server and peers."""
+        for each in ("served", "peers"):
+            if each in vars(self):
+                vars(self).pop(each).stop()
+
+    def warm_up(self) -> None:
+        """Start both, and have them make what costs more the first time."""
+        self.peers.run("warm_up", 2)
+        few = Traffic([Order(seed, steps=4 + seed % 3) for seed in range(64)], clients=32)
+        for preview in ("off", "latent-rgb", "full-vae"):
+            self.served.run(few, preview)
+
+    def orders(self, kind: Callable[[int], Sequence[Order]], count: int) -> Sequence[Order]:
+        """So many orders of a kind; for a smoke test few and short ones."""
+        if not self.options.smoke:
+            return kind(count)
+        return [dataclasses.replace(order, steps=max(2, order.steps // 4)) for order in kind(max(4, count // 8))]
+
+    def turns(self, ways: Mapping[str, Callable[[], Run]], rounds: int = 1) -> dict[str, Run]:
+        """Each way in turn, as often as was asked for times `rounds`; the run of each that took the median time."""
+        count = 1 if self.options.smoke else self.options.rounds * rounds
+        runs: dict[str, list[Run]] = {name: [] for name in ways}
+        for _ in range(count):
+            for name, way in ways.items():
+                runs[name].append(way())
+        return {name: sorted(each, key=lambda run: run.seconds)[len(each) // 2] for name, each in runs.items()}
+
+    def table(self, title: str, rows: Sequence[Row], note: str = "") -> None:
+        """Print rows of the same columns."""
+        table = Table(title=title, caption=note or None, title_justify="left", caption_justify="left")
+        for column, value in rows[0].items():
+            table.add_column(column, justify="left" if isinstance(value, str) else "right")
+        for row in rows:
+            table.add_row(*(_cell(value) for value in row.values()))
+        self._console.print(table)
+
+    def hold(
+        self,
+        what: str,
+        value: float,
+        at_least: Mapping[str, float] | None = None,
+        at_most: Mapping[str, float] | None = None,
+    ) -> None:
+        """A figure that must reach, or not exceed, what is set for this kind of device, if anything is."""
+        kind = self.options.device.partition(":")[0]
+        bar = (at_least or at_most or {}).get(kind)
+        if bar is not None:
+            held = value >= bar if at_least else value <= bar
+            sign = "≥" if at_least else "≤"
+            self.bars.append({"what": what, "value": value, "bar": f"{sign} {bar:g}", "verdict": _verdict(held)})
+
+
+def _verdict(held: bool) -> str:
+    return "held" if held else "MISSED"
+
+
+def _cell(value: object) -> str:
+    if value is None:
+        return "-"
+    return f"{value:.3g}" if isinstance(value, float) else str(value)

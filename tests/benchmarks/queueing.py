@@ -1,0 +1,76 @@
+"""What requests that wait cost: in speed, in memory, and in memory that is not given back."""
+
+import asyncio
+import statistics
+from functools import partial
+from typing import Any
+
+from grpc import aio
+
+from tests.benchmarks.bench import Bench
+from tests.benchmarks.served import Served, Stub, request_of
+from tests.benchmarks.workload import Order, Traffic, mixed, uniform
+
+KIB, MIB = 2**10, 2**20
+BATCH = 16  # requests that fill the server's batch
+
+
+def measure(bench: Bench) -> dict[str, Any]:
+    """Images a second with 16 to 256 requests in the server, KiB for each that waits, MiB that many leave behind."""
+    orders = bench.orders(partial(uniform, steps=8), 256)
+    rates = {
+        str(clients): run.images_per_s
+        for clients in (16, 64, 256)
+        for run in bench.turns({"server": lambda clients=clients: bench.served.run(Traffic(orders, clients))}).values()
+    }
+    loss = 1 - min(rates.values()) / max(rates.values())
+    waiting = asyncio.run(_waiting(bench.served, 96 if bench.options.smoke else 800)) / KIB
+    before, after = _growth(bench)
+    bench.hold("images/s from 16 to 256 requests: greatest loss", loss, at_most={"cpu": 0.05})
+    bench.hold("memory of a waiting request, KB", waiting * KIB / 1000, at_most={"cpu": 100})
+    rows = [{f"images/s, {clients} requests": rate for clients, rate in rates.items()}]
+    more = {"KiB a waiting request": waiting, "MiB": before, "MiB after more requests": after}
+    bench.table(f"what waits ({len(orders)} pictures of 8 steps)", [{**rows[0], **more}])
+    return {"images_per_s": rates, "waiting_kib": waiting, "before_mib": before, "after_mib": after}
+
+
+async def _waiting(served: Served, count: int) -> float:
+    """Bytes by which the server's resident memory grows with each request that waits behind a full batch."""
+    async with aio.insecure_channel(served.address) as channel:
+        stub = Stub(channel)
+        orders = [Order(seed, steps=500) for seed in range(BATCH + count)]
+        calls = [await _begun(stub, order) for order in orders[:BATCH]]
+        few = BATCH + count // 8
+        calls += await asyncio.gather(*(_begun(stub, order) for order in orders[BATCH:few]))
+        before = await _settled(served)
+        calls += await asyncio.gather(*(_begun(stub, order) for order in orders[few:]))
+        grown = await _settled(served) - before
+        for call in calls:
+            call.cancel()
+    return grown / (len(orders) - few)
+
+
+async def _settled(served: Served) -> float:
+    """The median of a second: what a batch needs comes and goes."""
+    samples = []
+    for _ in range(20):
+        samples.append(served.memory)
+        await asyncio.sleep(0.05)
+    return statistics.median(samples)
+
+
+async def _begun(stub: Stub, order: Order) -> Any:
+    call = stub.Generate(request_of(order))
+    await call.read()
+    return call
+
+
+def _growth(bench: Bench) -> tuple[float, float]:
+    """Resident MiB after many requests, and after many more."""
+    traffic = Traffic(
+        [Order(o.seed, o.scheduler, 4, o.guidance) for o in mixed(32 if bench.options.smoke else 400)], 16
+    )
+    bench.served.run(traffic, "latent-rgb")
+    before = bench.served.memory / MIB
+    bench.served.run(traffic, "latent-rgb")
+    return before, bench.served.memory / MIB

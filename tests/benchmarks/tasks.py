@@ -1,0 +1,27 @@
+"""All tasks at once: text to image, image to image, inpainting, a ControlNet, LoRAs."""
+
+from typing import Any
+
+from tests.benchmarks.bench import Bench
+from tests.benchmarks.workload import Traffic, all_tasks
+
+
+def measure(bench: Bench) -> dict[str, Any]:
+    """The server beside one pipeline a task behind one lock; none for a model without ControlNet and LoRAs."""
+    if not bench.demo:
+        return {}
+    few, more = bench.orders(all_tasks, 21), bench.orders(all_tasks, 63)
+    warm = Traffic(all_tasks(7), clients=7)
+    bench.peers.run("locked", warm)
+    bench.served.run(warm)
+    runs = bench.turns(
+        {
+            "(a)": lambda: bench.peers.run("locked", Traffic(few, 16)),
+            "server": lambda: bench.served.run(Traffic(more, 16)),
+        }
+    )
+    rows = [
+        {**run.row(system), "over (a)": run.images_per_s / runs["(a)"].images_per_s} for system, run in runs.items()
+    ]
+    bench.table("16 clients: text to image, image to image, inpainting, ControlNet, LoRAs, mixed settings", rows)
+    return {"rows": rows}
