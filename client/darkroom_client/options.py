@@ -126,6 +126,8 @@ class ParameterOptions(TypedDict, total=False):
     num_inference_steps: int | None
     guidance_scale: float | None
     guidance_rescale: float | None
+    guidance_start: float | None
+    guidance_end: float | None
     clip_skip: int | None
     eta: float | None
     seed: int | None

@@ -99,11 +99,9 @@ class ControlNets(Conditioner):
         return found
 
     def _active(self, row: Row) -> Iterator[Control]:
-        sample = row.sample
-        done, count = sample.evaluation - sample.first, len(sample.timesteps) - sample.first
-        for control in sample.state.get(self.name, ()):
+        for control in row.sample.state.get(self.name, ()):
             choice = control.choice
-            within = done / count >= choice.start and (done + 1) / count <= choice.end
+            within = row.sample.within(choice.start, choice.end)
             if within and not (row.unconditional and _guesses(control)):
                 yield control
 

@@ -46,6 +46,8 @@ COPIED = (
     "num_inference_steps",
     "guidance_scale",
     "guidance_rescale",
+    "guidance_start",
+    "guidance_end",
     "clip_skip",
     "eta",
 )
@@ -133,6 +135,8 @@ def parameters_line(request: Request, seed: int, findings: Mapping[str, Any] | N
         settings["Clip skip"] = request.clip_skip + 1  # A1111 counts from 1
     if request.guidance_rescale:
         settings["CFG Rescale"] = f"{request.guidance_rescale:g}"
+    if request.approximations:
+        settings["CFG interval"] = f"{request.guidance_start:g} to {request.guidance_end:g}"
     settings |= {name.capitalize(): finding for name, finding in (findings or {}).items()}
     lines.append(", ".join(f"{key}: {value}" for key, value in settings.items()))
     return "\n".join(lines)

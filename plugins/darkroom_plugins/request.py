@@ -129,6 +129,8 @@ class Request:
     num_inference_steps: int
     guidance_scale: float
     guidance_rescale: float
+    guidance_start: float = 0.0  # shares of the steps, between which there is guidance
+    guidance_end: float = 1.0
     clip_skip: int
     eta: float
     seed: int
@@ -153,6 +155,14 @@ class Request:
     def guided(self) -> bool:
         """Whether classifier-free guidance is on (as in diffusers: above 1)."""
         return self.guidance_scale > 1.0
+
+    @property
+    def approximations(self) -> tuple[str, ...]:
+        """What it asks for that makes its pictures faster, and not quite what they are without it; in sentences."""
+        start, end = self.guidance_start, self.guidance_end
+        if not self.guided or (start, end) == (0.0, 1.0):
+            return ()
+        return (f"There is guidance only between {start:.0%} and {end:.0%} of the steps.",)
 
     @property
     def seeds(self) -> tuple[int, ...]:

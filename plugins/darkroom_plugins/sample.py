@@ -70,6 +70,18 @@ class Sample:
         return self.timesteps[self.evaluation]
 
     @property
+    def conditions(self) -> tuple[PromptEmbedding, ...]:
+        """What the rows of the next evaluation are conditioned on: without the unconditional one where there is no
+        guidance at this point."""
+        guides = self.within(self.request.guidance_start, self.request.guidance_end)
+        return self.rows if guides else self.rows[-1:]
+
+    def within(self, start: float, end: float) -> bool:
+        """Whether the next evaluation is between these shares of all, as diffusers has it for ControlNets."""
+        done, count = self.evaluation - self.first, len(self.timesteps) - self.first
+        return done / count >= start and (done + 1) / count <= end
+
+    @property
     def done(self) -> bool:
         """Whether its last evaluation has run."""
         return self.evaluation >= len(self.timesteps)

@@ -183,7 +183,8 @@ def _quiet_libraries() -> None:
 
     for library in (diffusers, transformers):
         library.utils.logging.set_verbosity_error()
-        library.utils.logging.disable_progress_bar()
+    diffusers.utils.logging.disable_progress_bar()  # that of transformers would disable the hub's, too
+    logging.getLogger("httpx2").setLevel(logging.WARNING)  # which has a line for each request to the hub
     logging.getLogger("transformers").setLevel(logging.ERROR)
 
 

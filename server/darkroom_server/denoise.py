@@ -30,9 +30,10 @@ class Stepped:
 
 
 def rows_of(sample: Sample) -> list[Row]:
-    """The rows of a sample, the unconditional one first where there is guidance."""
-    guided = len(sample.rows) == 2
-    return [Row(sample, prompt, unconditional=guided and n == 0) for n, prompt in enumerate(sample.rows)]
+    """The rows of a sample's next evaluation, the unconditional one first where there is guidance."""
+    prompts = sample.conditions
+    guided = len(prompts) == 2
+    return [Row(sample, prompt, unconditional=guided and n == 0) for n, prompt in enumerate(prompts)]
 
 
 def gather(rows: Sequence[Row]) -> Evaluation:

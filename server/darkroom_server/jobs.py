@@ -138,5 +138,7 @@ class Seat:
 
     @property
     def rows(self) -> int:
-        """How many rows it takes in a batch."""
-        return len(self.job.plan.prompts)
+        """How many rows it takes in the next batch."""
+        if self.sample is None or self.sample.done:
+            return len(self.job.plan.prompts)
+        return len(self.sample.conditions)

@@ -79,7 +79,7 @@ def predict(samples: Sequence[Sample], recovery: Recovery) -> list[Outcome[list[
     rows = [row for sample in samples for row in denoise.rows_of(sample)]
     outcomes = recovery.each(work("denoise", samples[0].request), _predict, rows)
     remaining = iter(outcomes)
-    return [_together(list(islice(remaining, len(sample.rows)))) for sample in samples]
+    return [_together(list(islice(remaining, len(sample.conditions)))) for sample in samples]
 
 
 def _predict(rows: Sequence[Row]) -> list[torch.Tensor]:

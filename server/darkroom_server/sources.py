@@ -24,8 +24,8 @@ def files_of(settings: ModelSettings) -> ModelFiles:
     place = hub_place(settings.path)
     if settings.config is not None:
         config = located_config(settings.config)
-        # A checkpoint in one file never has a safety checker.
-        parts[SAFETY_CHECKER] = config / SAFETY_CHECKER
+        if settings.safety != "off":  # which is never in a checkpoint
+            parts[SAFETY_CHECKER] = located(settings.config / SAFETY_CHECKER)
         return ModelFiles(config, checkpoint=located(settings.path), parts=parts)
     if place:
         return HubFiles.find(place.repository, place.revision, settings.variant, parts)

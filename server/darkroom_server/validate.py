@@ -185,11 +185,16 @@ class _Check:
             ),
             "guidance_scale": self.findings.number(PARAMETERS, given, "guidance_scale", default_guidance, 0, 100),
             "guidance_rescale": self.findings.number(PARAMETERS, given, "guidance_rescale", 0.0, 0, 1),
+            "guidance_start": self.findings.number(PARAMETERS, given, "guidance_start", 0.0, 0, 1),
+            "guidance_end": self.findings.number(PARAMETERS, given, "guidance_end", 1.0, 0, 1),
             "eta": self.findings.number(PARAMETERS, given, "eta", 0.0, 0, 1),
             "clip_skip": self.findings.number(
                 PARAMETERS, given, "clip_skip", 0, 0, model.info.max_clip_skip if model else 100
             ),
         }
+        if 1 >= numbers["guidance_start"] >= numbers["guidance_end"] >= 0:
+            problem = f"must be below guidance_end, {numbers['guidance_end']:g}; not {numbers['guidance_start']:g}"
+            self.findings.invalid(f"{PARAMETERS}.guidance_start", problem)
         numbers["seed"] = self._seed(given, numbers["num_images"])
         return numbers
 

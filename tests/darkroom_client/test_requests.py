@@ -60,6 +60,8 @@ def test_every_keyword_reaches_its_field(request_of):
         num_inference_steps=30,
         guidance_scale=0.0,
         guidance_rescale=0.5,
+        guidance_start=0.1,
+        guidance_end=0.9,
         clip_skip=1,
         eta=0.25,
         seed=0,

@@ -192,6 +192,42 @@ def test_equals_diffusers(name: str, server: RunningServer, oracle: Oracle) -> N
     assert max(differences) <= MAX_LEVELS
 
 
+@pytest.mark.parametrize(("start", "end"), [(0.0, 0.5), (0.3, 1.0), (0.2, 0.75)])
+def test_guidance_for_part_of_the_steps(start: float, end: float, server: RunningServer, tiny_model: Path) -> None:
+    """As diffusers' users do it: by a callback that takes guidance and the unconditional prompt away."""
+    pipe, steps, scale = pipeline(tiny_model), BASE["num_inference_steps"], BASE["guidance_scale"]
+    own = pipe.scheduler
+    conditional, unconditional = pipe.encode_prompt(BASE["prompt"], "cpu", 1, True)
+    guided = [done / steps >= start and (done + 1) / steps <= end for done in range(steps)]
+
+    def turn(pipe: Any, done: int, _timestep: Any, _tensors: dict[str, Any]) -> dict[str, Any]:
+        now = guided[min(done + 1, steps - 1)]
+        pipe._guidance_scale = scale if now else 1.0
+        return {"prompt_embeds": torch.cat([unconditional, conditional]) if now else conditional}
+
+    pipe.scheduler = diffusers.EulerDiscreteScheduler.from_config(own.config)
+    try:
+        image = pipe(
+            BASE["prompt"],
+            num_inference_steps=steps,
+            guidance_scale=scale if guided[0] else 1.0,
+            generator=[torch.Generator().manual_seed(BASE["seed"])],
+            callback_on_step_end=turn,
+        ).images[0]
+    finally:
+        pipe.scheduler = own
+    asked = {**BASE, "scheduler": "euler"}
+    made = server.generate(**asked, guidance_start=start, guidance_end=end)
+    assert np.abs(made.pixels[0] - np.asarray(image, dtype=int)).max() <= MAX_LEVELS
+    assert [step.batch_rows for step in made.of("step")] == [2 if each else 1 for each in guided]
+    whole = server.generate(**asked)
+    assert np.abs(made.pixels - whole.pixels).max() > 8
+    assert list(made.of("completed")[0].approximations) == [
+        f"There is guidance only between {start:.0%} and {end:.0%} of the steps."
+    ]
+    assert not whole.of("completed")[0].approximations
+
+
 def companions(model: str, asked: dict[str, Any]) -> Iterator[Any]:
     """Seven requests that share batches with this one, each with another scheduler, step count and guidance."""
     others = ["euler-ancestral", "ddim", "dpmpp-2m-sde", "heun", "unipc", "lms", "pndm"]

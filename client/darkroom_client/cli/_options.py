@@ -73,6 +73,10 @@ class Picture:
     ] = None
     task: Annotated[str | None, typer.Option(help="A name from `darkroom tasks`; by default what is asked for.")] = None
     guidance_rescale: Annotated[float | None, typer.Option(help="0 (off) to 1.")] = None
+    guidance_start: Annotated[
+        float | None, typer.Option(help="Guide from this share of the steps on; those without cost half.")
+    ] = None
+    guidance_end: Annotated[float | None, typer.Option(help="Guide up to this share of the steps.")] = None
     clip_skip: Annotated[int | None, typer.Option(help="Final layers of the text encoder to leave out.")] = None
     extension: Annotated[
         list[str] | None, typer.Option(metavar="NAME.KEY=VALUE", help="A parameter of a plugin; VALUE is JSON.")
@@ -92,6 +96,8 @@ class Picture:
             "model": self.model,
             "task": self.task,
             "guidance_rescale": self.guidance_rescale,
+            "guidance_start": self.guidance_start,
+            "guidance_end": self.guidance_end,
             "clip_skip": self.clip_skip,
             "extensions": _values.by_name(self.extension, "--extension", "NAME.KEY=VALUE"),
             "timeout": self.timeout,

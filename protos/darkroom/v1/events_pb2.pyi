@@ -182,12 +182,14 @@ class ChunkEvent(_message.Message):
     def __init__(self, image_index: _Optional[int] = ..., control_index: _Optional[int] = ..., offset: _Optional[int] = ..., data: _Optional[bytes] = ...) -> None: ...
 
 class CompletedEvent(_message.Message):
-    __slots__ = ("timings", "warnings")
+    __slots__ = ("timings", "warnings", "approximations")
     TIMINGS_FIELD_NUMBER: _ClassVar[int]
     WARNINGS_FIELD_NUMBER: _ClassVar[int]
+    APPROXIMATIONS_FIELD_NUMBER: _ClassVar[int]
     timings: Timings
     warnings: _containers.RepeatedScalarFieldContainer[str]
-    def __init__(self, timings: _Optional[_Union[Timings, _Mapping]] = ..., warnings: _Optional[_Iterable[str]] = ...) -> None: ...
+    approximations: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, timings: _Optional[_Union[Timings, _Mapping]] = ..., warnings: _Optional[_Iterable[str]] = ..., approximations: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class Timings(_message.Message):
     __slots__ = ("queue_seconds", "load_seconds", "encode_prompt_seconds", "denoise_seconds", "decode_seconds", "total_seconds")
