@@ -51,7 +51,9 @@ class Served:
         assert self._process.stdin is not None
         self._process.stdin.write("\n")
         self._process.stdin.flush()
-        return json.loads(self._read())  # type: ignore[no-any-return]
+        while not (line := self._read()).startswith("{"):  # what the server says at its start
+            pass
+        return json.loads(line)  # type: ignore[no-any-return]
 
     @property
     def memory(self) -> int:
