@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 import logging
 import signal
+from functools import partial
 
+import torch
 from grpc import aio
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
@@ -63,7 +65,9 @@ class App:
         :raises AddressInUse: nothing can listen at the address
         """
         self.engine.start()
-        catalog = await asyncio.to_thread(self._open_catalog)
+        threads = torch.get_num_threads()
+        catalog = await self.engine.call(self._open_catalog)
+        await self.engine.call(partial(torch.set_num_threads, threads))  # see threads.py
         self.store = catalog.store
         await self._preload(catalog)
         self.images = ImageService(catalog, self.engine, self.settings)

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
 from darkroom_server import flags
+from darkroom_server.threads import spin_briefly
 
 if TYPE_CHECKING:
     from darkroom_server.settings import Settings
@@ -64,9 +64,7 @@ def serve(
     Flags go before the environment (DARKROOM_…), that before the file. A list is taken whole: with --model, no model of
     the file is offered.
     """
-    # OpenMP's threads spin while they wait unless told otherwise before torch is loaded; beside the event loop and the
-    # encoders that costs more than it saves. An operator's own setting stays.
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    spin_briefly()
     from darkroom_plugins.manager import PluginError
 
     given: dict[str, Any] = {

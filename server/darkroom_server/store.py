@@ -15,6 +15,7 @@ from typing import Any, TypeAlias, TypeVar
 from darkroom_plugins.errors import LoadFailed, OutOfMemory
 from darkroom_server.events import Loading
 from darkroom_server.recovery import kind_of
+from darkroom_server.threads import single_thread
 
 log = logging.getLogger(__name__)
 
@@ -100,7 +101,8 @@ class Store:
         self._tickets: list[Ticket] = []
         self._changed = asyncio.Event()
         self._loading: asyncio.Future[None] | None = None
-        self._loader = ThreadPoolExecutor(1, "loader")
+        self._loader = single_thread("loader")
+        self._leaver = single_thread("leaver")  # another one: the loader may be loading what waits for the room
         self._tasks: set[asyncio.Future[Any]] = set()
 
     def __getitem__(self, key: Key) -> Holding:
@@ -158,10 +160,11 @@ class Store:
         return await self._evict(self._idle())
 
     def close(self) -> None:
-        """Let go of the thread."""
+        """Let go of the threads."""
         for task in self._tasks:
             task.cancel()
-        self._loader.shutdown(wait=False, cancel_futures=True)
+        for thread in (self._loader, self._leaver):
+            thread.shutdown(wait=False, cancel_futures=True)
 
     def _release(self, holdings: Sequence[Holding]) -> None:
         for holding in holdings:
@@ -294,8 +297,7 @@ class Store:
     async def _leave(self, victims: Sequence[Holding], parking: Set[Holding], freed: int) -> int:
         for holding in victims:
             parks = holding in parking and self._make_parking_room(holding)
-            # Not in the loader's thread, which may be loading what waits for the room.
-            await asyncio.to_thread(holding.park if parks else holding.drop)
+            await self._run_in(self._leaver, holding.park if parks else holding.drop)
             holding.residency = Residency.PARKED if parks else Residency.ABSENT
             log.info("%s %s", holding.name, "is parked" if parks else "left memory")
         if victims:
@@ -318,7 +320,10 @@ class Store:
         return taken + holding.device_bytes <= self._park_budget
 
     async def _run(self, function: Callable[..., None], *arguments: object) -> None:
-        await asyncio.get_running_loop().run_in_executor(self._loader, function, *arguments)
+        await self._run_in(self._loader, function, *arguments)
+
+    async def _run_in(self, thread: ThreadPoolExecutor, function: Callable[..., None], *arguments: object) -> None:
+        await asyncio.get_running_loop().run_in_executor(thread, function, *arguments)
 
     def _spawn(self, work: Awaitable[T]) -> asyncio.Future[T]:
         task = asyncio.ensure_future(work)

@@ -1,0 +1,31 @@
+"""Who computes with how many threads on the CPU.
+
+Where GNU's OpenMP counts more threads in all teams than there are processors, none may spin while it waits for others
+of its team: each of the many barriers of an evaluation then puts threads to sleep, and small models take twice as long.
+So only the engine's thread has a team. It may spin for a moment, not for the milliseconds that are usual, in which the
+event loop and the encoders would want the processor.
+"""
+
+from __future__ import annotations
+
+import os
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+
+SPINS = "10000"  # about 0.1 ms
+
+
+def spin_briefly() -> None:
+    """Before torch is loaded. An operator's own setting stays."""
+    if "OMP_WAIT_POLICY" not in os.environ:
+        os.environ.setdefault("GOMP_SPINCOUNT", SPINS)
+
+
+def single_thread(name: str) -> ThreadPoolExecutor:
+    """A thread for torch beside the engine's, without a team. The engine has to set its own number again after this,
+    as each setting is also that of torch's libraries, and of threads that are new to torch."""
+    import torch
+
+    pool = ThreadPoolExecutor(1, name, initializer=partial(torch.set_num_threads, 1))
+    pool.submit(torch.get_num_threads).result()  # else its first work would set the number that is then usual
+    return pool
