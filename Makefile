@@ -45,7 +45,7 @@ lint: $(VENV)/ready
 protos: $(PROTO_ENV)/ready
 	$(PROTO_ENV)/bin/python -m grpc_tools.protoc -I protos --python_out=protos --pyi_out=protos --grpc_python_out=protos $(PROTOS)
 
-# bench: compare with diffusers' pipeline behind a lock, on the CPU with the demo model
+# bench: compare with diffusers' pipeline, driven in three ways, on the CPU with the demo model
 .PHONY: bench
 bench: $(VENV)/ready
 	$(BIN)/python -m tests.benchmarks $(BENCH)
@@ -53,7 +53,8 @@ bench: $(VENV)/ready
 # bench-gpu: the same on a GPU, with real architectures of random weights
 .PHONY: bench-gpu
 bench-gpu: $(VENV)/ready
-	$(BIN)/python -m tests.benchmarks --device cuda $(BENCH)
+	$(BIN)/python -m tests.benchmarks --device cuda --model sd15 $(BENCH)
+	$(BIN)/python -m tests.benchmarks --device cuda --model sdxl --only clients,load $(BENCH)
 
 # clean: remove the environments and everything made
 .PHONY: clean

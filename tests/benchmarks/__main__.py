@@ -1,7 +1,7 @@
 """`make bench`: the server beside diffusers' pipeline on the same weights, in the same run.
 
 Server and peers have a process each and take turns; each figure with a bar is a ratio of the two, or a share. Writes
-tables to the terminal, and into results/ a JSON file and a chart of throughput and latency against load.
+tables to the terminal, and into a folder a JSON file and a chart of throughput and latency against load.
 """
 
 import argparse
@@ -12,7 +12,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from tests.benchmarks import chart, clients, load, queueing, short, tasks, where
+from tests.benchmarks import chart, clients, load, queueing, short, startup, tasks, where
 from tests.benchmarks.bench import Bench
 
 RESULTS = Path(__file__).parent / "results"
@@ -48,6 +48,7 @@ PARTS = {
     "tasks": tasks.measure,
     "queueing": queueing.measure,
     "where": where.measure,
+    "startup": startup.measure,
     "weights": _weights,
     "returning": _returning,
     "memory": _memory,
@@ -58,15 +59,14 @@ def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--dtype", default="auto", help="auto: float16 on CUDA, float32 elsewhere")
-    parser.add_argument("--model", type=Path, help="a folder; none: the demo model, on CUDA the networks of SD 1.5")
+    parser.add_argument("--model", help="demo, sd15, sdxl (random weights) or a folder; none: demo, on CUDA sd15")
     parser.add_argument("--only", type=lambda text: text.split(","), help=f"parts, of {','.join(PARTS)}")
     parser.add_argument("--rounds", type=int, default=1, help="how often the systems take turns")
     parser.add_argument(
         "--smoke", action="store_true", help="everything once with little work: the figures mean nothing"
     )
-    parser.add_argument(
-        "--out", type=Path, help="the folder of the results; none: results/, of a part or a smoke test out/"
-    )
+    parser.add_argument("--out", type=Path, default=Path("out"), help="the folder of the results")
+    parser.add_argument("--record", action="store_const", const=RESULTS, dest="out", help="keep them, in results/")
     options = parser.parse_args()
     if unknown := set(options.only or ()) - set(PARTS):
         parser.error(f"--only: there is no {', '.join(sorted(unknown))}")
@@ -83,15 +83,24 @@ def main() -> None:
         "HF_HUB_DISABLE_PROGRESS_BARS": "1",
     }
     bench = Bench(options)
+    if bench.cuda and not _cuda():
+        print("skipped: torch finds no CUDA device here, and these figures need one")
+        return
     began = time.perf_counter()
     try:
-        bench.warm_up()
+        bench.settle_threads()
         parts = {name: part(bench) for name, part in PARTS.items() if not options.only or name in options.only}
     finally:
         bench.stop()
     if bench.bars:
         bench.table("bars", bench.bars)
     write(bench, parts, time.perf_counter() - began)
+
+
+def _cuda() -> bool:
+    import torch
+
+    return torch.cuda.is_available()
 
 
 def write(bench: Bench, parts: dict[str, Any], seconds: float) -> None:
@@ -103,18 +112,17 @@ def write(bench: Bench, parts: dict[str, Any], seconds: float) -> None:
     result = {
         "device": device,
         "torch": torch.__version__,
-        "torch_threads": torch.get_num_threads(),
+        "threads": os.environ.get("OMP_NUM_THREADS"),
         "omp_wait_policy": os.environ["OMP_WAIT_POLICY"],
         "model": "the demo model" if bench.demo else bench.model.name,
         "rounds": options.rounds,
+        "limit": bench.limit,
         "seconds": round(seconds),
         "bars": bench.bars,
         **parts,
     }
-    partial = options.smoke or options.only
-    folder = options.out or (Path("out") if partial else RESULTS)
-    folder.mkdir(exist_ok=True, parents=True)
-    stem = folder / options.device.partition(":")[0]
+    options.out.mkdir(exist_ok=True, parents=True)
+    stem = options.out / "-".join(filter(None, (options.device.partition(":")[0], Path(options.model or "").name)))
     stem.with_suffix(".json").write_text(json.dumps(result, indent=2) + "\n")
     if "load" in parts:
         chart.draw(stem.with_suffix(".png"), parts["load"]["rows"])

@@ -1,12 +1,35 @@
 """Real architectures with random weights: enough for speed and memory, where no trained weights can be had."""
 
 from pathlib import Path
+from typing import Any
 
 import torch
-from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
-from transformers import CLIPTextConfig, CLIPTextModel
+from diffusers import (
+    AutoencoderKL,
+    DDIMScheduler,
+    EulerDiscreteScheduler,
+    StableDiffusionPipeline,
+    StableDiffusionXLPipeline,
+    UNet2DConditionModel,
+)
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
 from tests.tiny import NOISE, tokenizer
+from tests.tiny_sdxl import second_tokenizer
+
+UNET_XL: dict[str, Any] = {
+    "sample_size": 128,
+    "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+    "up_block_types": ("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
+    "block_out_channels": (320, 640, 1280),
+    "transformer_layers_per_block": (1, 2, 10),
+    "attention_head_dim": (5, 10, 20),
+    "cross_attention_dim": 2048,
+    "addition_embed_type": "text_time",
+    "addition_time_embed_dim": 256,
+    "projection_class_embeddings_input_dim": 2816,
+    "use_linear_projection": True,
+}
 
 
 def stable_diffusion_15(folder: Path) -> Path:
@@ -14,23 +37,10 @@ def stable_diffusion_15(folder: Path) -> Path:
     if (folder / "model_index.json").exists():
         return folder
     torch.manual_seed(0)
-    unet = UNet2DConditionModel(sample_size=64, cross_attention_dim=768, attention_head_dim=8)
-    vae = AutoencoderKL(
-        down_block_types=("DownEncoderBlock2D",) * 4,
-        up_block_types=("UpDecoderBlock2D",) * 4,
-        block_out_channels=(128, 256, 512, 512),
-        layers_per_block=2,
-        sample_size=512,
-    )
-    text = CLIPTextModel(
-        CLIPTextConfig(
-            vocab_size=49408, hidden_size=768, intermediate_size=3072, num_hidden_layers=12, num_attention_heads=12
-        )
-    )
     pipeline = StableDiffusionPipeline(
-        unet=unet.half(),
-        vae=vae.half(),
-        text_encoder=text.half(),
+        unet=UNet2DConditionModel(sample_size=64, cross_attention_dim=768, attention_head_dim=8).half(),
+        vae=_vae(512).half(),
+        text_encoder=CLIPTextModel(_text(768, 12)).half(),
         tokenizer=tokenizer(),
         scheduler=DDIMScheduler(**NOISE, clip_sample=False, set_alpha_to_one=False),
         safety_checker=None,
@@ -39,3 +49,39 @@ def stable_diffusion_15(folder: Path) -> Path:
     )
     pipeline.save_pretrained(folder)
     return folder
+
+
+def stable_diffusion_xl(folder: Path) -> Path:
+    """The networks of Stable Diffusion XL (2567, 84, 123 and 695 million parameters) in half precision, made once."""
+    if (folder / "model_index.json").exists():
+        return folder
+    torch.manual_seed(0)
+    second = _text(1280, 32, hidden_act="gelu", projection_dim=1280, pad_token_id=0)
+    pipeline = StableDiffusionXLPipeline(
+        unet=UNet2DConditionModel(**UNET_XL).half(),
+        vae=_vae(1024, scaling_factor=0.13025, force_upcast=True).half(),
+        text_encoder=CLIPTextModel(_text(768, 12)).half(),
+        text_encoder_2=CLIPTextModelWithProjection(second).half(),
+        tokenizer=tokenizer(),
+        tokenizer_2=second_tokenizer(),
+        scheduler=EulerDiscreteScheduler(**NOISE),
+        add_watermarker=False,
+    )
+    pipeline.save_pretrained(folder)
+    return folder
+
+
+def _vae(sample_size: int, **options: Any) -> AutoencoderKL:
+    return AutoencoderKL(
+        down_block_types=("DownEncoderBlock2D",) * 4,
+        up_block_types=("UpDecoderBlock2D",) * 4,
+        block_out_channels=(128, 256, 512, 512),
+        layers_per_block=2,
+        sample_size=sample_size,
+        **options,
+    )
+
+
+def _text(width: int, layers: int, **options: Any) -> CLIPTextConfig:
+    sizes = {"hidden_size": width, "intermediate_size": 4 * width, "num_attention_heads": width // 64}
+    return CLIPTextConfig(vocab_size=49408, num_hidden_layers=layers, **sizes, **options)

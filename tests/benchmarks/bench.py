@@ -2,6 +2,7 @@
 
 import argparse
 import dataclasses
+import os
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -12,11 +13,12 @@ from rich.table import Table
 
 from darkroom_demo import MODEL_PATH
 from tests.benchmarks.driving import Run
-from tests.benchmarks.peers import Apart
+from tests.benchmarks.peers import MAX_BATCH, Apart
 from tests.benchmarks.served import Served
 from tests.benchmarks.workload import Order, Traffic
 
 Row = Mapping[str, object]
+NAMED = {"sd15": "stable_diffusion_15", "sdxl": "stable_diffusion_xl"}  # of architectures.py
 
 
 class Bench:
@@ -31,13 +33,24 @@ class Bench:
     @cached_property
     def large(self) -> Path:
         """The networks of Stable Diffusion 1.5."""
-        from tests.benchmarks.architectures import stable_diffusion_15
-
-        return stable_diffusion_15(Path(".cache/sd15"))
+        return self._architecture("sd15")
 
     @cached_property
     def model(self) -> Path:
-        return self.options.model or (self.large if self.cuda else MODEL_PATH)
+        name = self.options.model or ("sd15" if self.cuda else "demo")
+        return MODEL_PATH if name == "demo" else self._architecture(name) if name in NAMED else Path(name)
+
+    def _architecture(self, name: str) -> Path:
+        from tests.benchmarks import architectures
+
+        return getattr(architectures, NAMED[name])(Path(".cache") / name)  # type: ignore[no-any-return]
+
+    @cached_property
+    def limit(self) -> dict[str, float]:
+        """Of the card (see limits.py); empty on a CPU."""
+        from tests.benchmarks.limits import limit
+
+        return limit(self.model, self.options.device, self.dtype) if self.cuda else {}
 
     @cached_property
     def dtype(self) -> Any:
@@ -54,7 +67,13 @@ class Bench:
 
     @cached_property
     def served(self) -> Served:
-        return self.serve()
+        """A server, which has made already what costs more the first time."""
+        served = self.serve()
+        count = 4 if self.options.smoke else 64
+        few = Traffic([Order(seed, steps=4 + seed % 3) for seed in range(count)], clients=32)
+        for preview in ("off", "latent-rgb", "full-vae"):
+            served.run(few, preview)
+        return served
 
     def serve(self, clocks: bool = False) -> Served:
         """Another server."""
@@ -62,20 +81,24 @@ class Bench:
 
     @cached_property
     def peers(self) -> Apart:
-        return Apart(self.model, self.options.device, self.dtype)
+        """The peers, likewise."""
+        peers = Apart(self.model, self.options.device, self.dtype)
+        peers.run("warm_up", 1 if self.options.smoke else MAX_BATCH)
+        return peers
+
+    def settle_threads(self) -> None:
+        """Have server and peers use as many threads as are best for (a), unless OMP_NUM_THREADS says how many."""
+        if self.cuda or "OMP_NUM_THREADS" in os.environ:
+            return
+        probe = Apart(self.model, self.options.device, self.dtype)
+        os.environ["OMP_NUM_THREADS"] = str(probe.run("fastest_threads"))
+        probe.stop()
 
     def stop(self) -> None:
         """Let go of server and peers."""
         for each in ("served", "peers"):
             if each in vars(self):
                 vars(self).pop(each).stop()
-
-    def warm_up(self) -> None:
-        """Start both, and have them make what costs more the first time."""
-        self.peers.run("warm_up", 2)
-        few = Traffic([Order(seed, steps=4 + seed % 3) for seed in range(64)], clients=32)
-        for preview in ("off", "latent-rgb", "full-vae"):
-            self.served.run(few, preview)
 
     def orders(self, kind: Callable[[int], Sequence[Order]], count: int) -> Sequence[Order]:
         """So many orders of a kind; for a smoke test few and short ones."""
@@ -109,7 +132,7 @@ class Bench:
         at_most: Mapping[str, float] | None = None,
     ) -> None:
         """A figure that must reach, or not exceed, what is set for this kind of device, if anything is."""
-        kind = self.options.device.partition(":")[0]
+        kind = "sdxl" if self.options.model == "sdxl" else self.options.device.partition(":")[0]
         bar = (at_least or at_most or {}).get(kind)
         if bar is not None:
             held = value >= bar if at_least else value <= bar

@@ -29,7 +29,14 @@ STAGES = {
     "waiting for work": ["darkroom_server.engine:Engine._take_in"],
     "other Python": ["darkroom_server.engine:Engine._take_turn"],
 }
-THREADS = {"engine": "engine", "encoder": "encoding", "reader": "requests", "planner": "requests"}  # by their names
+THREADS = {  # what they do, by their names
+    "engine": "engine",
+    "tables": "scheduler tables",
+    "loader": "loading",
+    "encoder": "encoding",
+    "reader": "requests",
+    "planner": "requests",
+}
 
 
 class Clocks:

@@ -28,10 +28,14 @@ class Peers:
 
         self._pipelines = Pipelines(model, device, dtype)
 
-    def warm_up(self, steps: int) -> None:
+    def fastest_threads(self) -> int:
+        """See Pipelines."""
+        return self._pipelines.fastest_threads()
+
+    def warm_up(self, largest: int) -> None:
         """Make a batch of each size: the first of its size costs more, as kernels are made for it."""
-        for size in range(1, MAX_BATCH + 1):
-            self._pipelines.make([Order(seed, steps=steps) for seed in range(size)])
+        for size in range(1, largest + 1):
+            self._pipelines.make([Order(seed, steps=2) for seed in range(size)])
 
     def locked(self, traffic: Traffic) -> Run:
         """(a) One request at a time, first come, first served: the pipeline behind a lock."""
@@ -131,9 +135,9 @@ class Apart:
     def __init__(self, model: Path, device: str, dtype: Any) -> None:
         self._process = ProcessPoolExecutor(1, get_context("spawn"), _open, (model, device, dtype))
 
-    def run(self, way: str, work: Any) -> Any:
+    def run(self, way: str, *work: Any) -> Any:
         """The result of one of the methods of Peers."""
-        return self._process.submit(_run, way, work).result()
+        return self._process.submit(_run, way, *work).result()
 
     def stop(self) -> None:
         self._process.shutdown()
@@ -147,5 +151,5 @@ def _open(*arguments: Any) -> None:
     _peers = Peers(*arguments)
 
 
-def _run(way: str, work: Any) -> Any:
-    return getattr(_peers, way)(work)
+def _run(way: str, *work: Any) -> Any:
+    return getattr(_peers, way)(*work)

@@ -1,5 +1,7 @@
 """diffusers' pipelines for all tasks, on one copy of the weights (and one more with LoRAs)."""
 
+import statistics
+import time
 import warnings
 from collections.abc import Sequence
 from functools import cache
@@ -47,6 +49,21 @@ class Pipelines:
             generator=[torch.Generator().manual_seed(order.seed) for order in orders],
             **_pictures(first, len(orders)),
         )
+
+    def fastest_threads(self) -> int:
+        """One, or as many as torch has: with which one picture is made faster. Where processors share a core, threads
+        only wait for each other."""
+        seconds = {}
+        for threads in {1, torch.get_num_threads()}:
+            torch.set_num_threads(threads)
+            self.make([Order(0, steps=2)])
+            seconds[threads] = statistics.median(self._seconds(Order(seed)) for seed in range(3))
+        return min(seconds, key=lambda threads: seconds[threads])
+
+    def _seconds(self, order: Order) -> float:
+        began = time.perf_counter()
+        self.make([order])
+        return time.perf_counter() - began
 
     def row_evaluations(self, order: Order) -> int:
         """Of a text to image order: rows times evaluations, which some schedulers take more of than steps."""

@@ -14,7 +14,7 @@ def measure(bench: Bench) -> dict[str, Any]:
     """Their latencies under each system: four long jobs are there, and then a short one comes each quarter second."""
     scale = 4 if bench.options.smoke else 1
     orders = [Order(seed, steps=(LONG if seed < 4 else SHORT) // scale) for seed in range(12)]
-    traffic = Traffic(orders, arrivals=[0.0] * 4 + [0.25 * number for number in range(1, 9)])
+    traffic = Traffic(orders, arrivals=[0.0] * 4 + [0.25 / scale * number for number in range(1, 9)])
     runs = {way: bench.peers.run(way, traffic) for way in ("locked", "batched")}
     runs["server"] = bench.served.run(traffic)
     rows = [_row(system, run) for system, run in runs.items()]

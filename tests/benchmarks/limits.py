@@ -1,0 +1,68 @@
+"""The most images a second that a card could make: its measured matrix rate over the operations counted."""
+
+import statistics
+from pathlib import Path
+from typing import Any
+
+import diffusers
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+TERA = 1e12
+
+
+def limit(folder: Path, device: str, dtype: torch.dtype, steps: int = 20) -> dict[str, float]:
+    """Of pictures of this many steps with guidance, of the model's own size; text encoding is not counted."""
+    unet, decode = unet_operations(folder), decode_operations(folder)
+    rate = matrix_rate(device, dtype)
+    return {
+        "TFLOP a UNet pass": unet / TERA,
+        "TFLOP the decode": decode / TERA,
+        "measured TFLOP/s": rate / TERA,
+        "limit, images/s": rate / (2 * steps * unet + decode),
+    }
+
+
+def unet_operations(folder: Path) -> int:
+    """Floating-point operations of one row."""
+    unet: Any = _empty(diffusers.UNet2DConditionModel, folder / "unet")
+    size, config = unet.config.sample_size, unet.config
+    more = {}
+    if config.addition_embed_type == "text_time":
+        pooled = config.projection_class_embeddings_input_dim - 6 * config.addition_time_embed_dim
+        more = {"added_cond_kwargs": {"text_embeds": _meta(1, pooled), "time_ids": _meta(1, 6)}}
+    with FlopCounterMode(display=False) as counter:
+        unet(_meta(1, config.in_channels, size, size), _meta(1), _meta(1, 77, config.cross_attention_dim), **more)
+    return counter.get_total_flops()
+
+
+def decode_operations(folder: Path) -> int:
+    """Of one picture's latents."""
+    vae: Any = _empty(diffusers.AutoencoderKL, folder / "vae")
+    size = diffusers.UNet2DConditionModel.load_config(folder / "unet")["sample_size"]
+    with FlopCounterMode(display=False) as counter:
+        vae.decode(_meta(1, vae.config.latent_channels, size, size))
+    return counter.get_total_flops()
+
+
+def matrix_rate(device: str, dtype: torch.dtype, edge: int = 8192, rounds: int = 20) -> float:
+    """Operations a second of a CUDA device when it multiplies large matrices."""
+    a, b = (torch.randn(edge, edge, device=device, dtype=dtype) for _ in range(2))
+    seconds = []
+    for _ in range(rounds):
+        began, ended = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        began.record()
+        torch.mm(a, b)
+        ended.record()
+        torch.cuda.synchronize(device)
+        seconds.append(began.elapsed_time(ended) / 1000)
+    return 2 * edge**3 / statistics.median(seconds[rounds // 4 :])
+
+
+def _empty(kind: Any, folder: Path) -> Any:
+    with torch.device("meta"), torch.inference_mode():
+        return kind.from_config(kind.load_config(folder)).requires_grad_(False)
+
+
+def _meta(*shape: int) -> torch.Tensor:
+    return torch.zeros(shape, device="meta")
