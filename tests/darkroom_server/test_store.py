@@ -18,7 +18,7 @@ from darkroom.v1 import catalog_service_pb2 as pb
 from darkroom.v1 import image_service_pb2, parameters_pb2
 from darkroom_server.loading import AssetHolding
 from darkroom_server.models import ModelError
-from tests.support import RunningServer, Stream, details, generate_request, png
+from tests.support import RunningServer, Stream, alike, details, generate_request, png
 from tests.tiny import save_sd
 
 NAMES = ("first", "second", "third")
@@ -97,7 +97,7 @@ def test_two_models_take_turns_where_there_is_room_for_one(
     with serving(two, memory_budget=weight * 3 // 2) as server, watching_weights(server) as seen:
         assert residency(server) == {"first": "RESIDENT", "second": "ABSENT"}
         for name in ("second", "first", "second"):
-            assert np.array_equal(server.generate(model=name, **BASE).pixels, alone[name])
+            assert alike(server.generate(model=name, **BASE).pixels, alone[name])
         in_turn = len(loadings(caplog))
         names = ["first", "second"] * 8
         streams = together(server, [{"model": name, **BASE} for name in names])
@@ -157,9 +157,9 @@ def test_the_least_recently_used_leaves(folders: dict[str, Path], weight: int) -
 def test_parked_models_come_back_the_same(folders: dict[str, Path], alone: dict[str, np.ndarray], weight: int) -> None:
     with serving(folders, memory_budget=weight, park_budget=weight) as server:
         for name in ("second", "first", "third"):
-            assert np.array_equal(server.generate(model=name, **BASE).pixels, alone[name])
+            assert alike(server.generate(model=name, **BASE).pixels, alone[name])
         assert residency(server) == {"first": "PARKED", "second": "ABSENT", "third": "RESIDENT"}
-        assert np.array_equal(server.generate(model="first", **BASE).pixels, alone["first"])
+        assert alike(server.generate(model="first", **BASE).pixels, alone["first"])
 
 
 def test_idle_models_leave(folders: dict[str, Path], alone: dict[str, np.ndarray]) -> None:
@@ -168,7 +168,7 @@ def test_idle_models_leave(folders: dict[str, Path], alone: dict[str, np.ndarray
         while residency(server)["first"] != "ABSENT":
             assert time.monotonic() < deadline
             time.sleep(0.05)
-        assert np.array_equal(server.generate(model="first", **BASE).pixels, alone["first"])
+        assert alike(server.generate(model="first", **BASE).pixels, alone["first"])
 
 
 def test_pictures_do_not_change_while_a_half_precision_model_loads(folders: dict[str, Path]) -> None:
@@ -316,7 +316,7 @@ def test_a_step_that_finds_no_memory_gets_that_of_idle_models(
             return forward(*arguments, **more)
 
         monkeypatch.setattr(second.unet, "forward", tight)
-        assert np.array_equal(server.generate(model="second", **BASE).pixels, alone["second"])
+        assert alike(server.generate(model="second", **BASE).pixels, alone["second"])
         assert residency(server) == {"first": "PARKED", "second": "RESIDENT"}
 
 
