@@ -75,8 +75,6 @@ def arguments() -> argparse.Namespace:
 
 def main() -> None:
     options = arguments()
-    # As the server has it: threads that spin while they wait would take the cores from the one that is measured.
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     os.environ |= {
         "TRANSFORMERS_VERBOSITY": "error",
         "DIFFUSERS_VERBOSITY": "error",
@@ -113,7 +111,6 @@ def write(bench: Bench, parts: dict[str, Any], seconds: float) -> None:
         "device": device,
         "torch": torch.__version__,
         "threads": os.environ.get("OMP_NUM_THREADS"),
-        "omp_wait_policy": os.environ["OMP_WAIT_POLICY"],
         "model": "the demo model" if bench.demo else bench.model.name,
         "rounds": options.rounds,
         "limit": bench.limit,

@@ -21,21 +21,26 @@ WINDOW = 0.05  # seconds that the oldest waits for others to share its batch
 
 
 class Peers:
-    """One pipeline, and three ways to drive it."""
+    """One pipeline, and three ways to drive it. All that uses torch is done by one thread, as OpenMP is slower where
+    several have a team (see the server's threads.py)."""
 
     def __init__(self, model: Path, device: str, dtype: Any) -> None:
         from tests.benchmarks.pipelines import Pipelines
 
-        self._pipelines = Pipelines(model, device, dtype)
+        self._thread = ThreadPoolExecutor(1)
+        self._pipelines = self._thread.submit(Pipelines, model, device, dtype).result()
+
+    def _make(self, orders: Sequence[Order]) -> None:
+        self._thread.submit(self._pipelines.make, orders).result()
 
     def fastest_threads(self) -> int:
         """See Pipelines."""
-        return self._pipelines.fastest_threads()
+        return self._thread.submit(self._pipelines.fastest_threads).result()
 
     def warm_up(self, largest: int) -> None:
         """Make a batch of each size: the first of its size costs more, as kernels are made for it."""
         for size in range(1, largest + 1):
-            self._pipelines.make([Order(seed, steps=2) for seed in range(size)])
+            self._make([Order(seed, steps=2) for seed in range(size)])
 
     def locked(self, traffic: Traffic) -> Run:
         """(a) One request at a time, first come, first served: the pipeline behind a lock."""
@@ -46,7 +51,7 @@ class Peers:
         return asyncio.run(self._drive(traffic, MAX_BATCH, WINDOW))
 
     async def _drive(self, traffic: Traffic, max_batch: int, window: float) -> Run:
-        batcher = RequestBatcher(self._pipelines.make, max_batch, window)
+        batcher = RequestBatcher(self._thread, self._pipelines.make, max_batch, window)
         work = asyncio.create_task(batcher.work())
         run = await drive(batcher.make, traffic)
         work.cancel()
@@ -64,7 +69,7 @@ class Peers:
         began = time.perf_counter()
         for batch in range(batches):
             alike = steps + (batch < more)
-            self._pipelines.make([Order(seed, steps=alike) for seed in range(batch * size, (batch + 1) * size)])
+            self._make([Order(seed, steps=alike) for seed in range(batch * size, (batch + 1) * size)])
         done = 2 * size * (steps * batches + more)
         seconds = (time.perf_counter() - began) * wanted / done  # steps are whole numbers: within a percent
         return Run(seconds, [Record(order) for order in orders])
@@ -90,7 +95,8 @@ class RequestBatcher:
     """Dynamic batching as inference servers do it: the oldest request goes next, with those of its kind that wait; it
     waits for them until the batch is full, or for a short window."""
 
-    def __init__(self, run: Any, max_batch: int, window: float) -> None:
+    def __init__(self, thread: ThreadPoolExecutor, run: Any, max_batch: int, window: float) -> None:
+        self._thread = thread
         self._run = run
         self._max_batch = max_batch
         self._window = window
@@ -106,16 +112,15 @@ class RequestBatcher:
 
     async def work(self) -> None:
         """Make batch after batch."""
-        with ThreadPoolExecutor(1) as thread:
-            while True:
-                batch = await self._collect()
-                began = time.perf_counter()
-                for each in batch:
-                    each.record.queued = began - each.since
-                orders = [each.order for each in batch]
-                await asyncio.get_running_loop().run_in_executor(thread, self._run, orders)
-                for each in batch:
-                    each.done.set_result(None)
+        while True:
+            batch = await self._collect()
+            began = time.perf_counter()
+            for each in batch:
+                each.record.queued = began - each.since
+            orders = [each.order for each in batch]
+            await asyncio.get_running_loop().run_in_executor(self._thread, self._run, orders)
+            for each in batch:
+                each.done.set_result(None)
 
     async def _collect(self) -> list[Waiting]:
         while True:
