@@ -48,6 +48,7 @@ COPIED = (
     "guidance_rescale",
     "guidance_start",
     "guidance_end",
+    "cache_interval",
     "clip_skip",
     "eta",
 )
@@ -135,7 +136,9 @@ def parameters_line(request: Request, seed: int, findings: Mapping[str, Any] | N
         settings["Clip skip"] = request.clip_skip + 1  # A1111 counts from 1
     if request.guidance_rescale:
         settings["CFG Rescale"] = f"{request.guidance_rescale:g}"
-    if request.approximations:
+    if request.cache_interval > 1:
+        settings["DeepCache interval"] = request.cache_interval
+    if request.guidance_interval:
         settings["CFG interval"] = f"{request.guidance_start:g} to {request.guidance_end:g}"
     settings |= {name.capitalize(): finding for name, finding in (findings or {}).items()}
     lines.append(", ".join(f"{key}: {value}" for key, value in settings.items()))

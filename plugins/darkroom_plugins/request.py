@@ -131,6 +131,7 @@ class Request:
     guidance_rescale: float
     guidance_start: float = 0.0  # shares of the steps, between which there is guidance
     guidance_end: float = 1.0
+    cache_interval: int = 1  # evaluations; each so often the denoiser's inner layers are run
     clip_skip: int
     eta: float
     seed: int
@@ -159,10 +160,16 @@ class Request:
     @property
     def approximations(self) -> tuple[str, ...]:
         """What it asks for that makes its pictures faster, and not quite what they are without it; in sentences."""
+        interval = f"The inner layers of the denoiser run only every {self.cache_interval} evaluations."
         start, end = self.guidance_start, self.guidance_end
-        if not self.guided or (start, end) == (0.0, 1.0):
-            return ()
-        return (f"There is guidance only between {start:.0%} and {end:.0%} of the steps.",)
+        guidance = f"There is guidance only between {start:.0%} and {end:.0%} of the steps."
+        asked = {guidance: self.guidance_interval, interval: self.cache_interval > 1}
+        return tuple(sentence for sentence, applies in asked.items() if applies)
+
+    @property
+    def guidance_interval(self) -> bool:
+        """Whether there is guidance for a part of the steps only."""
+        return self.guided and (self.guidance_start, self.guidance_end) != (0.0, 1.0)
 
     @property
     def seeds(self) -> tuple[int, ...]:

@@ -34,6 +34,14 @@ class PromptPiece:
     new_chunk: bool = False  # whether it starts on a new input of the text encoder, where there may be several
 
 
+@dataclass(frozen=True, slots=True)
+class Features:
+    """What the inner layers of a denoiser made of a row (see reuse.py)."""
+
+    evaluation: int  # at this of its sample's evaluations
+    tensor: torch.Tensor  # (1, channels, h, w)
+
+
 @dataclass(slots=True, eq=False)
 class Sample:
     """One image in the making. What is None is set when the sample begins, before its first evaluation."""
@@ -57,6 +65,7 @@ class Sample:
     latents: torch.Tensor | None = None  # (1, channels, h, w), noisy, of scheduler scale
     extra_channels: torch.Tensor | None = None  # (1, more, h, w): put behind the latents in each evaluation
     table: Mapping[int, Any] = field(default_factory=dict)  # the engine's: its scheduler's steps, where they are known
+    features: dict[bool, Features] = field(default_factory=dict)  # its rows', by whether they are the unconditional one
     state: dict[str, Any] = field(default_factory=dict)  # a plugin's own, under its contribution's name
 
     @property
@@ -94,6 +103,21 @@ class Row:
     sample: Sample
     prompt: PromptEmbedding
     unconditional: bool  # the row that guidance leads away from
+
+    @property
+    def features(self) -> Features | None:
+        """Its features of an evaluation before, where there are any."""
+        return self.sample.features.get(self.unconditional)
+
+    @features.setter
+    def features(self, features: Features) -> None:
+        self.sample.features[self.unconditional] = features
+
+    @property
+    def reuses(self) -> bool:
+        """Whether its features serve the next evaluation, too. Not those of the same one, which is then made again."""
+        age = self.sample.evaluation - self.features.evaluation if self.features else 0
+        return 0 < age < self.sample.request.cache_interval
 
 
 @dataclass(slots=True, eq=False)

@@ -8,7 +8,7 @@ from typing import Any, ClassVar, Self
 
 import torch
 
-from darkroom_plugins import UnsupportedCombination, Violation
+from darkroom_plugins import UnsupportedCombination, Violation, reuse
 from darkroom_plugins.clip import ClipEncoder, ClipTexts, Prompt
 from darkroom_plugins.contract import Family, ModelInfo, PromptReader
 from darkroom_plugins.files import ModelFiles
@@ -78,6 +78,7 @@ class UNetFamily(Family):
             max_clip_skip=min(encoder["num_hidden_layers"] for encoder in encoders) - 1,
             text_encoders=len(encoders),
             inpainting=channels != latent_channels,
+            feature_reuse=reuse.takes_reuse(unet),
         )
 
     def latent_shape(self, width: int, height: int) -> tuple[int, int, int]:
@@ -99,7 +100,9 @@ class UNetFamily(Family):
     def predict(self, evaluation: Evaluation) -> torch.Tensor:
         condition = self._guidance_embedding(evaluation) if self.guidance_embedded else None
         latents = [each for each in (evaluation.latents, evaluation.extra_channels) if each is not None]
-        return self.unet(  # type: ignore[no-any-return]
+        return reuse.denoise(
+            self.unet,
+            evaluation,
             torch.cat(latents, dim=1),
             evaluation.timesteps,
             encoder_hidden_states=evaluation.prompts,
@@ -107,7 +110,7 @@ class UNetFamily(Family):
             return_dict=False,
             **self.added_conditions(evaluation),
             **evaluation.arguments,
-        )[0]
+        )
 
     def _guidance_embedding(self, evaluation: Evaluation) -> torch.Tensor:
         """(rows, width) as the pipeline's get_guidance_scale_embedding, a function of w - 1."""

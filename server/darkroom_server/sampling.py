@@ -83,6 +83,14 @@ def predict(samples: Sequence[Sample], recovery: Recovery) -> list[Outcome[list[
 
 
 def _predict(rows: Sequence[Row]) -> list[torch.Tensor]:
+    outputs: dict[Row, torch.Tensor] = {}
+    for reuses in (False, True):
+        alike = [row for row in rows if row.reuses is reuses]
+        outputs.update(zip(alike, _evaluate(alike), strict=True) if alike else ())
+    return [outputs[row] for row in rows]
+
+
+def _evaluate(rows: Sequence[Row]) -> list[torch.Tensor]:
     evaluation = denoise.gather(rows)
     samples = list(dict.fromkeys(row.sample for row in rows))
     for conditioner in {c.name: c for s in samples for c in s.conditioners}.values():
