@@ -66,11 +66,12 @@ class App:
         """
         self.engine.start()
         threads = torch.get_num_threads()
+        torch.set_num_threads(1)
         catalog = await self.engine.call(self._open_catalog)
+        self.images = ImageService(catalog, self.engine, self.settings)
         await self.engine.call(partial(torch.set_num_threads, threads))  # see threads.py
         self.store = catalog.store
         await self._preload(catalog)
-        self.images = ImageService(catalog, self.engine, self.settings)
         self._server = self._build(catalog, self.images)
         try:
             port = self._server.add_insecure_port(self.settings.listen)

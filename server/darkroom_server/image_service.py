@@ -6,7 +6,7 @@ import asyncio
 import time
 import uuid
 from collections.abc import AsyncIterator
-from concurrent.futures import Executor, ThreadPoolExecutor
+from concurrent.futures import Executor
 from dataclasses import replace
 from functools import partial
 from typing import Any, TypeAlias
@@ -48,6 +48,7 @@ from darkroom_server.preprocess import preprocess
 from darkroom_server.recovery import known
 from darkroom_server.settings import Settings
 from darkroom_server.tables import Tables
+from darkroom_server.threads import without_teams
 from darkroom_server.validate import check_edit, check_generate
 
 Context: TypeAlias = Any  # grpc.aio.ServicerContext, which has no types
@@ -60,9 +61,9 @@ class ImageService(image_service_pb2_grpc.ImageServiceServicer):
         self._catalog = catalog
         self._engine = engine
         self._max_waiting_bytes = settings.max_waiting_bytes
-        self._encoders = ThreadPoolExecutor(settings.encoder_threads, "encoder")
-        self._readers = ThreadPoolExecutor(settings.reader_threads, "reader")
-        self._planner = ThreadPoolExecutor(1, "planner")
+        self._encoders = without_teams("encoder", settings.encoder_threads)
+        self._readers = without_teams("reader", settings.reader_threads)
+        self._planner = without_teams("planner")
         self._jobs: dict[tuple[str, str], Job] = {}  # by token and id
         self._tables = Tables()
         self._idle = asyncio.Event()

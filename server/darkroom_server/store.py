@@ -15,7 +15,7 @@ from typing import Any, TypeAlias, TypeVar
 from darkroom_plugins.errors import LoadFailed, OutOfMemory
 from darkroom_server.events import Loading
 from darkroom_server.recovery import kind_of
-from darkroom_server.threads import single_thread
+from darkroom_server.threads import without_teams
 
 log = logging.getLogger(__name__)
 
@@ -101,8 +101,8 @@ class Store:
         self._tickets: list[Ticket] = []
         self._changed = asyncio.Event()
         self._loading: asyncio.Future[None] | None = None
-        self._loader = single_thread("loader")
-        self._leaver = single_thread("leaver")  # another one: the loader may be loading what waits for the room
+        self._loader = without_teams("loader")
+        self._leaver = without_teams("leaver")  # another one: the loader may be loading what waits for the room
         self._tasks: set[asyncio.Future[Any]] = set()
 
     def __getitem__(self, key: Key) -> Holding:

@@ -12,7 +12,6 @@ import copy
 import logging
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from types import SimpleNamespace
@@ -23,6 +22,7 @@ import torch
 from numpy.typing import NDArray
 
 from darkroom_server import denoise
+from darkroom_server.threads import without_teams
 
 log = logging.getLogger(__name__)
 
@@ -75,7 +75,7 @@ class Tables:
         self._capacity = capacity
         self._held = 0  # evaluations
         self._tables: OrderedDict[Hashable, tuple[Table, int]] = OrderedDict()  # each with how many it has
-        self._maker = ThreadPoolExecutor(1, "tables")
+        self._maker = without_teams("tables")
 
     def of(self, scheduler: Any, first: int, eta: float) -> Table:
         """The table of a scheduler that has its timesteps and begins with the evaluation `first`. It fills up later,

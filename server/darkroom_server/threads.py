@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import os
 from concurrent.futures import ThreadPoolExecutor
-from functools import partial
+from threading import Barrier
 
 SPINS = "10000"  # about 0.1 ms
 
@@ -21,11 +21,18 @@ def spin_briefly() -> None:
         os.environ.setdefault("GOMP_SPINCOUNT", SPINS)
 
 
-def single_thread(name: str) -> ThreadPoolExecutor:
-    """A thread for torch beside the engine's, without a team. The engine has to set its own number again after this,
-    as each setting is also that of torch's libraries, and of threads that are new to torch."""
+def without_teams(name: str, threads: int = 1) -> ThreadPoolExecutor:
+    """A pool for work that may use torch, beside the engine. The engine has to set its own number again after this, as
+    each setting is also that of torch's libraries, and of threads that are new to torch."""
     import torch
 
-    pool = ThreadPoolExecutor(1, name, initializer=partial(torch.set_num_threads, 1))
-    pool.submit(torch.get_num_threads).result()  # else its first work would set the number that is then usual
+    pool, started = ThreadPoolExecutor(threads, name), Barrier(threads)
+
+    def settle() -> None:
+        torch.set_num_threads(1)
+        torch.get_num_threads()  # else its first work would set the number that is then usual
+        started.wait()
+
+    for each in [pool.submit(settle) for _ in range(threads)]:
+        each.result()
     return pool
