@@ -128,6 +128,7 @@ class ParameterOptions(TypedDict, total=False):
     guidance_rescale: float | None
     guidance_start: float | None
     guidance_end: float | None
+    cache_interval: int | None
     clip_skip: int | None
     eta: float | None
     seed: int | None

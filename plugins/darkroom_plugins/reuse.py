@@ -15,12 +15,13 @@ from torch import nn
 from darkroom_plugins.sample import Evaluation, Features
 
 DEPTH = 1  # layers of the first down block that are always run, each with its skip connection to the last up block
+MAX_INTERVAL = 20  # evaluations; the paper goes that far, and finds pictures near the whole network's up to 5
 
 
-def takes_reuse(config: Any) -> bool:
-    """Whether a UNet of this configuration has inner and outer layers."""
+def max_interval(config: Any) -> int:
+    """The greatest interval that is offered for a UNet of this configuration; 1 where it is too small to be parted."""
     layers = config["layers_per_block"]
-    return (layers if isinstance(layers, int) else layers[0]) >= DEPTH
+    return MAX_INTERVAL if (layers if isinstance(layers, int) else layers[0]) >= DEPTH else 1
 
 
 class Layers:

@@ -78,7 +78,7 @@ class UNetFamily(Family):
             max_clip_skip=min(encoder["num_hidden_layers"] for encoder in encoders) - 1,
             text_encoders=len(encoders),
             inpainting=channels != latent_channels,
-            feature_reuse=reuse.takes_reuse(unet),
+            max_cache_interval=reuse.max_interval(unet),
         )
 
     def latent_shape(self, width: int, height: int) -> tuple[int, int, int]:

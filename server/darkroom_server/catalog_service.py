@@ -195,6 +195,7 @@ class CatalogService(catalog_service_pb2_grpc.CatalogServiceServicer):
             weight_bytes=model.family.weight_bytes,
             device=str(model.family.device),
             dtype=str(model.family.dtype).removeprefix("torch."),
+            max_cache_interval=model.max_cache_interval,
             safety_policy=f"SAFETY_POLICY_{settings.safety.upper()}",
         )
 

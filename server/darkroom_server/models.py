@@ -45,6 +45,11 @@ class Model:
         return self.family.info
 
     @property
+    def max_cache_interval(self) -> int:
+        """In evaluations. Groups of layers come in the order of the first evaluation, so that none can be left out."""
+        return 1 if self.settings.offload == "group" else self.info.max_cache_interval
+
+    @property
     def default_preview_mode(self) -> PreviewMode:
         """What requests without a mode get: what is configured, where that is possible."""
         wanted = self.settings.default_preview_mode

@@ -187,6 +187,9 @@ class _Check:
             "guidance_rescale": self.findings.number(PARAMETERS, given, "guidance_rescale", 0.0, 0, 1),
             "guidance_start": self.findings.number(PARAMETERS, given, "guidance_start", 0.0, 0, 1),
             "guidance_end": self.findings.number(PARAMETERS, given, "guidance_end", 1.0, 0, 1),
+            "cache_interval": self.findings.number(
+                PARAMETERS, given, "cache_interval", 1, 1, model.max_cache_interval if model else 100, "evaluations"
+            ),
             "eta": self.findings.number(PARAMETERS, given, "eta", 0.0, 0, 1),
             "clip_skip": self.findings.number(
                 PARAMETERS, given, "clip_skip", 0, 0, model.info.max_clip_skip if model else 100

@@ -62,6 +62,7 @@ def test_every_keyword_reaches_its_field(request_of):
         guidance_rescale=0.5,
         guidance_start=0.1,
         guidance_end=0.9,
+        cache_interval=3,
         clip_skip=1,
         eta=0.25,
         seed=0,

@@ -111,6 +111,7 @@ INVALID: dict[str, tuple[dict[str, Any], str]] = {
             "guidance_rescale": (NAN, INF, -0.1, 1.1),
             "guidance_start": (NAN, -0.1, 1.0, 1.1),
             "guidance_end": (NAN, 1.1),
+            "cache_interval": (0, -1, 21),
             "eta": (NAN, INF, -0.1, 1.1),
             "clip_skip": (-1, 3, BIG),
             "num_images": (0, -1, 17, 1000, BIG),
@@ -242,6 +243,7 @@ def everything_wrong() -> image_pb.GenerateRequest:
         guidance_rescale=-1,
         guidance_start=2,
         guidance_end=-1,
+        cache_interval=0,
         clip_skip=99,
         eta=INF,
         seed=-1,
@@ -266,7 +268,7 @@ def test_all_violations_come_at_once(clean: RunningServer) -> None:
     own = {"request_id", "disconnect_policy", "output.quality"}
     previews = {f"preview.{field}" for field in ("mode", "every_n_steps", "min_interval_seconds", "max_edge", "format")}
     numbers = {"width", "height", "num_images", "num_inference_steps", "guidance_scale", "guidance_rescale"}
-    numbers |= {"clip_skip", "eta", "seed", "guidance_start", "guidance_end"}
+    numbers |= {"clip_skip", "eta", "seed", "guidance_start", "guidance_end", "cache_interval"}
     texts = {"prompt", "negative_prompt", "prompt_2", "negative_prompt_2", "task", "prompt_syntax"}
     scheduler = {"sigma_schedule", "timestep_spacing", "options.solver_order", "options.x"}
     others = {"loras[0].name", "controls[0].model", "controls[0].image", "size_conditioning"}

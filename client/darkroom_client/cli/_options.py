@@ -77,6 +77,9 @@ class Picture:
         float | None, typer.Option(help="Guide from this share of the steps on; those without cost half.")
     ] = None
     guidance_end: Annotated[float | None, typer.Option(help="Guide up to this share of the steps.")] = None
+    cache_interval: Annotated[
+        int | None, typer.Option(help="Run the whole denoiser only this often, its outer layers alone between: faster.")
+    ] = None
     clip_skip: Annotated[int | None, typer.Option(help="Final layers of the text encoder to leave out.")] = None
     extension: Annotated[
         list[str] | None, typer.Option(metavar="NAME.KEY=VALUE", help="A parameter of a plugin; VALUE is JSON.")
@@ -98,6 +101,7 @@ class Picture:
             "guidance_rescale": self.guidance_rescale,
             "guidance_start": self.guidance_start,
             "guidance_end": self.guidance_end,
+            "cache_interval": self.cache_interval,
             "clip_skip": self.clip_skip,
             "extensions": _values.by_name(self.extension, "--extension", "NAME.KEY=VALUE"),
             "timeout": self.timeout,

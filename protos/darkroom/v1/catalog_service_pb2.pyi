@@ -117,7 +117,7 @@ class ListModelsResponse(_message.Message):
     def __init__(self, models: _Optional[_Iterable[_Union[Model, _Mapping]]] = ...) -> None: ...
 
 class Model(_message.Message):
-    __slots__ = ("name", "description", "is_default", "family", "tasks", "prediction_type", "size_factor", "default_width", "default_height", "min_size", "max_size", "default_scheduler", "default_num_inference_steps", "default_guidance_scale", "preview_modes", "default_preview_mode", "residency", "weight_bytes", "device", "dtype", "safety_policy")
+    __slots__ = ("name", "description", "is_default", "family", "tasks", "prediction_type", "size_factor", "default_width", "default_height", "min_size", "max_size", "default_scheduler", "default_num_inference_steps", "default_guidance_scale", "preview_modes", "default_preview_mode", "residency", "weight_bytes", "device", "dtype", "safety_policy", "max_cache_interval")
     NAME_FIELD_NUMBER: _ClassVar[int]
     DESCRIPTION_FIELD_NUMBER: _ClassVar[int]
     IS_DEFAULT_FIELD_NUMBER: _ClassVar[int]
@@ -139,6 +139,7 @@ class Model(_message.Message):
     DEVICE_FIELD_NUMBER: _ClassVar[int]
     DTYPE_FIELD_NUMBER: _ClassVar[int]
     SAFETY_POLICY_FIELD_NUMBER: _ClassVar[int]
+    MAX_CACHE_INTERVAL_FIELD_NUMBER: _ClassVar[int]
     name: str
     description: str
     is_default: bool
@@ -160,7 +161,8 @@ class Model(_message.Message):
     device: str
     dtype: str
     safety_policy: SafetyPolicy
-    def __init__(self, name: _Optional[str] = ..., description: _Optional[str] = ..., is_default: bool = ..., family: _Optional[str] = ..., tasks: _Optional[_Iterable[str]] = ..., prediction_type: _Optional[str] = ..., size_factor: _Optional[int] = ..., default_width: _Optional[int] = ..., default_height: _Optional[int] = ..., min_size: _Optional[int] = ..., max_size: _Optional[int] = ..., default_scheduler: _Optional[str] = ..., default_num_inference_steps: _Optional[int] = ..., default_guidance_scale: _Optional[float] = ..., preview_modes: _Optional[_Iterable[_Union[_parameters_pb2.PreviewMode, str]]] = ..., default_preview_mode: _Optional[_Union[_parameters_pb2.PreviewMode, str]] = ..., residency: _Optional[_Union[Residency, str]] = ..., weight_bytes: _Optional[int] = ..., device: _Optional[str] = ..., dtype: _Optional[str] = ..., safety_policy: _Optional[_Union[SafetyPolicy, str]] = ...) -> None: ...
+    max_cache_interval: int
+    def __init__(self, name: _Optional[str] = ..., description: _Optional[str] = ..., is_default: bool = ..., family: _Optional[str] = ..., tasks: _Optional[_Iterable[str]] = ..., prediction_type: _Optional[str] = ..., size_factor: _Optional[int] = ..., default_width: _Optional[int] = ..., default_height: _Optional[int] = ..., min_size: _Optional[int] = ..., max_size: _Optional[int] = ..., default_scheduler: _Optional[str] = ..., default_num_inference_steps: _Optional[int] = ..., default_guidance_scale: _Optional[float] = ..., preview_modes: _Optional[_Iterable[_Union[_parameters_pb2.PreviewMode, str]]] = ..., default_preview_mode: _Optional[_Union[_parameters_pb2.PreviewMode, str]] = ..., residency: _Optional[_Union[Residency, str]] = ..., weight_bytes: _Optional[int] = ..., device: _Optional[str] = ..., dtype: _Optional[str] = ..., safety_policy: _Optional[_Union[SafetyPolicy, str]] = ..., max_cache_interval: _Optional[int] = ...) -> None: ...
 
 class ListTasksRequest(_message.Message):
     __slots__ = ()

@@ -75,7 +75,7 @@ DISCONNECT_POLICY_CANCEL: DisconnectPolicy
 DISCONNECT_POLICY_KEEP: DisconnectPolicy
 
 class Parameters(_message.Message):
-    __slots__ = ("task", "model", "prompt", "negative_prompt", "prompt_2", "negative_prompt_2", "prompt_syntax", "width", "height", "num_images", "num_inference_steps", "guidance_scale", "guidance_rescale", "guidance_start", "guidance_end", "clip_skip", "eta", "seed", "scheduler", "loras", "controls", "size_conditioning", "extensions")
+    __slots__ = ("task", "model", "prompt", "negative_prompt", "prompt_2", "negative_prompt_2", "prompt_syntax", "width", "height", "num_images", "num_inference_steps", "guidance_scale", "guidance_rescale", "guidance_start", "guidance_end", "cache_interval", "clip_skip", "eta", "seed", "scheduler", "loras", "controls", "size_conditioning", "extensions")
     class ExtensionsEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -98,6 +98,7 @@ class Parameters(_message.Message):
     GUIDANCE_RESCALE_FIELD_NUMBER: _ClassVar[int]
     GUIDANCE_START_FIELD_NUMBER: _ClassVar[int]
     GUIDANCE_END_FIELD_NUMBER: _ClassVar[int]
+    CACHE_INTERVAL_FIELD_NUMBER: _ClassVar[int]
     CLIP_SKIP_FIELD_NUMBER: _ClassVar[int]
     ETA_FIELD_NUMBER: _ClassVar[int]
     SEED_FIELD_NUMBER: _ClassVar[int]
@@ -121,6 +122,7 @@ class Parameters(_message.Message):
     guidance_rescale: float
     guidance_start: float
     guidance_end: float
+    cache_interval: int
     clip_skip: int
     eta: float
     seed: int
@@ -129,7 +131,7 @@ class Parameters(_message.Message):
     controls: _containers.RepeatedCompositeFieldContainer[ControlSpec]
     size_conditioning: SizeConditioning
     extensions: _containers.MessageMap[str, _struct_pb2.Struct]
-    def __init__(self, task: _Optional[str] = ..., model: _Optional[str] = ..., prompt: _Optional[str] = ..., negative_prompt: _Optional[str] = ..., prompt_2: _Optional[str] = ..., negative_prompt_2: _Optional[str] = ..., prompt_syntax: _Optional[_Union[PromptSyntax, str]] = ..., width: _Optional[int] = ..., height: _Optional[int] = ..., num_images: _Optional[int] = ..., num_inference_steps: _Optional[int] = ..., guidance_scale: _Optional[float] = ..., guidance_rescale: _Optional[float] = ..., guidance_start: _Optional[float] = ..., guidance_end: _Optional[float] = ..., clip_skip: _Optional[int] = ..., eta: _Optional[float] = ..., seed: _Optional[int] = ..., scheduler: _Optional[_Union[SchedulerSpec, _Mapping]] = ..., loras: _Optional[_Iterable[_Union[LoraSpec, _Mapping]]] = ..., controls: _Optional[_Iterable[_Union[ControlSpec, _Mapping]]] = ..., size_conditioning: _Optional[_Union[SizeConditioning, _Mapping]] = ..., extensions: _Optional[_Mapping[str, _struct_pb2.Struct]] = ...) -> None: ...
+    def __init__(self, task: _Optional[str] = ..., model: _Optional[str] = ..., prompt: _Optional[str] = ..., negative_prompt: _Optional[str] = ..., prompt_2: _Optional[str] = ..., negative_prompt_2: _Optional[str] = ..., prompt_syntax: _Optional[_Union[PromptSyntax, str]] = ..., width: _Optional[int] = ..., height: _Optional[int] = ..., num_images: _Optional[int] = ..., num_inference_steps: _Optional[int] = ..., guidance_scale: _Optional[float] = ..., guidance_rescale: _Optional[float] = ..., guidance_start: _Optional[float] = ..., guidance_end: _Optional[float] = ..., cache_interval: _Optional[int] = ..., clip_skip: _Optional[int] = ..., eta: _Optional[float] = ..., seed: _Optional[int] = ..., scheduler: _Optional[_Union[SchedulerSpec, _Mapping]] = ..., loras: _Optional[_Iterable[_Union[LoraSpec, _Mapping]]] = ..., controls: _Optional[_Iterable[_Union[ControlSpec, _Mapping]]] = ..., size_conditioning: _Optional[_Union[SizeConditioning, _Mapping]] = ..., extensions: _Optional[_Mapping[str, _struct_pb2.Struct]] = ...) -> None: ...
 
 class SchedulerSpec(_message.Message):
     __slots__ = ("name", "sigma_schedule", "timestep_spacing", "options")
