@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -113,7 +113,7 @@ def _layers(block: nn.Module, part: slice) -> Any:
 
 
 @contextlib.contextmanager
-def _in_place(unet: nn.Module, modules: dict[str, nn.Module | None]) -> Iterator[None]:
+def _in_place(unet: nn.Module, modules: Mapping[str, nn.Module | None]) -> Iterator[None]:
     before = {name: unet._modules[name] for name in modules}
     unet._modules.update(modules)
     try:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from collections.abc import MutableMapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+from weakref import WeakValueDictionary
 
 if TYPE_CHECKING:
     from darkroom_plugins.manager import Plugins
@@ -23,6 +25,7 @@ class Catalog:
     store: Store
     default_model: str
     limits: Limits
+    shared: MutableMapping[Any, Any] = field(default_factory=WeakValueDictionary)  # what jobs that ask alike share
 
     def tasks(self, model: Model) -> list[str]:
         """The names of the tasks that a model can do, sorted."""

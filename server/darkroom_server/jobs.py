@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from darkroom_server.tables import Table
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, weakref_slot=True)
 class Steps:
     """The evaluations of one image, and which of them end a step that the user asked for."""
 

@@ -67,6 +67,10 @@ def _plan(request: Request, fitted: Fitted, catalog: Catalog) -> Plan:
     first = task.first_evaluation(request, scheduler.timesteps, scheduler.order)
     if hasattr(scheduler, "set_begin_index"):
         scheduler.set_begin_index(first)  # else schedulers look for it, and take the second of two equal timesteps
+    steps = count_steps(scheduler.timesteps, first, scheduler.order, request.num_inference_steps)
+    asked = model.name, repr(request.scheduler), request.num_inference_steps, first
+    # Tens of kilobytes, of which many jobs that wait would hold many alike.
+    scheduler, steps = (catalog.shared.setdefault((type(each), asked), each) for each in (scheduler, steps))
     conditioners = tuple(c for _, c in sorted(plugins.conditioners.items()) if c.wants(request))
     assets = ModelAssets(catalog.assets, catalog.store, model)
     return Plan(
@@ -76,7 +80,7 @@ def _plan(request: Request, fitted: Fitted, catalog: Catalog) -> Plan:
         adapters=tuple(a for _, a in sorted(plugins.adapters.items()) if a.wants(request)),
         finishers=_finishers(request, catalog),
         scheduler=scheduler,
-        steps=count_steps(scheduler.timesteps, first, scheduler.order, request.num_inference_steps),
+        steps=steps,
         prompts=model.family.prompt_keys(request, partial(_read, conditioners, request, assets)),
         canvas=fitted.canvas,
         controls=fitted.controls,
