@@ -2,8 +2,8 @@
 
 Where GNU's OpenMP counts more threads in all teams than there are processors, none may spin while it waits for others
 of its team: each of the many barriers of an evaluation then puts threads to sleep, and small models take twice as long.
-So only the engine's thread has a team. It may spin for a moment, not for the milliseconds that are usual, in which the
-event loop and the encoders would want the processor.
+So only the engine's thread has a team. It may spin for a moment, less than is usual, as the event loop and the encoders
+want the processor too.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import os
 from concurrent.futures import ThreadPoolExecutor
 from threading import Barrier
 
-SPINS = "10000"  # about 0.1 ms
+SPINS = "100000"  # about 1 ms
 
 
 def spin_briefly() -> None:

@@ -12,7 +12,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from tests.benchmarks import chart, clients, load, queueing, short, startup, tasks, where
+from tests.benchmarks import approximations, chart, clients, load, queueing, short, startup, tasks, where
 from tests.benchmarks.bench import Bench
 
 RESULTS = Path(__file__).parent / "results"
@@ -48,6 +48,7 @@ PARTS = {
     "tasks": tasks.measure,
     "queueing": queueing.measure,
     "where": where.measure,
+    "approximations": approximations.measure,
     "startup": startup.measure,
     "weights": _weights,
     "returning": _returning,

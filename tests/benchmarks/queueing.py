@@ -21,7 +21,9 @@ def measure(bench: Bench) -> dict[str, Any]:
     rates = {
         str(clients): run.images_per_s
         for clients in (16, 64, 256)
-        for run in bench.turns({"server": lambda clients=clients: bench.served.run(Traffic(orders, clients))}).values()
+        for run in bench.turns(
+            {"server": lambda clients=clients: bench.served.run(Traffic(orders, clients))}, 3
+        ).values()
     }
     loss = 1 - min(rates.values()) / max(rates.values())
     waiting = asyncio.run(_waiting(bench.served, 96 if bench.options.smoke else 800)) / KIB

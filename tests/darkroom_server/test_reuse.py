@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import nn
 
+from darkroom_demo import MODEL_PATH
 from darkroom_plugins import reuse
 from tests.support import RunningServer, generate_request
 from tests.tiny_sdxl import save_sdxl
@@ -21,7 +22,7 @@ SAID = "The inner layers of the denoiser run only every 3 evaluations."
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> dict[str, Path]:
-    return {"tiny": tiny_model, "xl": save_sdxl(tmp_path_factory.mktemp("reuse") / "xl")}
+    return {"tiny": tiny_model, "xl": save_sdxl(tmp_path_factory.mktemp("reuse") / "xl"), "shapes": MODEL_PATH}
 
 
 @pytest.fixture(scope="module")
@@ -36,9 +37,9 @@ def expected(folder: Path, interval: int, scheduler: Any, **asked: Any) -> Any:
     pipe = diffusers.DiffusionPipeline.from_pretrained(folder)
     pipe.set_progress_bar_config(disable=True)
     pipe.scheduler = scheduler.from_config(pipe.scheduler.config)
-    layers = pipe.unet.up_blocks[-1].resnets
-    first, before = layers[-reuse.DEPTH - 1], layers[-reuse.DEPTH - 2]
-    width, calls, kept = before.conv2.out_channels, 0, torch.empty(0)
+    first = pipe.unet.up_blocks[-1].resnets[-reuse.DEPTH - 1]
+    skipped = pipe.unet.down_blocks[0].resnets[reuse.DEPTH - 1]
+    width, calls, kept = first.conv1.in_channels - skipped.conv2.out_channels, 0, torch.empty(0)
 
     def swap(_module: nn.Module, inputs: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
         nonlocal calls, kept
@@ -54,7 +55,7 @@ def expected(folder: Path, interval: int, scheduler: Any, **asked: Any) -> Any:
     return np.asarray(pipe(prompt, generator=generator, **asked).images[0], dtype=int)
 
 
-@pytest.mark.parametrize("model", ["tiny", "xl"])
+@pytest.mark.parametrize("model", ["tiny", "xl", "shapes"])
 @pytest.mark.parametrize("scheduler", [diffusers.EulerDiscreteScheduler, diffusers.HeunDiscreteScheduler])
 def test_equals_diffusers_with_the_same_features(
     model: str, scheduler: Any, reusing: RunningServer, folders: dict[str, Path]

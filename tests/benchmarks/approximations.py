@@ -1,0 +1,55 @@
+"""What approximations gain, and how far their pictures are from the exact ones."""
+
+import time
+from typing import Any
+
+import numpy as np
+
+from darkroom_client import Client, PreviewOptions
+from tests.benchmarks.bench import Bench
+from tests.benchmarks.workload import uniform
+
+ASKED: dict[str, dict[str, Any]] = {
+    "exact": {},
+    "guidance_end 0.8": {"guidance_end": 0.8},
+    "guidance_end 0.5": {"guidance_end": 0.5},
+    "cache_interval 2": {"cache_interval": 2},
+    "cache_interval 3": {"cache_interval": 3},
+    "cache_interval 5": {"cache_interval": 5},
+    "cache_interval 3, guidance_end 0.5": {"cache_interval": 3, "guidance_end": 0.5},
+}
+
+
+def measure(bench: Bench) -> list[dict[str, Any]]:
+    """Of each approximation, one picture after the other: pictures a second, and levels (of 255) between its pictures
+    and the exact ones, the mean and the root of the mean square."""
+    pictures, rows = {}, []
+    for name, asked in ASKED.items():
+        began = time.perf_counter()
+        pictures[name] = _made(bench, asked)
+        rate = len(pictures[name]) / (time.perf_counter() - began)
+        difference = pictures[name] - pictures["exact"]
+        rows.append(
+            {
+                "asked": name,
+                "images/s": rate,
+                "over exact": rate / rows[0]["images/s"] if rows else 1.0,
+                "mean difference": float(np.abs(difference).mean()),
+                "root mean square": float(np.sqrt((difference**2).mean())),
+            }
+        )
+    bench.table("approximations: 20 Euler steps, one client", rows)
+    return rows
+
+
+def _made(bench: Bench, asked: dict[str, Any]) -> Any:
+    """(n, height, width, 3)"""
+    off = PreviewOptions("off")
+    with Client(bench.served.address) as client:
+        pictures = [
+            client.generate(
+                order.prompt, seed=order.seed, num_inference_steps=20, scheduler="euler", preview=off, **asked
+            ).image()
+            for order in bench.orders(uniform, 16)
+        ]
+    return np.stack([np.asarray(made.image(), dtype=float) for made in pictures])
