@@ -52,4 +52,4 @@ def _made(bench: Bench, asked: dict[str, Any]) -> Any:
             ).image()
             for order in bench.orders(uniform, 16)
         ]
-    return np.stack([np.asarray(made.image(), dtype=float) for made in pictures])
+    return np.stack([np.asarray(made.image, dtype=float) for made in pictures])
