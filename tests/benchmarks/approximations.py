@@ -24,6 +24,7 @@ def measure(bench: Bench) -> list[dict[str, Any]]:
     """Of each approximation, one picture after the other: pictures a second, and levels (of 255) between its pictures
     and the exact ones, the mean and the root of the mean square."""
     pictures, rows = {}, []
+    _made(bench, {})  # the server is there, and has the scheduler's table
     for name, asked in ASKED.items():
         began = time.perf_counter()
         pictures[name] = _made(bench, asked)
