@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from darkroom_server import flags
+from darkroom_server.allocator import keep_freed
 from darkroom_server.threads import spin_briefly
 
 if TYPE_CHECKING:
@@ -64,6 +65,7 @@ def serve(
     Flags go before the environment (DARKROOM_…), that before the file. A list is taken whole: with --model, no model of
     the file is offered.
     """
+    keep_freed()
     spin_briefly()
     from darkroom_plugins.manager import PluginError
 

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any, TypeAlias, TypeVar
 
 from darkroom_plugins.errors import LoadFailed, OutOfMemory
+from darkroom_server.allocator import give_back
 from darkroom_server.events import Loading
 from darkroom_server.recovery import kind_of
 from darkroom_server.threads import without_teams
@@ -298,6 +299,7 @@ class Store:
         for holding in victims:
             parks = holding in parking and self._make_parking_room(holding)
             await self._run_in(self._leaver, holding.park if parks else holding.drop)
+            await self._run_in(self._leaver, give_back)
             holding.residency = Residency.PARKED if parks else Residency.ABSENT
             log.info("%s %s", holding.name, "is parked" if parks else "left memory")
         if victims:

@@ -1,13 +1,14 @@
 """What approximations gain, and how far their pictures are from the exact ones."""
 
 import time
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
 from darkroom_client import Client, PreviewOptions
 from tests.benchmarks.bench import Bench
-from tests.benchmarks.workload import uniform
+from tests.benchmarks.workload import Order, uniform
 
 ASKED: dict[str, dict[str, Any]] = {
     "exact": {},
@@ -23,11 +24,11 @@ ASKED: dict[str, dict[str, Any]] = {
 def measure(bench: Bench) -> list[dict[str, Any]]:
     """Of each approximation, one picture after the other: pictures a second, and levels (of 255) between its pictures
     and the exact ones, the mean and the root of the mean square."""
-    pictures, rows = {}, []
-    _made(bench, {})  # the server is there, and has the scheduler's table
+    pictures, rows, orders = {}, [], bench.orders(uniform, 16)
+    _made(bench, orders, {})  # the server is there, and has the scheduler's table
     for name, asked in ASKED.items():
         began = time.perf_counter()
-        pictures[name] = _made(bench, asked)
+        pictures[name] = _made(bench, orders, asked)
         rate = len(pictures[name]) / (time.perf_counter() - began)
         difference = pictures[name] - pictures["exact"]
         rows.append(
@@ -43,7 +44,7 @@ def measure(bench: Bench) -> list[dict[str, Any]]:
     return rows
 
 
-def _made(bench: Bench, asked: dict[str, Any]) -> Any:
+def _made(bench: Bench, orders: Sequence[Order], asked: dict[str, Any]) -> Any:
     """(n, height, width, 3)"""
     off = PreviewOptions("off")
     with Client(bench.served.address) as client:
@@ -51,6 +52,6 @@ def _made(bench: Bench, asked: dict[str, Any]) -> Any:
             client.generate(
                 order.prompt, seed=order.seed, num_inference_steps=20, scheduler="euler", preview=off, **asked
             ).image()
-            for order in bench.orders(uniform, 16)
+            for order in orders
         ]
     return np.stack([np.asarray(made.image, dtype=float) for made in pictures])

@@ -28,6 +28,7 @@ class Bench:
         self.options = options
         self.cuda = options.device.startswith("cuda")
         self.bars: list[dict[str, Any]] = []
+        self._ordered = 0
         self._console = Console(width=None if Console().is_terminal else 150, highlight=False)
 
     @cached_property
@@ -101,10 +102,13 @@ class Bench:
                 vars(self).pop(each).stop()
 
     def orders(self, kind: Callable[[int], Sequence[Order]], count: int) -> Sequence[Order]:
-        """So many orders of a kind; for a smoke test few and short ones."""
-        if not self.options.smoke:
-            return kind(count)
-        return [dataclasses.replace(order, steps=max(2, order.steps // 4)) for order in kind(max(4, count // 8))]
+        """So many new orders of a kind, with prompts that nobody has seen; for a smoke test few and short ones."""
+        orders = kind(max(4, count // 8) if self.options.smoke else count)
+        before, self._ordered = self._ordered, self._ordered + len(orders)
+        less = 4 if self.options.smoke else 1
+        return [
+            dataclasses.replace(order, seed=before + order.seed, steps=max(2, order.steps // less)) for order in orders
+        ]
 
     def turns(self, ways: Mapping[str, Callable[[], Run]], rounds: int = 1) -> dict[str, Run]:
         """Each way in turn, as often as was asked for times `rounds`; the run of each that took the median time."""

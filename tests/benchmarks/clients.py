@@ -24,13 +24,15 @@ def measure(bench: Bench) -> dict[str, Any]:
 
 
 def _one(bench: Bench) -> list[dict[str, Any]]:
-    traffic = Traffic(bench.orders(uniform, 5))
+    def traffic() -> Traffic:
+        return Traffic(bench.orders(uniform, 5))
+
     runs = bench.turns(
         {
-            "(a)": lambda: bench.peers.run("locked", traffic),
-            "server": lambda: bench.served.run(traffic),
-            "server, latent-rgb previews": lambda: bench.served.run(traffic, "latent-rgb"),
-            "server, full-vae previews": lambda: bench.served.run(traffic, "full-vae"),
+            "(a)": lambda: bench.peers.run("locked", traffic()),
+            "server": lambda: bench.served.run(traffic()),
+            "server, latent-rgb previews": lambda: bench.served.run(traffic(), "latent-rgb"),
+            "server, full-vae previews": lambda: bench.served.run(traffic(), "full-vae"),
         },
         rounds=3,
     )
@@ -42,33 +44,37 @@ def _one(bench: Bench) -> list[dict[str, Any]]:
 
 
 def _alike(bench: Bench) -> list[dict[str, Any]]:
-    traffic = Traffic(bench.orders(uniform, 48), clients=16)
-    ways = {"(b)": lambda: bench.peers.run("batched", traffic), "server": lambda: bench.served.run(traffic)}
-    return _rows("16 clients, alike", bench.turns(ways))
+    def traffic() -> Traffic:
+        return Traffic(bench.orders(uniform, 48), clients=16)
+
+    ways = {"(b)": lambda: bench.peers.run("batched", traffic()), "server": lambda: bench.served.run(traffic())}
+    return _rows("16 clients, alike", bench.turns(ways, rounds=3))
 
 
 def _mixed(bench: Bench) -> list[dict[str, Any]]:
-    few, more, many = (bench.orders(mixed, count) for count in (40, 64, 128))
+    def traffic(count: int, clients: int = 16) -> Traffic:
+        return Traffic(bench.orders(mixed, count), clients)
+
     slow = bench.turns(
         {
-            "(a)": lambda: bench.peers.run("locked", Traffic(few, 16)),
-            "(b)": lambda: bench.peers.run("batched", Traffic(few, 16)),
+            "(a)": lambda: bench.peers.run("locked", traffic(40)),
+            "(b)": lambda: bench.peers.run("batched", traffic(40)),
         }
     )
     fast = bench.turns(
         {
-            "(c)": lambda: bench.peers.run("ideal", more),
-            "server": lambda: bench.served.run(Traffic(more, 16)),
-            "server, latent-rgb previews": lambda: bench.served.run(Traffic(more, 16), "latent-rgb"),
+            "(c)": lambda: bench.peers.run("ideal", bench.orders(mixed, 128)),
+            "server": lambda: bench.served.run(traffic(128)),
+            "server, latent-rgb previews": lambda: bench.served.run(traffic(128), "latent-rgb"),
         },
         rounds=3,
     )
     other = {
-        "4 clients, mixed": bench.turns({"server": lambda: bench.served.run(Traffic(few[:24], 4))}),
+        "4 clients, mixed": bench.turns({"server": lambda: bench.served.run(traffic(24, clients=4))}),
         "64 clients, mixed": bench.turns(
             {
-                "(b)": lambda: bench.peers.run("batched", Traffic(more, 64)),
-                "server": lambda: bench.served.run(Traffic(many, 64)),
+                "(b)": lambda: bench.peers.run("batched", traffic(64, clients=64)),
+                "server": lambda: bench.served.run(traffic(128, clients=64)),
             }
         ),
     }

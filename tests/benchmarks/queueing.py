@@ -17,13 +17,14 @@ BATCH = 16  # requests that fill the server's batch
 
 def measure(bench: Bench) -> dict[str, Any]:
     """Images a second with 16 to 256 requests in the server, KiB for each that waits, MiB that many leave behind."""
-    orders = bench.orders(partial(uniform, steps=8), 256)
+
+    def traffic(clients: int) -> Traffic:
+        return Traffic(bench.orders(partial(uniform, steps=8), 256), clients)
+
     rates = {
         str(clients): run.images_per_s
         for clients in (16, 64, 256)
-        for run in bench.turns(
-            {"server": lambda clients=clients: bench.served.run(Traffic(orders, clients))}, 3
-        ).values()
+        for run in bench.turns({"server": lambda clients=clients: bench.served.run(traffic(clients))}, 3).values()
     }
     loss = 1 - min(rates.values()) / max(rates.values())
     waiting = asyncio.run(_waiting(bench.served, 96 if bench.options.smoke else 800)) / KIB
@@ -32,7 +33,7 @@ def measure(bench: Bench) -> dict[str, Any]:
     bench.hold("memory of a waiting request, KB", waiting * KIB / 1000, at_most={"cpu": 100})
     rows = [{f"images/s, {clients} requests": rate for clients, rate in rates.items()}]
     more = {"KiB a waiting request": waiting, "MiB": before, "MiB after more requests": after}
-    bench.table(f"what waits ({len(orders)} pictures of 8 steps)", [{**rows[0], **more}])
+    bench.table("what waits (pictures of 8 steps)", [{**rows[0], **more}])
     return {"images_per_s": rates, "waiting_kib": waiting, "before_mib": before, "after_mib": after}
 
 

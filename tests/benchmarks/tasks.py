@@ -10,14 +10,13 @@ def measure(bench: Bench) -> dict[str, Any]:
     """The server beside one pipeline a task behind one lock; none for a model without ControlNet and LoRAs."""
     if not bench.demo:
         return {}
-    few, more = bench.orders(all_tasks, 21), bench.orders(all_tasks, 63)
     warm = Traffic(all_tasks(7), clients=7)
     bench.peers.run("locked", warm)
     bench.served.run(warm)
     runs = bench.turns(
         {
-            "(a)": lambda: bench.peers.run("locked", Traffic(few, 16)),
-            "server": lambda: bench.served.run(Traffic(more, 16)),
+            "(a)": lambda: bench.peers.run("locked", Traffic(bench.orders(all_tasks, 21), 16)),
+            "server": lambda: bench.served.run(Traffic(bench.orders(all_tasks, 63), 16)),
         }
     )
     rows = [

@@ -22,9 +22,11 @@ PRESETS = (
 SIZES, SHAPES = ("small", "large"), ("circle", "square", "triangle", "star", "heart", "ring")
 COLOURS = ("red", "green", "blue", "yellow", "pink", "gray", "white", "black")
 PROMPTS = [
-    f"a {size} {colour} {shape} on a {background} background"
-    for size, colour, shape, background in itertools.product(SIZES, COLOURS, SHAPES, COLOURS)
-    if colour != background
+    f"a {size} {colour} {shape} and a {second} {other} on a {background} background"
+    for size, colour, shape, background, second, other in itertools.product(
+        SIZES, COLOURS, SHAPES, COLOURS, COLOURS, SHAPES
+    )
+    if background not in (colour, second)
 ]
 random.Random(0).shuffle(PROMPTS)
 
@@ -43,7 +45,7 @@ class Order:
 
     @property
     def prompt(self) -> str:
-        """Another one for each seed, so that no cache answers."""
+        """Another one for each seed of a run, so that no cache answers."""
         return PROMPTS[self.seed % len(PROMPTS)]
 
 
