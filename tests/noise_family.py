@@ -52,8 +52,8 @@ class Noise(Family):
     def prompt_keys(self, request, read):
         return (Prompt(request.prompt),)
 
-    def encode_prompt(self, key):
-        return PromptEmbedding(torch.zeros(1, 1, 1))
+    def encode_prompts(self, keys):
+        return [PromptEmbedding(torch.zeros(1, 1, 1)) for _ in keys]
 
     def predict(self, evaluation):
         return evaluation.latents * 0.1

@@ -70,7 +70,7 @@ def reader(request: Request, *conditioners: Conditioner, **embeddings: Any) -> R
 def embedded(model: Family, request: Request, read: Reader = literal) -> list[PromptEmbedding]:
     """The embeddings of a request's rows."""
     with torch.no_grad():
-        return [model.encode_prompt(key) for key in model.prompt_keys(request, read)]
+        return model.encode_prompts(model.prompt_keys(request, read))
 
 
 def largest(ours: torch.Tensor | None, theirs: torch.Tensor) -> float:

@@ -38,6 +38,7 @@ class Token(NamedTuple):
     vector: int = 0  # which of its vectors
 
 
+Encoded: TypeAlias = tuple[torch.Tensor, torch.Tensor | None]  # hidden states, projected state
 Chunk: TypeAlias = tuple[Token, ...]  # what an encoder reads at once: BOS, tokens, EOS; padded when it is encoded
 
 
@@ -114,9 +115,10 @@ class ClipEncoder:
         ids = self._tokenizer(piece.text, add_special_tokens=False, verbose=False).input_ids
         return [Token(each, piece.weight) for each in ids]
 
-    def encode(self, chunks: Sequence[Chunk], clip_skip: int) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """The hidden states of all chunks, (1, tokens, width), and the first chunk's projected state, (1, width), of
-        networks that make one."""
+    def encode(self, texts: Sequence[tuple[Chunk, ...]], skips: Sequence[int]) -> list[Encoded]:
+        """Of each text the hidden states of all its chunks, (1, tokens, width), without so many last layers, and its
+        first chunk's projected state, (1, width), of networks that make one."""
+        chunks = [chunk for text in texts for chunk in text]
         paddings = [self.length - len(chunk) for chunk in chunks]
         ids = [[*(token.id for token in chunk), *[self._pad] * n] for chunk, n in zip(chunks, paddings, strict=True)]
         mask = [[1] * len(chunk) + [0] * n for chunk, n in zip(chunks, paddings, strict=True)]
@@ -127,9 +129,13 @@ class ClipEncoder:
                 attention_mask=torch.tensor(mask, device=self._model.device) if masked else None,
                 output_hidden_states=True,
             )
-        hidden = emphasised(self._layer(output, clip_skip), chunks)
         projected = getattr(output, "text_embeds", None)
-        return hidden.flatten(0, 1)[None], projected[:1] if projected is not None else None
+        encoded, first = [], 0
+        for text, skip in zip(texts, skips, strict=True):
+            hidden = emphasised(self._layer(output, skip)[first : first + len(text)], text).flatten(0, 1)[None]
+            encoded.append((hidden, projected[first : first + 1].clone() if projected is not None else None))
+            first += len(text)
+        return encoded
 
     def _layer(self, output: Any, clip_skip: int) -> torch.Tensor:
         if self._penultimate:
@@ -220,13 +226,22 @@ class ClipTexts:
         texts = (e.padded(chunks, count) for e, chunks in zip(self._encoders, prompt.texts, strict=True))
         return replace(prompt, texts=tuple(texts), length=count * self._encoders[0].length)
 
-    def encode(self, key: Prompt, like: torch.Tensor) -> PromptEmbedding:
-        """The embedding of one of `keys`, of this tensor's device and type, with the last encoder's pooled one."""
-        if not key.texts:
-            width = sum(encoder.width for encoder in self._encoders)
-            zeros = like.new_zeros(1, self._encoders[-1].projected_width)
-            return PromptEmbedding(like.new_zeros(1, key.length, width), zeros)
-        pairs = zip(self._encoders, key.texts, strict=True)
-        outputs = [encoder.encode(chunks, key.clip_skip) for encoder, chunks in pairs]
+    def encode(self, keys: Sequence[Prompt], like: torch.Tensor) -> list[PromptEmbedding]:
+        """The embedding of each of `keys`, of this tensor's device and type, with the last encoder's pooled one."""
+        written = [key for key in keys if key.texts]
+        skips = [key.clip_skip for key in written]
+        by_encoder = [
+            encoder.encode([key.texts[index] for key in written], skips) if written else []
+            for index, encoder in enumerate(self._encoders)
+        ]
+        made = zip(*by_encoder, strict=True)
+        return [self._embedding(key, next(made), like) if key.texts else self._zeros(key, like) for key in keys]
+
+    def _embedding(self, key: Prompt, outputs: Sequence[Encoded], like: torch.Tensor) -> PromptEmbedding:
         hidden, pooled = torch.cat([hidden for hidden, _ in outputs], dim=-1), outputs[-1][1]
         return PromptEmbedding(hidden.to(like), pooled.to(like) if pooled is not None else None, key.warnings)
+
+    def _zeros(self, key: Prompt, like: torch.Tensor) -> PromptEmbedding:
+        width = sum(encoder.width for encoder in self._encoders)
+        zeros = like.new_zeros(1, self._encoders[-1].projected_width)
+        return PromptEmbedding(like.new_zeros(1, key.length, width), zeros)

@@ -162,8 +162,9 @@ class Family(ABC):
         `length`. `read` gives a text's pieces as the conditioners read it."""
 
     @abstractmethod
-    def encode_prompt(self, key: Any) -> PromptEmbedding:
-        """The embedding of one of `prompt_keys`; the caller keeps it for others that have the same key."""
+    def encode_prompts(self, keys: Sequence[Any]) -> list[PromptEmbedding]:
+        """The embedding of each of these, which are of `prompt_keys` of one request or more; the caller keeps them for
+        others that have the same key."""
 
     def added_conditions(self, evaluation: Evaluation) -> dict[str, Any]:
         """What the denoiser and ControlNets are told of these rows beside the prompts: arguments of their forward."""

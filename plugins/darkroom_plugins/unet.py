@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Self
 
 import torch
@@ -94,8 +94,8 @@ class UNetFamily(Family):
     def prompt_keys(self, request: Request, read: PromptReader) -> tuple[Prompt, ...]:
         return self._texts.keys(request, read, request.guided and not self.guidance_embedded)
 
-    def encode_prompt(self, key: Prompt) -> PromptEmbedding:
-        return self._texts.encode(key, torch.empty(0, device=self.device, dtype=self.dtype))
+    def encode_prompts(self, keys: Sequence[Prompt]) -> list[PromptEmbedding]:
+        return self._texts.encode(keys, torch.empty(0, device=self.device, dtype=self.dtype))
 
     def predict(self, evaluation: Evaluation) -> torch.Tensor:
         condition = self._guidance_embedding(evaluation) if self.guidance_embedded else None

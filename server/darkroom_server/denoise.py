@@ -130,6 +130,14 @@ def copy_scheduler(scheduler: Any) -> Any:
     return copied
 
 
+def begin_at(scheduler: Any, first: int) -> Any:
+    """A scheduler of its own that begins with this evaluation."""
+    begun = copy_scheduler(scheduler)
+    if hasattr(begun, "set_begin_index"):
+        begun.set_begin_index(first)  # else schedulers look for it, and take the second of two equal timesteps
+    return begun
+
+
 def step_arguments(scheduler: Any, generator: torch.Generator, eta: float) -> dict[str, Any]:
     """Those of these arguments that the scheduler's step takes."""
     arguments = _step_arguments(scheduler.__class__)

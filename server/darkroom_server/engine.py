@@ -193,6 +193,9 @@ class Engine:
         """Begin those whose turn comes for the first time: the prompts of all, then the rest, so that under offload
         each network comes once."""
         new = [seat for seat in seats if seat.sample is None]
+        for seat in new:
+            self._begin_one(seat, self._make)
+        self._fetch_prompts([seat for seat in new if seat.sample is not None])
         for part in (self._encode, self._prepare):
             for seat in new:
                 self._begin_one(seat, part)
@@ -213,8 +216,20 @@ class Engine:
         seat.began = time.monotonic()
         job.encode_prompt_seconds += seat.began - arrived
 
+    def _make(self, seat: Seat) -> None:
+        seat.sample = sampling.seated(seat)
+
+    def _fetch_prompts(self, seats: Sequence[Seat]) -> None:
+        began = time.monotonic()
+        self._prompts.fetch([(seat.sample, seat.job.plan.prompts) for seat in seats if seat.sample], self.recovery)
+        seconds = time.monotonic() - began
+        for job in {seat.job for seat in seats}:
+            job.encode_prompt_seconds += seconds
+
     def _encode(self, seat: Seat) -> None:
-        seat.sample = self.recovery.once(partial(sampling.encode, seat, self._prompts))
+        assert seat.sample is not None
+        rows = partial(self._prompts.rows, seat.sample, seat.job.plan.prompts)
+        seat.sample.rows = self.recovery.once(rows)
         _warn(seat.job, *(warning for row in seat.sample.rows for warning in row.warnings))
 
     def _prepare(self, seat: Seat) -> None:

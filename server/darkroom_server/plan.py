@@ -63,14 +63,15 @@ def plan(request: Request, fitted: Fitted, catalog: Catalog) -> Plan:
 def _plan(request: Request, fitted: Fitted, catalog: Catalog) -> Plan:
     plugins, model = catalog.plugins, catalog.models[request.model]
     task = plugins.tasks[request.task]
-    scheduler = _scheduler(request, catalog, model, task)
+    _refuse_misfit(request, catalog, task)
+    asked = model.name, repr(request.scheduler), request.num_inference_steps
+    # What jobs that ask alike share while there are any: it takes a millisecond to make, and tens of kilobytes.
+    scheduler = catalog.shared.get(asked) or _scheduler(request, catalog, model)
     first = task.first_evaluation(request, scheduler.timesteps, scheduler.order)
-    if hasattr(scheduler, "set_begin_index"):
-        scheduler.set_begin_index(first)  # else schedulers look for it, and take the second of two equal timesteps
-    steps = count_steps(scheduler.timesteps, first, scheduler.order, request.num_inference_steps)
-    asked = model.name, repr(request.scheduler), request.num_inference_steps, first
-    # Tens of kilobytes, of which many jobs that wait would hold many alike.
-    scheduler, steps = (catalog.shared.setdefault((type(each), asked), each) for each in (scheduler, steps))
+    steps = catalog.shared.get((asked, first)) or count_steps(
+        scheduler.timesteps, first, scheduler.order, request.num_inference_steps
+    )
+    catalog.shared.update({asked: scheduler, (asked, first): steps})
     conditioners = tuple(c for _, c in sorted(plugins.conditioners.items()) if c.wants(request))
     assets = ModelAssets(catalog.assets, catalog.store, model)
     return Plan(
@@ -142,12 +143,17 @@ def _finishers(request: Request, catalog: Catalog) -> tuple[tuple[Finisher, Any]
     return tuple(found)
 
 
-def _scheduler(request: Request, catalog: Catalog, model: Model, task: Task) -> Any:
-    """A scheduler with its timesteps, on the CPU: nothing in a step then waits for the device."""
+def _refuse_misfit(request: Request, catalog: Catalog, task: Task) -> None:
+    """:raises UnsupportedCombination: the task cannot do with the scheduler"""
     entry = catalog.plugins.schedulers[request.scheduler.name]
     if task.adds_noise and not hasattr(entry.scheduler, "add_noise"):
         problem = f"the scheduler {entry.name} cannot begin with a picture, as the task {task.name} does"
         raise UnsupportedCombination([Violation("parameters.scheduler", problem)])
+
+
+def _scheduler(request: Request, catalog: Catalog, model: Model) -> Any:
+    """A scheduler with its timesteps, on the CPU: nothing in a step then waits for the device."""
+    entry = catalog.plugins.schedulers[request.scheduler.name]
     try:
         with LOADING:
             scheduler = entry.build(model.family.scheduler_config, request.scheduler)

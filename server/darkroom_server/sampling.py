@@ -6,7 +6,6 @@ Functions over many samples return, for each, its result or the error that it al
 from __future__ import annotations
 
 import contextlib
-import copy
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import islice
@@ -20,7 +19,6 @@ from darkroom_plugins.request import Request
 from darkroom_plugins.sample import Row, Sample
 from darkroom_server import denoise
 from darkroom_server.jobs import Seat
-from darkroom_server.prompts import PromptCache
 from darkroom_server.recovery import Outcome, Recovery
 
 DECODED_AT_ONCE = 8  # pictures: bounds the memory that the VAE takes
@@ -40,10 +38,10 @@ def work(kind: str, request: Request) -> Hashable:
     return (kind, request.model, request.width, request.height)
 
 
-def encode(seat: Seat, prompts: PromptCache) -> Sample:
-    """The sample of this seat, with its prompts."""
+def seated(seat: Seat) -> Sample:
+    """The sample of this seat, as it is before anything is made for it."""
     request, plan = seat.job.request, seat.job.plan
-    sample = Sample(
+    return Sample(
         request=request,
         index=seat.index,
         model=plan.model.family,
@@ -51,7 +49,7 @@ def encode(seat: Seat, prompts: PromptCache) -> Sample:
         conditioners=plan.conditioners,
         adapters=plan.adapters,
         inspectors=tuple(finisher for finisher, _ in plan.finishers if isinstance(finisher, Inspector)),
-        scheduler=copy.deepcopy(plan.scheduler),
+        scheduler=denoise.begin_at(plan.scheduler, plan.steps.first),
         timesteps=plan.steps.timesteps,
         canvas=plan.canvas,
         assets=plan.assets,
@@ -60,8 +58,6 @@ def encode(seat: Seat, prompts: PromptCache) -> Sample:
         evaluation=plan.steps.first,
         table=plan.table,
     )
-    sample.rows = prompts.rows(sample, plan.prompts)
-    return sample
 
 
 def begin(encoded: Sample) -> Sample:

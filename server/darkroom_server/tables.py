@@ -8,7 +8,6 @@ the object, so that a sample's own scheduler follows without its `step`, and can
 
 from __future__ import annotations
 
-import copy
 import logging
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Iterator
@@ -115,7 +114,7 @@ def tabulate(scheduler: Any, first: int, eta: float) -> Iterator[tuple[int, Step
 
     :raises NotLinear: the next one is not linear
     """
-    scheduler = copy.deepcopy(scheduler)
+    scheduler = denoise.begin_at(scheduler, first)
     for evaluation in range(first, len(scheduler.timesteps)):
         with torch.no_grad():
             step = _probe(scheduler, evaluation, eta)

@@ -11,7 +11,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 SCALE = 2  # drawn larger, then averaged down: smooth lines
 WIDTH, HEIGHT = 560, 360  # pixels of a panel
-LEFT, RIGHT, TOP, BOTTOM = 62, 22, 52, 52  # its margins
+LEFT, RIGHT, TOP, BOTTOM = 62, 22, 88, 52  # its margins
 INK, GRID = "#333333", "#dddddd"
 COLOURS = {"server": "#1f6feb", "(b)": "#d1495b"}
 NAMES = {"server": "Darkroom", "(b)": "request-level batching"}
@@ -118,7 +118,7 @@ class _Drawing:
 
     def _legend(self, line: Line, number: int) -> None:
         text = f"{NAMES[line.system]} {line.name}".strip()
-        self._text(WIDTH - RIGHT, TOP + 4 + 16 * number, text, "rt", colour=COLOURS[line.system])
+        self._text(WIDTH - RIGHT, 10 + 16 * number, text, "rt", colour=COLOURS[line.system])
 
     def _stroke(self, begin: tuple[float, float], end: tuple[float, float], colour: str, width: int = 1) -> None:
         self._pen.line([(x * SCALE, y * SCALE) for x, y in (begin, end)], fill=colour, width=width * SCALE)

@@ -1,5 +1,6 @@
 """Prompts become the embeddings that diffusers' StableDiffusionPipeline makes of them; long ones go on in chunks."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -99,13 +100,24 @@ def test_keys_name_what_embeddings_depend_on(model: StableDiffusion) -> None:
 def test_tokenizers_are_for_the_planner_alone(tiny_model: Path) -> None:
     model = load_family(StableDiffusion, tiny_model)
     keys = model.prompt_keys(a_request(), literal)
-    before = [model.encode_prompt(key).hidden for key in keys]
+    before = [model.encode_prompts([key])[0].hidden for key in keys]
     for encoder in model._texts._encoders:
         del encoder._tokenizer
     with pytest.raises(AttributeError):  # the case can fail
         model.prompt_keys(a_request(), literal)
     for key, hidden in zip(keys, before, strict=True):
-        assert torch.equal(model.encode_prompt(key).hidden, hidden)
+        assert torch.equal(model.encode_prompts([key])[0].hidden, hidden)
+
+
+def test_several_at_once_are_as_each_alone(model: StableDiffusion) -> None:
+    asked = [a_request(), a_request(prompt="a (b:1.4)"), a_request(prompt=" ".join(WORDS)), a_request(clip_skip=1)]
+    keys = [key for each in asked for key in model.prompt_keys(replace(each, prompt_syntax="weighted"), literal)]
+    with torch.no_grad():
+        together = model.encode_prompts(keys)
+        alone = [model.encode_prompts([key])[0] for key in keys]
+    assert [each.hidden.shape for each in together] == [each.hidden.shape for each in alone]
+    assert max(largest(a.hidden, b.hidden) for a, b in zip(together, alone, strict=True)) <= BOUND
+    assert largest(alone[1].hidden, alone[-1].hidden) > 0.1, "the case cannot fail"
 
 
 def test_long_prompts_go_on_in_chunks(model: StableDiffusion, pipeline: StableDiffusionPipeline) -> None:

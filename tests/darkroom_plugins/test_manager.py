@@ -303,8 +303,8 @@ class Flat(Noise):
     def detect(cls, model_index: Any) -> bool:
         return model_index["_class_name"] == "Flat"
 
-    def encode_prompt(self, key: Any) -> PromptEmbedding:
-        return PromptEmbedding(torch.zeros(1, 1, 1), warnings=("a warning of the family",))
+    def encode_prompts(self, keys: Any) -> list[PromptEmbedding]:
+        return [PromptEmbedding(torch.zeros(1, 1, 1), warnings=("a warning of the family",)) for _ in keys]
 
     def predict(self, evaluation: Any) -> torch.Tensor:
         output = torch.full_like(evaluation.latents, self.gain)

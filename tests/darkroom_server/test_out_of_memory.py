@@ -216,7 +216,7 @@ def test_where_no_room_is_to_be_made_one_job_fails(
     server.app.engine._prompts.clear()
     shortage = Shortage(monkeypatch, kind, method, lambda first: False)
     assert reason(server.start(request(prompt=place, **parameters))) == OUT_OF_MEMORY
-    assert 2 <= shortage.failed <= 5
+    assert 2 <= shortage.failed <= 7  # prompts are tried together first
     shortage.over = True
     assert server.start(request(prompt=place, **parameters)).read().kinds[-1] == "completed"
 
