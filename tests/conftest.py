@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 
 # Tiny models: several threads would spend more time waiting for each other than they save.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -13,6 +14,9 @@ import pytest
 
 from tests.support import RunningServer
 from tests.tiny import NOISE, save_sd
+
+# Started in the background by a shell, tests and the processes that they start would ignore Ctrl-C.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")
