@@ -141,7 +141,7 @@ class Completed(_Event):
 
     timings: Timings
     warnings: tuple[str, ...]
-    approximations: tuple[str, ...]  # sentences that name what was asked for and makes pictures faster, but different
+    approximations: tuple[str, ...]  # sentences that name what makes the pictures cheaper, but different
 
 
 Event: TypeAlias = Accepted | Queued | Loading | Step | Preview | ControlImage | Image | Completed

@@ -153,6 +153,5 @@ def completed(event: Ended, job: Job, encode_seconds: float) -> events_pb2.Compl
         decode_seconds=event.timings.decode + encode_seconds,
         total_seconds=time.monotonic() - job.arrived,
     )
-    return events_pb2.CompletedEvent(
-        timings=timings, warnings=event.warnings, approximations=job.request.approximations
-    )
+    approximations = (*job.plan.model.settings.approximations, *job.request.approximations)
+    return events_pb2.CompletedEvent(timings=timings, warnings=event.warnings, approximations=approximations)

@@ -62,6 +62,12 @@ class MemoryOptions(BaseModel, extra="forbid"):
     attention_backend: str | None = None  # None: torch's scaled dot product attention chooses
     compile: bool = False  # the denoiser, by torch.compile
 
+    @property
+    def approximations(self) -> tuple[str, ...]:
+        """What of these makes pictures that are not quite what they are without it; in sentences."""
+        kinds = (kind for kind in (self.quantize, self.layerwise_casting) if kind is not None)
+        return tuple(f"The weights of the denoiser are rounded to {kind}." for kind in kinds)
+
 
 class ModelSettings(MemoryOptions):
     """A model to offer, and what requests for it get by default."""

@@ -154,6 +154,12 @@ def test_makes_the_pictures_of_the_model_without(
         assert max(np.abs(a - b).max() for a, b in zip(expected[like], expected["plain"], strict=True)) > 1
 
 
+def test_says_what_is_approximate(server: RunningServer) -> None:
+    for model, sentences in (("plain", []), ("cast", ["The weights of the denoiser are rounded to float8_e4m3fn."])):
+        completed = server.generate(prompt="x", num_inference_steps=1, model=model).of("completed")[0]
+        assert list(completed.approximations) == sentences
+
+
 def test_compiled_code_does_not_lose_loras(server: RunningServer) -> None:
     request = {"prompt": "x", "seed": 3, "num_inference_steps": 2}
     lora = {"loras": [LoraSpec(name="lora", weight=0.8)]}
