@@ -14,6 +14,9 @@ from diffusers.hooks.group_offloading import apply_group_offloading
 from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from darkroom_server.compiled import compiled
+from darkroom_server.packing import pack
+
 if TYPE_CHECKING:
     from darkroom_plugins.contract import Family
     from darkroom_server.settings import MemoryOptions
@@ -98,6 +101,8 @@ def place(components: Mapping[str, nn.Module], family: Family, options: MemoryOp
         vae.enable_tiling()
     placement = Placement(options.offload)
     for name, network in components.items():
+        if options.offload == "none":
+            pack(network)
         _offload(network, options.offload, family.device, placement, streams=name == part)
     return placement
 
@@ -114,7 +119,8 @@ def _prepare_denoiser(network: Any, family: Family, options: MemoryOptions) -> N
         quantise(network, options.quantize, family.device)
     cast(network, options, family.dtype)
     if options.compile:
-        network.forward = _compiled(network)
+        # Weights that come and go are there for the engine alone.
+        network.forward = compiled(network, background=options.offload == "none")
     if kernel := ATTENTION_KERNELS.get(options.attention_backend or "native"):
         network.forward = _with_kernel(network.forward, kernel)
 
@@ -139,19 +145,6 @@ def quantise(network: nn.Module, kind: str, device: torch.device) -> None:
         "float8": lambda: ao.Float8WeightOnlyConfig(set_inductor_config=False),
     }
     ao.quantize_(network, configs[kind](), device=device)
-
-
-def _compiled(network: nn.Module) -> Callable[..., Any]:
-    """Its forward, compiled for batches of any size. Compiled code runs no hooks that come later, such as those of
-    LoRAs: while there are any, the network runs as it is."""
-    plain, compiled = network.forward, torch.compile(network.forward, dynamic=True)
-
-    @functools.wraps(plain)
-    def forward(*args: Any, **kwargs: Any) -> Any:
-        hooked = any(module._forward_hooks or module._forward_pre_hooks for module in network.modules())
-        return (plain if hooked else compiled)(*args, **kwargs)
-
-    return forward
 
 
 def _with_kernel(plain: Callable[..., Any], kernel: SDPBackend) -> Callable[..., Any]:

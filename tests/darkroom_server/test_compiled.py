@@ -1,0 +1,143 @@
+"""A compiled denoiser: compiled beside the engine, never by it, and left alone where it does not apply."""
+
+import contextlib
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from darkroom.v1.parameters_pb2 import ControlSpec
+from darkroom_server.compiled import compiled
+from tests.support import RunningServer, generate_request, png
+from tests.tiny import save_controlnet
+
+REQUEST = {"prompt": "x", "seed": 3, "num_inference_steps": 4, "guidance_scale": 4.0}
+
+
+class Backend:
+    """Stands for Inductor, whose machine code takes minutes: what it is given runs as it is."""
+
+    def __init__(self) -> None:
+        self.compiled_by: list[str] = []
+        self.run_by: list[str] = []
+        self.error: Exception | None = None  # of each compilation
+        self.run_error: Exception | None = None  # of what was compiled
+        self.began, self.go = threading.Event(), threading.Event()  # a compilation, and until when it takes
+        self.go.set()
+
+    def __call__(self, graph: Any, example: Any) -> Callable[..., Any]:
+        self.compiled_by.append(threading.current_thread().name)
+        self.began.set()
+        self.go.wait(20)
+        if self.error is not None:
+            raise self.error
+
+        def run(*args: Any) -> Any:
+            if self.run_error is not None:
+                raise self.run_error
+            self.run_by.append(threading.current_thread().name)
+            return graph.forward(*args)
+
+        return run
+
+
+@pytest.fixture
+def backend(monkeypatch: pytest.MonkeyPatch) -> Iterator[Backend]:
+    backend, compile_ = Backend(), torch.compile
+    monkeypatch.setattr(torch, "compile", lambda function, **options: compile_(function, backend=backend, **options))
+    yield backend
+    backend.go.set()
+    idle()
+    torch.compiler.reset()
+
+
+def idle() -> None:
+    """Wait for compilers."""
+    for thread in threading.enumerate():
+        if thread.name == "compiler":
+            thread.join()
+
+
+@contextlib.contextmanager
+def serving(backend: Backend, tiny_model: Path, **more: Any) -> Iterator[RunningServer]:
+    """With the model `plain` and `compiled`; the backend forgets what the check at the start compiled."""
+    models = [{"name": "compiled", "path": tiny_model, "compile": True}, {"name": "plain", "path": tiny_model}]
+    with RunningServer(models=models, **more) as server:
+        backend.compiled_by.clear()
+        backend.began.clear()
+        backend.run_by.clear()
+        yield server
+
+
+def test_no_job_waits_for_the_compiler(backend: Backend, tiny_model: Path) -> None:
+    with serving(backend, tiny_model) as server:
+        server.generate(**REQUEST, model="plain")
+        backend.go.clear()
+        began = time.monotonic()
+        first = server.generate(**REQUEST).pixels
+        assert time.monotonic() - began < 15
+        assert not backend.run_by  # it was made while the compiler was at work
+        assert backend.began.wait(20)
+        assert backend.compiled_by == ["compiler"]
+        backend.go.set()
+        idle()
+        second, plain = server.generate(**REQUEST).pixels, server.generate(**REQUEST, model="plain").pixels
+        assert "engine" in backend.run_by
+        assert np.array_equal(first, plain)
+        assert np.abs(second - plain).max() <= 1
+
+
+def test_batches_of_other_sizes_are_not_compiled_by_the_engine(
+    backend: Backend, tiny_model: Path, tmp_path: Path
+) -> None:
+    net = save_controlnet(tmp_path / "net", tiny_model, seed=1)
+    picture = png(np.random.default_rng(0).integers(0, 256, (32, 32, 3), np.uint8))
+    kinds: list[Callable[[str], Any]] = [
+        lambda model: generate_request(**REQUEST | {"guidance_scale": 1.0}, model=model),
+        lambda model: generate_request(**REQUEST, num_images=3, model=model),
+        lambda model: generate_request(**REQUEST, width=48, height=32, model=model),
+        lambda model: generate_request(**REQUEST, controls=[ControlSpec(model="net", image=picture)], model=model),
+        lambda model: generate_request(**REQUEST, cache_interval=2, model=model),
+    ]
+    with serving(backend, tiny_model, controlnets=[{"name": "net", "path": net}]) as server:
+        for request in kinds:
+            expected = server.start(request("plain")).read().pixels
+            for _ in range(2):
+                assert np.abs(server.start(request("compiled")).read().pixels - expected).max() <= 1
+                idle()
+        before = len(backend.run_by)
+        for request in kinds:
+            server.start(request("compiled")).read()
+        assert "engine" in backend.run_by[before:]
+    assert set(backend.compiled_by) == {"compiler"}
+
+
+def test_a_network_that_does_not_compile_runs_as_it_is(
+    backend: Backend, tiny_model: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with serving(backend, tiny_model) as server:
+        backend.error = RuntimeError("no compiler here")
+        for _ in range(2):
+            made, plain = server.generate(**REQUEST).pixels, server.generate(**REQUEST, model="plain").pixels
+            idle()
+            assert np.array_equal(made, plain)
+    assert backend.compiled_by == ["compiler"]
+    assert len([record for record in caplog.records if "does not compile" in record.message]) == 1
+
+
+def test_it_is_tried_again_when_there_was_no_room(backend: Backend) -> None:
+    network = nn.Sequential(nn.Linear(4, 4)).requires_grad_(False)
+    network.forward = compiled(network, background=False)  # type: ignore[method-assign]
+    backend.run_error = torch.OutOfMemoryError("no")
+    rows = torch.ones(3, 4)
+    expected = network(rows)
+    assert not backend.run_by
+    backend.run_error = None
+    assert torch.equal(network(rows), expected)
+    assert backend.run_by
