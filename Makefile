@@ -26,10 +26,10 @@ demo: $(VENV)/ready
 serve: $(VENV)/ready
 	$(BIN)/darkroom serve
 
-# test: all tests
+# test: all tests, on as many cores as there are, up to four
 .PHONY: test
 test: $(VENV)/ready $(PROTO_ENV)/ready $(TORCHAO)/ready
-	$(BIN)/python -m pytest $(PYTEST)
+	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist worksteal $(PYTEST)
 
 # lint: ruff, mypy and buf
 .PHONY: lint

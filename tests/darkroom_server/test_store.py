@@ -2,6 +2,7 @@
 
 import contextlib
 import logging
+import itertools
 import threading
 import time
 from collections.abc import Iterator
@@ -186,12 +187,13 @@ def test_pictures_do_not_change_while_a_half_precision_model_loads(folders: dict
 
         thread = threading.Thread(target=load_again_and_again)
         thread.start()
-        during = [stream.pixels for stream in together(server, jobs)]
+        during = []
+        while len(loaded) < 2:
+            during += [stream.pixels for stream in together(server, jobs)]
         stop.set()
         thread.join()
-    assert len(loaded) > 1
     assert {model.dtype for model in loaded} == {"float16"}
-    for one, other in zip(before, during, strict=True):
+    for one, other in zip(itertools.cycle(before), during, strict=False):
         assert np.abs(one - other).max() <= 1
 
 
