@@ -15,7 +15,6 @@ from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from darkroom_server.compiled import compiled
-from darkroom_server.packing import pack
 
 if TYPE_CHECKING:
     from darkroom_plugins.contract import Family
@@ -101,8 +100,6 @@ def place(components: Mapping[str, nn.Module], family: Family, options: MemoryOp
         vae.enable_tiling()
     placement = Placement(options.offload)
     for name, network in components.items():
-        if options.offload == "none":
-            pack(network)
         _offload(network, options.offload, family.device, placement, streams=name == part)
     return placement
 
