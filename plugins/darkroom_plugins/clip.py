@@ -17,6 +17,7 @@ from darkroom_plugins.contract import Family, PromptReader
 from darkroom_plugins.errors import InvalidRequest, Violation
 from darkroom_plugins.request import Request
 from darkroom_plugins.sample import PromptEmbedding, PromptPiece
+from darkroom_plugins.tensors import to_device
 
 MAX_CHUNKS = 16  # of one prompt, which are encoded at once
 MAX_WEIGHT = 100.0  # of a word; more would soon leave the range of half precision
@@ -125,8 +126,8 @@ class ClipEncoder:
         masked = getattr(self._network.config, "use_attention_mask", False)
         with self._inserted(chunks):
             output = self._network(
-                torch.tensor(ids, device=self._model.device),
-                attention_mask=torch.tensor(mask, device=self._model.device) if masked else None,
+                to_device(torch.tensor(ids), self._model.device),
+                attention_mask=to_device(torch.tensor(mask), self._model.device) if masked else None,
                 output_hidden_states=True,
             )
         projected = getattr(output, "text_embeds", None)
@@ -183,7 +184,7 @@ def emphasised(hidden: torch.Tensor, chunks: Sequence[Chunk]) -> torch.Tensor:
     if (weights == 1).all():
         return hidden
     before = hidden.float()
-    after = before * weights.to(before)[:, :, None]
+    after = before * to_device(weights, before.device)[:, :, None]
     return (after * (before.mean((1, 2), keepdim=True) / after.mean((1, 2), keepdim=True))).to(hidden.dtype)
 
 

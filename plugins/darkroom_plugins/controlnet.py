@@ -16,6 +16,7 @@ from darkroom_plugins.files import fill, hollow, read_json
 from darkroom_plugins.img2img import to_tensor
 from darkroom_plugins.request import ControlChoice, Request
 from darkroom_plugins.sample import Evaluation, Row, Sample
+from darkroom_plugins.tensors import to_device
 from darkroom_plugins.weights import read_tensors, weight_files
 
 darkroom_api_version = 1
@@ -72,7 +73,9 @@ class ControlNets(Conditioner):
         model = sample.model
         sample.state[self.name] = [
             Control(
-                choice, sample.assets.get("controlnet", choice.model), to_tensor(pixels).to(model.device, model.dtype)
+                choice,
+                sample.assets.get("controlnet", choice.model),
+                to_device(to_tensor(pixels).to(model.dtype), model.device),
             )
             for choice, pixels in zip(sample.request.controls, sample.controls, strict=True)
             if choice.scale > 0
@@ -84,7 +87,7 @@ class ControlNets(Conditioner):
         for network, wanted in self._by_network(evaluation).items():
             indices, controls = [index for index, _ in wanted], [control for _, control in wanted]
             residuals = _run(network, evaluation.select(indices), controls, model)
-            parts.append((torch.tensor(indices, device=device), _scaled(residuals, network, controls)))
+            parts.append((to_device(torch.tensor(indices), device), _scaled(residuals, network, controls)))
         if parts:
             total = _summed(parts, len(evaluation.rows))
             evaluation.arguments["down_block_additional_residuals"] = total[:-1]
@@ -141,7 +144,7 @@ def _scaled(residuals: Residuals, network: Any, controls: Sequence[Control]) -> 
     scales = torch.ones(len(controls), count)
     for row, choice in zip(scales, (control.choice for control in controls), strict=True):
         row *= choice.scale * (torch.logspace(-1, 0, count) if choice.guess_mode and not pooled else 1)
-    pairs = zip(residuals, scales.T.to(residuals[0].device), strict=True)
+    pairs = zip(residuals, to_device(scales.T.contiguous(), residuals[0].device), strict=True)
     return [(each * scale.view(-1, 1, 1, 1)).to(each) for each, scale in pairs]  # scaled in single precision
 
 

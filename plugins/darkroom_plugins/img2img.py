@@ -12,6 +12,7 @@ from darkroom_plugins import hookimpl
 from darkroom_plugins.contract import ModelInfo, Task
 from darkroom_plugins.request import ImageToImage, Request
 from darkroom_plugins.sample import Sample
+from darkroom_plugins.tensors import to_device
 
 if TYPE_CHECKING:
     from darkroom_plugins.contract import Family
@@ -35,15 +36,13 @@ def to_tensor(pixels: Pixels) -> torch.Tensor:
 
 def vae_input(pixels: Pixels, model: Family) -> torch.Tensor:
     """(height, width, 3) uint8 to (1, 3, height, width) in -1 to 1, for the model's encoder."""
-    return (2.0 * to_tensor(pixels) - 1.0).to(model.device, model.dtype)
+    return to_device((2.0 * to_tensor(pixels) - 1.0).to(model.dtype), model.device)
 
 
 def noise_for(sample: Sample) -> torch.Tensor:
     """Noise of the latents' shape, (1, channels, h, w), from the sample's generator."""
     shape = (1, *sample.model.latent_shape(sample.request.width, sample.request.height))
-    return randn_tensor(  # type: ignore[no-any-return]
-        shape, sample.generator, sample.model.device, sample.model.dtype
-    )
+    return to_device(randn_tensor(shape, sample.generator, dtype=sample.model.dtype), sample.model.device)
 
 
 class Img2Img(Task):

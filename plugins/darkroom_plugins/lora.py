@@ -21,6 +21,7 @@ from darkroom_plugins.contract import Adapter, AssetInfo, AssetKind, Assets, Fam
 from darkroom_plugins.files import LOADING
 from darkroom_plugins.request import Request
 from darkroom_plugins.sample import Evaluation, Sample
+from darkroom_plugins.tensors import to_device
 
 darkroom_api_version = 1
 
@@ -137,7 +138,7 @@ class Loras(Adapter):
                 samples[weights] = row.sample
         device = evaluation.latents.device
         groups = [
-            (torch.tensor(indices, device=device) if len(indices) < len(evaluation.rows) else None, changes["unet"])
+            (to_device(torch.tensor(indices), device) if len(indices) < len(evaluation.rows) else None, changes["unet"])
             for weights, indices in rows.items()
             if "unet" in (changes := self._set(samples[weights]))
         ]

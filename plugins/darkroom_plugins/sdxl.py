@@ -14,6 +14,7 @@ from darkroom_plugins.contract import Family, ModelInfo
 from darkroom_plugins.files import ModelFiles
 from darkroom_plugins.request import Request
 from darkroom_plugins.sample import Evaluation
+from darkroom_plugins.tensors import to_device
 from darkroom_plugins.unet import UNetFamily, refusal
 
 darkroom_api_version = 1
@@ -47,7 +48,7 @@ class StableDiffusionXL(UNetFamily):
         """The pooled prompts, (rows, width), and each row's sizes, (rows, 6), as the pipeline's _get_add_time_ids."""
         sizes = [_sizes(row.sample.request) for row in evaluation.rows]
         pooled = [row.prompt.pooled for row in evaluation.rows if row.prompt.pooled is not None]
-        time_ids = torch.tensor(sizes, dtype=self.dtype).to(self.device)
+        time_ids = to_device(torch.tensor(sizes, dtype=self.dtype), self.device)
         return {"added_cond_kwargs": {"text_embeds": torch.cat(pooled), "time_ids": time_ids}}
 
 

@@ -14,6 +14,7 @@ from darkroom_plugins.contract import Family, ModelInfo, PromptReader
 from darkroom_plugins.files import ModelFiles
 from darkroom_plugins.request import Request
 from darkroom_plugins.sample import Evaluation, PromptEmbedding
+from darkroom_plugins.tensors import to_device
 
 
 class UNetFamily(Family):
@@ -117,7 +118,7 @@ class UNetFamily(Family):
         scales = torch.tensor([row.sample.request.guidance_scale - 1 for row in evaluation.rows])
         width = self._config("unet").time_cond_proj_dim
         embed = self.pipeline_class.get_guidance_scale_embedding
-        return embed(None, scales, embedding_dim=width).to(self.device, self.dtype)  # type: ignore[no-any-return]
+        return to_device(embed(None, scales, embedding_dim=width).to(self.dtype), self.device)
 
     def decode(self, latents: torch.Tensor) -> torch.Tensor:
         latents = latents.to(self.vae.dtype)

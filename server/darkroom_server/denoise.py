@@ -15,6 +15,7 @@ from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import resca
 
 from darkroom_plugins.request import Request
 from darkroom_plugins.sample import Evaluation, Row, Sample
+from darkroom_plugins.tensors import to_device
 
 log = logging.getLogger(__name__)
 
@@ -43,7 +44,7 @@ def gather(rows: Sequence[Row]) -> Evaluation:
     scaled = _scaled(list(samples))
     latents = torch.cat([scaled[number] for number in numbers])
     times = [float(sample.timestep) for sample in samples]
-    timesteps = torch.tensor([times[number] for number in numbers], device=latents.device)
+    timesteps = to_device(torch.tensor([times[number] for number in numbers]), latents.device)
     extra = [row.sample.extra_channels for row in rows if row.sample.extra_channels is not None]
     prompts = torch.cat([row.prompt.hidden for row in rows])
     return Evaluation(list(rows), latents, timesteps, prompts, torch.cat(extra) if extra else None)
@@ -63,11 +64,6 @@ def _scaled(samples: Sequence[Sample]) -> Sequence[torch.Tensor]:
     together = torch.cat(latents)
     factors = to_device(torch.tensor(scales), together.device).view(-1, 1, 1, 1)
     return list((together * factors).to(together.dtype).split(1))
-
-
-def to_device(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
-    """A CPU tensor on a device, without waiting for it."""
-    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
 
 
 def guide(outputs: Sequence[torch.Tensor], request: Request) -> torch.Tensor:
@@ -179,9 +175,3 @@ def noise_level(scheduler: Any, evaluation: int) -> float | None:
     """The sigma at which an evaluation begins, for schedulers that have a table of them."""
     sigmas = getattr(scheduler, "sigmas", None)
     return float(sigmas[evaluation]) if sigmas is not None and evaluation < len(sigmas) else None
-
-
-def to_pixels(images: torch.Tensor) -> Any:
-    """(n, 3, h, w) in -1 to 1 to (n, h, w, 3) uint8, rounded as diffusers' VaeImageProcessor does."""
-    images = (images.float() * 0.5 + 0.5).clamp(0, 1).permute(0, 2, 3, 1)
-    return (images * 255).round().to(torch.uint8).cpu().numpy()

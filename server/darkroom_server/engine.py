@@ -26,6 +26,7 @@ from darkroom_server.mailbox import Mailbox
 from darkroom_server.previews import PreviewDecoders, wants_preview
 from darkroom_server.prompts import PromptCache
 from darkroom_server.recovery import Outcome, Recovery, known
+from darkroom_server.streams import Pace
 from darkroom_server.waiting import WaitingRoom
 
 log = logging.getLogger(__name__)
@@ -64,6 +65,7 @@ class Engine:
         self._prompts = PromptCache()
         self._batcher = Batcher()
         self._waiting = WaitingRoom(self._batcher, self._row_limit)
+        self._pace = Pace()
         self._stopping = False
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
         self.ticks = 0
@@ -163,6 +165,7 @@ class Engine:
         seats = lane.gather(self._row_limit(lane))
         try:
             self._tick(seats)
+            self._pace.keep(seats[0].job.plan.model.family.device)
         except DeviceLost:
             raise
         except Exception as error:  # a fault of our own: its jobs end, the server goes on
@@ -280,7 +283,8 @@ class Engine:
     def _finish(self, done: Sequence[tuple[Seat, Sample]]) -> None:
         done = [(seat, sample) for seat, sample in done if not seat.job.ended]
         began = time.monotonic()
-        outcomes = sampling.decode([sample for _, sample in done], self.recovery)
+        aside = not any(seat.job.plan.model.placement.swapping for seat, _ in done)
+        outcomes = sampling.decode([sample for _, sample in done], self.recovery, aside)
         seconds = time.monotonic() - began
         for job in {seat.job for seat, _ in done}:
             job.decode_seconds += seconds
@@ -294,7 +298,7 @@ class Engine:
             return
         if outcome.tiled:
             _warn(job, TILED)
-        self._say(job, ImageDecoded(seat.index, outcome.pixels, outcome.findings))
+        self._say(job, ImageDecoded(seat.index, outcome.picture, outcome.findings))
         self._batcher.drop([seat])
         job.seats_left -= 1
         if job.seats_left == 0:

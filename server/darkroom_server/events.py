@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     import numpy as np
 
     from darkroom_plugins.request import ImageFormat, PreviewMode
+    from darkroom_server.streams import Arriving
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +66,7 @@ class PreviewMade:
 
     image_index: int
     step: int
-    pixels: np.ndarray[Any, Any]  # (h, w, 3) uint8
+    picture: Arriving
     decoder: PreviewMode
 
 
@@ -74,7 +75,7 @@ class ImageDecoded:
     """An image is done, but for its finishers and its encoding."""
 
     image_index: int
-    pixels: np.ndarray[Any, Any]  # (height, width, 3) uint8
+    picture: Arriving
     findings: dict[str, Any] = field(default_factory=dict)  # what inspectors found, by their names
 
 

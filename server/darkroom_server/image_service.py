@@ -266,9 +266,10 @@ class ImageService(image_service_pb2_grpc.ImageServiceServicer):
 def _show(job: Job, event: PreviewMade) -> list[dict[str, Any]]:
     """The message of a preview; none where its decoder made what is no picture."""
     try:
-        data, size = encode_preview(event.pixels, job.request.preview)
+        data, size = encode_preview(event.picture.read(), job.request.preview)
     except Exception as error:
-        known(error)
+        if isinstance(failure := known(error), DeviceLost):
+            raise failure from None
         return []
     return [{"preview": responses.preview(event, job, data, size)}]
 
@@ -278,10 +279,10 @@ def _echo(event: ControlMade, chunk_bytes: int) -> list[dict[str, Any]]:
 
 
 def _finish(job: Job, event: ImageDecoded, chunk_bytes: int) -> list[dict[str, Any]]:
-    """The messages of a finished picture; a finisher that fails, or makes nonsense, fails the job."""
+    """The messages of a finished picture; what is not finite, or a finisher that fails, fails the job."""
     try:
         seed = job.request.seed + event.image_index
-        picture = Picture(job.plan.canvas.restore(event.pixels), seed, findings=event.findings)
+        picture = Picture(job.plan.canvas.restore(event.picture.read()), seed, findings=event.findings)
         for finisher, parameters in job.plan.finishers:
             picture = finisher.finish(picture, job.request, parameters)
         data = encode_picture(picture, job.request.output)

@@ -17,6 +17,7 @@ from darkroom_server.events import Loading
 from darkroom_server.placement import Placement, first_device, place
 from darkroom_server.settings import MemoryOptions
 from darkroom_server.store import Holding, Report
+from darkroom_server.streams import settle
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable
@@ -120,6 +121,7 @@ class ModelHolding(Holding):
         family.components, self._parked = components, {}
 
     def _leave(self) -> None:
+        settle(self._model.family.device)
         self._model.family.components, self._model.placement = {}, Placement()
         free()
 

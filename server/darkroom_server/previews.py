@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import torch
 
 from darkroom_plugins.errors import OutOfMemory
 from darkroom_plugins.manager import Plugins
 from darkroom_plugins.request import PreviewMode, PreviewOptions
-from darkroom_server.denoise import to_pixels
 from darkroom_server.jobs import Seat
 from darkroom_server.models import Model
 from darkroom_server.recovery import Outcome, Recovery
 from darkroom_server.sampling import DECODED_AT_ONCE, work
+from darkroom_server.streams import Arriving, to_pictures
 
 BY_NETWORK = ("full-vae", "tiny-vae")  # modes that need one of the model's networks
 
@@ -45,8 +44,8 @@ class PreviewDecoders:
             self._built[key] = self._plugins.preview_decoders[mode].build(model.family)
         return self._built[key]
 
-    def show(self, wanted: Sequence[tuple[Seat, torch.Tensor]], recovery: Recovery) -> list[Outcome[Any]]:
-        """Each seat's (h, w, 3) uint8 picture of its (1, channels, h, w) estimate. All are of one model, mode and
+    def show(self, wanted: Sequence[tuple[Seat, torch.Tensor]], recovery: Recovery) -> list[Outcome[Arriving]]:
+        """Each seat's picture of its (1, channels, h, w) estimate. All are of one model, mode and
         shape. Where one does not fit into memory, none are tried for a while: pictures go on without."""
         if not wanted:
             return []
@@ -57,7 +56,7 @@ class PreviewDecoders:
             recovery.limits.exclude(showing)
         return outcomes
 
-    def _show(self, wanted: Sequence[tuple[Seat, torch.Tensor]]) -> list[Any]:
+    def _show(self, wanted: Sequence[tuple[Seat, torch.Tensor]]) -> list[Arriving]:
         job = wanted[0][0].job
         decode = self._decoder(job.plan.model, job.request.preview.mode)
-        return list(to_pixels(decode(torch.cat([estimate for _, estimate in wanted]))))
+        return to_pictures(decode(torch.cat([estimate for _, estimate in wanted])))

@@ -20,6 +20,7 @@ from darkroom_plugins.sample import Row, Sample
 from darkroom_server import denoise
 from darkroom_server.jobs import Seat
 from darkroom_server.recovery import Outcome, Recovery
+from darkroom_server.streams import Arriving, beside, to_pictures
 
 DECODED_AT_ONCE = 8  # pictures: bounds the memory that the VAE takes
 
@@ -28,7 +29,7 @@ DECODED_AT_ONCE = 8  # pictures: bounds the memory that the VAE takes
 class Decoded:
     """A sample's picture."""
 
-    pixels: Any  # (height, width, 3) uint8; None where the model's result is not finite
+    picture: Arriving
     tiled: bool = False  # whether it was put together from tiles, for want of memory
     findings: dict[str, Any] = field(default_factory=dict)  # of inspectors, by name
 
@@ -108,14 +109,18 @@ def _together(outcomes: Sequence[Outcome[torch.Tensor]]) -> Outcome[list[torch.T
     return outputs
 
 
-def decode(samples: Sequence[Sample], recovery: Recovery) -> list[Outcome[Decoded]]:
-    """Each sample's picture, with what inspectors found in it, or NonFinite. One that does not fit into memory even
-    alone is made in tiles."""
-    whole = recovery.each(work("decode", samples[0].request), _decode, samples, DECODED_AT_ONCE) if samples else []
-    return [
-        _finite(_in_tiles(sample, outcome, recovery) if isinstance(outcome, OutOfMemory) else outcome)
-        for sample, outcome in zip(samples, whole, strict=True)
-    ]
+def decode(samples: Sequence[Sample], recovery: Recovery, aside: bool) -> list[Outcome[Decoded]]:
+    """Each sample's picture, with what inspectors found in it. One that does not fit into memory even alone is made in
+    tiles. With `aside` a CUDA device goes on with other work meanwhile, which must leave the weights where they are."""
+    if not samples:
+        return []
+    latents = [sample.latents for sample in samples if sample.latents is not None]
+    with beside(latents) if aside else contextlib.nullcontext():
+        whole = recovery.each(work("decode", samples[0].request), _decode, samples, DECODED_AT_ONCE)
+        return [
+            _in_tiles(sample, outcome, recovery) if isinstance(outcome, OutOfMemory) else outcome
+            for sample, outcome in zip(samples, whole, strict=True)
+        ]
 
 
 def _decode(samples: Sequence[Sample]) -> list[Decoded]:
@@ -139,25 +144,21 @@ def _decode_tiled(samples: Sequence[Sample]) -> list[Decoded | None]:
 
 
 def _pictures(samples: Sequence[Sample], images: torch.Tensor, tiled: bool = False) -> list[Decoded]:
-    finite = images.isfinite().flatten(1).all(dim=1).tolist()
-    pictures = zip(denoise.to_pixels(images), finite, strict=True)
-    decoded = [Decoded(pixels if good else None, tiled) for pixels, good in pictures]
-    pairs = [(sample, each) for sample, each in zip(samples, decoded, strict=True) if each.pixels is not None]
+    decoded = [Decoded(picture, tiled) for picture in to_pictures(images)]
     for inspector in {i.name: i for sample in samples for i in sample.inspectors}.values():
+        pairs = zip(samples, decoded, strict=True)
         _inspect(inspector, [(sample, each) for sample, each in pairs if inspector in sample.inspectors])
     return decoded
 
 
 def _inspect(inspector: Inspector, decoded: Sequence[tuple[Sample, Decoded]]) -> None:
-    """Keep with each picture what this inspector finds in it."""
-    if not decoded:
+    """Keep with each picture what this inspector finds in it. It has to wait for them."""
+    read = []
+    for sample, each in decoded:
+        with contextlib.suppress(NonFinite):  # who reads it later is told
+            read.append((sample, each, each.picture.read()))
+    if not read:
         return
-    found = inspector.inspect([sample for sample, _ in decoded], [each.pixels for _, each in decoded])
-    for (_, each), finding in zip(decoded, found, strict=True):
+    found = inspector.inspect([sample for sample, _, _ in read], [pixels for *_, pixels in read])
+    for (_, each, _), finding in zip(read, found, strict=True):
         each.findings[inspector.name] = finding
-
-
-def _finite(outcome: Outcome[Decoded]) -> Outcome[Decoded]:
-    if isinstance(outcome, Decoded) and outcome.pixels is None:
-        return NonFinite("the model's result has values that are not finite")
-    return outcome

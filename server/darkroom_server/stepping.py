@@ -11,8 +11,9 @@ import torch
 
 from darkroom_plugins.errors import DarkroomError
 from darkroom_plugins.sample import Sample
+from darkroom_plugins.tensors import to_device
 from darkroom_server import denoise
-from darkroom_server.denoise import Stepped, to_device
+from darkroom_server.denoise import Stepped
 from darkroom_server.recovery import Outcome, Recovery, known
 from darkroom_server.sampling import work
 from darkroom_server.tables import Floats, Step, fill, read

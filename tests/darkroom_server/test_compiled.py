@@ -101,7 +101,12 @@ def test_batches_of_other_sizes_are_not_compiled_by_the_engine(
     kinds: list[Callable[[str], Any]] = [
         lambda model: generate_request(**REQUEST | {"guidance_scale": 1.0}, model=model),
         lambda model: generate_request(
-            **REQUEST, controls=[ControlSpec(model="net", image=picture)], num_images=3, width=48, height=32, model=model
+            **REQUEST,
+            controls=[ControlSpec(model="net", image=picture)],
+            num_images=3,
+            width=48,
+            height=32,
+            model=model,
         ),
         lambda model: generate_request(**REQUEST, cache_interval=2, model=model),
     ]

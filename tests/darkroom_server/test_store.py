@@ -1,8 +1,8 @@
 """Models that come and go: who is loaded, who leaves, who waits."""
 
 import contextlib
-import logging
 import itertools
+import logging
 import threading
 import time
 from collections.abc import Iterator
