@@ -12,6 +12,7 @@ from darkroom_plugins import UnsupportedCombination, Violation, reuse
 from darkroom_plugins.clip import ClipEncoder, ClipTexts, Prompt
 from darkroom_plugins.contract import Family, ModelInfo, PromptReader
 from darkroom_plugins.files import ModelFiles
+from darkroom_plugins.projections import projected
 from darkroom_plugins.request import Request
 from darkroom_plugins.sample import Evaluation, PromptEmbedding
 from darkroom_plugins.tensors import to_device
@@ -101,17 +102,18 @@ class UNetFamily(Family):
     def predict(self, evaluation: Evaluation) -> torch.Tensor:
         condition = self._guidance_embedding(evaluation) if self.guidance_embedded else None
         latents = [each for each in (evaluation.latents, evaluation.extra_channels) if each is not None]
-        return reuse.denoise(
-            self.unet,
-            evaluation,
-            torch.cat(latents, dim=1),
-            evaluation.timesteps,
-            encoder_hidden_states=evaluation.prompts,
-            timestep_cond=condition,
-            return_dict=False,
-            **self.added_conditions(evaluation),
-            **evaluation.arguments,
-        )
+        with projected(self.unet, [row.prompt for row in evaluation.rows]):
+            return reuse.denoise(
+                self.unet,
+                evaluation,
+                torch.cat(latents, dim=1),
+                evaluation.timesteps,
+                encoder_hidden_states=evaluation.prompts,
+                timestep_cond=condition,
+                return_dict=False,
+                **self.added_conditions(evaluation),
+                **evaluation.arguments,
+            )
 
     def _guidance_embedding(self, evaluation: Evaluation) -> torch.Tensor:
         """(rows, width) as the pipeline's get_guidance_scale_embedding, a function of w - 1."""
