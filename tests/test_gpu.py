@@ -86,6 +86,48 @@ def test_half_precision_is_close(server: RunningServer) -> None:
     assert np.abs(full - half).mean() < 4
 
 
+def test_a_step_never_waits_for_the_device(server: RunningServer) -> None:
+    """With edits, which blend at each step, and a preview of each; all but the first steps, which may load kernels."""
+    picture = png(np.random.default_rng(0).integers(0, 256, (32, 32, 3), np.uint8))
+    mask = np.zeros((32, 32), np.uint8)
+    mask[4:20, 6:24] = 255
+    request = {"prompt": "x", "num_inference_steps": 200, "scheduler": "euler-ancestral"}
+    streams = [
+        server.start(generate_request(**request)),
+        server.start(edit_request(**request, image=picture, inpaint=Inpaint(mask=png(mask)))),
+    ]
+    for stream in streams:
+        stream.read_until("step")
+        stream.read_until("preview")
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        for stream in streams:
+            for _ in range(20):
+                stream.read_until("step")
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert all(len(stream.read().pixels) == 1 for stream in streams)
+
+
+def test_pictures_decoded_beside_steps_are_right(server: RunningServer) -> None:
+    """Many, of which each is decoded while others go on, and whose memory is used again at once."""
+    requests = [{**REQUEST, "seed": seed, "num_inference_steps": 4 + seed % 5, "model": "full"} for seed in range(24)]
+    expected = [server.generate(**request).pixels for request in requests]
+    for stream, alone in zip([server.start(generate_request(**each)) for each in requests], expected, strict=True):
+        assert np.abs(stream.read().pixels - alone).max() <= 2
+
+
+def test_a_model_that_leaves_is_used_to_the_end(server: RunningServer) -> None:
+    from darkroom.v1 import catalog_service_pb2 as pb
+
+    expected = server.generate(**REQUEST, model="full").pixels
+    for _ in range(5):
+        made = server.generate(**REQUEST, model="full")
+        server.catalog.UnloadModel(pb.UnloadModelRequest(model="full"))
+        list(server.catalog.LoadModel(pb.LoadModelRequest(model="half")))
+        assert np.abs(made.pixels - expected).max() <= 2
+
+
 def test_memory_comes_back(server: RunningServer) -> None:
     server.generate(**REQUEST)
     before = torch.cuda.memory_allocated()

@@ -6,12 +6,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-import torch
-
 from darkroom_plugins.tensors import to_device
 
 if TYPE_CHECKING:
     import numpy as np
+    import torch
 
     from darkroom_plugins.canvas import Canvas
     from darkroom_plugins.contract import Adapter, Assets, Conditioner, Family, Inspector, Task
@@ -137,7 +136,7 @@ class Evaluation:
 
     def select(self, indices: Sequence[int]) -> Evaluation:
         """Only these rows, without the arguments."""
-        picked = to_device(torch.tensor(indices), self.timesteps.device)
+        picked = to_device(self.timesteps.new_tensor(indices, device="cpu").long(), self.timesteps.device)
         extra = self.extra_channels[picked] if self.extra_channels is not None else None
         rows = [self.rows[index] for index in indices]
         return Evaluation(rows, self.latents[picked], self.timesteps[picked], self.prompts[picked], extra)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import MutableMapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -26,6 +27,7 @@ class Catalog:
     default_model: str
     limits: Limits
     shared: MutableMapping[Any, Any] = field(default_factory=WeakValueDictionary)  # what jobs that ask alike share
+    recent: deque[Any] = field(default_factory=lambda: deque(maxlen=128))  # keeps what the last ones shared
 
     def tasks(self, model: Model) -> list[str]:
         """The names of the tasks that a model can do, sorted."""

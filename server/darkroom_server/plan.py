@@ -65,13 +65,14 @@ def _plan(request: Request, fitted: Fitted, catalog: Catalog) -> Plan:
     task = plugins.tasks[request.task]
     _refuse_misfit(request, catalog, task)
     asked = model.name, repr(request.scheduler), request.num_inference_steps
-    # What jobs that ask alike share while there are any: it takes a millisecond to make, and tens of kilobytes.
+    # What jobs that ask alike share: it takes milliseconds to make, and tens of kilobytes.
     scheduler = catalog.shared.get(asked) or _scheduler(request, catalog, model)
     first = task.first_evaluation(request, scheduler.timesteps, scheduler.order)
     steps = catalog.shared.get((asked, first)) or count_steps(
         scheduler.timesteps, first, scheduler.order, request.num_inference_steps
     )
     catalog.shared.update({asked: scheduler, (asked, first): steps})
+    catalog.recent.append((scheduler, steps))
     conditioners = tuple(c for _, c in sorted(plugins.conditioners.items()) if c.wants(request))
     assets = ModelAssets(catalog.assets, catalog.store, model)
     return Plan(

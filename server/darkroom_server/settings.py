@@ -58,13 +58,16 @@ class MemoryOptions(BaseModel, extra="forbid"):
     vae_slicing: bool = False
     vae_tiling: bool = False
     layerwise_casting: Literal["float8_e4m3fn", "float8_e5m2"] | None = None  # what the denoiser's weights are kept in
-    quantize: Literal["int8", "int4", "float8"] | None = None  # the denoiser's weights, by torchao
+    # The denoiser's linear layers, by torchao: their weights, or with float8-dynamic their products.
+    quantize: Literal["int8", "int4", "float8", "float8-dynamic"] | None = None
     attention_backend: str | None = None  # None: torch's scaled dot product attention chooses
     compile: bool = False  # the denoiser, by torch.compile
 
     @property
     def approximations(self) -> tuple[str, ...]:
         """What of these makes pictures that are not quite what they are without it; in sentences."""
+        if self.quantize == "float8-dynamic":
+            return ("The linear layers of the denoiser multiply in float8.",)
         kinds = (kind for kind in (self.quantize, self.layerwise_casting) if kind is not None)
         return tuple(f"The weights of the denoiser are rounded to {kind}." for kind in kinds)
 

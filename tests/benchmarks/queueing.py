@@ -21,11 +21,8 @@ def measure(bench: Bench) -> dict[str, Any]:
     def traffic(clients: int) -> Traffic:
         return Traffic(bench.orders(partial(uniform, steps=8), 256), clients)
 
-    rates = {
-        str(clients): run.images_per_s
-        for clients in (16, 64, 256)
-        for run in bench.turns({"server": lambda clients=clients: bench.served.run(traffic(clients))}, 3).values()
-    }
+    runs = bench.turns({str(many): lambda many=many: bench.served.run(traffic(many)) for many in (16, 64, 256)}, 3)
+    rates = {clients: run.images_per_s for clients, run in runs.items()}
     loss = 1 - min(rates.values()) / max(rates.values())
     waiting = asyncio.run(_waiting(bench.served, 96 if bench.options.smoke else 800)) / KIB
     before, after = _growth(bench)

@@ -162,6 +162,9 @@ def test_quantised_weights_need_a_kind_that_works_here(tiny_model: Path, monkeyp
     monkeypatch.setattr(check_memory, "has_own_memory", lambda device: True)
     for kind in ("int8", "float8"):
         assert not check(MemoryOptions(quantize=kind, offload="model"), opened(tiny_model))
+    (problem,) = check(MemoryOptions(quantize="float8-dynamic"), opened(tiny_model))
+    assert problem.startswith("quantize: does not work here: ")
+    assert "8.9" in problem
 
 
 @pytest.mark.skipif(find_spec("torchao") is not None, reason="torchao is there")

@@ -1,0 +1,84 @@
+"""Keys and values of cross-attention that are made once. That pictures stay what they are, with LoRAs and all else, the
+parity tests show."""
+
+from collections import Counter
+from typing import ClassVar
+
+import pytest
+import torch
+from torch import nn
+
+from darkroom_plugins import projections
+from darkroom_plugins.projections import Projections
+from darkroom_plugins.sample import PromptEmbedding
+from tests.tiny import unet
+
+
+class Counting(nn.Linear):
+    """Counts its products."""
+
+    products: ClassVar[Counter[int]] = Counter()
+
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
+        self.products[len(input)] += 1
+        return super().forward(input)
+
+
+@pytest.fixture
+def network() -> nn.Module:
+    torch.manual_seed(1)
+    made = unet().eval().requires_grad_(False)
+    Counting.products.clear()
+    for layer in Projections(made)._layers:
+        layer.__class__ = Counting
+    return made
+
+
+def prompt(seed: int) -> PromptEmbedding:
+    return PromptEmbedding(torch.randn(1, 77, 32, generator=torch.Generator().manual_seed(seed)))
+
+
+def evaluate(network: nn.Module, prompts: list[PromptEmbedding]) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(0)
+    latents = torch.randn(len(prompts), 4, 8, 8, generator=generator)
+    hidden = torch.cat([each.hidden for each in prompts])
+    return network(latents, torch.arange(len(prompts)), hidden, return_dict=False)[0]
+
+
+def test_each_prompt_is_multiplied_once(network: nn.Module) -> None:
+    kept, (first, second) = Projections(network), (prompt(1), prompt(2))
+    layers = len(kept._layers)
+    assert layers
+    for batch in ([first, second], [first, first, second], [second]):
+        expected = evaluate(network, batch)
+        with kept.given(batch):
+            assert torch.allclose(evaluate(network, batch), expected, atol=1e-5)
+    assert Counting.products == {1: 3 * layers, 2: layers, 3: layers}  # of those of one row, two are made to be kept
+
+
+def test_the_network_is_as_before_when_an_evaluation_fails(network: nn.Module) -> None:
+    kept, batch = Projections(network), [prompt(1)]
+    with pytest.raises(RuntimeError), kept.given(batch):
+        raise RuntimeError
+    assert not any("forward" in vars(layer) for layer in kept._layers)
+
+
+def test_what_is_kept_is_bounded(network: nn.Module, monkeypatch: pytest.MonkeyPatch) -> None:
+    kept, prompts = Projections(network), [prompt(seed) for seed in range(4)]
+    monkeypatch.setattr(projections, "KEPT_BYTES", 2 * kept._bytes(prompts[0]))
+    for each in prompts:
+        with kept.given([each]):
+            pass
+    assert list(kept._kept) == [id(each) for each in prompts[-2:]]
+    before = Counting.products.copy()
+    with kept.given(prompts):  # more than have room
+        evaluate(network, prompts)
+    assert Counting.products - before == {4: len(kept._layers)}
+
+
+def test_layers_that_something_else_changed_are_left_alone(network: nn.Module) -> None:
+    kept, batch = Projections(network), [prompt(1)]
+    own = kept._layers[0].forward = lambda prompts: prompts
+    with kept.given(batch):
+        assert kept._layers[0].forward is own
+        assert "forward" not in vars(kept._layers[1])
