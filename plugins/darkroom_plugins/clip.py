@@ -156,7 +156,8 @@ class ClipEncoder:
             output = output.clone()
             for chunk, position, token in places:
                 assert token.embedding is not None
-                output[chunk, position] = token.embedding.vectors[self._index][token.vector].to(output)
+                vector = token.embedding.vectors[self._index][token.vector].to(output.dtype)
+                output[chunk, position] = to_device(vector, output.device)
             return output
 
         handle = self._network.get_input_embeddings().register_forward_hook(insert)

@@ -176,7 +176,8 @@ class Family(ABC):
 
     @abstractmethod
     def decode(self, latents: torch.Tensor) -> torch.Tensor:
-        """Pictures of clean latents: (n, channels, h, w) to (n, 3, height, width), about -1 to 1."""
+        """Pictures of clean latents: (n, channels, h, w) to (n, 3, height, width), about -1 to 1. On CUDA it may be
+        called in a stream of its own: what it keeps on the device must be there before."""
 
     def decode_tiled(self, latents: torch.Tensor) -> torch.Tensor | None:
         """The same, nearly, in tiles that overlap, for want of memory; None where that would take no less."""

@@ -114,7 +114,7 @@ def _summed(parts: Sequence[tuple[torch.Tensor, Residuals]], rows: int) -> Resid
     total = []
     for place in zip(*(residuals for _, residuals in parts), strict=True):
         largest = max(place, key=lambda each: each[0].numel())
-        total.append(torch.zeros(rows, *largest.shape[1:]).to(largest))
+        total.append(largest.new_zeros(rows, *largest.shape[1:]))
     for where, residuals in parts:
         for sum_, each in zip(total, residuals, strict=True):
             sum_.index_add_(0, where, each.expand(-1, *sum_.shape[1:]))

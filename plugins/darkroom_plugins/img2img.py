@@ -45,6 +45,15 @@ def noise_for(sample: Sample) -> torch.Tensor:
     return to_device(randn_tensor(shape, sample.generator, dtype=sample.model.dtype), sample.model.device)
 
 
+def noised(sample: Sample, latents: torch.Tensor, noise: torch.Tensor, timestep: torch.Tensor) -> torch.Tensor:
+    """Latents under noise as the sample's scheduler adds it, which computes on the latents' device and waits for it:
+    so it is asked for the two factors alone, on the CPU."""
+    one, zero = (torch.full((1, 1, 1, 1), value, dtype=latents.dtype) for value in (1.0, 0.0))
+    of_latents = float(sample.scheduler.add_noise(one, zero, timestep[None]))
+    of_noise = float(sample.scheduler.add_noise(zero, one, timestep[None]))
+    return of_latents * latents + of_noise * noise
+
+
 class Img2Img(Task):
     """Begins with the picture's latents under noise (diffusers' StableDiffusionImg2ImgPipeline)."""
 
@@ -65,7 +74,7 @@ class Img2Img(Task):
         assert sample.canvas.image is not None
         latents = sample.model.encode(vae_input(sample.canvas.image, sample.model), sample.generator)
         if not sample.done:
-            latents = sample.scheduler.add_noise(latents, noise_for(sample), sample.timestep[None])
+            latents = noised(sample, latents, noise_for(sample), sample.timestep)
         sample.latents = latents
 
 

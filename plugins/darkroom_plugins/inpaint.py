@@ -14,9 +14,10 @@ from darkroom_plugins import hookimpl
 from darkroom_plugins.canvas import Canvas
 from darkroom_plugins.contract import Task
 from darkroom_plugins.errors import InvalidRequest, Violation
-from darkroom_plugins.img2img import noise_for, skipped_evaluations, vae_input
+from darkroom_plugins.img2img import noise_for, noised, skipped_evaluations, vae_input
 from darkroom_plugins.request import EditChoice, Inpaint, Outpaint, Request
 from darkroom_plugins.sample import Sample
+from darkroom_plugins.tensors import to_device
 
 darkroom_api_version = 1
 
@@ -66,7 +67,7 @@ class InpaintTask(Task):
         # The order in which diffusers draws: the picture's latents where they are needed, noise, the masked picture's.
         latents = model.encode(image, sample.generator) if strength < 1 or not model.info.inpainting else None
         noise = noise_for(sample)
-        pixels = torch.from_numpy(canvas.mask.copy())[None, None].to(image)
+        pixels = to_device(torch.from_numpy(canvas.mask.copy()).to(image.dtype), image.device)[None, None]
         mask = torch.nn.functional.interpolate(pixels, size=noise.shape[-2:])
         if model.info.inpainting:
             masked = model.encode(image * (pixels < 0.5), sample.generator)
@@ -78,7 +79,8 @@ class InpaintTask(Task):
         if sample.done:
             sample.latents = latents
         elif strength < 1:
-            sample.latents = sample.scheduler.add_noise(latents, noise, sample.timestep[None])
+            assert latents is not None
+            sample.latents = noised(sample, latents, noise, sample.timestep)
         else:
             sample.latents = noise * sample.scheduler.init_noise_sigma
 
@@ -88,7 +90,7 @@ class InpaintTask(Task):
             return latents
         behind, following = kept.latents, sample.timesteps[sample.evaluation + 1 : sample.evaluation + 2]
         if len(following):
-            behind = sample.scheduler.add_noise(behind, kept.noise, following)
+            behind = noised(sample, behind, kept.noise, following[0])
         return (1 - kept.mask) * behind + kept.mask * latents
 
     def estimate(self, sample: Sample, latents: torch.Tensor) -> torch.Tensor:

@@ -222,8 +222,8 @@ def _stacked(weights: Weights, assets: Assets, model: Family) -> Changes:
             parts = [(lora[part][name], weight) for lora, weight in loras if name in lora.get(part, ())]
             down = torch.cat([each.down for each, _ in parts])
             up = torch.cat([each.up * weight for each, weight in parts], dim=1)
-            where = {"device": model.device, "dtype": model.dtype}
-            changes.setdefault(part, {})[name] = LowRank(down.to(**where), up.to(**where))  # type: ignore[call-overload]
+            there = (to_device(each.to(model.dtype), model.device) for each in (down, up))
+            changes.setdefault(part, {})[name] = LowRank(*there)
     return changes
 
 

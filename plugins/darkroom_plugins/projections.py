@@ -12,7 +12,7 @@ import torch
 from diffusers.models.attention_processor import Attention
 from torch import nn
 
-from darkroom_plugins.sample import PromptEmbedding
+from darkroom_plugins.sample import Evaluation, PromptEmbedding
 
 KEPT_BYTES = 2**26  # of the prompts used last; with more of them in one batch than that, all is done as usual
 
@@ -31,8 +31,7 @@ class Projections:
     def given(self, prompts: Sequence[PromptEmbedding]) -> Iterator[None]:
         """A context in which the UNet takes the keys and values of these rows from here."""
         capacity = KEPT_BYTES // max(1, self._bytes(prompts[0]))
-        # Layers that something else has changed, as where weights come and go, are left to it.
-        if len({id(each) for each in prompts}) > capacity or any("forward" in vars(each) for each in self._layers):
+        if not self._layers or len({id(each) for each in prompts}) > capacity or any(map(_changed, self._layers)):
             yield
             return
         rows = [self._of(prompt) for prompt in prompts]
@@ -49,15 +48,18 @@ class Projections:
     def _of(self, prompt: PromptEmbedding) -> list[torch.Tensor]:
         """Of each layer, (1, tokens, width)."""
         if id(prompt) not in self._kept:
-            # Not by calling them: a LoRA of some rows hooks its change to these layers, and adds it to what comes next.
-            made = [type(layer).forward(layer, prompt.hidden) for layer in self._layers]
-            self._kept[id(prompt)] = prompt, made
+            self._kept[id(prompt)] = prompt, [layer(prompt.hidden) for layer in self._layers]
         self._kept.move_to_end(id(prompt))
         return self._kept[id(prompt)][1]
 
     def _bytes(self, prompt: PromptEmbedding) -> int:
         widths = sum(layer.out_features for layer in self._layers)
         return widths * prompt.hidden.shape[1] * prompt.hidden.itemsize
+
+
+def _changed(layer: nn.Module) -> bool:
+    """Whether something else has a hand in it, as where weights come and go."""
+    return "forward" in vars(layer) or bool(layer._forward_pre_hooks) or bool(layer._forward_hooks)
 
 
 def _joining(parts: Sequence[torch.Tensor]) -> Callable[[torch.Tensor], torch.Tensor]:
@@ -67,9 +69,15 @@ def _joining(parts: Sequence[torch.Tensor]) -> Callable[[torch.Tensor], torch.Te
 _known: WeakKeyDictionary[nn.Module, Projections] = WeakKeyDictionary()
 
 
-def projected(unet: nn.Module, prompts: Sequence[PromptEmbedding]) -> contextlib.AbstractContextManager[None]:
-    """A context for an evaluation of the UNet over rows of these prompts."""
-    if prompts[0].hidden.device.type != "cpu" or "forward" in vars(unet):  # compiled code has its own layers
+def projected(unet: nn.Module, evaluation: Evaluation) -> contextlib.AbstractContextManager[None]:
+    """A context for an evaluation of the UNet."""
+    prompts = [row.prompt for row in evaluation.rows]
+    if (
+        evaluation.prompts.device.type != "cpu"
+        or "forward" in vars(unet)  # as of compiled code, which has its own layers
+        or any(row.sample.adapters for row in evaluation.rows)  # which may have changed the weights for this evaluation
+        or not torch.equal(evaluation.prompts, torch.cat([each.hidden for each in prompts]))  # by a conditioner
+    ):
         return contextlib.nullcontext()
     if unet not in _known:
         _known[unet] = Projections(unet)

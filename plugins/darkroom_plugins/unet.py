@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Self
 
 import torch
+from diffusers.utils.torch_utils import randn_tensor
 
 from darkroom_plugins import UnsupportedCombination, Violation, reuse
 from darkroom_plugins.clip import ClipEncoder, ClipTexts, Prompt
@@ -102,7 +103,7 @@ class UNetFamily(Family):
     def predict(self, evaluation: Evaluation) -> torch.Tensor:
         condition = self._guidance_embedding(evaluation) if self.guidance_embedded else None
         latents = [each for each in (evaluation.latents, evaluation.extra_channels) if each is not None]
-        with projected(self.unet, [row.prompt for row in evaluation.rows]):
+        with projected(self.unet, evaluation):
             return reuse.denoise(
                 self.unet,
                 evaluation,
@@ -139,7 +140,11 @@ class UNetFamily(Family):
 
     def encode(self, images: torch.Tensor, generator: torch.Generator | None = None) -> torch.Tensor:
         distribution = self.vae.encode(images.to(self.vae.dtype)).latent_dist
-        latents = (distribution.sample(generator) if generator else distribution.mode()).to(self.dtype)
+        latents = distribution.mode()
+        if generator is not None:  # as its `sample`, which waits for the device
+            noise = randn_tensor(latents.shape, generator, dtype=latents.dtype)
+            latents = latents + distribution.std * to_device(noise, latents.device)
+        latents = latents.to(self.dtype)
         mean, std = self._statistics(latents)
         return (latents - mean) * self.vae.config.scaling_factor / std  # type: ignore[no-any-return]
 
@@ -148,7 +153,8 @@ class UNetFamily(Family):
         mean, std = (self.vae.config.get(name) for name in ("latents_mean", "latents_std"))
         if mean is None or std is None:
             return 0.0, 1.0
-        return tuple(torch.tensor(each).view(1, -1, 1, 1).to(like) for each in (mean, std))  # type: ignore[return-value]
+        there = [to_device(torch.tensor(each, dtype=like.dtype), like.device) for each in (mean, std)]
+        return there[0].view(1, -1, 1, 1), there[1].view(1, -1, 1, 1)
 
     @classmethod
     def _spoken(cls, files: ModelFiles) -> dict[str, Any]:

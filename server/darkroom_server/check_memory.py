@@ -38,6 +38,10 @@ def _clashes(options: MemoryOptions) -> Iterator[str]:
         yield "offload: sequential cannot move quantised weights; with quantize use model or group"
     if options.compile and options.offload in ("sequential", "group"):
         yield f"compile: the weights come layer by layer with offload {options.offload}; use model or none"
+    if options.compile and options.layerwise_casting:
+        yield "compile: layerwise_casting changes the weights at each use; set one of the two"
+    if options.compile and options.attention_backend is not None:
+        yield "attention_backend: compiled code keeps the one that it was compiled with; set this or compile"
     if options.attention_slicing is not None and options.attention_backend is not None:
         yield "attention_backend: sliced attention calls no backend; set this or attention_slicing"
 

@@ -13,6 +13,9 @@ from typing import Any
 import torch
 from torch import nn
 
+from darkroom_plugins.errors import OutOfMemory
+from darkroom_server.recovery import kind_of
+
 log = logging.getLogger(__name__)
 
 
@@ -41,12 +44,19 @@ class _Compiled:
             return self._plain(*args, **kwargs)
         shapes = _shapes((args, kwargs))
         if shapes not in self._known and self._at_work.acquire(blocking=False):
-            if self._background:
-                given = _clones((args, kwargs))
-                threading.Thread(target=self._try, args=(shapes, *given), name="compiler", daemon=True).start()
-            else:
-                self._try(shapes, args, kwargs)
+            self._begin(shapes, args, kwargs)
         return (self._compiled if shapes in self._known else self._plain)(*args, **kwargs)
+
+    def _begin(self, shapes: Hashable, args: Any, kwargs: Any) -> None:
+        if not self._background:
+            self._try(shapes, args, kwargs)
+            return
+        try:
+            given = _clones((args, kwargs))
+            threading.Thread(target=self._try, args=(shapes, *given), name="compiler", daemon=True).start()
+        except BaseException:
+            self._at_work.release()
+            raise
 
     def _changed(self) -> bool:
         hooked = any(module._forward_hooks or module._forward_pre_hooks for module in self._network.modules())
@@ -59,9 +69,10 @@ class _Compiled:
             self._compiled(*args, **kwargs)
             self._known.add(shapes)
             log.info("the denoiser is ready compiled for one more shape, after %.1f s", time.monotonic() - began)
-        except (torch.OutOfMemoryError, MemoryError):
-            log.info("there is no room to compile now; it is tried again")
         except Exception as error:  # whatever a compiler raises: the network is there without it
+            if isinstance(kind_of(error), OutOfMemory):
+                log.info("there is no room to compile now; it is tried again")
+                return
             self._broken = True
             log.warning("the denoiser does not compile, and runs as it is", exc_info=error)
         finally:

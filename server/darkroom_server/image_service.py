@@ -6,7 +6,8 @@ import asyncio
 import time
 import uuid
 from collections.abc import AsyncIterator
-from concurrent.futures import Executor
+from concurrent.futures import Executor, ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from typing import Any, TypeAlias
@@ -47,6 +48,7 @@ from darkroom_server.plan import control_images, fit, plan
 from darkroom_server.preprocess import preprocess
 from darkroom_server.recovery import known
 from darkroom_server.settings import Settings
+from darkroom_server.streams import Arriving
 from darkroom_server.tables import Tables
 from darkroom_server.threads import without_teams
 from darkroom_server.validate import check_edit, check_generate
@@ -64,6 +66,8 @@ class ImageService(image_service_pb2_grpc.ImageServiceServicer):
         self._encoders = without_teams("encoder", settings.encoder_threads)
         self._readers = without_teams("reader", settings.reader_threads)
         self._planner = without_teams("planner")
+        # Who wait for the device, in the order in which it does each kind of work.
+        self._arrivals = {kind: ThreadPoolExecutor(1, "arrivals") for kind in (PreviewMade, ImageDecoded)}
         self._jobs: dict[tuple[str, str], Job] = {}  # by token and id
         self._tables = Tables()
         self._idle = asyncio.Event()
@@ -166,7 +170,7 @@ class ImageService(image_service_pb2_grpc.ImageServiceServicer):
 
     def close(self) -> None:
         """Let go of the threads; a plugin that hangs in one does not hold up the end."""
-        for executor in (self._encoders, self._readers, self._planner):
+        for executor in (self._encoders, self._readers, self._planner, *self._arrivals.values()):
             executor.shutdown(wait=False, cancel_futures=True)
         self._tables.close()
 
@@ -236,6 +240,8 @@ class ImageService(image_service_pb2_grpc.ImageServiceServicer):
 
     async def _fields(self, job: Job, event: Event, encode_seconds: float) -> list[dict[str, Any]]:
         """The messages of one event; pictures are encoded in the pool, and only those that the stream gets to."""
+        if isinstance(event, PreviewMade | ImageDecoded) and not event.picture.there:
+            await self._run_in(self._arrivals[type(event)], _arrived, event.picture)
         match event:
             case Accepted():
                 return [{"accepted": responses.accepted(job)}]
@@ -261,6 +267,11 @@ class ImageService(image_service_pb2_grpc.ImageServiceServicer):
         except DeviceLost as error:
             self._engine.lose(error)
             raise
+
+
+def _arrived(picture: Arriving) -> None:
+    with suppress(Exception):  # who reads it is told
+        picture.wait()
 
 
 def _show(job: Job, event: PreviewMade) -> list[dict[str, Any]]:

@@ -121,7 +121,8 @@ class ModelHolding(Holding):
         family.components, self._parked = components, {}
 
     def _leave(self) -> None:
-        settle(self._model.family.device)
+        if self._model.family.components:
+            settle(self._model.family.device)
         self._model.family.components, self._model.placement = {}, Placement()
         free()
 

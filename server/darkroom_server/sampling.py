@@ -115,7 +115,7 @@ def decode(samples: Sequence[Sample], recovery: Recovery, aside: bool) -> list[O
     if not samples:
         return []
     latents = [sample.latents for sample in samples if sample.latents is not None]
-    with beside(latents) if aside else contextlib.nullcontext():
+    with beside(samples[0].model.device, latents) if aside else contextlib.nullcontext():
         whole = recovery.each(work("decode", samples[0].request), _decode, samples, DECODED_AT_ONCE)
         return [
             _in_tiles(sample, outcome, recovery) if isinstance(outcome, OutOfMemory) else outcome

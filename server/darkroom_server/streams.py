@@ -4,7 +4,7 @@ others, and how far the engine may be ahead. On a CPU all of it is done at once.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -22,13 +22,22 @@ class Arriving:
     _finite: torch.Tensor  # a scalar, on the CPU: whether the values that it was made of are
     _there: Any  # the event of its arrival; None: it is there
 
+    @property
+    def there(self) -> bool:
+        """Whether it can be read at once."""
+        return self._there is None or bool(self._there.query())
+
+    def wait(self) -> None:
+        """Return when it can be read."""
+        if self._there is not None:
+            self._there.synchronize()
+
     def read(self) -> Any:
         """(h, w, 3) uint8.
 
         :raises NonFinite: the model made values that are not finite
         """
-        if self._there is not None:
-            self._there.synchronize()
+        self.wait()
         if not self._finite:
             raise NonFinite("the model's result has values that are not finite")
         return self._pixels.numpy()
@@ -42,7 +51,9 @@ def to_pictures(images: torch.Tensor) -> list[Arriving]:
     if images.is_cuda:
         pixels, finite = _leaving(pixels), _leaving(finite)
         there = torch.cuda.Event(blocking=True)
-        there.record()
+        there.record(torch.cuda.current_stream(images.device))
+    else:
+        pixels, finite = pixels.cpu(), finite.cpu()
     return [Arriving(*each, there) for each in zip(pixels, finite, strict=True)]
 
 
@@ -51,10 +62,9 @@ def _leaving(tensor: torch.Tensor) -> torch.Tensor:
 
 
 @contextmanager
-def beside(tensors: Sequence[torch.Tensor]) -> Iterator[None]:
+def beside(device: torch.device, tensors: Sequence[torch.Tensor]) -> Iterator[None]:
     """A context in which what is asked of the device, given these, is done beside what is asked of it later. Only what
     reads nothing else that comes and goes may be done in it, and what it makes is read as `Arriving`."""
-    device = tensors[0].device
     if device.type != "cuda":
         yield
         return
@@ -74,7 +84,8 @@ def _other_stream(device: torch.device) -> torch.cuda.Stream:
 def settle(device: torch.device) -> None:
     """Wait until the device has done all that was asked of it: weights may be in use beside until then."""
     if device.type == "cuda":
-        torch.cuda.synchronize(device)
+        with suppress(RuntimeError):  # of a lost device, as who uses it next is told
+            torch.cuda.synchronize(device)
 
 
 class Pace:

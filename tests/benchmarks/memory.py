@@ -32,7 +32,7 @@ ON_CUDA: dict[str, dict[str, Any]] = {
     "layerwise_casting": {"layerwise_casting": "float8_e4m3fn"},
     "quantize int8": {"quantize": "int8"},
     "quantize float8": {"quantize": "float8"},
-    "quantize float8-dynamic": {"quantize": "float8-dynamic"},
+    "quantize float8-dynamic": {"dtype": "bfloat16", "quantize": "float8-dynamic"},
 }
 ON_CPU: dict[str, dict[str, Any]] = {
     "float32": {"dtype": "float32"},
@@ -103,7 +103,7 @@ def _configure(pipe: Any, options: dict[str, Any], device: torch.device, dtype: 
         configs = {
             "int8": ao.Int8WeightOnlyConfig,
             "float8": ao.Float8WeightOnlyConfig,
-            "float8-dynamic": ao.Float8DynamicActivationFloat8WeightConfig,
+            "float8-dynamic": lambda: ao.Float8DynamicActivationFloat8WeightConfig(granularity=ao.PerRow()),
         }
         ao.quantize_(pipe.unet, configs[kind](), device=device)
     match options.get("offload"):

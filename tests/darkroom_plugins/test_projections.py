@@ -2,14 +2,15 @@
 parity tests show."""
 
 from collections import Counter
-from typing import ClassVar
+from types import SimpleNamespace
+from typing import Any, ClassVar
 
 import pytest
 import torch
 from torch import nn
 
 from darkroom_plugins import projections
-from darkroom_plugins.projections import Projections
+from darkroom_plugins.projections import Projections, projected
 from darkroom_plugins.sample import PromptEmbedding
 from tests.tiny import unet
 
@@ -74,6 +75,26 @@ def test_what_is_kept_is_bounded(network: nn.Module, monkeypatch: pytest.MonkeyP
     with kept.given(prompts):  # more than have room
         evaluate(network, prompts)
     assert Counting.products - before == {4: len(kept._layers)}
+
+
+def test_what_a_conditioner_made_of_the_prompts_counts(network: nn.Module) -> None:
+    rows = [SimpleNamespace(prompt=prompt(seed), sample=SimpleNamespace(adapters=())) for seed in (1, 2)]
+    hidden = torch.cat([row.prompt.hidden for row in rows])
+    results = []
+    for given in (hidden, 2 * hidden):
+        evaluation: Any = SimpleNamespace(rows=rows, prompts=given)
+        with projected(network, evaluation):
+            taken = any("forward" in vars(layer) for layer in Projections(network)._layers)
+            results.append((taken, network(torch.ones(2, 4, 8, 8), torch.zeros(2), given, return_dict=False)[0]))
+    assert [taken for taken, _ in results] == [True, False]
+    assert not torch.allclose(results[0][1], results[1][1], atol=1e-3)
+
+
+def test_adapters_may_change_the_weights_for_an_evaluation(network: nn.Module) -> None:
+    row = SimpleNamespace(prompt=prompt(1), sample=SimpleNamespace(adapters=("any",)))
+    evaluation: Any = SimpleNamespace(rows=[row], prompts=row.prompt.hidden)
+    with projected(network, evaluation):
+        assert not any("forward" in vars(layer) for layer in Projections(network)._layers)
 
 
 def test_layers_that_something_else_changed_are_left_alone(network: nn.Module) -> None:

@@ -119,6 +119,8 @@ REFUSED: list[tuple[dict[str, Any], dict[str, str]]] = [
     ({"attention_backend": "_native_efficient"}, {"attention_backend": "does not work here"}),
     ({"attention_backend": "native", "attention_slicing": 2}, {"attention_backend": "sliced attention"}),
     ({"compile": True, "offload": "sequential"}, {"compile": "layer by layer", "offload": "no memory"}),
+    ({"compile": True, "layerwise_casting": "float8_e4m3fn"}, {"compile": "layerwise_casting"}),
+    ({"compile": True, "attention_backend": "native"}, {"attention_backend": "compiled code"}),
     (
         {"quantize": "int4", "layerwise_casting": "float8_e5m2", "offload": "sequential", "attention_slicing": 5},
         {"layerwise_casting": "quantize", "attention_slicing": "at most 4", "quantize": "", "offload": "quantised"},

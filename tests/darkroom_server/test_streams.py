@@ -34,15 +34,20 @@ def test_who_reads_waits_until_it_is_there() -> None:
         def __init__(self) -> None:
             self.came = threading.Event()
 
+        def query(self) -> bool:
+            return self.came.is_set()
+
         def synchronize(self) -> None:
             assert self.came.wait(20)
 
     event, pixels, finite = Event(), torch.zeros(2, 2, 3, dtype=torch.uint8), torch.tensor(False)
-    read: list[np.ndarray] = []
-    reader = threading.Thread(target=lambda: read.append(Arriving(pixels, finite, event).read()))
+    picture, read = Arriving(pixels, finite, event), []
+    reader = threading.Thread(target=lambda: read.append(picture.read()))
     reader.start()
+    assert not picture.there
     pixels.fill_(7)  # as the copy does, which is not there before its event
     finite.fill_(True)
     event.came.set()
+    assert picture.there
     reader.join(20)
     assert (read[0] == 7).all()
