@@ -53,12 +53,13 @@ class Pipelines:
     def fastest_threads(self) -> int:
         """One, or as many as torch has: with which one picture is made faster. Where processors share a core, threads
         only wait for each other."""
-        seconds = {}
-        for threads in {1, torch.get_num_threads()}:
-            torch.set_num_threads(threads)
-            self.make([Order(0, steps=2)])
-            seconds[threads] = statistics.median(self._seconds(Order(seed)) for seed in range(3))
-        return min(seconds, key=lambda threads: seconds[threads])
+        counts = sorted({1, torch.get_num_threads()})
+        seconds: dict[int, list[float]] = {threads: [] for threads in counts}
+        for seed in range(8):  # in turns, as a machine is not as fast at all times
+            for threads in counts:
+                torch.set_num_threads(threads)
+                seconds[threads].append(self._seconds(Order(seed)))
+        return min(counts, key=lambda threads: statistics.median(seconds[threads][1:]))
 
     def _seconds(self, order: Order) -> float:
         began = time.perf_counter()
