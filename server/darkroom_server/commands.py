@@ -7,10 +7,6 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from darkroom_server import flags
-from darkroom_server.allocator import keep_freed
-from darkroom_server.threads import spin_briefly
-
 if TYPE_CHECKING:
     from darkroom_server.settings import Settings
 
@@ -65,6 +61,10 @@ def serve(
     Flags go before the environment (DARKROOM_…), that before the file. A list is taken whole: with --model, no model of
     the file is offered.
     """
+    from darkroom_server import flags
+    from darkroom_server.allocator import keep_freed
+    from darkroom_server.threads import spin_briefly
+
     keep_freed()
     spin_briefly()
     from darkroom_plugins.manager import PluginError
@@ -119,6 +119,8 @@ def token(
     """Make a token for clients, and what darkroom.toml needs to know of it."""
     import secrets
     from hashlib import sha256
+
+    from darkroom_server import flags
 
     name = flags.checked_name(name or role, "--name")
     made = secrets.token_urlsafe(32)

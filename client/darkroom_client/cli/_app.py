@@ -23,14 +23,19 @@ _GROUP = "darkroom.commands"
 class _Commands(typer.core.TyperGroup):
     """The registered commands, then those of entry points, each loaded when it is first asked for."""
 
+    @functools.cached_property
+    def _points(self) -> dict[str, metadata.EntryPoint]:
+        """By name, of which the first wins; looked up once, as that is a look at every distribution installed."""
+        return {point.name: point for point in reversed([*metadata.entry_points(group=_GROUP)])}
+
     def list_commands(self, ctx: Any) -> list[str]:
         own = list(self.commands)
-        return own + sorted(point.name for point in metadata.entry_points(group=_GROUP) if point.name not in own)
+        return own + sorted(name for name in self._points if name not in own)
 
     def get_command(self, ctx: Any, cmd_name: str) -> Any:
         own = super().get_command(ctx, cmd_name)
-        points = [] if own is not None else [*metadata.entry_points(group=_GROUP, name=cmd_name)]
-        return _command(points[0]) if points else own
+        point = self._points.get(cmd_name) if own is None else None
+        return own if point is None else _command(point)
 
 
 def _command(point: metadata.EntryPoint) -> Any:
