@@ -23,8 +23,10 @@ from darkroom_server.engine import Engine
 from darkroom_server.image_service import ImageService
 from darkroom_server.models import Model, ModelError, check_budget, open_models
 from darkroom_server.previews import PreviewDecoders
+from darkroom_server.rehearsal import rehearse
 from darkroom_server.settings import Settings, with_demo
 from darkroom_server.store import Store
+from darkroom_server.threads import background
 
 log = logging.getLogger(__name__)
 
@@ -67,6 +69,7 @@ class App:
         self.engine.start()
         threads = torch.get_num_threads()
         torch.set_num_threads(1)
+        background()
         catalog = await self.engine.call(self._open_catalog)
         self.images = ImageService(catalog, self.engine, self.settings)
         await self.engine.call(partial(torch.set_num_threads, threads))  # see threads.py
@@ -110,6 +113,8 @@ class App:
     async def _prepare(self, model: Model) -> None:
         """What a model needs once its weights are there. On the engine's thread, as it uses torch."""
         await self.engine.call(lambda: self._decoders.prepare(model))
+        if model.settings.compile == "load" and self.images is not None:
+            await rehearse(model.name, self.settings.limits, self.images.make_plan, self.engine)
 
     async def _preload(self, catalog: Catalog) -> None:
         """Load the models that are to be there from the beginning, as far as there is room.

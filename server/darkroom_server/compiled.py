@@ -18,6 +18,8 @@ from darkroom_server.recovery import kind_of
 
 log = logging.getLogger(__name__)
 
+COMPILER = "compiler"  # the name of its threads
+
 
 def compiled(network: nn.Module, background: bool) -> Callable[..., Any]:
     """Its forward, for batches of any size. With `background` arguments of new shapes go through the network as it is
@@ -28,6 +30,13 @@ def compiled(network: nn.Module, background: bool) -> Callable[..., Any]:
     """
     forward = _Compiled(network, background)
     return functools.wraps(network.forward)(lambda *args, **kwargs: forward(*args, **kwargs))
+
+
+def settle() -> None:
+    """Wait until no compiler is at work."""
+    for thread in threading.enumerate():
+        if thread.name == COMPILER:
+            thread.join()
 
 
 class _Compiled:
@@ -53,7 +62,7 @@ class _Compiled:
             return
         try:
             given = _clones((args, kwargs))
-            threading.Thread(target=self._try, args=(shapes, *given), name="compiler", daemon=True).start()
+            threading.Thread(target=self._try, args=(shapes, *given), name=COMPILER, daemon=True).start()
         except BaseException:
             self._at_work.release()
             raise

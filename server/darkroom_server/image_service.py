@@ -99,7 +99,15 @@ class ImageService(image_service_pb2_grpc.ImageServiceServicer):
             self._release(job)
 
     async def _prepare(self, job: Job, check: Any, message: Any) -> None:
-        """Beside the loop: decoding pictures takes time, and so do some schedulers."""
+        await self.make_plan(job, check, message)
+        job.held_bytes = job.plan.held_bytes
+        self._refuse_if_full(besides=job)
+
+    async def make_plan(self, job: Job, check: Any, message: Any) -> None:
+        """Fill in a job's request and plan, beside the loop: decoding pictures takes time, and so do some schedulers.
+
+        :raises DarkroomError: the message asks for what cannot be done
+        """
         request = await self._run_in(self._readers, check, message, self._catalog)
         fitted = await self._run_in(self._readers, fit, request, self._catalog)
         # The pictures that maps were made of are not needed any more.
@@ -107,8 +115,6 @@ class ImageService(image_service_pb2_grpc.ImageServiceServicer):
         job.plan = await self._run_in(self._planner, plan, job.request, fitted, self._catalog)
         if not job.request.deterministic:  # which must not depend on when a table is there
             job.plan.table = self._tables.of(job.plan.scheduler, job.plan.steps.first, job.request.eta)
-        job.held_bytes = job.plan.held_bytes
-        self._refuse_if_full(besides=job)
 
     async def _submit(self, job: Job) -> None:
         """Give a job to the engine as soon as its model, and what goes with it, is there."""

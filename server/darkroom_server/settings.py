@@ -61,7 +61,7 @@ class MemoryOptions(BaseModel, extra="forbid"):
     # The denoiser's linear layers, by torchao: their weights, or with float8-dynamic their products.
     quantize: Literal["int8", "int4", "float8", "float8-dynamic"] | None = None
     attention_backend: str | None = None  # None: torch's scaled dot product attention chooses
-    compile: bool = False  # the denoiser, by torch.compile
+    compile: bool | Literal["load"] = False  # the denoiser, by torch.compile; with "load", loading waits for it
 
     @property
     def approximations(self) -> tuple[str, ...]:

@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 from darkroom_demo import MODEL_PATH
-from tests.benchmarks.driving import Run
+from tests.benchmarks.driving import Run, Turns
 from tests.benchmarks.peers import MAX_BATCH, Apart
 from tests.benchmarks.served import Served
 from tests.benchmarks.workload import Order, Traffic
@@ -110,14 +110,14 @@ class Bench:
             dataclasses.replace(order, seed=before + order.seed, steps=max(2, order.steps // less)) for order in orders
         ]
 
-    def turns(self, ways: Mapping[str, Callable[[], Run]], rounds: int = 1) -> dict[str, Run]:
-        """Each way in turn, as often as was asked for times `rounds`; the run of each that took the median time."""
+    def turns(self, ways: Mapping[str, Callable[[], Run]], rounds: int = 1) -> Turns:
+        """Each way in turn, as often as was asked for times `rounds`, there and back."""
         count = 1 if self.options.smoke else self.options.rounds * rounds
         runs: dict[str, list[Run]] = {name: [] for name in ways}
-        for _ in range(count):
-            for name, way in ways.items():
-                runs[name].append(way())
-        return {name: sorted(each, key=lambda run: run.seconds)[len(each) // 2] for name, each in runs.items()}
+        for number in range(count):
+            for name in reversed(ways) if number % 2 else ways:
+                runs[name].append(ways[name]())
+        return Turns(runs)
 
     def table(self, title: str, rows: Sequence[Row], note: str = "") -> None:
         """Print rows of the same columns."""

@@ -3,7 +3,7 @@
 import asyncio
 import statistics
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from tests.benchmarks.workload import Order, Traffic
@@ -63,6 +63,33 @@ class Run:
             "previews": statistics.fmean(record.previews for record in self.records),
             "rows": self.rows,
         }
+
+
+@dataclass
+class Turns:
+    """What came of several ways that took turns: the runs of each, in the order of the rounds."""
+
+    runs: Mapping[str, Sequence[Run]]
+
+    def __getitem__(self, way: str) -> Run:
+        """The run that took the median time."""
+        runs = sorted(self.runs[way], key=lambda run: run.seconds)
+        return runs[len(runs) // 2]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.runs)
+
+    def over(self, way: str, other: str) -> float:
+        """Images a second of one way over those of another: of each round, as a machine is not as fast in all of them,
+        and the median of that."""
+        pairs = zip(self.runs[way], self.runs[other], strict=True)
+        return statistics.median(run.images_per_s / beside.images_per_s for run, beside in pairs)
+
+    def lost(self) -> float:
+        """The greatest share of images a second that one way makes less than another, likewise."""
+        first = next(iter(self))
+        relative = [self.over(way, first) for way in self]
+        return 1 - min(relative) / max(relative)
 
 
 def percentile(values: list[float], percent: int) -> float:

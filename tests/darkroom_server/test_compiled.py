@@ -13,7 +13,8 @@ import torch
 from torch import nn
 
 from darkroom.v1.parameters_pb2 import ControlSpec
-from darkroom_server.compiled import compiled
+from darkroom_plugins.unet import UNetFamily
+from darkroom_server.compiled import compiled, settle
 from tests.support import RunningServer, generate_request, png
 from tests.tiny import save_controlnet
 
@@ -53,15 +54,8 @@ def backend(monkeypatch: pytest.MonkeyPatch) -> Iterator[Backend]:
     monkeypatch.setattr(torch, "compile", lambda function, **options: compile_(function, backend=backend, **options))
     yield backend
     backend.go.set()
-    idle()
+    settle()
     torch.compiler.reset()
-
-
-def idle() -> None:
-    """Wait for compilers."""
-    for thread in threading.enumerate():
-        if thread.name == "compiler":
-            thread.join()
 
 
 @contextlib.contextmanager
@@ -86,7 +80,7 @@ def test_no_job_waits_for_the_compiler(backend: Backend, tiny_model: Path) -> No
         assert backend.began.wait(20)
         assert backend.compiled_by == ["compiler"]
         backend.go.set()
-        idle()
+        settle()
         second, plain = server.generate(**REQUEST).pixels, server.generate(**REQUEST, model="plain").pixels
         assert "engine" in backend.run_by
         assert np.array_equal(first, plain)
@@ -115,12 +109,38 @@ def test_batches_of_other_sizes_are_not_compiled_by_the_engine(
             expected = server.start(request("plain")).read().pixels
             for _ in range(2):
                 assert np.abs(server.start(request("compiled")).read().pixels - expected).max() <= 1
-                idle()
+                settle()
         before = len(backend.run_by)
         for request in kinds:
             server.start(request("compiled")).read()
         assert "engine" in backend.run_by[before:]
     assert set(backend.compiled_by) == {"compiler"}
+
+
+def test_loading_waits_for_the_compiler_where_that_is_asked_for(backend: Backend, tiny_model: Path) -> None:
+    with RunningServer(models=[{"name": "tiny", "path": tiny_model, "compile": "load"}]) as server:
+        assert "compiler" in backend.compiled_by
+        compiled_by = len(backend.compiled_by)
+        for count in (1, 2, 4, 8):
+            backend.run_by.clear()
+            server.generate(**REQUEST, num_images=count)
+            assert backend.run_by == ["engine"] * 5  # PNDM's evaluations of four steps
+        assert len(backend.compiled_by) == compiled_by
+
+
+def test_a_model_whose_rehearsal_fails_is_loaded(
+    backend: Backend, tiny_model: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fail(*_: Any) -> Any:
+        raise ValueError("not now")
+
+    with monkeypatch.context() as patch, contextlib.ExitStack() as stack:
+        patch.setattr(UNetFamily, "predict", fail)
+        models = [{"name": "tiny", "path": tiny_model, "compile": "load"}]
+        server = stack.enter_context(RunningServer(models=models))
+        assert any("no rehearsal" in record.message for record in caplog.records)
+        patch.undo()
+        server.generate(**REQUEST)
 
 
 def test_a_network_that_does_not_compile_runs_as_it_is(backend: Backend, caplog: pytest.LogCaptureFixture) -> None:
@@ -130,7 +150,7 @@ def test_a_network_that_does_not_compile_runs_as_it_is(backend: Backend, caplog:
     backend.error = RuntimeError("no compiler here")
     for _ in range(2):
         assert torch.equal(network(rows), expected)
-        idle()
+        settle()
     assert backend.compiled_by == ["compiler"]
     assert len([record for record in caplog.records if "does not compile" in record.message]) == 1
 

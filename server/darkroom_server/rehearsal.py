@@ -1,0 +1,49 @@
+"""Pictures that nobody asked for, so that no job waits for what only the first of its kind costs."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+import uuid
+from collections.abc import Awaitable, Callable
+from typing import TYPE_CHECKING, Any
+
+from darkroom.v1 import image_service_pb2, parameters_pb2
+from darkroom_server import compiled
+from darkroom_server.events import Ended, StepDone
+from darkroom_server.jobs import Job
+from darkroom_server.validate import check_generate
+
+if TYPE_CHECKING:
+    from darkroom_server.engine import Engine
+    from darkroom_server.settings import Limits
+
+log = logging.getLogger(__name__)
+
+MakePlan = Callable[[Job, Any, Any], Awaitable[None]]  # of ImageService
+
+
+async def rehearse(model: str, limits: Limits, make_plan: MakePlan, engine: Engine) -> None:
+    """Have one, two, four and more pictures of a loaded model's defaults take their first step, each time until the
+    compiler has nothing to do any more."""
+    count = 1
+    while count <= min(limits.max_images, limits.max_batch_rows // 2):
+        job = Job(uuid.uuid4().hex, "", arrived=time.monotonic(), held_bytes=0)
+        await make_plan(job, check_generate, _message(job.request_id, model, count))
+        engine.submit(job)
+        event = None
+        while not isinstance(event, StepDone | Ended):
+            event = await job.mailbox.get()
+        engine.cancel(job, then=lambda: None)
+        if isinstance(event, Ended):
+            log.warning("model %s: no rehearsal of %d pictures at once", model, count, exc_info=event.error)
+            return
+        await asyncio.to_thread(compiled.settle)
+        count *= 2
+
+
+def _message(request_id: str, model: str, count: int) -> image_service_pb2.GenerateRequest:
+    parameters = parameters_pb2.Parameters(model=model, num_images=count)
+    preview = parameters_pb2.PreviewOptions(mode=parameters_pb2.PREVIEW_MODE_OFF)
+    return image_service_pb2.GenerateRequest(request_id=request_id, parameters=parameters, preview=preview)
