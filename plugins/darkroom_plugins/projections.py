@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import contextlib
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from weakref import WeakKeyDictionary
 
 import torch
@@ -15,6 +15,17 @@ from torch import nn
 from darkroom_plugins.sample import Evaluation, PromptEmbedding
 
 KEPT_BYTES = 2**26  # of the prompts used last; with more of them in one batch than that, all is done as usual
+
+
+class Given:
+    """Stands in the place of a layer's forward where it is known what the layer makes. A network whose own forward is
+    replaced does as it says only where that says so, by an attribute `minds_given`."""
+
+    def __init__(self, value: torch.Tensor) -> None:
+        self.value = value
+
+    def __call__(self, *_: object) -> torch.Tensor:
+        return self.value
 
 
 class Projections:
@@ -38,7 +49,7 @@ class Projections:
         while len(self._kept) > capacity:
             self._kept.popitem(last=False)
         for layer, parts in zip(self._layers, zip(*rows, strict=True), strict=True):
-            vars(layer)["forward"] = _joining(parts)
+            vars(layer)["forward"] = Given(torch.cat(parts))
         try:
             yield
         finally:
@@ -62,10 +73,6 @@ def _changed(layer: nn.Module) -> bool:
     return "forward" in vars(layer) or bool(layer._forward_pre_hooks) or bool(layer._forward_hooks)
 
 
-def _joining(parts: Sequence[torch.Tensor]) -> Callable[[torch.Tensor], torch.Tensor]:
-    return lambda prompts: torch.cat(list(parts))
-
-
 _known: WeakKeyDictionary[nn.Module, Projections] = WeakKeyDictionary()
 
 
@@ -74,7 +81,9 @@ def projected(unet: nn.Module, evaluation: Evaluation) -> contextlib.AbstractCon
     prompts = [row.prompt for row in evaluation.rows]
     if (
         evaluation.prompts.device.type != "cpu"
-        or "forward" in vars(unet)  # as of compiled code, which has its own layers
+        or not getattr(
+            unet.forward, "minds_given", "forward" not in vars(unet)
+        )  # as compiled code, with its own layers
         or any(row.sample.adapters for row in evaluation.rows)  # which may have changed the weights for this evaluation
         or not torch.equal(evaluation.prompts, torch.cat([each.hidden for each in prompts]))  # by a conditioner
     ):

@@ -15,6 +15,7 @@ from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from darkroom_server.compiled import compiled
+from darkroom_server.traced import traced
 
 if TYPE_CHECKING:
     from darkroom_plugins.contract import Family
@@ -94,10 +95,13 @@ def place(components: Mapping[str, nn.Module], family: Family, options: MemoryOp
     if (part := denoiser(family)) is not None:
         _prepare_denoiser(components[part], family, options)
     vae: Any = components.get("vae")
+    hollow: Any = family.hollow.get("vae")
     if options.vae_slicing:
         vae.enable_slicing()
     if options.vae_tiling:
         vae.enable_tiling()
+    if _traceable(family, options) and hasattr(vae, "decoder"):
+        vae.decoder.forward = traced(vae.decoder, hollow.decoder)
     placement = Placement(options.offload)
     for name, network in components.items():
         _offload(network, options.offload, family.device, placement, streams=name == part)
@@ -118,8 +122,14 @@ def _prepare_denoiser(network: Any, family: Family, options: MemoryOptions) -> N
     if options.compile:
         # Weights that come and go are there for the engine alone.
         network.forward = compiled(network, background=options.offload == "none")
+    elif _traceable(family, options):
+        network.forward = traced(network, family.hollow[denoiser(family) or ""])
     if kernel := ATTENTION_KERNELS.get(options.attention_backend or "native"):
         network.forward = _with_kernel(network.forward, kernel)
+
+
+def _traceable(family: Family, options: MemoryOptions) -> bool:
+    return family.device.type == "cpu" and options.offload == "none"
 
 
 def cast(network: Any, options: MemoryOptions, dtype: torch.dtype) -> None:

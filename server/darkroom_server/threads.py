@@ -8,6 +8,7 @@ want the processor too.
 
 from __future__ import annotations
 
+import functools
 import os
 from concurrent.futures import ThreadPoolExecutor
 from threading import Barrier
@@ -19,6 +20,12 @@ def spin_briefly() -> None:
     """Before torch is loaded. An operator's own setting stays."""
     if "OMP_WAIT_POLICY" not in os.environ:
         os.environ.setdefault("GOMP_SPINCOUNT", SPINS)
+
+
+@functools.cache
+def background() -> ThreadPoolExecutor:
+    """A thread for work that nobody waits for. It is to be there before the engine sets its number of threads."""
+    return without_teams("background")
 
 
 def without_teams(name: str, threads: int = 1) -> ThreadPoolExecutor:
