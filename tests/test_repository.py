@@ -38,6 +38,7 @@ EDGE = {
     "responses",
     "status",
     "image_service",
+    "rehearsal",
     "catalog_service",
     "app",
 }

@@ -45,8 +45,8 @@ def traced(network: nn.Module, kept_with: nn.Module) -> Callable[..., Any]:
     """Its forward, which takes rows: tensors of any number of them, first. Its traces are kept as long as `kept_with`,
     a module that stands for all networks of this structure and setting.
 
-    Whatever is changed about the network for a moment (hooks, layers in others' places) is minded by running it as it
-    is, as are inputs that there is no trace for yet.
+    Whatever is changed about the network (hooks, layers and attention processors in others' places) is minded by running it as it
+    is, as are inputs that there is no trace for yet. Its forward has to be that of its class.
     """
     forward = _Traced(network, _traces.setdefault(kept_with, {}))
     taking = functools.wraps(network.forward)(lambda *args, **kwargs: forward(*args, **kwargs))
@@ -112,8 +112,8 @@ class _Call:
 
 class _Traced:
     def __init__(self, network: nn.Module, traces: Traces) -> None:
-        self._network, self._plain, self._traces = network, network.forward, traces
-        self._modules = [(module, [*module._modules.values()]) for module in network.modules()]
+        self._network, self._traces = network, traces
+        self._modules = [(module, _parts(module)) for module in network.modules()]
         self._places = _places(network)
         self._twin = _Twin(network)
 
@@ -134,6 +134,9 @@ class _Traced:
             self._traces[kind] = None
             return self._plain(*args, **kwargs)
 
+    def _plain(self, *args: Any, **kwargs: Any) -> Any:
+        return type(self._network).forward(self._network, *args, **kwargs)
+
     @property
     def _name(self) -> str:
         return type(self._network).__name__
@@ -141,8 +144,8 @@ class _Traced:
     def _given(self) -> dict[int, torch.Tensor] | None:
         """What is known beforehand of its layers' outputs; None: something is changed about the network."""
         given = {}
-        for number, (module, children) in enumerate(self._modules):
-            changed = module._forward_hooks or module._forward_pre_hooks or [*module._modules.values()] != children
+        for number, (module, parts) in enumerate(self._modules):
+            changed = module._forward_hooks or module._forward_pre_hooks or _parts(module) != parts
             forward = vars(module).get("forward") if number else None  # that of the network is this one
             if changed or not (forward is None or isinstance(forward, Given)):
                 return None
@@ -214,6 +217,11 @@ def _run(trace: Trace, call: _Call, weights: Sequence[torch.Tensor]) -> Any:
     # Its optimiser takes long at first, and makes nothing faster on a CPU.
     with torch.jit.optimized_execution(False):  # type: ignore[attr-defined]
         return trace([*call.tensors, *weights])
+
+
+def _parts(module: nn.Module) -> list[Any]:
+    """Those that others put into a network's modules at times."""
+    return [*module._modules.values(), vars(module).get("processor")]  # diffusers' attention processors
 
 
 def _to_check(rows: int) -> Sequence[int]:

@@ -25,6 +25,7 @@ from darkroom.v1.edits_pb2 import ImageToImage, Inpaint
 from darkroom.v1.parameters_pb2 import ControlSpec, LoraSpec
 from darkroom_plugins.errors import PluginFailed
 from darkroom_server.recovery import PATIENCE, Recovery
+from darkroom_server.traced import _Traced
 from tests.support import RunningServer, Stream, details, edit_request, generate_request, png
 
 NOISE = np.random.default_rng(2)
@@ -63,6 +64,12 @@ class Shortage:
             raise torch.OutOfMemoryError("CUDA out of memory")
 
         patch.setattr(kind, method, short)
+
+
+@pytest.fixture(autouse=True)
+def without_traces(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is patched here is run by Python."""
+    monkeypatch.setattr(_Traced, "_given", lambda self: None)
 
 
 @pytest.fixture

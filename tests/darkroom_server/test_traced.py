@@ -133,12 +133,15 @@ def test_changes_are_minded() -> None:
     network.second._modules["1"] = nn.Identity()
     assert torch.equal(network(given), expected(network, given))
     network.second._modules["1"] = own
+    vars(network.second)["processor"] = object()
+    assert torch.equal(network(given), expected(network, given))
+    del network.second.processor
     network.first.forward = lambda x: x  # type: ignore[method-assign, assignment]
     assert torch.equal(network(given), expected(network, given))
     del network.first.forward
-    assert network.runs == 5
+    assert network.runs == 7
     assert torch.equal(network(given), expected(network, given))
-    assert network.runs == 6
+    assert network.runs == 8
 
 
 def test_what_is_given_of_layers_is_an_input() -> None:
