@@ -45,8 +45,8 @@ def traced(network: nn.Module, kept_with: nn.Module) -> Callable[..., Any]:
     """Its forward, which takes rows: tensors of any number of them, first. Its traces are kept as long as `kept_with`,
     a module that stands for all networks of this structure and setting.
 
-    Whatever is changed about the network (hooks, layers and attention processors in others' places) is minded by running it as it
-    is, as are inputs that there is no trace for yet. Its forward has to be that of its class.
+    Whatever is changed about the network (hooks, layers and attention processors in others' places) is minded by
+    running it as it is, as are inputs that there is no trace for yet. Its forward has to be that of its class.
     """
     forward = _Traced(network, _traces.setdefault(kept_with, {}))
     taking = functools.wraps(network.forward)(lambda *args, **kwargs: forward(*args, **kwargs))
