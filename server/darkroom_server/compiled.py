@@ -32,11 +32,9 @@ def compiled(network: nn.Module, background: bool) -> Callable[..., Any]:
     return functools.wraps(network.forward)(lambda *args, **kwargs: forward(*args, **kwargs))
 
 
-def settle() -> None:
-    """Wait until no compiler is at work."""
-    for thread in threading.enumerate():
-        if thread.name == COMPILER:
-            thread.join()
+def at_work() -> bool:
+    """Whether a compiler is."""
+    return any(thread.name == COMPILER for thread in threading.enumerate())
 
 
 class _Compiled:

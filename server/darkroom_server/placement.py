@@ -122,7 +122,7 @@ def _prepare_denoiser(network: Any, family: Family, options: MemoryOptions) -> N
     if options.compile:
         # Weights that come and go are there for the engine alone.
         network.forward = compiled(network, background=options.offload == "none")
-    elif _traceable(family, options):
+    elif _traceable(family, options) and options.attention_slicing is None:  # which is a loop over rows
         network.forward = traced(network, family.hollow[denoiser(family) or ""])
     if kernel := ATTENTION_KERNELS.get(options.attention_backend or "native"):
         network.forward = _with_kernel(network.forward, kernel)

@@ -29,18 +29,27 @@ async def rehearse(model: str, limits: Limits, make_plan: MakePlan, engine: Engi
     compiler has nothing to do any more."""
     count = 1
     while count <= min(limits.max_images, limits.max_batch_rows // 2):
-        job = Job(uuid.uuid4().hex, "", arrived=time.monotonic(), held_bytes=0)
-        await make_plan(job, check_generate, _message(job.request_id, model, count))
-        engine.submit(job)
-        event = None
-        while not isinstance(event, StepDone | Ended):
-            event = await job.mailbox.get()
-        engine.cancel(job, then=lambda: None)
-        if isinstance(event, Ended):
-            log.warning("model %s: no rehearsal of %d pictures at once", model, count, exc_info=event.error)
+        try:
+            await _begin(model, count, make_plan, engine)
+        except Exception as error:  # of a model that makes none without a picture to begin with, for instance
+            log.warning("model %s: no rehearsal of %d pictures at once: %s", model, count, error)
             return
-        await asyncio.to_thread(compiled.settle)
+        while compiled.at_work():  # noqa: ASYNC110  # a thread that waited for it would hold up a server that stops
+            await asyncio.sleep(0.1)
         count *= 2
+
+
+async def _begin(model: str, count: int, make_plan: MakePlan, engine: Engine) -> None:
+    job, gone = Job(uuid.uuid4().hex, "", arrived=time.monotonic(), held_bytes=0), asyncio.Event()
+    await make_plan(job, check_generate, _message(job.request_id, model, count))
+    engine.submit(job)
+    event = None
+    while not isinstance(event, StepDone | Ended):
+        event = await job.mailbox.get()
+    engine.cancel(job, then=gone.set)
+    await gone.wait()
+    if isinstance(event, Ended) and event.error is not None:
+        raise event.error
 
 
 def _message(request_id: str, model: str, count: int) -> image_service_pb2.GenerateRequest:

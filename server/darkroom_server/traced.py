@@ -13,6 +13,7 @@ import copy
 import functools
 import itertools
 import logging
+import threading
 import time
 import warnings
 from collections.abc import Callable, Hashable, Mapping, Sequence
@@ -29,7 +30,7 @@ from darkroom_server.threads import background
 log = logging.getLogger(__name__)
 
 LONGEST = 0.25  # seconds of an evaluation: of one that takes longer, Python's part is not worth a trace
-MOST = 12  # traces in this process
+MOST = 12  # traces in this process, of use or not
 MANY = 64  # rows, from which upsampling in diffusers goes another way
 
 Trace: TypeAlias = Callable[[list[torch.Tensor]], Any]
@@ -37,6 +38,7 @@ Traces: TypeAlias = dict[Hashable, Trace | None]  # by the kind of input; None: 
 
 _traces: WeakKeyDictionary[nn.Module, Traces] = WeakKeyDictionary()
 _count = 0
+_at_work = threading.Lock()  # one at a time, so that the end of the process does not wait for many
 
 warnings.filterwarnings("ignore", category=torch.jit.TracerWarning)  # type: ignore[attr-defined]  # all is checked
 
@@ -129,10 +131,11 @@ class _Traced:
             return self._as_it_is(kind, call)
         try:
             return _run(trace, call, self._weights())
-        except Exception:  # which the network itself tells better
-            log.exception("a trace of %s failed, and is not used again", self._name)
+        except Exception as error:
+            made = self._plain(*args, **kwargs)  # which raises what is not the trace's fault
+            log.warning("a trace of %s failed, and is not used again", self._name, exc_info=error)
             self._traces[kind] = None
-            return self._plain(*args, **kwargs)
+            return made
 
     def _plain(self, *args: Any, **kwargs: Any) -> Any:
         return type(self._network).forward(self._network, *args, **kwargs)
@@ -161,10 +164,14 @@ class _Traced:
         began = time.monotonic()
         made = self._plain(*call.args, **call.kwargs)
         quick = time.monotonic() - began < LONGEST
-        if quick and kind not in self._traces and _count < MOST:
+        if quick and kind not in self._traces and _count < MOST and _at_work.acquire(blocking=False):
+            try:
+                background().submit(self._try, kind, call.mapped(torch.clone))
+            except Exception:  # there is no room for the copies now
+                _at_work.release()
+                return made
+            self._traces.setdefault(kind, None)
             _count += 1
-            self._traces[kind] = None
-            background().submit(self._try, kind, call.mapped(torch.clone))
         return made
 
     @torch.inference_mode()
@@ -179,6 +186,8 @@ class _Traced:
             log.info("%s is traced for one more kind of input, in %.2f s", self._name, time.monotonic() - began)
         except Exception as error:  # whatever a tracer raises: the network is there without it
             log.info("no trace of %s: %s", self._name, str(error).strip().partition("\n")[0])
+        finally:
+            _at_work.release()
 
 
 class _Twin:
@@ -226,7 +235,7 @@ def _parts(module: nn.Module) -> list[Any]:
 
 def _to_check(rows: int) -> Sequence[int]:
     """For how many rows a trace of so many has to be right."""
-    return (1,) if rows == 1 else (rows, 2, 3) if rows < MANY else (rows, rows + 1)
+    return (1,) if rows == 1 else (rows, 2, rows + 1) if rows < MANY else (rows, rows + 1)
 
 
 def _places(network: nn.Module) -> list[tuple[dict[str, Any], str]]:

@@ -87,9 +87,7 @@ class Turns:
 
     def lost(self) -> float:
         """The greatest share of images a second that one way makes less than another, likewise."""
-        first = next(iter(self))
-        relative = [self.over(way, first) for way in self]
-        return 1 - min(relative) / max(relative)
+        return 1 - min(self.over(way, other) for way in self for other in self)
 
 
 def percentile(values: list[float], percent: int) -> float:

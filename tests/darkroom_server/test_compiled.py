@@ -14,8 +14,9 @@ from torch import nn
 
 from darkroom.v1 import catalog_service_pb2 as catalog_pb
 from darkroom.v1.parameters_pb2 import ControlSpec
+from darkroom_plugins.txt2img import Txt2Img
 from darkroom_plugins.unet import UNetFamily
-from darkroom_server.compiled import compiled, settle
+from darkroom_server.compiled import at_work, compiled
 from tests.support import RunningServer, generate_request, png
 from tests.tiny import save_controlnet
 
@@ -57,6 +58,12 @@ def backend(monkeypatch: pytest.MonkeyPatch) -> Iterator[Backend]:
     backend.go.set()
     settle()
     torch.compiler.reset()
+
+
+def settle() -> None:
+    """Wait for compilers."""
+    while at_work():
+        time.sleep(0.01)
 
 
 @contextlib.contextmanager
@@ -128,6 +135,17 @@ def test_loading_waits_for_the_compiler_where_that_is_asked_for(backend: Backend
             server.generate(**REQUEST, num_images=count)
             assert backend.run_by == ["engine"] * 5  # PNDM's evaluations of four steps
         assert len(backend.compiled_by) == compiled_by
+
+
+def test_a_model_that_cannot_rehearse_is_loaded(
+    backend: Backend, tiny_model: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(Txt2Img, "misfit", lambda *_: "wants a picture to begin with")
+    with RunningServer(models=[{"name": "tiny", "path": tiny_model, "compile": "load"}]) as server:
+        (listed,) = server.catalog.ListModels(catalog_pb.ListModelsRequest()).models
+    (warning,) = [record.getMessage() for record in caplog.records if "no rehearsal" in record.message]
+    assert "wants a picture" in warning
+    assert listed.residency == catalog_pb.RESIDENCY_RESIDENT
 
 
 def test_a_model_whose_rehearsal_fails_is_loaded(

@@ -108,6 +108,7 @@ def test_each_kind_of_input_has_its_own() -> None:
         lambda x: x * 2 if len(x) > 2 else x,
         lambda x: x.repeat(5, 1)[: 5 * x.shape[0]].view(-1, int(x.shape[0]), 4).sum(0) * float(x.shape[0]),
         lambda x: x + float(x.sum()),
+        lambda x: torch.cat([x[number : number + 1] for number in range(len(x))]),
     ],
 )
 def test_what_is_not_the_same_for_all_rows_is_not_used(then: Callable[[torch.Tensor], torch.Tensor]) -> None:
@@ -177,6 +178,20 @@ def test_a_trace_that_fails_is_used_no_more(caplog: pytest.LogCaptureFixture) ->
     for _ in range(2):
         assert torch.equal(network(rows(2)), expected(network, rows(2)))
     assert len([record for record in caplog.records if "not used again" in record.message]) == 1
+
+
+def test_a_call_that_is_wrong_says_so_and_costs_no_trace() -> None:
+    network, wrong = prepared(Network(), rows(2)), rows(2)[:, :3]
+    with pytest.raises(RuntimeError, match="shapes cannot be multiplied"):
+        network(wrong)
+    broken = dict(network.first._parameters)
+    network.first._parameters["weight"] = nn.Parameter(torch.ones(5, 5), requires_grad=False)
+    with pytest.raises(RuntimeError, match="shapes cannot be multiplied"):
+        network(rows(2))
+    network.first._parameters.update(broken)
+    network.runs = 0
+    network(rows(2))
+    assert network.runs == 0
 
 
 def test_traces_outlive_a_network_and_keep_no_weights() -> None:
