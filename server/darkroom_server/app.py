@@ -170,13 +170,28 @@ class App:
         self.failed.set()
 
 
+async def _started(app: App, stop: asyncio.Event) -> bool:
+    """Start it, which loads models; false when it is to stop before that is done."""
+    starting, stopping = asyncio.ensure_future(app.start()), asyncio.ensure_future(stop.wait())
+    await asyncio.wait((starting, stopping), return_when=asyncio.FIRST_COMPLETED)
+    stopping.cancel()
+    if not starting.done():
+        starting.cancel()
+        await asyncio.gather(starting, return_exceptions=True)
+        return False
+    await starting
+    return True
+
+
 async def run(settings: Settings, plugins: Plugins | None = None) -> int:
     """Serve until SIGINT or SIGTERM; the exit code, 1 when the device was lost."""
     app = App(settings, plugins or load_plugins(settings.blocked_plugins))
     stop = asyncio.Event()
     for name in (signal.SIGINT, signal.SIGTERM):
         asyncio.get_running_loop().add_signal_handler(name, stop.set)
-    await app.start()
+    if not await _started(app, stop):
+        await app.stop()
+        return 0
     print(f"Darkroom is ready on {app.address}: {', '.join(model.name for model in app.settings.models)}", flush=True)  # noqa: T201
     unchecked = [model.name for model in app.settings.models if model.safety == "off"]
     if unchecked:

@@ -1,6 +1,9 @@
 """A compiled denoiser: compiled beside the engine, never by it, and left alone where it does not apply."""
 
+import asyncio
 import contextlib
+import os
+import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -16,7 +19,9 @@ from darkroom.v1 import catalog_service_pb2 as catalog_pb
 from darkroom.v1.parameters_pb2 import ControlSpec
 from darkroom_plugins.txt2img import Txt2Img
 from darkroom_plugins.unet import UNetFamily
+from darkroom_server.app import run
 from darkroom_server.compiled import at_work, compiled
+from darkroom_server.settings import ModelSettings, Settings
 from tests.support import RunningServer, generate_request, png
 from tests.tiny import save_controlnet
 
@@ -37,7 +42,8 @@ class Backend:
     def __call__(self, graph: Any, example: Any) -> Callable[..., Any]:
         self.compiled_by.append(threading.current_thread().name)
         self.began.set()
-        self.go.wait(20)
+        if self.compiled_by[-1] == "compiler":
+            self.go.wait(20)
         if self.error is not None:
             raise self.error
 
@@ -135,6 +141,19 @@ def test_loading_waits_for_the_compiler_where_that_is_asked_for(backend: Backend
             server.generate(**REQUEST, num_images=count)
             assert backend.run_by == ["engine"] * 5  # PNDM's evaluations of four steps
         assert len(backend.compiled_by) == compiled_by
+
+
+def test_a_server_that_waits_for_the_compiler_stops_when_it_is_told_to(backend: Backend, tiny_model: Path) -> None:
+    def tell() -> None:
+        while not at_work():
+            time.sleep(0.01)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    backend.go.clear()
+    threading.Thread(target=tell).start()
+    settings = Settings(listen="127.0.0.1:0", models=[ModelSettings(name="tiny", path=tiny_model, compile="load")])
+    assert asyncio.run(run(settings)) == 0
+    assert at_work()
 
 
 def test_a_model_that_cannot_rehearse_is_loaded(
