@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from darkroom_plugins.errors import OutOfMemory
+from darkroom_server.networks import mapped
 from darkroom_server.recovery import kind_of
 
 log = logging.getLogger(__name__)
@@ -59,7 +60,7 @@ class _Compiled:
             self._try(shapes, args, kwargs)
             return
         try:
-            given = _clones((args, kwargs))
+            given = mapped((args, kwargs), torch.clone)  # as their owner may write to them
             threading.Thread(target=self._try, args=(shapes, *given), name=COMPILER, daemon=True).start()
         except BaseException:
             self._at_work.release()
@@ -102,14 +103,3 @@ def _shapes(value: Any) -> Hashable:
     if isinstance(value, list | tuple):
         return tuple(_shapes(each) for each in value)
     return value  # type: ignore[no-any-return]
-
-
-def _clones(value: Any) -> Any:
-    """A copy, as its owner may write to the tensors."""
-    if isinstance(value, torch.Tensor):
-        return value.clone()
-    if isinstance(value, Mapping):
-        return {name: _clones(each) for name, each in value.items()}
-    if isinstance(value, list | tuple):
-        return type(value)(_clones(each) for each in value)
-    return value

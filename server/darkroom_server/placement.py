@@ -15,6 +15,7 @@ from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from darkroom_server.compiled import compiled
+from darkroom_server.networks import tensors
 from darkroom_server.traced import traced
 
 if TYPE_CHECKING:
@@ -47,7 +48,7 @@ class Placement:
         """Keep the network in the CPU's memory, and bring it to the device when it is used, in the place of the one
         that was there."""
         network.to(CPU)
-        self._weights[network] = list(_tensors(network))
+        self._weights[network] = list(tensors(network))
         add_hook_to_module(network, _Bringing(self, device))
 
     def bring(self, network: nn.Module, device: torch.device) -> None:
@@ -215,10 +216,3 @@ def _bytes(weights: torch.Tensor, quantised: str | None) -> int:
     if quantised == "int4":  # and a scale and a zero point for each group, of 2 bytes
         return weights.numel() // 2 + weights.numel() // INT4_GROUP * 4
     return weights.numel() + 5 * weights.shape[0]  # each row's scale, of 4 bytes at most, and zero point
-
-
-def _tensors(network: nn.Module) -> Iterator[tuple[dict[str, Any], str, torch.Tensor]]:
-    """All parameters and buffers, with the tables of modules that they stand in."""
-    for module in network.modules():
-        for table in (module._parameters, module._buffers):
-            yield from ((table, name, tensor) for name, tensor in table.items() if tensor is not None)

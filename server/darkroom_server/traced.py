@@ -25,6 +25,7 @@ import torch
 from torch import nn
 
 from darkroom_plugins.projections import Given
+from darkroom_server.networks import mapped, tensors
 from darkroom_server.threads import background
 
 log = logging.getLogger(__name__)
@@ -67,9 +68,9 @@ class _Call:
 
     @classmethod
     def of(cls, args: tuple[Any, ...], kwargs: Mapping[str, Any], given: Mapping[int, torch.Tensor]) -> _Call:
-        tensors: list[torch.Tensor] = []
-        _mapped((args, kwargs, given), tensors.append)
-        return cls(args, kwargs, given, tensors)
+        found: list[torch.Tensor] = []
+        mapped((args, kwargs, given), found.append)
+        return cls(args, kwargs, given, found)
 
     @property
     def rows(self) -> int:
@@ -104,7 +105,7 @@ class _Call:
 
     def mapped(self, function: Callable[[torch.Tensor], torch.Tensor]) -> _Call:
         """The same with other tensors."""
-        return _Call.of(*_mapped((self.args, self.kwargs, self.given), function))
+        return _Call.of(*mapped((self.args, self.kwargs, self.given), function))
 
     def with_rows(self, count: int) -> _Call:
         """The same with so many rows, of which there are some twice where it has not as many."""
@@ -116,7 +117,7 @@ class _Traced:
     def __init__(self, network: nn.Module, traces: Traces) -> None:
         self._network, self._traces = network, traces
         self._modules = [(module, _parts(module)) for module in network.modules()]
-        self._places = _places(network)
+        self._places = [(table, name) for table, name, _ in tensors(network)]
         self._twin = _Twin(network)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
@@ -194,10 +195,9 @@ class _Twin:
     """The same layers once more, for another thread: without what is changed about those in use for a moment."""
 
     def __init__(self, network: nn.Module) -> None:
-        weights = [table[name] for table, name in _places(network)]
-        self._network = copy.deepcopy(network, {id(weight): weight for weight in weights})
+        self._network = copy.deepcopy(network, {id(weight): weight for *_, weight in tensors(network)})
         self._modules = [*self._network.modules()]
-        self._places = _places(self._network)
+        self._places = [(table, name) for table, name, _ in tensors(self._network)]
 
     def trace(self, call: _Call, weights: Sequence[torch.Tensor]) -> Trace:
         """What it does with a call, for calls with other tensors and weights."""
@@ -236,23 +236,6 @@ def _parts(module: nn.Module) -> list[Any]:
 def _to_check(rows: int) -> Sequence[int]:
     """For how many rows a trace of so many has to be right."""
     return (1,) if rows == 1 else (rows, 2, rows + 1) if rows < MANY else (rows, rows + 1)
-
-
-def _places(network: nn.Module) -> list[tuple[dict[str, Any], str]]:
-    """Of its weights."""
-    tables = (table for module in network.modules() for table in (module._parameters, module._buffers))
-    return [(table, name) for table in tables for name, weight in table.items() if weight is not None]
-
-
-def _mapped(value: Any, function: Callable[[torch.Tensor], Any]) -> Any:
-    """The same with other tensors, or what stands for them."""
-    if isinstance(value, torch.Tensor):
-        return function(value)
-    if isinstance(value, Mapping):
-        return {name: _mapped(each, function) for name, each in value.items()}
-    if isinstance(value, list | tuple):
-        return type(value)(_mapped(each, function) for each in value)
-    return value
 
 
 def _same(made: Any, expected: Any) -> bool:

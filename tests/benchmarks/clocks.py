@@ -32,6 +32,7 @@ STAGES = {
 THREADS = {  # what they do, by their names
     "engine": "engine",
     "tables": "scheduler tables",
+    "background": "traces",
     "loader": "loading",
     "encoder": "encoding",
     "reader": "requests",
