@@ -251,8 +251,9 @@ class Conditioner(AssetUser, ABC):
         `sample.state[name]`."""
 
     def condition(self, evaluation: Evaluation) -> None:
-        """Add to `evaluation.arguments` for the rows whose samples want it. It must change no sample. Where memory is
-        short, an evaluation holds only some of a sample's rows."""
+        """Add to `evaluation.arguments` for the rows whose samples want it, or put other prompts in the place of
+        `evaluation.prompts`. It must change no sample, and write into no tensor of the evaluation, which later ones
+        share. Where memory is short, an evaluation holds only some of a sample's rows."""
 
 
 class Adapter(AssetUser, ABC):

@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
 
 import torch
 from diffusers import ControlNetModel
+from torch import nn
 
 from darkroom_plugins import hookimpl
 from darkroom_plugins.contract import AssetInfo, AssetKind, Conditioner, Family
 from darkroom_plugins.files import fill, hollow, read_json
+from darkroom_plugins.given import changed, giving
 from darkroom_plugins.img2img import to_tensor
 from darkroom_plugins.request import ControlChoice, Request
-from darkroom_plugins.sample import Evaluation, Row, Sample
+from darkroom_plugins.sample import Constants, Evaluation, Row, Sample
 from darkroom_plugins.tensors import to_device
 from darkroom_plugins.weights import read_tensors, weight_files
 
@@ -25,13 +28,14 @@ SHAPE_KEYS = ("cross_attention_dim", "block_out_channels", "layers_per_block", "
 Residuals: TypeAlias = list[torch.Tensor]  # what is added in the denoiser: down blocks, then the middle one
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True, eq=False)
 class Control:
     """A ControlNet with the map that it follows, for one sample."""
 
     choice: ControlChoice
     network: Any
     map: torch.Tensor  # (1, 3, height, width) in 0 to 1
+    features: torch.Tensor | None = None  # what the network's first layers make of it: (1, channels, h, w), always this
 
 
 class ControlNets(Conditioner):
@@ -126,15 +130,38 @@ def _guesses(control: Control) -> bool:
 
 
 def _run(network: Any, part: Evaluation, controls: Sequence[Control], model: Family) -> Residuals:
-    down, middle = network(
-        part.latents,
-        part.timesteps,
-        encoder_hidden_states=part.prompts,
-        controlnet_cond=torch.cat([control.map for control in controls]),
-        return_dict=False,
-        **model.added_conditions(part),
-    )
+    with _mapped(network.controlnet_cond_embedding, controls, part.constants) as maps:
+        down, middle = network(
+            part.latents,
+            part.timesteps,
+            encoder_hidden_states=part.prompts,
+            controlnet_cond=maps,
+            return_dict=False,
+            **model.added_conditions(part),
+        )
     return [*down, middle]
+
+
+@contextmanager
+def _mapped(first: nn.Module, controls: Sequence[Control], constants: Constants) -> Iterator[torch.Tensor]:
+    """A context in which a network takes these maps. Its first layers work at the maps' size, and take a large part of
+    its time: what they make of each map is kept."""
+    if changed(first):
+        yield torch.cat([control.map for control in controls])
+        return
+    known = [control.features for control in controls if control.features is not None]
+    if len(known) == len(controls):
+        with giving({first: constants.of(first, torch.cat, known)}):
+            yield controls[0].map
+        return
+    made: list[torch.Tensor] = []
+    handle = first.register_forward_hook(lambda layer, maps, features: made.append(features))
+    try:
+        yield torch.cat([control.map for control in controls])
+    finally:
+        handle.remove()
+    for control, features in zip(controls, made[0].split(1), strict=True):
+        control.features = features.clone()  # which does not keep the others'
 
 
 def _scaled(residuals: Residuals, network: Any, controls: Sequence[Control]) -> Residuals:

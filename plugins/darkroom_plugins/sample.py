@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from darkroom_plugins.tensors import to_device
 
@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from darkroom_plugins.canvas import Canvas
     from darkroom_plugins.contract import Adapter, Assets, Conditioner, Family, Inspector, Task
     from darkroom_plugins.request import Pixels, Request
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +46,23 @@ class Features:
     tensor: torch.Tensor  # (1, channels, h, w)
 
 
+class Constants:
+    """What is made of a batch's parts, for as long as the batch has the same ones: one tensor of all their prompts, for
+    instance. It is shared by the evaluations of the batch, so that nothing may write into it."""
+
+    def __init__(self) -> None:
+        self._made: dict[Hashable, tuple[tuple[object, ...], Any]] = {}
+
+    def of(self, name: Hashable, make: Callable[[Any], T], parts: Sequence[object]) -> T:
+        """What `make` makes of the parts: what it made the last time under this name, where they are the same objects.
+        Samples cannot be parts, as those keep their constants."""
+        before, made = self._made.get(name, (None, None))
+        if before is None or [*map(id, before)] != [*map(id, parts)]:
+            made = make(parts)
+            self._made[name] = tuple(parts), made
+        return made  # type: ignore[return-value]
+
+
 @dataclass(slots=True, eq=False)
 class Sample:
     """One image in the making. What is None is set when the sample begins, before its first evaluation."""
@@ -69,6 +88,7 @@ class Sample:
     table: Mapping[int, Any] = field(default_factory=dict)  # the engine's: its scheduler's steps, where they are known
     features: dict[bool, Features] = field(default_factory=dict)  # its rows', by whether they are the unconditional one
     state: dict[str, Any] = field(default_factory=dict)  # a plugin's own, under its contribution's name
+    constants: Constants = field(default_factory=Constants)  # of the batch that it is the first of
 
     @property
     def seed(self) -> int:
@@ -133,9 +153,19 @@ class Evaluation:
     prompts: torch.Tensor  # (rows, tokens, width)
     extra_channels: torch.Tensor | None = None  # (rows, more, h, w), for the denoiser alone
     arguments: dict[str, Any] = field(default_factory=dict)  # more for the denoiser's forward, from conditioners
+    constants: Constants = field(default_factory=Constants)
+
+    @property
+    def own_prompts(self) -> torch.Tensor:
+        """The rows' own, (rows, tokens, width): the very `prompts`, unless a conditioner put others in their place."""
+        import torch  # which those who only look at requests go without
+
+        return self.constants.of("prompts", torch.cat, [row.prompt.hidden for row in self.rows])
 
     def select(self, indices: Sequence[int]) -> Evaluation:
         """Only these rows, without the arguments."""
+        if [*indices] == [*range(len(self.rows))]:
+            return replace(self, arguments={})
         picked = to_device(self.timesteps.new_tensor(indices, device="cpu").long(), self.timesteps.device)
         extra = self.extra_channels[picked] if self.extra_channels is not None else None
         rows = [self.rows[index] for index in indices]

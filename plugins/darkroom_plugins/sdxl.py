@@ -46,10 +46,14 @@ class StableDiffusionXL(UNetFamily):
 
     def added_conditions(self, evaluation: Evaluation) -> dict[str, Any]:
         """The pooled prompts, (rows, width), and each row's sizes, (rows, 6), as the pipeline's _get_add_time_ids."""
-        sizes = [_sizes(row.sample.request) for row in evaluation.rows]
         pooled = [row.prompt.pooled for row in evaluation.rows if row.prompt.pooled is not None]
-        time_ids = to_device(torch.tensor(sizes, dtype=self.dtype), self.device)
-        return {"added_cond_kwargs": {"text_embeds": torch.cat(pooled), "time_ids": time_ids}}
+        requests = [row.sample.request for row in evaluation.rows]
+        text_embeds = evaluation.constants.of("text_embeds", torch.cat, pooled)
+        time_ids = evaluation.constants.of("time_ids", self._time_ids, requests)
+        return {"added_cond_kwargs": {"text_embeds": text_embeds, "time_ids": time_ids}}
+
+    def _time_ids(self, requests: Sequence[Request]) -> torch.Tensor:
+        return to_device(torch.tensor([_sizes(each) for each in requests], dtype=self.dtype), self.device)
 
 
 def _sizes(request: Request) -> tuple[int, ...]:

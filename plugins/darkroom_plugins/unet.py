@@ -118,7 +118,11 @@ class UNetFamily(Family):
 
     def _guidance_embedding(self, evaluation: Evaluation) -> torch.Tensor:
         """(rows, width) as the pipeline's get_guidance_scale_embedding, a function of w - 1."""
-        scales = torch.tensor([row.sample.request.guidance_scale - 1 for row in evaluation.rows])
+        requests = [row.sample.request for row in evaluation.rows]
+        return evaluation.constants.of("timestep_cond", self._embedded, requests)
+
+    def _embedded(self, requests: Sequence[Request]) -> torch.Tensor:
+        scales = torch.tensor([request.guidance_scale - 1 for request in requests])
         width = self._config("unet").time_cond_proj_dim
         embed = self.pipeline_class.get_guidance_scale_embedding
         return to_device(embed(None, scales, embedding_dim=width).to(self.dtype), self.device)

@@ -40,14 +40,21 @@ def rows_of(sample: Sample) -> list[Row]:
 def gather(rows: Sequence[Row]) -> Evaluation:
     """The evaluation of these rows, each at its own timestep. Changes nothing in their samples."""
     samples = {sample: number for number, sample in enumerate(dict.fromkeys(row.sample for row in rows))}
+    constants = rows[0].sample.constants
     numbers = [samples[row.sample] for row in rows]
     scaled = _scaled(list(samples))
     latents = torch.cat([scaled[number] for number in numbers])
     times = [float(sample.timestep) for sample in samples]
     timesteps = to_device(torch.tensor([times[number] for number in numbers]), latents.device)
     extra = [row.sample.extra_channels for row in rows if row.sample.extra_channels is not None]
-    prompts = torch.cat([row.prompt.hidden for row in rows])
-    return Evaluation(list(rows), latents, timesteps, prompts, torch.cat(extra) if extra else None)
+    return Evaluation(
+        list(rows),
+        latents,
+        timesteps,
+        prompts=constants.of("prompts", torch.cat, [row.prompt.hidden for row in rows]),
+        extra_channels=constants.of("extra channels", torch.cat, extra) if extra else None,
+        constants=constants,
+    )
 
 
 def _scaled(samples: Sequence[Sample]) -> Sequence[torch.Tensor]:

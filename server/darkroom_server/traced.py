@@ -24,7 +24,7 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import nn
 
-from darkroom_plugins.projections import Given
+from darkroom_plugins.given import Given
 from darkroom_server.networks import mapped, tensors
 from darkroom_server.threads import background
 

@@ -11,7 +11,7 @@ from torch import nn
 
 from darkroom_plugins import projections
 from darkroom_plugins.projections import Projections, projected
-from darkroom_plugins.sample import PromptEmbedding
+from darkroom_plugins.sample import Constants, Evaluation, PromptEmbedding, Row
 from tests.tiny import unet
 
 
@@ -52,54 +52,77 @@ def test_each_prompt_is_multiplied_once(network: nn.Module) -> None:
     assert layers
     for batch in ([first, second], [first, first, second], [second]):
         expected = evaluate(network, batch)
-        with kept.given(batch):
+        with kept.given(batch, Constants()):
             assert torch.allclose(evaluate(network, batch), expected, atol=1e-5)
     assert Counting.products == {1: 3 * layers, 2: layers, 3: layers}  # of those of one row, two are made to be kept
 
 
 def test_the_network_is_as_before_when_an_evaluation_fails(network: nn.Module) -> None:
     kept, batch = Projections(network), [prompt(1)]
-    with pytest.raises(RuntimeError), kept.given(batch):
+    with pytest.raises(RuntimeError), kept.given(batch, Constants()):
         raise RuntimeError
     assert not any("forward" in vars(layer) for layer in kept._layers)
 
 
 def test_what_is_kept_is_bounded(network: nn.Module, monkeypatch: pytest.MonkeyPatch) -> None:
     kept, prompts = Projections(network), [prompt(seed) for seed in range(4)]
-    monkeypatch.setattr(projections, "KEPT_BYTES", 2 * kept._bytes(prompts[0]))
+    monkeypatch.setattr(projections, "KEPT_BYTES", 2 * projections.KEPT_BYTES // kept._capacity(prompts))
     for each in prompts:
-        with kept.given([each]):
+        with kept.given([each], Constants()):
             pass
     assert list(kept._kept) == [id(each) for each in prompts[-2:]]
     before = Counting.products.copy()
-    with kept.given(prompts):  # more than have room
+    with kept.given(prompts, Constants()):  # more than have room
         evaluate(network, prompts)
     assert Counting.products - before == {4: len(kept._layers)}
 
 
+def an_evaluation(*prompts: PromptEmbedding, adapters: tuple[Any, ...] = ()) -> Evaluation:
+    sample: Any = SimpleNamespace(adapters=adapters)
+    rows, count = [Row(sample, each, unconditional=False) for each in prompts], len(prompts)
+    evaluation = Evaluation(rows, torch.ones(count, 4, 8, 8), torch.zeros(count), torch.empty(0))
+    evaluation.prompts = evaluation.own_prompts
+    return evaluation
+
+
+def test_a_batch_is_put_together_once(network: nn.Module, monkeypatch: pytest.MonkeyPatch) -> None:
+    kept, constants, batch = Projections(network), Constants(), [prompt(1), prompt(2)]
+    joined: list[int] = []
+    monkeypatch.setattr(projections.torch, "cat", lambda parts: joined.append(len(parts)) or torch.concat(parts))
+    for _ in range(3):
+        with kept.given(batch, constants):
+            pass
+    assert joined == [2] * len(kept._layers)
+    monkeypatch.setattr(projections, "KEPT_BYTES", projections.KEPT_BYTES // kept._capacity(batch))
+    again = [batch[0]] * 2  # one prompt has room, twice of it has not
+    for _ in range(2):
+        with kept.given(again, constants):
+            pass
+    assert joined[len(kept._layers) :] == [2] * 2 * len(kept._layers)
+
+
 def test_what_a_conditioner_made_of_the_prompts_counts(network: nn.Module) -> None:
-    rows = [SimpleNamespace(prompt=prompt(seed), sample=SimpleNamespace(adapters=())) for seed in (1, 2)]
-    hidden = torch.cat([row.prompt.hidden for row in rows])
     results = []
-    for given in (hidden, 2 * hidden):
-        evaluation: Any = SimpleNamespace(rows=rows, prompts=given)
+    for factor in (None, 2):
+        evaluation = an_evaluation(prompt(1), prompt(2))
+        if factor:
+            evaluation.prompts = factor * evaluation.prompts
         with projected(network, evaluation):
             taken = any("forward" in vars(layer) for layer in Projections(network)._layers)
-            results.append((taken, network(torch.ones(2, 4, 8, 8), torch.zeros(2), given, return_dict=False)[0]))
+            made = network(evaluation.latents, evaluation.timesteps, evaluation.prompts, return_dict=False)[0]
+            results.append((taken, made))
     assert [taken for taken, _ in results] == [True, False]
     assert not torch.allclose(results[0][1], results[1][1], atol=1e-3)
 
 
 def test_adapters_may_change_the_weights_for_an_evaluation(network: nn.Module) -> None:
-    row = SimpleNamespace(prompt=prompt(1), sample=SimpleNamespace(adapters=("any",)))
-    evaluation: Any = SimpleNamespace(rows=[row], prompts=row.prompt.hidden)
-    with projected(network, evaluation):
+    with projected(network, an_evaluation(prompt(1), adapters=("any",))):
         assert not any("forward" in vars(layer) for layer in Projections(network)._layers)
 
 
 def test_layers_that_something_else_changed_are_left_alone(network: nn.Module) -> None:
     kept, batch = Projections(network), [prompt(1)]
     own = kept._layers[0].forward = lambda prompts: prompts
-    with kept.given(batch):
+    with kept.given(batch, Constants()):
         assert kept._layers[0].forward is own
         assert "forward" not in vars(kept._layers[1])

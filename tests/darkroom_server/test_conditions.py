@@ -5,6 +5,7 @@ import io
 import random
 import shutil
 import time
+import weakref
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ import grpc
 import numpy as np
 import pytest
 import torch
+from diffusers.models.controlnets.controlnet import ControlNetConditioningEmbedding
 from grpc import StatusCode
 from PIL import Image
 from safetensors.torch import load_file, save_file
@@ -21,6 +23,8 @@ from darkroom.v1 import catalog_service_pb2 as catalog_pb
 from darkroom.v1.edits_pb2 import ImageToImage, Inpaint
 from darkroom.v1.parameters_pb2 import ControlSpec, LoraSpec
 from darkroom_plugins.manager import load_plugins
+from darkroom_plugins.sample import Evaluation
+from darkroom_plugins.sd import StableDiffusion
 from darkroom_server.models import ModelError
 from tests.support import RunningServer, alike, details, edit_request, generate_request, png, struct
 
@@ -87,6 +91,32 @@ def test_all_images_of_a_job_have_their_conditions(edit_server: RunningServer) -
     both = edit_server.generate(**{**BASE, **conditions, "num_images": 2})
     second = edit_server.generate(**{**BASE, **conditions, "seed": 6})
     assert np.abs(both.pixels[1] - second.pixels[0]).max() <= 1
+
+
+def test_what_is_the_same_at_each_evaluation_is_made_once(
+    edit_server: RunningServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prompts: list[weakref.ref[torch.Tensor]] = []
+    maps: list[int] = []
+    predict, embed = StableDiffusion.predict, ControlNetConditioningEmbedding.forward
+
+    def predicting(self: StableDiffusion, evaluation: Evaluation) -> torch.Tensor:
+        prompts.append(weakref.ref(evaluation.prompts))
+        return predict(self, evaluation)
+
+    def embedding(self: ControlNetConditioningEmbedding, conditioning: torch.Tensor) -> torch.Tensor:
+        maps.append(len(conditioning))
+        return embed(self, conditioning)
+
+    monkeypatch.setattr(StableDiffusion, "predict", predicting)
+    monkeypatch.setattr(ControlNetConditioningEmbedding, "forward", embedding)
+    edit_server.generate(**BASE, controls=[control()])
+    assert len(prompts) >= BASE["num_inference_steps"]
+    # A tensor has but one reference of this kind.
+    assert len(set(map(id, prompts))) == 1, "the prompts were put together anew"
+    assert maps == [2]
+    edit_server.generate(**BASE)
+    assert prompts[0]() is None, "it outlives its job"
 
 
 # ----------------------------------------------------------------------------------------------------- leaving no trace

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import nn
 
-from darkroom_plugins.projections import Given
+from darkroom_plugins.given import Given
 from darkroom_server import traced as module
 from darkroom_server.threads import background
 from darkroom_server.traced import traced
