@@ -3,22 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
 
 import torch
 from diffusers import ControlNetModel
-from torch import nn
 
 from darkroom_plugins import hookimpl
 from darkroom_plugins.contract import AssetInfo, AssetKind, Conditioner, Family
 from darkroom_plugins.files import fill, hollow, read_json
-from darkroom_plugins.given import changed, giving
+from darkroom_plugins.given import giving
 from darkroom_plugins.img2img import to_tensor
 from darkroom_plugins.request import ControlChoice, Request
-from darkroom_plugins.sample import Constants, Evaluation, Row, Sample
+from darkroom_plugins.sample import Evaluation, Row, Sample
 from darkroom_plugins.tensors import to_device
 from darkroom_plugins.weights import read_tensors, weight_files
 
@@ -28,14 +26,13 @@ SHAPE_KEYS = ("cross_attention_dim", "block_out_channels", "layers_per_block", "
 Residuals: TypeAlias = list[torch.Tensor]  # what is added in the denoiser: down blocks, then the middle one
 
 
-@dataclass(slots=True, eq=False)
+@dataclass(frozen=True, slots=True)
 class Control:
     """A ControlNet with the map that it follows, for one sample."""
 
     choice: ControlChoice
     network: Any
-    map: torch.Tensor  # (1, 3, height, width) in 0 to 1
-    features: torch.Tensor | None = None  # what the network's first layers make of it: (1, channels, h, w), always this
+    map: torch.Tensor  # (1, channels, h, w): what the network's first layers make of it, the same at each evaluation
 
 
 class ControlNets(Conditioner):
@@ -76,13 +73,10 @@ class ControlNets(Conditioner):
     def begin(self, sample: Sample) -> None:
         model = sample.model
         sample.state[self.name] = [
-            Control(
-                choice,
-                sample.assets.get("controlnet", choice.model),
-                to_device(to_tensor(pixels).to(model.dtype), model.device),
-            )
+            Control(choice, network, _embedded(network, to_device(to_tensor(pixels).to(model.dtype), model.device)))
             for choice, pixels in zip(sample.request.controls, sample.controls, strict=True)
             if choice.scale > 0
+            for network in [sample.assets.get("controlnet", choice.model)]
         ]
 
     def condition(self, evaluation: Evaluation) -> None:
@@ -90,7 +84,8 @@ class ControlNets(Conditioner):
         parts: list[tuple[torch.Tensor, Residuals]] = []
         for network, wanted in self._by_network(evaluation).items():
             indices, controls = [index for index, _ in wanted], [control for _, control in wanted]
-            residuals = _run(network, evaluation.select(indices), controls, model)
+            maps = evaluation.constants.of(network, torch.cat, [control.map for control in controls])
+            residuals = _run(network, evaluation.select(indices), maps, model)
             parts.append((to_device(torch.tensor(indices), device), _scaled(residuals, network, controls)))
         if parts:
             total = _summed(parts, len(evaluation.rows))
@@ -129,8 +124,15 @@ def _guesses(control: Control) -> bool:
     return control.choice.guess_mode or bool(control.network.config.global_pool_conditions)
 
 
-def _run(network: Any, part: Evaluation, controls: Sequence[Control], model: Family) -> Residuals:
-    with _mapped(network.controlnet_cond_embedding, controls, part.constants) as maps:
+def _embedded(network: Any, pixels: torch.Tensor) -> torch.Tensor:
+    """What the network's first layers, which work at the picture's size, make of (1, 3, height, width) in 0 to 1."""
+    if network.config.controlnet_conditioning_channel_order == "bgr":
+        pixels = pixels.flip(1)
+    return network.controlnet_cond_embedding(pixels)  # type: ignore[no-any-return]
+
+
+def _run(network: Any, part: Evaluation, maps: torch.Tensor, model: Family) -> Residuals:
+    with giving({network.controlnet_cond_embedding: maps}):
         down, middle = network(
             part.latents,
             part.timesteps,
@@ -140,28 +142,6 @@ def _run(network: Any, part: Evaluation, controls: Sequence[Control], model: Fam
             **model.added_conditions(part),
         )
     return [*down, middle]
-
-
-@contextmanager
-def _mapped(first: nn.Module, controls: Sequence[Control], constants: Constants) -> Iterator[torch.Tensor]:
-    """A context in which a network takes these maps. Its first layers work at the maps' size, and take a large part of
-    its time: what they make of each map is kept."""
-    if changed(first):
-        yield torch.cat([control.map for control in controls])
-        return
-    known = [control.features for control in controls if control.features is not None]
-    if len(known) == len(controls):
-        with giving({first: constants.of(first, torch.cat, known)}):
-            yield controls[0].map
-        return
-    made: list[torch.Tensor] = []
-    handle = first.register_forward_hook(lambda layer, maps, features: made.append(features))
-    try:
-        yield torch.cat([control.map for control in controls])
-    finally:
-        handle.remove()
-    for control, features in zip(controls, made[0].split(1), strict=True):
-        control.features = features.clone()  # which does not keep the others'
 
 
 def _scaled(residuals: Residuals, network: Any, controls: Sequence[Control]) -> Residuals:
