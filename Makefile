@@ -52,9 +52,12 @@ bench: $(VENV)/ready
 
 # bench-gpu: the same on a GPU, with real architectures of random weights
 .PHONY: bench-gpu
-bench-gpu: $(VENV)/ready
+bench-gpu: $(VENV)/ready $(TORCHAO)/ready
 	$(BIN)/python -m tests.benchmarks --device cuda --model sd15 $(BENCH)
-	$(BIN)/python -m tests.benchmarks --device cuda --model sdxl --only clients,load $(BENCH)
+	$(BIN)/python -m tests.benchmarks --device cuda --model sd15 --compile --only clients,load $(BENCH)
+	$(BIN)/python -m tests.benchmarks --device cuda --model sdxl --only clients $(BENCH)
+	$(BIN)/python -m tests.benchmarks --device cuda --model sdxl --compile --only clients,load $(BENCH)
+	PYTHONPATH=$(TORCHAO) $(BIN)/python -m tests.benchmarks --device cuda --model sdxl --compile --quantize float8-dynamic --only clients,load $(BENCH)
 
 # clean: remove the environments and everything made
 .PHONY: clean

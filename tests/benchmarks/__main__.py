@@ -61,6 +61,8 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--dtype", default="auto", help="auto: float16 on CUDA, float32 elsewhere")
     parser.add_argument("--model", help="demo, sd15, sdxl (random weights) or a folder; none: demo, on CUDA sd15")
+    parser.add_argument("--compile", action="store_true", help="the denoisers of server and peers, by torch.compile")
+    parser.add_argument("--quantize", help="the server's denoiser: int8, int4, float8 or float8-dynamic")
     parser.add_argument("--only", type=lambda text: text.split(","), help=f"parts, of {','.join(PARTS)}")
     parser.add_argument("--rounds", type=int, default=1, help="how often the systems take turns")
     parser.add_argument(
@@ -107,12 +109,13 @@ def write(bench: Bench, parts: dict[str, Any], seconds: float) -> None:
     import torch
 
     options = bench.options
-    device = torch.cuda.get_device_name() if bench.cuda else f"{platform.processor() or platform.machine()} CPU"
     result = {
-        "device": device,
+        "device": torch.cuda.get_device_name() if bench.cuda else f"{platform.processor() or platform.machine()} CPU",
         "torch": torch.__version__,
         "threads": os.environ.get("OMP_NUM_THREADS"),
         "model": "the demo model" if bench.demo else bench.model.name,
+        "compiled": options.compile,
+        "quantized": options.quantize,
         "rounds": options.rounds,
         "limit": bench.limit,
         "seconds": round(seconds),
@@ -120,7 +123,9 @@ def write(bench: Bench, parts: dict[str, Any], seconds: float) -> None:
         **parts,
     }
     options.out.mkdir(exist_ok=True, parents=True)
-    stem = options.out / "-".join(filter(None, (options.device.partition(":")[0], Path(options.model or "").name)))
+    device, model = options.device.partition(":")[0], Path(options.model or "").name
+    how = (device, model, options.compile and "compiled", options.quantize)
+    stem = options.out / "-".join(filter(None, how))
     stem.with_suffix(".json").write_text(json.dumps(result, indent=2) + "\n")
     if "load" in parts:
         chart.draw(stem.with_suffix(".png"), parts["load"]["rows"])

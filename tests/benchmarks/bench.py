@@ -78,12 +78,13 @@ class Bench:
 
     def serve(self, clocks: bool = False) -> Served:
         """Another server."""
-        return Served(None if self.demo else self.model, self.options.device, self.options.dtype, clocks)
+        options = {"compile": "load" if self.options.compile else False, "quantize": self.options.quantize}
+        return Served(None if self.demo else self.model, self.options.device, self.options.dtype, clocks, options)
 
     @cached_property
     def peers(self) -> Apart:
         """The peers, likewise."""
-        peers = Apart(self.model, self.options.device, self.dtype)
+        peers = Apart(self.model, self.options.device, self.dtype, self.options.compile)
         peers.run("warm_up", 1 if self.options.smoke else MAX_BATCH)
         return peers
 
@@ -128,6 +129,13 @@ class Bench:
             table.add_row(*(_cell(value) for value in row.values()))
         self._console.print(table)
 
+    @property
+    def _kind(self) -> str:
+        """What bars are set for."""
+        kind = "sdxl" if self.options.model == "sdxl" else self.options.device.partition(":")[0]
+        kind += " compiled" if self.options.compile and not self.cuda else ""  # which is usual on a GPU
+        return " ".join(filter(None, (kind, self.options.quantize)))
+
     def hold(
         self,
         what: str,
@@ -136,8 +144,7 @@ class Bench:
         at_most: Mapping[str, float] | None = None,
     ) -> None:
         """A figure that must reach, or not exceed, what is set for this kind of device, if anything is."""
-        kind = "sdxl" if self.options.model == "sdxl" else self.options.device.partition(":")[0]
-        bar = (at_least or at_most or {}).get(kind)
+        bar = (at_least or at_most or {}).get(self._kind)
         if bar is not None:
             held = value >= bar if at_least else value <= bar
             sign = "≥" if at_least else "≤"

@@ -24,11 +24,11 @@ class Peers:
     """One pipeline, and three ways to drive it. All that uses torch is done by one thread, as OpenMP is slower where
     several have a team (see the server's threads.py)."""
 
-    def __init__(self, model: Path, device: str, dtype: Any) -> None:
+    def __init__(self, model: Path, device: str, dtype: Any, compiled: bool = False) -> None:
         from tests.benchmarks.pipelines import Pipelines
 
         self._thread = ThreadPoolExecutor(1)
-        self._pipelines = self._thread.submit(Pipelines, model, device, dtype).result()
+        self._pipelines = self._thread.submit(Pipelines, model, device, dtype, compiled).result()
 
     def _make(self, orders: Sequence[Order]) -> None:
         self._thread.submit(self._pipelines.make, orders).result()
@@ -137,8 +137,8 @@ class RequestBatcher:
 class Apart:
     """Peers in a process of their own, so that nothing of them is in the way of the server, nor it in theirs."""
 
-    def __init__(self, model: Path, device: str, dtype: Any) -> None:
-        self._process = ProcessPoolExecutor(1, get_context("spawn"), _open, (model, device, dtype))
+    def __init__(self, model: Path, device: str, dtype: Any, compiled: bool = False) -> None:
+        self._process = ProcessPoolExecutor(1, get_context("spawn"), _open, (model, device, dtype, compiled))
 
     def run(self, way: str, *work: Any) -> Any:
         """The result of one of the methods of Peers."""

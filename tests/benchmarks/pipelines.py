@@ -26,10 +26,12 @@ CLASSES: dict[tuple[Task, bool], Any] = {
 
 
 class Pipelines:
-    """Makes static batches, as a handler of a simple server would. Each pipeline is there from its first use on."""
+    """Makes static batches, as a handler of a simple server would. Each pipeline is there from its first use on; with
+    `compiled` the denoiser of that for text to image is compiled, as the server compiles it."""
 
-    def __init__(self, model: Path, device: str, dtype: torch.dtype) -> None:
+    def __init__(self, model: Path, device: str, dtype: torch.dtype, compiled: bool) -> None:
         quiet()
+        self._compiled = compiled
         self._where = {"device": device, "dtype": dtype}
         self._model = model
         self._pipe = cache(self._build)
@@ -87,7 +89,10 @@ class Pipelines:
         for name, path in LORA_PATHS.items() if lora else ():
             pipe.load_lora_weights(path.parent, weight_name=path.name, adapter_name=name)
         pipe.set_progress_bar_config(disable=True)
-        return pipe.to(self._where["device"])
+        pipe.to(self._where["device"])
+        if self._compiled and not (control or lora or task != "txt2img"):
+            pipe.unet.compile(dynamic=True)
+        return pipe
 
     @cache  # noqa: B019  # there is one object
     def _net(self) -> Any:

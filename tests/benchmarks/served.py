@@ -1,10 +1,12 @@
 """`darkroom serve` in a process of its own, and clients of it."""
 
 import json
+import os
 import re
 import subprocess
 import sys
 import time
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -27,15 +29,21 @@ Stub = image_service_pb2_grpc.ImageServiceStub
 
 class Served:
     """A server, from start to stop. Without a model it serves the demo model, its ControlNet and its LoRAs; one with
-    `clocks` can say where its time goes."""
+    `clocks` can say where its time goes. `options` are more of the model's settings."""
 
-    def __init__(self, model: Path | None, device: str, dtype: str, clocks: bool = False) -> None:
+    def __init__(
+        self, model: Path | None, device: str, dtype: str, clocks: bool = False, options: Mapping[str, object] = {}
+    ) -> None:
         darkroom = str(Path(sys.executable).with_name("darkroom"))
         command = [sys.executable, "-m", "tests.benchmarks.clocks"] if clocks else [darkroom]
         command += ["serve", "--listen", "127.0.0.1:0", "--device", device, "--dtype", dtype]
-        command += ["--model", str(model)] if model else []
         self._process = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+            command,
+            env={**os.environ, **_environment(model, options)},
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            text=True,
         )
         found = re.search(r"ready on (\S+):", self._read())
         if not found:
@@ -72,6 +80,16 @@ class Served:
         async with aio.insecure_channel(self.address) as channel:
             await channel.channel_ready()
             return await drive(partial(_make, Stub(channel), PREVIEWS[preview]), traffic)
+
+
+def _environment(model: Path | None, options: Mapping[str, object]) -> dict[str, str]:
+    """The settings of what is served, as variables of the environment."""
+    from darkroom_server.settings import ModelSettings, Settings, with_demo
+
+    settings = Settings(models=[ModelSettings(name=model.name, path=model)]) if model else with_demo(Settings())
+    offered = settings.model_dump(mode="json", include={"models", "controlnets", "loras"})
+    offered["models"] = [{**each, **options} for each in offered["models"]]
+    return {f"DARKROOM_{name.upper()}": json.dumps(entries) for name, entries in offered.items()}
 
 
 async def _make(stub: Stub, preview: int, order: Order, record: Record) -> None:
