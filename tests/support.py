@@ -3,7 +3,7 @@
 import asyncio
 import io
 import threading
-from collections.abc import Coroutine, Mapping
+from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
@@ -117,6 +117,19 @@ def struct(values: Mapping[str, Any]) -> Struct:
     return result
 
 
+def spec(name: str, **fields: Any) -> parameters_pb2.SchedulerSpec:
+    options = struct(fields.pop("options")) if "options" in fields else None
+    return parameters_pb2.SchedulerSpec(name=name, options=options, **fields)
+
+
+def preview(**fields: Any) -> dict[str, Any]:
+    return {"preview": parameters_pb2.PreviewOptions(**fields)}
+
+
+def output(**fields: Any) -> dict[str, Any]:
+    return {"output": parameters_pb2.OutputOptions(**fields)}
+
+
 @dataclass
 class Stream:
     """What came of one call."""
@@ -184,3 +197,39 @@ def details(error: grpc.RpcError) -> tuple[str, dict[str, str], float | None]:
             detail.Unpack(info)
             retry = info.retry_delay.ToTimedelta().total_seconds()
     return reason, violations, retry
+
+
+@dataclass
+class Refused:
+    """How a call failed."""
+
+    code: grpc.StatusCode
+    reason: str
+    violations: dict[str, str]
+    retry: float | None
+    trailers: dict[str, Any]
+    message: str
+
+    @property
+    def paths(self) -> set[str]:
+        return set(self.violations)
+
+
+def refused(call: Callable[[], Any]) -> Refused:
+    """Make a call that must fail. A status of gRPC's own has no details."""
+    import pytest  # here, as the benchmarks use this module, too
+
+    with pytest.raises(grpc.RpcError) as caught:
+        call()
+    error = caught.value
+    trailers = dict(error.trailing_metadata() or ())
+    known = details(error) if "grpc-status-details-bin" in trailers else ("", {}, None)
+    return Refused(error.code(), *known, trailers, error.details())
+
+
+def settle(server: RunningServer) -> None:
+    """Wait until the last job's end has reached the engine, and nothing is left of it."""
+    server.run(asyncio.wait_for(server.app.images._idle.wait(), 20))
+    server.run(asyncio.wait_for(server.app.engine.call(lambda: None), 20))
+    assert server.app.images.active_jobs == 0
+    assert not server.app.engine._batcher

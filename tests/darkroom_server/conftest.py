@@ -1,11 +1,11 @@
-"""A server of tiny models with ControlNets and LoRAs."""
+"""A server of tiny models with ControlNets and LoRAs, and the shared one, left as it was."""
 
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from tests.support import RunningServer
+from tests.support import RunningServer, settle
 from tests.tiny import save_controlnet, save_kohya, save_lora, save_sd
 from tests.tiny_sdxl import save_sdxl
 
@@ -40,3 +40,11 @@ def edit_server(folder: Path) -> Iterator[RunningServer]:
         loras=[{"name": name, "path": folder / f"{name}.safetensors"} for name in loras],
     ) as running:
         yield running
+
+
+@pytest.fixture
+def clean(server: RunningServer) -> Iterator[RunningServer]:
+    """The shared server; after the test nothing is left, and a job still goes through."""
+    yield server
+    settle(server)
+    assert server.generate(prompt="x", num_inference_steps=1).kinds[-1] == "completed"
