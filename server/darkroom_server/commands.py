@@ -63,10 +63,11 @@ def serve(
     """
     from darkroom_server import flags
     from darkroom_server.allocator import keep_freed
-    from darkroom_server.threads import spin_briefly
+    from darkroom_server.threads import spin_briefly, switch_quickly
 
     keep_freed()
     spin_briefly()
+    switch_quickly()
     from darkroom_plugins.manager import PluginError
 
     given: dict[str, Any] = {

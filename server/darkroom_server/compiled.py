@@ -16,6 +16,7 @@ from torch import nn
 from darkroom_plugins.errors import OutOfMemory
 from darkroom_server.networks import mapped
 from darkroom_server.recovery import kind_of
+from darkroom_server.threads import stand_back
 
 log = logging.getLogger(__name__)
 
@@ -61,7 +62,7 @@ class _Compiled:
             return
         try:
             given = mapped((args, kwargs), torch.clone)  # as their owner may write to them
-            threading.Thread(target=self._try, args=(shapes, *given), name=COMPILER, daemon=True).start()
+            threading.Thread(target=self._try_aside, args=(shapes, *given), name=COMPILER, daemon=True).start()
         except BaseException:
             self._at_work.release()
             raise
@@ -69,6 +70,10 @@ class _Compiled:
     def _changed(self) -> bool:
         hooked = any(module._forward_hooks or module._forward_pre_hooks for module in self._network.modules())
         return hooked or self._network._modules != self._modules
+
+    def _try_aside(self, *call: Any) -> None:
+        stand_back()
+        self._try(*call)
 
     @torch.inference_mode()
     def _try(self, shapes: Hashable, args: Any, kwargs: Any) -> None:

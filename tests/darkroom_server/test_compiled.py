@@ -34,6 +34,7 @@ class Backend:
     def __init__(self) -> None:
         self.compiled_by: list[str] = []
         self.run_by: list[str] = []
+        self.niceness: set[int] = set()  # of the compiler
         self.error: Exception | None = None  # of each compilation
         self.run_error: Exception | None = None  # of what was compiled
         self.began, self.go = threading.Event(), threading.Event()  # a compilation, and until when it takes
@@ -43,6 +44,7 @@ class Backend:
         self.compiled_by.append(threading.current_thread().name)
         self.began.set()
         if self.compiled_by[-1] == "compiler":
+            self.niceness.add(os.getpriority(os.PRIO_PROCESS, threading.get_native_id()))
             self.go.wait(20)
         if self.error is not None:
             raise self.error
@@ -94,6 +96,9 @@ def test_no_job_waits_for_the_compiler(backend: Backend, tiny_model: Path) -> No
         assert backend.began.wait(20)
         assert backend.compiled_by == ["compiler"]
         backend.go.set()
+        assert backend.niceness == {19}
+        engine = server.run(server.app.engine.call(threading.get_native_id))
+        assert os.getpriority(os.PRIO_PROCESS, engine) == os.getpriority(os.PRIO_PROCESS, 0)
         settle()
         second, plain = server.generate(**REQUEST).pixels, server.generate(**REQUEST, model="plain").pixels
         assert "engine" in backend.run_by
