@@ -57,7 +57,7 @@ bench-gpu: $(VENV)/ready $(TORCHAO)/ready
 	$(BIN)/python -m tests.benchmarks --device cuda --model sd15 --compile --only clients,load $(BENCH)
 	$(BIN)/python -m tests.benchmarks --device cuda --model sdxl --only clients $(BENCH)
 	$(BIN)/python -m tests.benchmarks --device cuda --model sdxl --compile --only clients,load $(BENCH)
-	PYTHONPATH=$(TORCHAO) $(BIN)/python -m tests.benchmarks --device cuda --model sdxl --compile --quantize float8-dynamic --only clients,load $(BENCH)
+	PYTHONPATH=$(TORCHAO) $(BIN)/python -m tests.benchmarks --device cuda --model sdxl --dtype bfloat16 --compile --quantize float8-dynamic --only clients,load $(BENCH)
 
 # clean: remove the environments and everything made
 .PHONY: clean

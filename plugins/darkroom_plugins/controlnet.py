@@ -84,8 +84,7 @@ class ControlNets(Conditioner):
         parts: list[tuple[torch.Tensor, Residuals]] = []
         for network, wanted in self._by_network(evaluation).items():
             indices, controls = [index for index, _ in wanted], [control for _, control in wanted]
-            maps = evaluation.constants.of(network, torch.cat, [control.map for control in controls])
-            residuals = _run(network, evaluation.select(indices), maps, model)
+            residuals = _run(network, evaluation.select(indices), controls, model)
             parts.append((to_device(torch.tensor(indices), device), _scaled(residuals, network, controls)))
         if parts:
             total = _summed(parts, len(evaluation.rows))
@@ -131,7 +130,8 @@ def _embedded(network: Any, pixels: torch.Tensor) -> torch.Tensor:
     return network.controlnet_cond_embedding(pixels)  # type: ignore[no-any-return]
 
 
-def _run(network: Any, part: Evaluation, maps: torch.Tensor, model: Family) -> Residuals:
+def _run(network: Any, part: Evaluation, controls: Sequence[Control], model: Family) -> Residuals:
+    maps = torch.cat([control.map for control in controls])  # too large to keep between evaluations
     with giving({network.controlnet_cond_embedding: maps}):
         down, middle = network(
             part.latents,

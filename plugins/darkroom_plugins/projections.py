@@ -15,7 +15,8 @@ from torch import nn
 from darkroom_plugins.given import changed, giving
 from darkroom_plugins.sample import Constants, Evaluation, PromptEmbedding
 
-KEPT_BYTES = 2**26  # of the prompts used last; with more of them in one batch than that, all is done as usual
+# Of the prompts that came last, and as much of each batch; with more of them in one batch, all is done as usual.
+KEPT_BYTES = 2**26
 
 
 class Projections:

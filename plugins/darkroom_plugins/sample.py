@@ -48,19 +48,20 @@ class Features:
 
 class Constants:
     """What is made of a batch's parts, for as long as the batch has the same ones: one tensor of all their prompts, for
-    instance. It is shared by the evaluations of the batch, so that nothing may write into it."""
+    instance. It is shared by the evaluations of the batch, so that nothing may write into it, nor into the parts."""
 
     def __init__(self) -> None:
         self._made: dict[Hashable, tuple[tuple[object, ...], Any]] = {}
 
     def of(self, name: Hashable, make: Callable[[Any], T], parts: Sequence[object]) -> T:
         """What `make` makes of the parts: what it made the last time under this name, where they are the same objects.
-        Samples cannot be parts, as those keep their constants."""
-        before, made = self._made.get(name, (None, None))
-        if before is None or [*map(id, before)] != [*map(id, parts)]:
-            made = make(parts)
-            self._made[name] = tuple(parts), made
-        return made  # type: ignore[return-value]
+        Plugins put their own name into the name. Samples cannot be parts, as those keep their constants."""
+        kept = self._made.pop(name, None)
+        if kept is None or [*map(id, kept[0])] != [*map(id, parts)]:
+            del kept  # its memory is for what comes in its place
+            kept = tuple(parts), make(parts)
+        self._made[name] = kept
+        return kept[1]
 
 
 @dataclass(slots=True, eq=False)
@@ -145,7 +146,8 @@ class Row:
 @dataclass(slots=True, eq=False)
 class Evaluation:
     """One forward of the denoiser over rows of one or more samples: all rows of each, or where memory is short only
-    some. It changes no sample."""
+    some. It changes no sample. Its tensors may be those of the batch's other evaluations, too: others may be put in
+    their place, but nothing may be written into them."""
 
     rows: list[Row]
     latents: torch.Tensor  # (rows, channels, h, w), scaled as the schedulers ask
@@ -157,7 +159,8 @@ class Evaluation:
 
     @property
     def own_prompts(self) -> torch.Tensor:
-        """The rows' own, (rows, tokens, width): the very `prompts`, unless a conditioner put others in their place."""
+        """The rows' own, (rows, tokens, width): of what the engine gathers the very `prompts`, unless a conditioner put
+        others in their place."""
         import torch  # which those who only look at requests go without
 
         return self.constants.of("prompts", torch.cat, [row.prompt.hidden for row in self.rows])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
 import torch
@@ -12,6 +13,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import scaled_dot_product_attention
 
 from darkroom_server.placement import ATTENTION_KERNELS, CPU, INT4_GROUP, denoiser, quantise
+from darkroom_server.threads import stand_back
 
 if TYPE_CHECKING:
     from darkroom_plugins.contract import Family
@@ -81,7 +83,7 @@ def _impossible(options: MemoryOptions, family: Family) -> Iterator[str]:
         widths = {module.to_q.out_features // module.heads for module in _attention(family.hollow[part])}
         yield from _failure("attention_backend", lambda: _attended(kernel, widths, device, dtype))
     if options.compile:
-        yield from _failure("compile", lambda: torch.compile(torch.sin)(torch.ones(8, device=device)))
+        yield from _failure("compile", lambda: _compiled(device))
 
 
 def _failure(option: str, attempt: Callable[[], object]) -> Iterator[str]:
@@ -101,6 +103,12 @@ def _quantised(options: MemoryOptions, device: torch.device, dtype: torch.dtype)
     if options.offload != "none":
         layer.to(CPU).to(device)
     layer(torch.ones(2, INT4_GROUP, device=device, dtype=dtype)).cpu()
+
+
+def _compiled(device: torch.device) -> None:
+    """By a thread that stands back, as Inductor's workers, which are started now, then do, too."""
+    with ThreadPoolExecutor(1, initializer=stand_back) as pool:
+        pool.submit(torch.inference_mode()(lambda: torch.compile(torch.sin)(torch.ones(8, device=device)))).result()
 
 
 def _attended(kernel: SDPBackend, widths: set[int], device: torch.device, dtype: torch.dtype) -> None:

@@ -38,7 +38,8 @@ def rows_of(sample: Sample) -> list[Row]:
 
 
 def gather(rows: Sequence[Row]) -> Evaluation:
-    """The evaluation of these rows, each at its own timestep. Changes nothing in their samples."""
+    """The evaluation of these rows, each at its own timestep. Changes nothing in their samples but what the
+    first keeps of all."""
     samples = {sample: number for number, sample in enumerate(dict.fromkeys(row.sample for row in rows))}
     constants = rows[0].sample.constants
     numbers = [samples[row.sample] for row in rows]

@@ -8,6 +8,7 @@ want the processor too.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import os
 import sys
@@ -17,7 +18,7 @@ from threading import Barrier
 
 SPINS = "100000"  # about 1 ms
 SWITCH_SECONDS = 0.0005
-NICEST = 19
+NICENESS = 10  # a tenth of another's share: one that has Python's lock must go on
 
 
 def spin_briefly() -> None:
@@ -34,10 +35,11 @@ def switch_quickly() -> None:
 
 
 def stand_back() -> None:
-    """Have this thread, and processes that it starts, compute when nobody else wants the processor. Where threads have
-    no priorities of their own, nothing is changed."""
+    """Have this thread, and what it starts, leave the processors to others where those want them. Where threads have no
+    priorities of their own, nothing is changed."""
     if sys.platform == "linux":
-        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), NICEST)
+        with contextlib.suppress(OSError):  # of a service that may not
+            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), NICENESS)
 
 
 @functools.cache

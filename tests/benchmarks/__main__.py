@@ -62,7 +62,9 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--dtype", default="auto", help="auto: float16 on CUDA, float32 elsewhere")
     parser.add_argument("--model", help="demo, sd15, sdxl (random weights) or a folder; none: demo, on CUDA sd15")
     parser.add_argument("--compile", action="store_true", help="the denoisers of server and peers, by torch.compile")
-    parser.add_argument("--quantize", help="the server's denoiser: int8, int4, float8 or float8-dynamic")
+    parser.add_argument(
+        "--quantize", choices=("int8", "int4", "float8", "float8-dynamic"), help="the server's denoiser, by torchao"
+    )
     parser.add_argument("--only", type=lambda text: text.split(","), help=f"parts, of {','.join(PARTS)}")
     parser.add_argument("--rounds", type=int, default=1, help="how often the systems take turns")
     parser.add_argument(

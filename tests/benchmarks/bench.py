@@ -48,10 +48,11 @@ class Bench:
 
     @cached_property
     def limit(self) -> dict[str, float]:
-        """Of the card (see limits.py); empty on a CPU."""
+        """Of the card (see limits.py), at the rate of its dtype; empty on a CPU, and where another rate counts."""
         from tests.benchmarks.limits import limit
 
-        return limit(self.model, self.options.device, self.dtype) if self.cuda else {}
+        known = self.cuda and not self.options.quantize
+        return limit(self.model, self.options.device, self.dtype) if known else {}
 
     @cached_property
     def dtype(self) -> Any:
@@ -74,6 +75,8 @@ class Bench:
         few = Traffic([Order(seed, steps=4 + seed % 3) for seed in range(count)], clients=32)
         for preview in ("off", "latent-rgb", "full-vae"):
             served.run(few, preview)
+        if "does not compile" in served.log:
+            raise RuntimeError(served.log)
         return served
 
     def serve(self, clocks: bool = False) -> Served:

@@ -41,6 +41,7 @@ class Peers:
         """Make a batch of each size: the first of its size costs more, as kernels are made for it."""
         for size in range(1, largest + 1):
             self._make([Order(seed, steps=2) for seed in range(size)])
+        self._make([Order(0, "ddim", steps=2)])  # whose timesteps are whole numbers: compiled code is another for them
 
     def locked(self, traffic: Traffic) -> Run:
         """(a) One request at a time, first come, first served: the pipeline behind a lock."""

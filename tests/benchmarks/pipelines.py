@@ -27,7 +27,7 @@ CLASSES: dict[tuple[Task, bool], Any] = {
 
 class Pipelines:
     """Makes static batches, as a handler of a simple server would. Each pipeline is there from its first use on; with
-    `compiled` the denoiser of that for text to image is compiled, as the server compiles it."""
+    `compiled` the denoiser of those without LoRAs is compiled, as the server compiles it."""
 
     def __init__(self, model: Path, device: str, dtype: torch.dtype, compiled: bool) -> None:
         quiet()
@@ -90,7 +90,7 @@ class Pipelines:
             pipe.load_lora_weights(path.parent, weight_name=path.name, adapter_name=name)
         pipe.set_progress_bar_config(disable=True)
         pipe.to(self._where["device"])
-        if self._compiled and not (control or lora or task != "txt2img"):
+        if self._compiled and (task, control, lora) == ("txt2img", False, False):  # whose parts the others have, too
             pipe.unet.compile(dynamic=True)
         return pipe
 

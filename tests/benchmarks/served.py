@@ -5,6 +5,7 @@ import os
 import re
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Mapping
 from functools import partial
@@ -37,17 +38,18 @@ class Served:
         darkroom = str(Path(sys.executable).with_name("darkroom"))
         command = [sys.executable, "-m", "tests.benchmarks.clocks"] if clocks else [darkroom]
         command += ["serve", "--listen", "127.0.0.1:0", "--device", device, "--dtype", dtype]
+        self._log = tempfile.NamedTemporaryFile("w")  # noqa: SIM115  # as long as the server
         self._process = subprocess.Popen(
             command,
             env={**os.environ, **_environment(model, options)},
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
+            stderr=self._log,
             text=True,
         )
         found = re.search(r"ready on (\S+):", self._read())
         if not found:
-            raise RuntimeError("the server did not start")
+            raise RuntimeError(f"the server did not start: {self.log}")
         self.address = found[1]
 
     def _read(self) -> str:
@@ -62,6 +64,12 @@ class Served:
         while not (line := self._read()).startswith("{"):  # what the server says at its start
             pass
         return json.loads(line)  # type: ignore[no-any-return]
+
+    @property
+    def log(self) -> str:
+        """What the server said, but for how jobs ended."""
+        lines = Path(self._log.name).read_text().splitlines(keepends=True)
+        return "".join(line for line in lines if " ended after " not in line)
 
     @property
     def memory(self) -> int:

@@ -22,6 +22,7 @@ from darkroom_plugins.unet import UNetFamily
 from darkroom_server.app import run
 from darkroom_server.compiled import at_work, compiled
 from darkroom_server.settings import ModelSettings, Settings
+from darkroom_server.threads import NICENESS
 from tests.support import RunningServer, generate_request, png
 from tests.tiny import save_controlnet
 
@@ -96,7 +97,7 @@ def test_no_job_waits_for_the_compiler(backend: Backend, tiny_model: Path) -> No
         assert backend.began.wait(20)
         assert backend.compiled_by == ["compiler"]
         backend.go.set()
-        assert backend.niceness == {19}
+        assert backend.niceness == {NICENESS}
         engine = server.run(server.app.engine.call(threading.get_native_id))
         assert os.getpriority(os.PRIO_PROCESS, engine) == os.getpriority(os.PRIO_PROCESS, 0)
         settle()
