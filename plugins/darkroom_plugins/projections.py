@@ -13,7 +13,7 @@ from diffusers.models.attention_processor import Attention
 from torch import nn
 
 from darkroom_plugins.given import changed, giving
-from darkroom_plugins.sample import Constants, Evaluation, PromptEmbedding
+from darkroom_plugins.sample import Constants, Evaluation, PromptEmbedding, own_prompts
 
 # Of the prompts that came last, and as much of each batch; with more of them in one batch, all is done as usual.
 KEPT_BYTES = 2**26
@@ -70,7 +70,7 @@ def projected(unet: nn.Module, evaluation: Evaluation) -> AbstractContextManager
             unet.forward, "minds_given", "forward" not in vars(unet)
         )  # as compiled code, with its own layers
         or any(row.sample.adapters for row in evaluation.rows)  # which may have changed the weights for this evaluation
-        or evaluation.prompts is not evaluation.own_prompts  # but a conditioner's
+        or evaluation.prompts is not own_prompts(evaluation.rows, evaluation.constants)  # but a conditioner's
     ):
         return nullcontext()
     if unet not in _known:

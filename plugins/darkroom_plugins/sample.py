@@ -157,14 +157,6 @@ class Evaluation:
     arguments: dict[str, Any] = field(default_factory=dict)  # more for the denoiser's forward, from conditioners
     constants: Constants = field(default_factory=Constants)
 
-    @property
-    def own_prompts(self) -> torch.Tensor:
-        """The rows' own, (rows, tokens, width): of what the engine gathers the very `prompts`, unless a conditioner put
-        others in their place."""
-        import torch  # which those who only look at requests go without
-
-        return self.constants.of("prompts", torch.cat, [row.prompt.hidden for row in self.rows])
-
     def select(self, indices: Sequence[int]) -> Evaluation:
         """Only these rows, without the arguments."""
         if [*indices] == [*range(len(self.rows))]:
@@ -173,6 +165,14 @@ class Evaluation:
         extra = self.extra_channels[picked] if self.extra_channels is not None else None
         rows = [self.rows[index] for index in indices]
         return Evaluation(rows, self.latents[picked], self.timesteps[picked], self.prompts[picked], extra)
+
+
+def own_prompts(rows: Sequence[Row], constants: Constants) -> torch.Tensor:
+    """The prompts that rows have of their own, (rows, tokens, width): those of an evaluation as the engine gathers it,
+    the same object, until a conditioner puts others in their place."""
+    import torch  # which those who only look at requests go without
+
+    return constants.of("prompts", torch.cat, [row.prompt.hidden for row in rows])
 
 
 @dataclass(slots=True)

@@ -14,7 +14,7 @@ import torch
 from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import rescale_noise_cfg
 
 from darkroom_plugins.request import Request
-from darkroom_plugins.sample import Evaluation, Row, Sample
+from darkroom_plugins.sample import Evaluation, Row, Sample, own_prompts
 from darkroom_plugins.tensors import to_device
 
 log = logging.getLogger(__name__)
@@ -52,7 +52,7 @@ def gather(rows: Sequence[Row]) -> Evaluation:
         list(rows),
         latents,
         timesteps,
-        prompts=constants.of("prompts", torch.cat, [row.prompt.hidden for row in rows]),
+        prompts=own_prompts(rows, constants),
         extra_channels=constants.of("extra channels", torch.cat, extra) if extra else None,
         constants=constants,
     )

@@ -11,7 +11,7 @@ from torch import nn
 
 from darkroom_plugins import projections
 from darkroom_plugins.projections import Projections, projected
-from darkroom_plugins.sample import Constants, Evaluation, PromptEmbedding, Row
+from darkroom_plugins.sample import Constants, Evaluation, PromptEmbedding, Row, own_prompts
 from tests.tiny import unet
 
 
@@ -80,9 +80,9 @@ def test_what_is_kept_is_bounded(network: nn.Module, monkeypatch: pytest.MonkeyP
 def an_evaluation(*prompts: PromptEmbedding, adapters: tuple[Any, ...] = ()) -> Evaluation:
     sample: Any = SimpleNamespace(adapters=adapters)
     rows, count = [Row(sample, each, unconditional=False) for each in prompts], len(prompts)
-    evaluation = Evaluation(rows, torch.ones(count, 4, 8, 8), torch.zeros(count), torch.empty(0))
-    evaluation.prompts = evaluation.own_prompts
-    return evaluation
+    constants = Constants()
+    gathered = own_prompts(rows, constants)
+    return Evaluation(rows, torch.ones(count, 4, 8, 8), torch.zeros(count), gathered, constants=constants)
 
 
 def test_a_batch_is_put_together_once(network: nn.Module, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,8 +1,6 @@
 """Edits: sizes, masks, what comes back untouched, and what is refused."""
 
 import io
-import struct
-import zlib
 from typing import Any
 
 import grpc
@@ -14,8 +12,8 @@ from PIL import Image
 from darkroom.v1 import image_service_pb2 as image_pb
 from darkroom.v1.edits_pb2 import ImageToImage, Inpaint, Outpaint
 from darkroom.v1.parameters_pb2 import ControlSpec, LoraSpec, OutputOptions
-from tests.support import RunningServer, Stream, details, png
-from tests.support import struct as to_struct
+from tests import picture_files
+from tests.support import RunningServer, Stream, details, png, struct
 
 
 def picture(width: int, height: int, seed: int = 0) -> Image.Image:
@@ -181,21 +179,11 @@ GOOD = png(picture(32, 32))
 HOLE = png(mask(32, 32, (4, 4, 20, 20)))
 
 
-def bomb() -> bytes:
-    """A PNG of 20,000 x 20,000 pixels in a few bytes."""
-
-    def chunk(kind: bytes, data: bytes) -> bytes:
-        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
-
-    header = struct.pack(">IIBBBBB", 20_000, 20_000, 8, 0, 0, 0, 0)
-    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(bytes(10_000)))
-
-
 REFUSED: dict[str, tuple[dict[str, Any], set[str]]] = {
     "no image": ({}, {"image"}),
     "a text": ({"image": b"hello"}, {"image"}),
     "cut off": ({"image": GOOD[: len(GOOD) // 2]}, {"image"}),
-    "a bomb": ({"image": bomb()}, {"image"}),
+    "a bomb": ({"image": picture_files.png((20_000, 20_000), 8, 0, bytes(10_000))}, {"image"}),
     "too wide": ({"image": png(Image.new("L", (2056, 8)))}, {"image"}),
     "strength": ({"image": GOOD, "image_to_image": ImageToImage(strength=1.5)}, {"image_to_image.strength"}),
     "not a number": (
@@ -286,7 +274,7 @@ def test_a_map_is_made_of_a_picture(edit_server: RunningServer) -> None:
 
 
 def test_preprocess_refuses_with_all_violations(edit_server: RunningServer) -> None:
-    options = to_struct({"low_threshold": 200, "high_threshold": 100})
+    options = struct({"low_threshold": 200, "high_threshold": 100})
     with pytest.raises(grpc.RpcError) as caught:
         preprocess(edit_server, preprocessor="canny", preprocessor_options=options, request_id="?", format=99)
     reason, violations, _ = details(caught.value)
