@@ -19,7 +19,7 @@ help:
 # demo: make "a red circle on a blue background" with the embedded model, and a contact sheet of its previews
 .PHONY: demo
 demo: $(VENV)/ready
-	$(BIN)/python -m darkroom_server.demo --out $(OUT)
+	$(BIN)/python -m darkroom_server.cli.demo --out $(OUT)
 
 # serve: serve the embedded demo model on 127.0.0.1:50051
 .PHONY: serve

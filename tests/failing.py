@@ -12,8 +12,8 @@ from diffusers import DDIMScheduler
 
 from darkroom.v1 import image_service_pb2 as image_pb
 from darkroom_plugins import hookimpl
+from darkroom_plugins.builtin.tasks.txt2img import Txt2Img
 from darkroom_plugins.contract import Adapter, BatchContract, Conditioner, Finisher, SchedulerEntry
-from darkroom_plugins.txt2img import Txt2Img
 from tests.support import Refused, RunningServer, Stream, generate_request
 
 SECRET = "/home/operator/secret"

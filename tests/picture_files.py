@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from darkroom_server.inputs import BadImage, decode_image, decode_mask
-from darkroom_server.settings import Limits
+from darkroom_server.config.settings import Limits
+from darkroom_server.pictures.decode import BadImage, decode_image, decode_mask
 
 LIMITS = Limits()
 NOISE = np.random.default_rng(0).integers(0, 256, (13, 19, 4), np.uint8)

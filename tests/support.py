@@ -48,7 +48,7 @@ class RunningServer:
 
     async def _start(self) -> Any:
         from darkroom_server.app import App
-        from darkroom_server.settings import Settings
+        from darkroom_server.config.settings import Settings
 
         app = App(Settings(**self._settings), load_plugins(extra=self._plugins))
         await app.start()

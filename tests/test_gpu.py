@@ -13,7 +13,7 @@ import torch
 
 from darkroom.v1.edits_pb2 import ImageToImage, Inpaint
 from darkroom.v1.parameters_pb2 import ControlSpec, LoraSpec
-from darkroom_plugins.schedulers import ENTRIES
+from darkroom_plugins.builtin.schedulers import ENTRIES
 from tests.support import RunningServer, edit_request, generate_request, png
 from tests.tiny import save_controlnet, save_lora
 

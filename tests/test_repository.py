@@ -28,21 +28,18 @@ MAY_IMPORT = {
     "darkroom_demo": set(),
     "darkroom_client": {"darkroom"},
 }
-EDGE = {
-    "calls",
-    "check_conditions",
-    "check_edit",
-    "preprocess",
-    "validate",
-    "findings",
-    "responses",
-    "status",
-    "image_service",
-    "rehearsal",
-    "catalog_service",
-    "app",
-}
-
+# Of darkroom_server, highest first: a unit imports only from units below it; those of one layer know nothing of each
+# other. `cli` and `app` put the others together.
+LAYERS: tuple[set[str], ...] = (
+    {"cli"},
+    {"app"},
+    {"api"},
+    {"engine"},
+    {"jobs"},
+    {"models"},
+    {"pictures", "networks", "schedulers"},
+    {"config", "errors", "device"},
+)
 needs_generator = pytest.mark.skipif(not PROTO_PYTHON.exists(), reason="no .protoenv; `make test` makes it")
 
 
@@ -125,7 +122,62 @@ def test_plugins_see_no_protobuf_and_no_grpc() -> None:
 def test_protobuf_is_touched_at_the_edge_only() -> None:
     for path in sources("darkroom_server"):
         touched = {module for module, _ in imports(path) if module.startswith(("darkroom.v1", "google."))}
-        assert not touched or path.stem in EDGE, f"{path.name} imports {touched}"
+        assert not touched or unit(path) in ("api", "app"), f"{path.name} imports {touched}"
+
+
+def unit(path: Path) -> str:
+    """The package or module directly under darkroom_server that a file belongs to."""
+    return path.relative_to(PACKAGES["darkroom_server"]).parts[0].removesuffix(".py")
+
+
+def test_the_layers_are_whole() -> None:
+    found = {unit(path) for path in sources("darkroom_server")} - {"__init__"}
+    assert found | {"errors"} == set().union(*LAYERS)
+
+
+UPWARD = {  # to go
+    ("jobs", "engine.recovery"),
+    ("models", "engine.recovery"),
+    ("models", "jobs.events"),
+    ("networks", "engine.recovery"),
+    ("schedulers", "engine"),
+}
+
+
+def test_imports_go_down_the_layers() -> None:
+    """Imports for types and those inside functions, too."""
+    layer = {name: number for number, names in enumerate(LAYERS) for name in names}
+    inner = (path for path in sources("darkroom_server") if unit(path) != "__init__")
+    needed = {
+        (unit(path), module.removeprefix("darkroom_server."))
+        for path in inner
+        for module, _ in imports(path)
+        if module.startswith("darkroom_server.")
+    }
+    upward = {
+        (own, other)
+        for own, other in needed
+        if own != other.partition(".")[0] and layer[other.partition(".")[0]] <= layer[own]
+    }
+    assert upward == UPWARD
+
+
+def test_only_the_manager_imports_what_is_built_in() -> None:
+    """What comes in the box uses the contract that outsiders use, and nothing depends on it."""
+    users = {
+        path.relative_to(ROOT).as_posix()
+        for package in ("darkroom_plugins", "darkroom_server")
+        for path in sources(package)
+        if any(module.startswith("darkroom_plugins.builtin") for module, _ in imports(path))
+    }
+    outside = {name for name in users if "/builtin/" not in name}
+    assert outside == {
+        "plugins/darkroom_plugins/manager.py",
+        "server/darkroom_server/models/extras.py",
+        "server/darkroom_server/models/sources.py",
+        "server/darkroom_server/api/messages.py",
+        "server/darkroom_server/api/catalog_service.py",
+    }
 
 
 @pytest.mark.parametrize("package", PACKAGES)

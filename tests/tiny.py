@@ -24,7 +24,7 @@ from transformers import CLIPConfig, CLIPImageProcessor, CLIPTextConfig, CLIPTex
 
 from darkroom_plugins.contract import Family
 from darkroom_plugins.files import ModelFiles
-from darkroom_server.loading import load
+from darkroom_server.models.holdings import load
 
 NOISE = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "steps_offset": 1}
 

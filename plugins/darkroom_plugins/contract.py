@@ -52,7 +52,7 @@ class ModelInfo:
     text_encoders: int = 1
     takes_sizes: bool = False  # whether it is told of sizes and crops, as SDXL
     inpainting: bool = False  # whether its denoiser takes a mask and the masked picture beside the latents
-    max_cache_interval: int = 1  # evaluations; above 1 where `predict` heeds Request.cache_interval (see reuse.py)
+    max_cache_interval: int = 1  # evaluations; above 1 where `predict` heeds Request.cache_interval (see deepcache.py)
     preview_modes: tuple[PreviewMode, ...] = ("off", "latent-rgb", "full-vae")
 
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import pluggy
 
 from darkroom_plugins import API_VERSION, ENTRY_POINT_GROUP, hookspecs
-from darkroom_plugins.recipe import VERSION
+from darkroom_plugins.builtin.recipe import VERSION
 
 if TYPE_CHECKING:
     from pydantic import BaseModel
@@ -126,22 +126,10 @@ def load_plugins(blocked: Iterable[str] = (), extra: Mapping[str, object] | None
 
 
 def _builtins() -> dict[str, ModuleType]:
-    from darkroom_plugins import (
-        controlnet,
-        img2img,
-        inpaint,
-        lora,
-        preprocessors,
-        previews,
-        prompt_weighting,
-        recipe,
-        safety,
-        schedulers,
-        sd,
-        sdxl,
-        textual_inversion,
-        txt2img,
-    )
+    from darkroom_plugins.builtin import lora, preprocessors, previews, recipe, safety, schedulers
+    from darkroom_plugins.builtin.conditioners import controlnet, prompt_weighting, textual_inversion
+    from darkroom_plugins.builtin.families import sd, sdxl
+    from darkroom_plugins.builtin.tasks import img2img, inpaint, txt2img
 
     return {
         "controlnet": controlnet,

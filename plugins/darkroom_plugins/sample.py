@@ -40,7 +40,7 @@ class PromptPiece:
 
 @dataclass(frozen=True, slots=True)
 class Features:
-    """What the inner layers of a denoiser made of a row (see reuse.py)."""
+    """What the inner layers of a denoiser made of a row (see deepcache.py)."""
 
     evaluation: int  # at this of its sample's evaluations
     tensor: torch.Tensor  # (1, channels, h, w)

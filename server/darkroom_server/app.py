@@ -15,18 +15,18 @@ from grpc_reflection.v1alpha import reflection
 from darkroom.v1 import catalog_service_pb2, catalog_service_pb2_grpc, image_service_pb2, image_service_pb2_grpc
 from darkroom_plugins.errors import DarkroomError, DeviceLost
 from darkroom_plugins.manager import Plugins, load_plugins
-from darkroom_server.assets import AssetFiles, holdings
-from darkroom_server.calls import DecodeCheck, TokenCheck
-from darkroom_server.catalog import Catalog
-from darkroom_server.catalog_service import CatalogService
-from darkroom_server.engine import Engine
-from darkroom_server.image_service import ImageService
-from darkroom_server.models import Model, ModelError, check_budget, open_models
-from darkroom_server.previews import PreviewDecoders
-from darkroom_server.rehearsal import rehearse
-from darkroom_server.settings import Settings, with_demo
-from darkroom_server.store import Store
-from darkroom_server.threads import background
+from darkroom_server.api.catalog_service import CatalogService
+from darkroom_server.api.image_service import ImageService
+from darkroom_server.api.interceptors import DecodeCheck, TokenCheck
+from darkroom_server.api.warmup import rehearse
+from darkroom_server.config.settings import Settings, with_demo
+from darkroom_server.device.threads import background
+from darkroom_server.engine.engine import Engine
+from darkroom_server.engine.previews import PreviewDecoders
+from darkroom_server.models.assets import AssetFiles, holdings
+from darkroom_server.models.catalog import Catalog
+from darkroom_server.models.model import Model, ModelError, check_budget, open_models
+from darkroom_server.models.residency import Store
 
 log = logging.getLogger(__name__)
 

@@ -17,17 +17,22 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+BUILTIN = "darkroom_plugins.builtin"
+ENGINE = "darkroom_server.engine"
 STAGES = {
-    "denoiser": ["darkroom_plugins.unet:UNetFamily.predict", "darkroom_plugins.controlnet:ControlNets.condition"],
-    "gathering rows": ["darkroom_server.denoise:gather"],
-    "guidance and scheduler": ["darkroom_server.stepping:advance"],
-    "previews": ["darkroom_server.previews:PreviewDecoders.show"],
-    "decode": ["darkroom_server.sampling:decode"],
-    "text encoding": ["darkroom_server.prompts:PromptCache.fetch", "darkroom_server.prompts:PromptCache.rows"],
-    "beginning samples": ["darkroom_server.sampling:seated", "darkroom_server.sampling:begin"],
-    "events": ["darkroom_server.engine:Engine._post"],
-    "waiting for work": ["darkroom_server.engine:Engine._take_in"],
-    "other Python": ["darkroom_server.engine:Engine._take_turn"],
+    "denoiser": [
+        f"{BUILTIN}.families.unet:UNetFamily.predict",
+        f"{BUILTIN}.conditioners.controlnet:ControlNets.condition",
+    ],
+    "gathering rows": [f"{ENGINE}.denoise:gather"],
+    "guidance and scheduler": [f"{ENGINE}.step:advance"],
+    "previews": [f"{ENGINE}.previews:PreviewDecoders.show"],
+    "decode": [f"{ENGINE}.prepare:decode"],
+    "text encoding": [f"{ENGINE}.prompt_cache:PromptCache.fetch", f"{ENGINE}.prompt_cache:PromptCache.rows"],
+    "beginning samples": [f"{ENGINE}.prepare:seated", f"{ENGINE}.prepare:begin"],
+    "events": [f"{ENGINE}.engine:Engine._post"],
+    "waiting for work": [f"{ENGINE}.engine:Engine._take_in"],
+    "other Python": [f"{ENGINE}.engine:Engine._take_turn"],
 }
 THREADS = {  # what they do, by their names
     "engine": "engine",

@@ -12,8 +12,8 @@ import diffusers
 import torch
 
 from darkroom_demo import CONTROLNET_PATH, LORA_PATHS
+from darkroom_plugins.builtin.schedulers import ENTRIES
 from darkroom_plugins.request import SchedulerChoice
-from darkroom_plugins.schedulers import ENTRIES
 from tests.benchmarks.workload import Order, Task, edges, mask, picture
 
 BY_NAME = {entry.name: entry for entry in ENTRIES}

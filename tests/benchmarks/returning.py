@@ -8,11 +8,11 @@ from typing import Any
 
 import torch
 
+from darkroom_plugins.builtin.families.sd import StableDiffusion
 from darkroom_plugins.files import ModelFiles
-from darkroom_plugins.sd import StableDiffusion
-from darkroom_server.loading import ModelHolding
-from darkroom_server.models import Model
-from darkroom_server.settings import ModelSettings
+from darkroom_server.config.settings import ModelSettings
+from darkroom_server.models.holdings import ModelHolding
+from darkroom_server.models.model import Model
 
 MIB = 2**20
 

@@ -92,7 +92,7 @@ class Served:
 
 def _environment(model: Path | None, options: Mapping[str, object]) -> dict[str, str]:
     """The settings of what is served, as variables of the environment."""
-    from darkroom_server.settings import ModelSettings, Settings, with_demo
+    from darkroom_server.config.settings import ModelSettings, Settings, with_demo
 
     settings = Settings(models=[ModelSettings(name=model.name, path=model)]) if model else with_demo(Settings())
     offered = settings.model_dump(mode="json", include={"models", "controlnets", "loras"})

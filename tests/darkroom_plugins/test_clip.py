@@ -8,10 +8,10 @@ import pytest
 import torch
 from diffusers import StableDiffusionPipeline
 
-from darkroom_plugins.clip import ClipEncoder, Token, emphasised
-from darkroom_plugins.prompt_weighting import PromptWeighting
+from darkroom_plugins.builtin.conditioners.prompt_weighting import PromptWeighting
+from darkroom_plugins.builtin.families.clip import ClipEncoder, Token, emphasised
+from darkroom_plugins.builtin.families.sd import StableDiffusion
 from darkroom_plugins.sample import PromptPiece
-from darkroom_plugins.sd import StableDiffusion
 from tests.prompting import a_request, embedded, largest, literal, reader
 from tests.tiny import load_family
 

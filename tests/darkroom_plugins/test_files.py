@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from darkroom_plugins.files import ModelFiles, fill
-from darkroom_plugins.hub import HubFiles
+from darkroom_plugins.files.hub import HubFiles
 from tests.checkpoints import COMMIT, ldm_vae, save_checkpoint, save_to_cache
 from tests.hub import Hub
 from tests.tiny import save_sd

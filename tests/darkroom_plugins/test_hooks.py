@@ -261,7 +261,7 @@ class OwnPreviews(RunningServer):
 
     async def _start(self) -> Any:
         from darkroom_server.app import App
-        from darkroom_server.settings import Settings
+        from darkroom_server.config.settings import Settings
 
         app = App(Settings(**self._settings), load_plugins(blocked=["previews"], extra=self._plugins))
         await app.start()

@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 from pydantic import ValidationError
 
-from darkroom_plugins import preprocessors
+from darkroom_plugins.builtin import preprocessors
+from darkroom_plugins.builtin.preprocessors import ENTRIES
 from darkroom_plugins.manager import load_plugins
-from darkroom_plugins.preprocessors import ENTRIES
 
 NAMES = [entry.name for entry in ENTRIES]
 BY_NAME = {entry.name: entry for entry in ENTRIES}

@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch import nn
 
-from darkroom_plugins import projections
-from darkroom_plugins.projections import Projections, projected
+from darkroom_plugins.builtin.families import cross_attention_cache as cache
+from darkroom_plugins.builtin.families.cross_attention_cache import Projections, projected
 from darkroom_plugins.sample import Constants, Evaluation, PromptEmbedding, Row, own_prompts
 from tests.tiny import unet
 
@@ -66,7 +66,7 @@ def test_the_network_is_as_before_when_an_evaluation_fails(network: nn.Module) -
 
 def test_what_is_kept_is_bounded(network: nn.Module, monkeypatch: pytest.MonkeyPatch) -> None:
     kept, prompts = Projections(network), [prompt(seed) for seed in range(4)]
-    monkeypatch.setattr(projections, "KEPT_BYTES", 2 * projections.KEPT_BYTES // kept._capacity(prompts))
+    monkeypatch.setattr(cache, "KEPT_BYTES", 2 * cache.KEPT_BYTES // kept._capacity(prompts))
     for each in prompts:
         with kept.given([each], Constants()):
             pass
@@ -88,12 +88,12 @@ def an_evaluation(*prompts: PromptEmbedding, adapters: tuple[Any, ...] = ()) -> 
 def test_a_batch_is_put_together_once(network: nn.Module, monkeypatch: pytest.MonkeyPatch) -> None:
     kept, constants, batch = Projections(network), Constants(), [prompt(1), prompt(2)]
     joined: list[int] = []
-    monkeypatch.setattr(projections.torch, "cat", lambda parts: joined.append(len(parts)) or torch.concat(parts))
+    monkeypatch.setattr(cache.torch, "cat", lambda parts: joined.append(len(parts)) or torch.concat(parts))
     for _ in range(3):
         with kept.given(batch, constants):
             pass
     assert joined == [2] * len(kept._layers)
-    monkeypatch.setattr(projections, "KEPT_BYTES", projections.KEPT_BYTES // kept._capacity(batch))
+    monkeypatch.setattr(cache, "KEPT_BYTES", cache.KEPT_BYTES // kept._capacity(batch))
     again = [batch[0]] * 2  # one prompt has room, twice of it has not
     for _ in range(2):
         with kept.given(again, constants):

@@ -9,7 +9,7 @@ from typing import Any, TypeAlias
 
 import pytest
 
-from darkroom_plugins.prompt_weighting import PromptWeighting, parse
+from darkroom_plugins.builtin.conditioners.prompt_weighting import PromptWeighting, parse
 from darkroom_plugins.sample import PromptPiece
 from tests.prompting import ListedEmbeddings, a_request
 

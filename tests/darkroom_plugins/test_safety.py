@@ -10,8 +10,8 @@ import torch
 from diffusers import StableDiffusionPipeline
 from safetensors.torch import load_file, save_file
 
+from darkroom_plugins.builtin.safety import SafetyChecker, open_checker
 from darkroom_plugins.files import ModelFiles, fill
-from darkroom_plugins.safety import SafetyChecker, open_checker
 from tests.tiny import save_safety_checker, save_sd
 
 CPU = torch.device("cpu")

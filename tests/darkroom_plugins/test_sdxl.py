@@ -12,11 +12,11 @@ import torch
 from diffusers import StableDiffusionXLImg2ImgPipeline, StableDiffusionXLPipeline
 
 from darkroom_plugins import UnsupportedCombination
+from darkroom_plugins.builtin.families.sd import StableDiffusion
+from darkroom_plugins.builtin.families.sdxl import StableDiffusionXL
 from darkroom_plugins.files import ModelFiles
 from darkroom_plugins.request import SizeConditioning
 from darkroom_plugins.sample import Evaluation, Row
-from darkroom_plugins.sd import StableDiffusion
-from darkroom_plugins.sdxl import StableDiffusionXL
 from tests.prompting import a_request, embedded, largest
 from tests.tiny import load_family, save_sd
 from tests.tiny_sdxl import save_sdxl

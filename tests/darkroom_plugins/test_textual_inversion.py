@@ -8,12 +8,12 @@ import torch
 from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline
 from safetensors.torch import save_file
 
-from darkroom_plugins.clip import Embedding
-from darkroom_plugins.prompt_weighting import PromptWeighting
+from darkroom_plugins.builtin.conditioners.prompt_weighting import PromptWeighting
+from darkroom_plugins.builtin.conditioners.textual_inversion import TextualInversion
+from darkroom_plugins.builtin.families.clip import Embedding
+from darkroom_plugins.builtin.families.sd import StableDiffusion
+from darkroom_plugins.builtin.families.sdxl import StableDiffusionXL
 from darkroom_plugins.request import Request
-from darkroom_plugins.sd import StableDiffusion
-from darkroom_plugins.sdxl import StableDiffusionXL
-from darkroom_plugins.textual_inversion import TextualInversion
 from tests.prompting import a_request, embedded, largest, literal, reader
 from tests.tiny import load_family
 from tests.tiny_sdxl import save_sdxl

@@ -22,10 +22,10 @@ from safetensors.torch import load_file, save_file
 from darkroom.v1 import catalog_service_pb2 as catalog_pb
 from darkroom.v1.edits_pb2 import ImageToImage, Inpaint
 from darkroom.v1.parameters_pb2 import ControlSpec, LoraSpec
+from darkroom_plugins.builtin.families.sd import StableDiffusion
 from darkroom_plugins.manager import load_plugins
 from darkroom_plugins.sample import Evaluation
-from darkroom_plugins.sd import StableDiffusion
-from darkroom_server.models import ModelError
+from darkroom_server.models.model import ModelError
 from tests.support import RunningServer, alike, details, edit_request, generate_request, png, struct
 
 BASE: dict[str, Any] = {"model": "sd", "prompt": "a red circle", "num_inference_steps": 6, "seed": 5}

@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from darkroom.v1.parameters_pb2 import SchedulerSpec
-from darkroom_plugins.schedulers import ENTRIES
+from darkroom_plugins.builtin.schedulers import ENTRIES
 from tests.support import RunningServer, generate_request, struct
 
 PROMPT, NEGATIVE = "a red circle on a blue background", "blurry"

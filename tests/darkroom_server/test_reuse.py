@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from darkroom_demo import MODEL_PATH
-from darkroom_plugins import reuse
+from darkroom_plugins.builtin.families import deepcache
 from tests.support import RunningServer, generate_request
 from tests.tiny_sdxl import save_sdxl
 
@@ -37,8 +37,8 @@ def expected(folder: Path, interval: int, scheduler: Any, **asked: Any) -> Any:
     pipe = diffusers.DiffusionPipeline.from_pretrained(folder)
     pipe.set_progress_bar_config(disable=True)
     pipe.scheduler = scheduler.from_config(pipe.scheduler.config)
-    first = pipe.unet.up_blocks[-1].resnets[-reuse.DEPTH - 1]
-    skipped = pipe.unet.down_blocks[0].resnets[reuse.DEPTH - 1]
+    first = pipe.unet.up_blocks[-1].resnets[-deepcache.DEPTH - 1]
+    skipped = pipe.unet.down_blocks[0].resnets[deepcache.DEPTH - 1]
     width, calls, kept = first.conv1.in_channels - skipped.conv2.out_channels, 0, torch.empty(0)
 
     def swap(_module: nn.Module, inputs: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
@@ -87,14 +87,14 @@ def test_a_model_says_how_far_it_goes(reusing: RunningServer) -> None:
     from darkroom.v1 import catalog_service_pb2
 
     listed = reusing.catalog.ListModels(catalog_service_pb2.ListModelsRequest()).models
-    assert {model.max_cache_interval for model in listed} == {reuse.MAX_INTERVAL}
+    assert {model.max_cache_interval for model in listed} == {deepcache.MAX_INTERVAL}
 
 
 def test_the_network_is_left_as_it_was(tiny_model: Path) -> None:
     """Also where an evaluation fails."""
     unet = diffusers.UNet2DConditionModel.from_pretrained(tiny_model / "unet")
     before = list(unet.named_modules())
-    layers = reuse.Layers(unet)
+    layers = deepcache.Layers(unet)
     with pytest.raises(RuntimeError):
         layers.whole(unet, torch.zeros(1, 99, 8, 8), 1, torch.zeros(1, 2, 32))
     assert list(unet.named_modules()) == before

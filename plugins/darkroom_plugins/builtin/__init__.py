@@ -1,0 +1,1 @@
+"""The plugins in the box, written with the contract alone."""

@@ -1,0 +1,170 @@
+"""ControlNets: networks that let a picture follow a map (Zhang et al. 2023)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import torch
+from diffusers import ControlNetModel
+
+from darkroom_plugins import hookimpl
+from darkroom_plugins.builtin.tasks.img2img import to_tensor
+from darkroom_plugins.contract import AssetInfo, AssetKind, Conditioner, Family
+from darkroom_plugins.files import fill, hollow, read_json, read_tensors, weight_files
+from darkroom_plugins.fixed_outputs import giving
+from darkroom_plugins.request import ControlChoice, Request
+from darkroom_plugins.sample import Evaluation, Row, Sample
+from darkroom_plugins.tensors import to_device
+
+darkroom_api_version = 1
+
+SHAPE_KEYS = ("cross_attention_dim", "block_out_channels", "layers_per_block", "addition_embed_type")
+Residuals: TypeAlias = list[torch.Tensor]  # what is added in the denoiser: down blocks, then the middle one
+
+
+@dataclass(frozen=True, slots=True)
+class Control:
+    """A ControlNet with the map that it follows, for one sample."""
+
+    choice: ControlChoice
+    network: Any
+    map: torch.Tensor  # (1, channels, h, w): what the network's first layers make of it, the same at each evaluation
+
+
+class ControlNets(Conditioner):
+    """Adds what each ControlNet makes of its map to the denoiser's skip connections, row by row (diffusers'
+    StableDiffusionControlNetPipeline and MultiControlNetModel). Rows without one get zeros, which change nothing."""
+
+    name = "controlnet"
+    description = "Lets pictures follow edges, depths, poses and other maps."
+    asset_kind: AssetKind = "controlnet"  # type: ignore[misc]
+
+    def wants(self, request: Request) -> bool:
+        return any(choice.scale > 0 for choice in request.controls)
+
+    def describe_asset(self, path: Path) -> AssetInfo:
+        _config(path)
+        return AssetInfo(components=("unet",), weight_bytes=sum(file.stat().st_size for file in weight_files(path)))
+
+    def misfit(self, path: Path, model: Family) -> str | None:
+        if "unet" not in model.hollow:
+            return "steers a UNet, which the model does not have"
+        theirs, ours = _config(path), model.hollow["unet"].config
+        for key in SHAPE_KEYS:
+            if _plain(theirs.get(key)) != _plain(getattr(ours, key, None)):
+                return f"was made for a model whose {key} is {theirs.get(key)}, not {getattr(ours, key, None)}"
+        latents, _, width = model.latent_shape(model.info.default_width, model.info.default_height)
+        if (theirs.get("in_channels", 4), theirs.get("conditioning_channels", 3)) != (latents, 3):
+            return f"does not take latents of {latents} channels and maps of 3"
+        factor = 2 ** (len(theirs.get("conditioning_embedding_out_channels", (16, 32, 96, 256))) - 1)
+        if width * factor != model.info.default_width:
+            return f"was made for a model whose pictures are {factor} times as wide as their latents"
+        return None
+
+    def load_asset(self, path: Path, model: Family) -> Any:
+        network = hollow(ControlNetModel, _config(path))
+        fill(network, read_tensors(weight_files(path)), model.dtype, model.device)
+        return network.to(model.device)
+
+    def begin(self, sample: Sample) -> None:
+        model = sample.model
+        sample.state[self.name] = [
+            Control(choice, network, _embedded(network, to_device(to_tensor(pixels).to(model.dtype), model.device)))
+            for choice, pixels in zip(sample.request.controls, sample.controls, strict=True)
+            if choice.scale > 0
+            for network in [sample.assets.get("controlnet", choice.model)]
+        ]
+
+    def condition(self, evaluation: Evaluation) -> None:
+        model, device = evaluation.rows[0].sample.model, evaluation.latents.device
+        parts: list[tuple[torch.Tensor, Residuals]] = []
+        for network, wanted in self._by_network(evaluation).items():
+            indices, controls = [index for index, _ in wanted], [control for _, control in wanted]
+            residuals = _run(network, evaluation.select(indices), controls, model)
+            parts.append((to_device(torch.tensor(indices), device), _scaled(residuals, network, controls)))
+        if parts:
+            total = _summed(parts, len(evaluation.rows))
+            evaluation.arguments["down_block_additional_residuals"] = total[:-1]
+            evaluation.arguments["mid_block_additional_residual"] = total[-1]
+
+    def _by_network(self, evaluation: Evaluation) -> dict[Any, list[tuple[int, Control]]]:
+        """For each ControlNet at work now, the rows that follow it."""
+        found: dict[Any, list[tuple[int, Control]]] = {}
+        for index, row in enumerate(evaluation.rows):
+            for control in self._active(row):
+                found.setdefault(control.network, []).append((index, control))
+        return found
+
+    def _active(self, row: Row) -> Iterator[Control]:
+        for control in row.sample.state.get(self.name, ()):
+            choice = control.choice
+            within = row.sample.within(choice.start, choice.end)
+            if within and not (row.unconditional and _guesses(control)):
+                yield control
+
+
+def _summed(parts: Sequence[tuple[torch.Tensor, Residuals]], rows: int) -> Residuals:
+    """All ControlNets' residuals, each added to its rows; those that are pooled have one value for all positions."""
+    total = []
+    for place in zip(*(residuals for _, residuals in parts), strict=True):
+        largest = max(place, key=lambda each: each[0].numel())
+        total.append(largest.new_zeros(rows, *largest.shape[1:]))
+    for where, residuals in parts:
+        for sum_, each in zip(total, residuals, strict=True):
+            sum_.index_add_(0, where, each.expand(-1, *sum_.shape[1:]))
+    return total
+
+
+def _guesses(control: Control) -> bool:
+    return control.choice.guess_mode or bool(control.network.config.global_pool_conditions)
+
+
+def _embedded(network: Any, pixels: torch.Tensor) -> torch.Tensor:
+    """What the network's first layers, which work at the picture's size, make of (1, 3, height, width) in 0 to 1."""
+    if network.config.controlnet_conditioning_channel_order == "bgr":
+        pixels = pixels.flip(1)
+    return network.controlnet_cond_embedding(pixels)  # type: ignore[no-any-return]
+
+
+def _run(network: Any, part: Evaluation, controls: Sequence[Control], model: Family) -> Residuals:
+    maps = torch.cat([control.map for control in controls])  # too large to keep between evaluations
+    with giving({network.controlnet_cond_embedding: maps}):
+        down, middle = network(
+            part.latents,
+            part.timesteps,
+            encoder_hidden_states=part.prompts,
+            controlnet_cond=maps,
+            return_dict=False,
+            **model.added_conditions(part),
+        )
+    return [*down, middle]
+
+
+def _scaled(residuals: Residuals, network: Any, controls: Sequence[Control]) -> Residuals:
+    """Each row's residuals by its own scale, the earlier ones less in guess mode: what ControlNetModel.forward does
+    with one scale and one mode for all rows."""
+    pooled, count = network.config.global_pool_conditions, len(residuals)
+    scales = torch.ones(len(controls), count)
+    for row, choice in zip(scales, (control.choice for control in controls), strict=True):
+        row *= choice.scale * (torch.logspace(-1, 0, count) if choice.guess_mode and not pooled else 1)
+    pairs = zip(residuals, to_device(scales.T.contiguous(), residuals[0].device), strict=True)
+    return [(each * scale.view(-1, 1, 1, 1)).to(each) for each, scale in pairs]  # scaled in single precision
+
+
+def _config(path: Path) -> dict[str, Any]:
+    config = read_json(path / "config.json")
+    if config.get("_class_name") != "ControlNetModel":
+        raise ValueError(f"it is a {config.get('_class_name')}, not a ControlNetModel")
+    return config
+
+
+def _plain(value: Any) -> Any:
+    return list(value) if isinstance(value, tuple) else value
+
+
+@hookimpl
+def darkroom_conditioners() -> Sequence[Conditioner]:
+    return [ControlNets()]

@@ -1,0 +1,176 @@
+"""What Stable Diffusion 1.x, 2.x and XL have in common: a UNet, a VAE, CLIP text encoders."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar, Self
+
+import torch
+from diffusers.utils.torch_utils import randn_tensor
+
+from darkroom_plugins import UnsupportedCombination, Violation
+from darkroom_plugins.builtin.families import deepcache
+from darkroom_plugins.builtin.families.clip import ClipEncoder, ClipTexts, Prompt
+from darkroom_plugins.builtin.families.cross_attention_cache import projected
+from darkroom_plugins.contract import Family, ModelInfo, PromptReader
+from darkroom_plugins.files import ModelFiles
+from darkroom_plugins.request import Request
+from darkroom_plugins.sample import Evaluation, PromptEmbedding
+from darkroom_plugins.tensors import to_device
+
+
+class UNetFamily(Family):
+    """A model that one of diffusers' pipelines runs, in parts."""
+
+    pipeline_class: ClassVar[Any]  # its loaders know the formats of LoRAs too
+    classes: ClassVar[Mapping[str, str]]  # of its components, as model_index.json names them
+    text_encoders: ClassVar[tuple[str, ...]]  # in the order of the texts for them
+    penultimate: ClassVar[bool] = False  # whether they always leave out their last layer
+    patched_options: ClassVar[Mapping[str, Any]] = {}  # of the scheduler: what the pipeline sets whatever its file says
+
+    def __init__(self, files: ModelFiles, device: torch.device, dtype: torch.dtype) -> None:
+        self.info = self.describe(files)
+        self.device, self.dtype = device, dtype
+        self.hollow = {name: files.hollow(name) for name in ("unet", "vae", *self.text_encoders)}
+        self.components = {}
+        self.scheduler_config = self._spoken(files)
+        encoders = [
+            ClipEncoder(files.tokenizer(name.replace("text_encoder", "tokenizer")), self, name, index, self.penultimate)
+            for index, name in enumerate(self.text_encoders)
+        ]
+        self._texts = ClipTexts(encoders, files.index.get("force_zeros_for_empty_prompt", False))
+
+    def _config(self, component: str) -> Any:
+        return self.hollow[component].config
+
+    @property
+    def unet(self) -> Any:
+        """The denoiser."""
+        return self.components["unet"]
+
+    @property
+    def vae(self) -> Any:
+        """The autoencoder."""
+        return self.components["vae"]
+
+    @classmethod
+    def open(cls, files: ModelFiles, device: torch.device, dtype: torch.dtype) -> Self:
+        return cls(files, device, dtype)
+
+    @classmethod
+    def detect(cls, model_index: Mapping[str, Any]) -> bool:
+        return all((model_index.get(part) or [None, None])[1] == name for part, name in cls.classes.items())
+
+    @classmethod
+    def describe(cls, files: ModelFiles) -> ModelInfo:
+        parts = ("unet", "vae", *cls.text_encoders)
+        unet, vae, *encoders = (files.config(part) for part in parts)
+        scheduler = files.config("scheduler")
+        channels, latent_channels = unet["in_channels"], vae["latent_channels"]
+        if channels not in (latent_channels, 2 * latent_channels + 1):
+            raise refusal(f"its denoiser takes {channels} channels where its VAE makes {latent_channels}")
+        factor = 2 ** (len(vae["block_out_channels"]) - 1)
+        size = unet["sample_size"]
+        height, width = size if isinstance(size, list) else (size, size)
+        return ModelInfo(
+            family=cls.name,
+            prediction_type=scheduler.get("prediction_type", "epsilon"),
+            size_factor=math.lcm(8, factor),  # diffusers' pipelines take multiples of 8 whatever the VAE
+            default_width=width * factor,
+            default_height=height * factor,
+            max_clip_skip=min(encoder["num_hidden_layers"] for encoder in encoders) - 1,
+            text_encoders=len(encoders),
+            inpainting=channels != latent_channels,
+            max_cache_interval=deepcache.max_interval(unet),
+        )
+
+    def latent_shape(self, width: int, height: int) -> tuple[int, int, int]:
+        config = self._config("vae")
+        factor = 2 ** (len(config.block_out_channels) - 1)
+        return config.latent_channels, height // factor, width // factor
+
+    @property
+    def guidance_embedded(self) -> bool:
+        """Whether the denoiser takes the guidance as an input (distilled models), so that one row is enough."""
+        return self._config("unet").time_cond_proj_dim is not None
+
+    def prompt_keys(self, request: Request, read: PromptReader) -> tuple[Prompt, ...]:
+        return self._texts.keys(request, read, request.guided and not self.guidance_embedded)
+
+    def encode_prompts(self, keys: Sequence[Prompt]) -> list[PromptEmbedding]:
+        return self._texts.encode(keys, torch.empty(0, device=self.device, dtype=self.dtype))
+
+    def predict(self, evaluation: Evaluation) -> torch.Tensor:
+        condition = self._guidance_embedding(evaluation) if self.guidance_embedded else None
+        latents = [each for each in (evaluation.latents, evaluation.extra_channels) if each is not None]
+        with projected(self.unet, evaluation):
+            return deepcache.denoise(
+                self.unet,
+                evaluation,
+                torch.cat(latents, dim=1),
+                evaluation.timesteps,
+                encoder_hidden_states=evaluation.prompts,
+                timestep_cond=condition,
+                return_dict=False,
+                **self.added_conditions(evaluation),
+                **evaluation.arguments,
+            )
+
+    def _guidance_embedding(self, evaluation: Evaluation) -> torch.Tensor:
+        """(rows, width) as the pipeline's get_guidance_scale_embedding, a function of w - 1."""
+        requests = [row.sample.request for row in evaluation.rows]
+        return evaluation.constants.of("timestep_cond", self._embedded, requests)
+
+    def _embedded(self, requests: Sequence[Request]) -> torch.Tensor:
+        scales = torch.tensor([request.guidance_scale - 1 for request in requests])
+        width = self._config("unet").time_cond_proj_dim
+        embed = self.pipeline_class.get_guidance_scale_embedding
+        return to_device(embed(None, scales, embedding_dim=width).to(self.dtype), self.device)
+
+    def decode(self, latents: torch.Tensor) -> torch.Tensor:
+        latents = latents.to(self.vae.dtype)
+        mean, std = self._statistics(latents)
+        pictures = self.vae.decode(latents * std / self.vae.config.scaling_factor + mean, return_dict=False)[0]
+        return pictures.to(self.dtype)  # type: ignore[no-any-return]
+
+    def decode_tiled(self, latents: torch.Tensor) -> torch.Tensor | None:
+        if self.vae.use_tiling or max(latents.shape[-2:]) <= self.vae.tile_latent_min_size:
+            return None
+        self.vae.enable_tiling()
+        try:
+            return self.decode(latents)
+        finally:
+            self.vae.disable_tiling()
+
+    def encode(self, images: torch.Tensor, generator: torch.Generator | None = None) -> torch.Tensor:
+        distribution = self.vae.encode(images.to(self.vae.dtype)).latent_dist
+        latents = distribution.mode()
+        if generator is not None:  # as its `sample`, which waits for the device
+            noise = randn_tensor(latents.shape, generator, dtype=latents.dtype)
+            latents = latents + distribution.std * to_device(noise, latents.device)
+        latents = latents.to(self.dtype)
+        mean, std = self._statistics(latents)
+        return (latents - mean) * self.vae.config.scaling_factor / std  # type: ignore[no-any-return]
+
+    def _statistics(self, like: torch.Tensor) -> tuple[Any, Any]:
+        """Mean and standard deviation of the VAE's latents where it says, (1, channels, 1, 1), else 0 and 1."""
+        mean, std = (self.vae.config.get(name) for name in ("latents_mean", "latents_std"))
+        if mean is None or std is None:
+            return 0.0, 1.0
+        there = [to_device(torch.tensor(each, dtype=like.dtype), like.device) for each in (mean, std)]
+        return there[0].view(1, -1, 1, 1), there[1].view(1, -1, 1, 1)
+
+    @classmethod
+    def _spoken(cls, files: ModelFiles) -> dict[str, Any]:
+        """The scheduler's configuration as the pipeline has it, without what its file leaves open, which `from_config`
+        would take for a choice of its author."""
+        config = dict(files.scheduler().config)
+        silent = set(config.pop("_use_default_values", ())) - set(cls.patched_options)
+        config |= {name: value for name, value in cls.patched_options.items() if name in config}
+        return {name: value for name, value in config.items() if name not in silent}
+
+
+def refusal(problem: str) -> UnsupportedCombination:
+    """The error of a model that cannot be served."""
+    return UnsupportedCombination([Violation("model", problem)])

@@ -1,0 +1,1 @@
+"""How images begin: from text, from a picture, under a mask."""

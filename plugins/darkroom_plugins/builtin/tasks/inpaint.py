@@ -1,0 +1,123 @@
+"""The tasks of repainting a part of a picture, and of painting on beyond its edges."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+import torch
+from PIL import Image
+
+from darkroom_plugins import hookimpl
+from darkroom_plugins.builtin.tasks.img2img import noise_for, noised, skipped_evaluations, vae_input
+from darkroom_plugins.canvas import Canvas
+from darkroom_plugins.contract import Task
+from darkroom_plugins.errors import InvalidRequest, Violation
+from darkroom_plugins.request import EditChoice, Inpaint, Outpaint, Request
+from darkroom_plugins.sample import Sample
+from darkroom_plugins.tensors import to_device
+
+darkroom_api_version = 1
+
+SEAM = 4  # pixels: how far an outpainted margin is blended into the picture
+
+
+@dataclass(frozen=True, slots=True)
+class Kept:
+    """What stays of the picture, to be put back after each step."""
+
+    latents: torch.Tensor  # (1, channels, h, w), clean
+    noise: torch.Tensor  # (1, channels, h, w), the same at every step
+    mask: torch.Tensor  # (1, 1, h, w), 1 where it is repainted
+
+
+class InpaintTask(Task):
+    """Repaints what is white in a mask (diffusers' StableDiffusionInpaintPipeline): a model for text-to-image by
+    putting back what is kept after each step, a model for inpainting by showing it the mask and the masked picture."""
+
+    name = "inpaint"
+    description = "The part of a picture under a mask repainted."
+    rpcs = ("Edit",)
+    edits: ClassVar[tuple[type[EditChoice], ...]] = (Inpaint,)
+    adds_noise = True
+
+    def canvas(self, request: Request) -> Canvas:
+        edit = self._edit(request)
+        blur = edit.mask_blur if edit.keep_unmasked or edit.padding_crop is not None else None
+        return Canvas.of(request, mask=Image.fromarray(edit.mask), padding=edit.padding_crop, mask_blur=blur)
+
+    def _edit(self, request: Request) -> Inpaint:
+        if not isinstance(request.edit, Inpaint):
+            raise InvalidRequest([Violation("inpaint", "must be set for the task inpaint")])
+        return request.edit
+
+    def _strength(self, request: Request) -> float:
+        return self._edit(request).strength
+
+    def first_evaluation(self, request: Request, timesteps: torch.Tensor, order: int) -> int:
+        return skipped_evaluations(self._strength(request), request, timesteps, order)
+
+    def begin(self, sample: Sample) -> None:
+        model, canvas = sample.model, sample.canvas
+        assert canvas.image is not None
+        assert canvas.mask is not None
+        image, strength = vae_input(canvas.image, model), self._strength(sample.request)
+        # The order in which diffusers draws: the picture's latents where they are needed, noise, the masked picture's.
+        latents = model.encode(image, sample.generator) if strength < 1 or not model.info.inpainting else None
+        noise = noise_for(sample)
+        pixels = to_device(torch.from_numpy(canvas.mask.copy()).to(image.dtype), image.device)[None, None]
+        mask = torch.nn.functional.interpolate(pixels, size=noise.shape[-2:])
+        if model.info.inpainting:
+            masked = model.encode(image * (pixels < 0.5), sample.generator)
+            sample.extra_channels = torch.cat([mask, masked], dim=1)
+        else:
+            noise_for(sample)  # stands for that of the masked picture's latents, which this model does not take
+            assert latents is not None
+            sample.state[self.name] = Kept(latents, noise, mask)
+        if sample.done:
+            sample.latents = latents
+        elif strength < 1:
+            assert latents is not None
+            sample.latents = noised(sample, latents, noise, sample.timestep)
+        else:
+            sample.latents = noise * sample.scheduler.init_noise_sigma
+
+    def after_evaluation(self, sample: Sample, latents: torch.Tensor) -> torch.Tensor:
+        kept: Kept | None = sample.state.get(self.name)
+        if kept is None:
+            return latents
+        behind, following = kept.latents, sample.timesteps[sample.evaluation + 1 : sample.evaluation + 2]
+        if len(following):
+            behind = noised(sample, behind, kept.noise, following[0])
+        return (1 - kept.mask) * behind + kept.mask * latents
+
+    def estimate(self, sample: Sample, latents: torch.Tensor) -> torch.Tensor:
+        kept: Kept | None = sample.state.get(self.name)
+        return latents if kept is None else (1 - kept.mask) * kept.latents + kept.mask * latents
+
+
+class OutpaintTask(InpaintTask):
+    """Inpaints margins that begin as the picture's edge pixels."""
+
+    name = "outpaint"
+    description = "A picture painted on beyond its edges."
+    edits = (Outpaint,)
+
+    def canvas(self, request: Request) -> Canvas:
+        if not isinstance(request.edit, Outpaint) or request.image is None:
+            raise InvalidRequest([Violation("outpaint", "must be set for the task outpaint")])
+        edit, (height, width) = request.edit, request.image.shape[:2]
+        margins = [(edit.top, edit.bottom), (edit.left, edit.right)]
+        frame = np.pad(request.image, [*margins, (0, 0)], mode="edge")
+        mask = np.pad(np.zeros((height, width), np.uint8), margins, constant_values=255)
+        return Canvas.of(request, Image.fromarray(frame), mask=Image.fromarray(mask), mask_blur=SEAM)
+
+    def _strength(self, request: Request) -> float:
+        return 1.0
+
+
+@hookimpl
+def darkroom_tasks() -> Sequence[Task]:
+    return [InpaintTask(), OutpaintTask()]

@@ -1,0 +1,29 @@
+"""The files of models: configurations, and weights in safetensors files.
+
+The names below are found when first asked for: what only reads names of files does without torch.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from darkroom_plugins.files.model_files import LOADING, ModelFiles, fill, hollow, read_json
+    from darkroom_plugins.files.safetensors_files import read_tensors, weight_files
+
+_MODULES = {
+    "LOADING": "model_files",
+    "ModelFiles": "model_files",
+    "fill": "model_files",
+    "hollow": "model_files",
+    "read_json": "model_files",
+    "read_tensors": "safetensors_files",
+    "weight_files": "safetensors_files",
+}
+
+__all__ = ["LOADING", "ModelFiles", "fill", "hollow", "read_json", "read_tensors", "weight_files"]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_MODULES[name]}"), name)

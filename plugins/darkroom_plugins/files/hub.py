@@ -1,0 +1,196 @@
+"""What comes from the Hugging Face hub. Of models the configuration is fetched at once, their weights when they are
+loaded; of all else everything. What is in the cache is taken from there, without a look at the network."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, Self
+
+from huggingface_hub import DryRunFileInfo, hf_hub_download, snapshot_download
+from huggingface_hub.errors import (
+    EntryNotFoundError,
+    GatedRepoError,
+    HFValidationError,
+    LocalEntryNotFoundError,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+)
+from huggingface_hub.utils.tqdm import tqdm
+
+from darkroom_plugins.files.hub_paths import hub_place
+from darkroom_plugins.files.model_files import LIBRARIES, ModelFiles, Report, read_json
+from darkroom_plugins.files.safetensors_files import choose, shards
+
+CONFIGURATION = ["*.json", "*.txt", "*.model"]  # and tokenizers
+
+
+@dataclass(frozen=True, kw_only=True)
+class HubFiles(ModelFiles):
+    """A model in a repository of the hub. `folder` is its snapshot in the local cache."""
+
+    repository: str
+
+    @classmethod
+    def find(
+        cls, repository: str, revision: str | None, variant: str | None = None, parts: Mapping[str, Path] | None = None
+    ) -> Self:
+        """The model of this repository, "owner/name", at a branch, tag or commit (None: its main branch), with its
+        configuration. What is in the cache is taken from there, without a look at the network.
+
+        :raises OSError, ValueError: there is none, or it cannot be reached
+        """
+        folder = _snapshot(repository, revision, _complete)
+        return cls(folder, variant, parts=parts or {}, repository=repository)
+
+    def fetched(self, parts: Iterable[str]) -> bool:
+        try:
+            return all(self.weights(part, "meta") for part in parts)
+        except OSError:
+            return False
+
+    def fetch_bytes(self, parts: Iterable[str]) -> int:
+        return sum(each.file_size or 0 for each in self._missing(parts))
+
+    def fetch(self, parts: Iterable[str], report: Report | None = None) -> None:
+        for file in self._missing(parts):
+            with _named_errors(self.repository, self._commit):
+                hf_hub_download(self.repository, file.filename, revision=self._commit, tqdm_class=_reporting(report))
+
+    @property
+    def _commit(self) -> str:
+        return self.folder.name
+
+    def _missing(self, parts: Iterable[str]) -> list[DryRunFileInfo]:
+        parts = [part for part in parts if not self.fetched([part])]
+        return [each for each in self._listed(parts) if each.will_download]
+
+    def _listed(self, parts: list[str]) -> list[DryRunFileInfo]:
+        """The files of these parts' weights, as the hub knows them."""
+        if not parts:
+            return []
+        with _named_errors(self.repository, self._commit):
+            listed = snapshot_download(
+                self.repository,
+                revision=self._commit,
+                allow_patterns=[_inside(part, "*") for part in parts],
+                tqdm_class=_reporting(None),
+                dry_run=True,
+            )
+        known = {each.filename: each for each in listed}
+        return [known[name] for part in parts for name in self._needed(part, known)]
+
+    def _needed(self, part: str, known: Iterable[str]) -> list[str]:
+        start = _inside(part, "")
+        names = [name.removeprefix(start) for name in known if name.startswith(start)]
+        try:
+            chosen = choose(names, self.variant)
+        except OSError as error:
+            raise OSError(f"hub: {part} of {self.repository} has {error}") from None
+        found = shards(self.folder / part / chosen) if chosen.endswith(".json") else [chosen]
+        if lacking := set(found) - set(names):
+            raise OSError(f"hub: {part} of {self.repository} lacks {', '.join(sorted(lacking))}")
+        return [_inside(part, name) for name in found]
+
+
+def _inside(part: str, name: str) -> str:
+    """A file's name in the repository; the part "" is all of it."""
+    return f"{part}/{name}" if part else name
+
+
+def located(path: Path) -> Path:
+    """Where a file of weights, or a network's folder, is on this machine. One of the hub is fetched.
+
+    :raises OSError: it cannot be had
+    """
+    place = hub_place(path)
+    if place is None:
+        return path
+    repository, revision, inner = place
+    if place.is_file:
+        with _named_errors(repository, revision):
+            return _file(repository, revision, inner)
+    folder = _snapshot(repository, revision, lambda folder: (folder / inner / "config.json").exists())
+    HubFiles(folder, repository=repository).fetch([inner])
+    return folder / inner
+
+
+def located_config(path: Path) -> Path:
+    """The same of a model's folder, of which only the configuration is needed."""
+    place = hub_place(path)
+    if place is None:
+        return path
+    return _snapshot(place.repository, place.revision, lambda folder: _complete(folder / place.inner)) / place.inner
+
+
+def _file(repository: str, revision: str, name: str) -> Path:
+    download = partial(hf_hub_download, repository, name, revision=revision, tqdm_class=_reporting(None))
+    try:
+        return Path(download(local_files_only=True))
+    except LocalEntryNotFoundError:
+        return Path(download())
+
+
+def _snapshot(repository: str, revision: str | None, complete: Callable[[Path], bool]) -> Path:
+    """The repository's folder in the cache with the configuration, which is fetched where it is not there."""
+    download = partial(snapshot_download, repository, revision=revision, allow_patterns=CONFIGURATION)
+    with _named_errors(repository, revision):
+        try:
+            found = Path(download(local_files_only=True))
+        except LocalEntryNotFoundError:
+            found = None
+        if found is None or not complete(found):
+            found = Path(download(tqdm_class=_reporting(None)))
+    if not complete(found):  # without a network what is there comes back as it is
+        raise OSError(f"hub: {repository} lacks the configuration of a model or of a part of it")
+    return found
+
+
+def _complete(folder: Path) -> bool:
+    """Whether each part has a configuration: what broke off, or was fetched for something else, has not."""
+    index = folder / "model_index.json"
+    if not index.exists():
+        return False
+    parts = [name for name, kind in read_json(index).items() if isinstance(kind, list) and kind[0] in LIBRARIES]
+    return all(any((folder / part).glob("*config.json")) for part in parts)
+
+
+def _reporting(report: Report | None) -> type[tqdm]:
+    """A progress bar on the terminal, where there is one, that also reports the bytes."""
+
+    class Reporting(tqdm):
+        def __init__(self, *args: Any, **kwargs: Any) -> None:
+            super().__init__(*args, **{**kwargs, "disable": None})  # type: ignore[no-untyped-call]
+            if report and (initial := kwargs.get("initial")):  # from where a broken download goes on
+                report(initial)
+
+        def update(self, n: float | None = 1) -> bool | None:
+            if report and n:
+                report(int(n))
+            return super().update(n)  # type: ignore[no-any-return]
+
+    return Reporting
+
+
+@contextmanager
+def _named_errors(repository: str, revision: str | None) -> Iterator[None]:
+    try:
+        yield
+    except HFValidationError as error:
+        raise ValueError(f"hub: {repository!r} is not the name of a repository, owner/name") from error
+    except GatedRepoError as error:
+        raise OSError(f"hub: {repository} asks for its terms to be accepted, and for a token (HF_TOKEN)") from error
+    except RepositoryNotFoundError as error:
+        raise OSError(f"hub: there is no repository {repository}, or it is private and HF_TOKEN is not set") from error
+    except RevisionNotFoundError as error:
+        raise OSError(f"revision: {repository} has no {revision!r}") from error
+    except (EntryNotFoundError, OSError) as error:
+        where = f"{repository} at {revision or 'main'}"
+        raise OSError(f"hub: {where} is not in the cache, and was not fetched: {_line(error)}") from error
+
+
+def _line(error: BaseException) -> str:
+    return next(iter(str(error.__cause__ or error).strip().splitlines()), type(error).__name__)

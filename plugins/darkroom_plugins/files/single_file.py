@@ -1,0 +1,72 @@
+"""Single-file checkpoints of Stable Diffusion 1.x, 2.x and XL: all networks in one file, named as in its first code."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+from diffusers.loaders.single_file_utils import (
+    convert_ldm_clip_checkpoint,
+    convert_ldm_unet_checkpoint,
+    convert_ldm_vae_checkpoint,
+    convert_open_clip_checkpoint,
+)
+
+from darkroom_plugins.files.safetensors_files import Tensors, read_tensors
+
+PREFIXES = {
+    "unet": ("model.diffusion_model.",),
+    "vae": ("first_stage_model.", "vae."),
+    "text_encoder": ("cond_stage_model.", "conditioner.embedders.0."),
+    "text_encoder_2": ("conditioner.embedders.1.",),
+}
+ARCHITECTURES = {  # by the beginnings of names that the others do not have
+    "conditioner.": "Stable Diffusion XL",
+    "cond_stage_model.model.": "Stable Diffusion 2.x",
+    "cond_stage_model.transformer.": "Stable Diffusion 1.x",
+}
+
+
+def read_checkpoint(file: Path, part: str, config: Mapping[str, Any], device: str = "cpu") -> Tensors:
+    """The weights of a part, as its network names them (see `read_tensors` for the device).
+
+    :raises OSError, ValueError: the file cannot be read, or has no such part
+    """
+    if part not in PREFIXES:
+        raise ValueError(f"a single-file checkpoint holds {', '.join(PREFIXES)}, and no {part}")
+    tensors = read_tensors([file], device, PREFIXES[part])
+    if not tensors:
+        raise ValueError(f"{file} has no weights of the {part}")
+    try:
+        return _converted(tensors, part, config)
+    except KeyError as error:
+        raise ValueError(f"{file} lacks {error} among the weights of the {part}") from error
+
+
+def read_vae(file: Path, config: Mapping[str, Any], device: str = "cpu") -> Tensors:
+    """The weights of a VAE in a file of its own, under diffusers' names or the first ones, or in a checkpoint."""
+    tensors = read_tensors([file], device)
+    if any(name.startswith("encoder.down_blocks.") for name in tensors):
+        return tensors
+    return convert_ldm_vae_checkpoint(tensors, config)  # type: ignore[no-any-return]
+
+
+def architecture(file: Path) -> str:
+    """What a checkpoint is, by the names of its tensors."""
+    names = read_tensors([file], "meta")
+    kinds = (kind for prefix, kind in ARCHITECTURES.items() if any(name.startswith(prefix) for name in names))
+    return next(kinds, "no Stable Diffusion that is known")
+
+
+def _converted(tensors: Tensors, part: str, config: Mapping[str, Any]) -> Tensors:
+    if part == "unet":
+        return convert_ldm_unet_checkpoint(tensors, config)  # type: ignore[no-any-return]
+    if part == "vae":
+        return convert_ldm_vae_checkpoint(tensors, config)  # type: ignore[no-any-return]
+    for prefix in (f"{each}model." for each in PREFIXES[part]):
+        if any(name.startswith(prefix) for name in tensors):
+            network = SimpleNamespace(config=SimpleNamespace(hidden_size=config["hidden_size"]))
+            return convert_open_clip_checkpoint(network, tensors, prefix)  # type: ignore[no-any-return]
+    return convert_ldm_clip_checkpoint(tensors)  # type: ignore[no-any-return]

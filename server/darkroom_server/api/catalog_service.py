@@ -1,0 +1,236 @@
+"""CatalogService: what may be named in a request."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+import diffusers
+import torch
+from google.protobuf.json_format import ParseDict
+from google.protobuf.struct_pb2 import Struct
+
+from darkroom.v1 import catalog_service_pb2 as pb
+from darkroom.v1 import catalog_service_pb2_grpc
+from darkroom_plugins.builtin.recipe import VERSION
+from darkroom_plugins.errors import InvalidRequest, NotFound, Violation
+from darkroom_server.api import messages
+from darkroom_server.api.interceptors import answers_errors
+from darkroom_server.api.messages import preview_mode
+from darkroom_server.jobs.events import Ended, Loading
+from darkroom_server.jobs.mailbox import Mailbox
+from darkroom_server.models.residency import Residency
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from pydantic import BaseModel
+
+    from darkroom_plugins.contract import AssetKind, SchedulerEntry
+    from darkroom_plugins.manager import PluginInfo
+    from darkroom_server.models.assets import Asset
+    from darkroom_server.models.catalog import Catalog
+    from darkroom_server.models.model import Model
+    from darkroom_server.models.residency import Key
+
+RESIDENCIES = {  # in the order of nearness
+    Residency.ABSENT: pb.RESIDENCY_ABSENT,
+    Residency.LEAVING: pb.RESIDENCY_ABSENT,
+    Residency.LOADING: pb.RESIDENCY_LOADING,
+    Residency.PARKED: pb.RESIDENCY_PARKED,
+    Residency.RESIDENT: pb.RESIDENCY_RESIDENT,
+}
+
+Context: TypeAlias = Any  # grpc.aio.ServicerContext, which has no types
+
+
+class CatalogService(catalog_service_pb2_grpc.CatalogServiceServicer):
+    """Lists what the catalog holds, each list sorted by name."""
+
+    def __init__(self, catalog: Catalog) -> None:
+        self._catalog = catalog
+
+    @answers_errors
+    async def GetServerInfo(self, request: pb.GetServerInfoRequest, context: Context) -> pb.GetServerInfoResponse:
+        limits = self._catalog.limits
+        return pb.GetServerInfoResponse(
+            version=VERSION,
+            api_version="darkroom.v1",
+            torch_version=torch.__version__,
+            diffusers_version=diffusers.__version__,
+            devices=[_device(d) for d in dict.fromkeys(m.family.device for m in self._catalog.models.values())],
+            limits=pb.ServerLimits(**limits.model_dump()),
+            plugins=[_plugin(info) for info in self._catalog.plugins.infos],
+            default_model=self._catalog.default_model,
+        )
+
+    @answers_errors
+    async def ListModels(self, request: pb.ListModelsRequest, context: Context) -> pb.ListModelsResponse:
+        return pb.ListModelsResponse(models=[self._model(m) for _, m in sorted(self._catalog.models.items())])
+
+    @answers_errors
+    async def ListTasks(self, request: pb.ListTasksRequest, context: Context) -> pb.ListTasksResponse:
+        plugins = self._catalog.plugins
+        tasks = [
+            pb.Task(
+                name=name,
+                description=task.description,
+                rpcs=task.rpcs,
+                plugin=plugins.owner("tasks", name),
+                parameters_schema=_schema(task.Parameters),
+            )
+            for name, task in sorted(plugins.tasks.items())
+        ]
+        return pb.ListTasksResponse(tasks=tasks)
+
+    @answers_errors
+    async def ListSchedulers(self, request: pb.ListSchedulersRequest, context: Context) -> pb.ListSchedulersResponse:
+        entries = sorted(self._catalog.plugins.schedulers.items())
+        return pb.ListSchedulersResponse(schedulers=[self._scheduler(entry) for _, entry in entries])
+
+    @answers_errors
+    async def ListLoras(self, request: pb.ListLorasRequest, context: Context) -> pb.ListLorasResponse:
+        loras = [
+            pb.Lora(components=asset.info.components, **self._asset(asset)) for asset in self._assets("lora").values()
+        ]
+        return pb.ListLorasResponse(loras=loras)
+
+    @answers_errors
+    async def ListControlNets(self, request: pb.ListControlNetsRequest, context: Context) -> pb.ListControlNetsResponse:
+        nets = [
+            pb.ControlNet(
+                preprocessor=asset.settings.preprocessor or "",
+                residency=self._residency(*(("controlnet", asset.settings.name, model) for model in asset.fits)),
+                **self._asset(asset),
+            )
+            for asset in self._assets("controlnet").values()
+        ]
+        return pb.ListControlNetsResponse(control_nets=nets)
+
+    @answers_errors
+    async def ListPreprocessors(
+        self, request: pb.ListPreprocessorsRequest, context: Context
+    ) -> pb.ListPreprocessorsResponse:
+        plugins = self._catalog.plugins
+        entries = [
+            pb.Preprocessor(
+                name=name,
+                description=entry.description,
+                parameters_schema=_schema(entry.Parameters),
+                plugin=plugins.owner("preprocessors", name),
+            )
+            for name, entry in sorted(plugins.preprocessors.items())
+        ]
+        return pb.ListPreprocessorsResponse(preprocessors=entries)
+
+    @answers_errors
+    async def LoadModel(self, request: pb.LoadModelRequest, context: Context) -> None:
+        model, store, progress = self._named(request.model), self._catalog.store, Mailbox()
+        key = ("model", model.name)
+        loading = asyncio.create_task(store.acquire([key], progress.put, wait=False))
+        loading.add_done_callback(lambda _: progress.put(Ended()))
+        try:
+            while isinstance(event := await progress.get(), Loading):
+                await context.write(pb.LoadModelResponse(loading=messages.loading(event)))
+            await loading
+            store.release([key])
+        finally:
+            loading.cancel()
+        await context.write(pb.LoadModelResponse(model=self._model(model)))
+
+    @answers_errors
+    async def UnloadModel(self, request: pb.UnloadModelRequest, context: Context) -> pb.UnloadModelResponse:
+        freed = await self._catalog.store.unload(("model", self._named(request.model).name))
+        return pb.UnloadModelResponse(freed_bytes=freed)
+
+    def _named(self, name: str) -> Model:
+        """:raises RequestRefused: there is no model of this name"""
+        if not name:
+            raise InvalidRequest([Violation("model", "must be set")])
+        models = self._catalog.models
+        if name not in models:
+            known = f"there is no model {name[:128]!r}, but {', '.join(sorted(models))}"
+            raise NotFound("model", [Violation("model", known)])
+        return models[name]
+
+    def _assets(self, kind: AssetKind) -> Mapping[str, Asset]:
+        return self._catalog.assets.entries[kind]
+
+    def _asset(self, asset: Asset) -> dict[str, Any]:
+        families = {self._catalog.models[name].info.family for name in asset.fits}
+        return {
+            "name": asset.settings.name,
+            "description": asset.settings.description,
+            "family": families.pop() if len(families) == 1 else "",
+            "models": asset.fits,
+            "weight_bytes": asset.info.weight_bytes,
+        }
+
+    def _residency(self, *keys: Key) -> pb.Residency:
+        """Where something is; of several copies, that of the one which is nearest."""
+        found = (RESIDENCIES[self._catalog.store[key].residency] for key in keys)
+        return max(found, default=pb.RESIDENCY_ABSENT)
+
+    def _model(self, model: Model) -> pb.Model:
+        settings, info = model.settings, model.info
+        low, high = self._catalog.size_range(model)
+        return pb.Model(
+            name=model.name,
+            description=settings.description,
+            is_default=model.name == self._catalog.default_model,
+            family=info.family,
+            tasks=self._catalog.tasks(model),
+            prediction_type=info.prediction_type,
+            size_factor=info.size_factor,
+            default_width=info.default_width,
+            default_height=info.default_height,
+            min_size=low,
+            max_size=high,
+            default_scheduler=model.default_scheduler,
+            default_num_inference_steps=settings.default_num_inference_steps,
+            default_guidance_scale=settings.default_guidance_scale,
+            preview_modes=[preview_mode(mode) for mode in model.preview_modes],
+            default_preview_mode=preview_mode(model.default_preview_mode),
+            residency=self._residency(("model", model.name)),
+            weight_bytes=model.family.weight_bytes,
+            device=str(model.family.device),
+            dtype=str(model.family.dtype).removeprefix("torch."),
+            max_cache_interval=model.max_cache_interval,
+            safety_policy=f"SAFETY_POLICY_{settings.safety.upper()}",
+        )
+
+    def _scheduler(self, entry: SchedulerEntry) -> pb.Scheduler:
+        low, high = self._catalog.step_range(entry.name)
+        sigmas: list[Any] = [f"SIGMA_SCHEDULE_{name.upper()}" for name in entry.sigma_schedules]
+        spacings: list[Any] = [f"TIMESTEP_SPACING_{name.upper()}" for name in entry.timestep_spacings]
+        return pb.Scheduler(
+            name=entry.name,
+            aliases=entry.aliases,
+            diffusers_class=entry.scheduler.__name__,
+            description=entry.description,
+            min_steps=low,
+            max_steps=high,
+            sigma_schedules=sigmas,
+            timestep_spacings=spacings,
+            takes_eta=entry.takes_eta,
+            parameters_schema=_schema(entry.Parameters),
+            plugin=self._catalog.plugins.owner("schedulers", entry.name),
+        )
+
+
+def _device(device: torch.device) -> pb.Device:
+    if device.type == "cuda":
+        properties = torch.cuda.get_device_properties(device)
+        return pb.Device(id=str(device), name=properties.name, memory_bytes=properties.total_memory)
+    return pb.Device(id=str(device), name=device.type.upper())
+
+
+def _plugin(info: PluginInfo) -> pb.Plugin:
+    schema = _schema(info.parameters)
+    return pb.Plugin(
+        name=info.name, version=info.version, hooks=info.hooks, extensions_schema=schema, builtin=info.builtin
+    )
+
+
+def _schema(parameters: type[BaseModel] | None) -> Struct | None:
+    return ParseDict(parameters.model_json_schema(), Struct()) if parameters else None

@@ -1,0 +1,147 @@
+"""What all RPC handlers have in common: how they answer errors, and who may call."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import hmac
+import logging
+from collections.abc import Awaitable, Callable, Iterable, Sequence
+from typing import Any
+
+import grpc
+from google.protobuf.message import DecodeError
+from grpc import aio
+
+from darkroom_plugins.errors import DarkroomError, InvalidRequest, JobFailed, NotImplementedYet, Unauthenticated
+from darkroom_server.api.status import status_of
+from darkroom_server.config.settings import TokenSettings
+
+log = logging.getLogger(__name__)
+
+Handler = Callable[[Any, Any, Any], Awaitable[Any]]
+UNDECODABLE = object()  # stands for a request that is no message
+OPEN_METHODS = ("/grpc.health.v1.Health/",)  # for probes, which have no token
+OPERATOR_METHODS = ("/darkroom.v1.CatalogService/LoadModel", "/darkroom.v1.CatalogService/UnloadModel")
+
+
+def answers_errors(handler: Handler) -> Handler:
+    """A handler whose errors become statuses. What is not ours is logged, and hidden from the client."""
+
+    @functools.wraps(handler)
+    async def answering(service: Any, request: Any, context: aio.ServicerContext[Any, Any]) -> Any:
+        failure: DarkroomError
+        try:
+            return await handler(service, request, context)
+        except aio.AbortError:
+            raise
+        except DarkroomError as error:
+            failure = error.with_traceback(None)  # which would keep the job
+        except Exception as error:
+            if _client_is_gone(error):
+                return None
+            log.exception("%s failed", handler.__name__)
+            failure = JobFailed("the server failed; its log says more")
+        code, message, trailers = status_of(failure)
+        return await context.abort(code, message, trailers)
+
+    return answering
+
+
+def _client_is_gone(error: Exception) -> bool:
+    """Whether a write failed because the call was cancelled, or its connection lost."""
+    return type(error).__name__ in ("ExecuteBatchError", "UsageError")
+
+
+def token_of(metadata: Iterable[tuple[str, Any]] | None) -> str:
+    """What a call brings as its token, scheme and all; empty where it brings none."""
+    return next((str(value) for key, value in metadata or () if key == "authorization"), "")
+
+
+def not_there_yet(what: str) -> Handler:
+    """A handler for an RPC whose work is not there yet."""
+
+    @answers_errors
+    async def handler(service: Any, request: Any, context: Any) -> None:
+        raise NotImplementedYet(message=f"{what} not there yet")
+
+    return handler
+
+
+class TokenCheck(aio.ServerInterceptor):  # type: ignore[misc]
+    """Refuses calls that bring no token of the server's, and an operator's calls with a user's token."""
+
+    def __init__(self, tokens: Sequence[TokenSettings]) -> None:
+        self._roles = {bytes.fromhex(each.sha256): each.role for each in tokens}
+
+    async def intercept_service(
+        self,
+        continuation: Callable[[grpc.HandlerCallDetails], Awaitable[grpc.RpcMethodHandler]],
+        details: grpc.HandlerCallDetails,
+    ) -> grpc.RpcMethodHandler:
+        handler = await continuation(details)
+        role = self._role(token_of(details.invocation_metadata))
+        if details.method.startswith(OPEN_METHODS):
+            return handler
+        if role is None:
+            return _refusing(handler, "this server wants a token: authorization: Bearer <token>")
+        if details.method in OPERATOR_METHODS and role != "operator":
+            return _refusing(handler, "this call wants an operator's token, and this is a user's")
+        return handler
+
+    def _role(self, authorization: str) -> str | None:
+        """What the bearer may do; it takes as long whichever token it is, and however much of one."""
+        scheme, _, token = authorization.partition(" ")
+        digest = hashlib.sha256(token.encode()).digest()
+        roles = [role for known, role in self._roles.items() if hmac.compare_digest(known, digest)]
+        return roles[0] if roles and scheme == "Bearer" else None
+
+
+class DecodeCheck(aio.ServerInterceptor):  # type: ignore[misc]
+    """Answers bytes that are no message in our words; gRPC would tell the client of the exception."""
+
+    async def intercept_service(
+        self,
+        continuation: Callable[[grpc.HandlerCallDetails], Awaitable[grpc.RpcMethodHandler]],
+        details: grpc.HandlerCallDetails,
+    ) -> grpc.RpcMethodHandler:
+        handler = await continuation(details)
+        if handler is None or not details.method.startswith("/darkroom."):
+            return handler
+        kind = "unary_stream" if handler.response_streaming else "unary_unary"
+        changes = {kind: _decoded_only(getattr(handler, kind))}
+        return handler._replace(request_deserializer=_lenient(handler.request_deserializer), **changes)
+
+
+def _lenient(deserialize: Callable[[bytes], Any]) -> Callable[[bytes], Any]:
+    """Gives UNDECODABLE instead of an exception."""
+
+    def lenient(data: bytes) -> Any:
+        try:
+            return deserialize(data)
+        except DecodeError:
+            return UNDECODABLE
+
+    return lenient
+
+
+def _decoded_only(call: Callable[[Any, Any], Awaitable[Any]]) -> Callable[[Any, Any], Awaitable[Any]]:
+    @answers_errors
+    async def checked(service: Any, request: Any, context: Any) -> Any:
+        if request is UNDECODABLE:
+            raise InvalidRequest(message="the request is not a message of this API")
+        return await call(request, context)
+
+    return functools.partial(checked, None)
+
+
+def _refusing(handler: grpc.RpcMethodHandler, why: str) -> grpc.RpcMethodHandler:
+    @answers_errors
+    async def refuse(service: Any, request: Any, context: Any) -> None:
+        raise Unauthenticated(why)
+
+    call = functools.partial(refuse, None)
+    if handler is None or handler.request_streaming:
+        return grpc.stream_stream_rpc_method_handler(call)
+    kind = grpc.unary_stream_rpc_method_handler if handler.response_streaming else grpc.unary_unary_rpc_method_handler
+    return kind(call, handler.request_deserializer, handler.response_serializer)

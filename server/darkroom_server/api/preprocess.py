@@ -1,0 +1,41 @@
+"""The Preprocess RPC's work: a control map from a picture."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from darkroom.v1 import image_service_pb2, parameters_pb2
+from darkroom_server.api import messages
+from darkroom_server.api.validation.conditions import preprocessor_options
+from darkroom_server.api.validation.edit import decoded
+from darkroom_server.api.validation.request import check_request_id
+from darkroom_server.api.validation.violations import Findings
+from darkroom_server.engine.recovery import known
+from darkroom_server.jobs.events import ControlMade
+from darkroom_server.jobs.planner import run_preprocessor
+from darkroom_server.models.catalog import Catalog
+from darkroom_server.pictures.decode import decode_image
+
+
+def preprocess(message: image_service_pb2.PreprocessRequest, catalog: Catalog) -> list[dict[str, Any]]:
+    """The messages of the map, of the picture's own size.
+
+    :raises RequestRefused: with everything that is wrong with the request
+    :raises PluginFailed: the preprocessor failed
+    """
+    findings = Findings()
+    check_request_id(message.request_id, findings)
+    if not message.preprocessor:
+        findings.invalid("preprocessor", "must be set")
+    entries = catalog.plugins.preprocessors
+    options = preprocessor_options("", message.preprocessor, message.preprocessor_options, entries, findings)
+    format: Any = findings.enum("format", parameters_pb2.ImageFormat, message.format) or "png"
+    pixels = decoded("image", message.image, decode_image, catalog.limits, findings)
+    findings.refuse()
+    try:
+        assert pixels is not None
+        made = run_preprocessor(catalog.plugins, message.preprocessor, pixels, options)
+        event = ControlMade(0, made, message.preprocessor, format)
+        return list(messages.control_image(event, catalog.limits.chunk_bytes))
+    except Exception as error:
+        raise known(error) from None

@@ -1,0 +1,204 @@
+"""The commands of `darkroom` that come with the server. Imports are inside: `darkroom --help` is fast."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+
+if TYPE_CHECKING:
+    from darkroom_server.config.settings import Settings
+
+
+Config = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="FILE",
+        envvar="DARKROOM_CONFIG",
+        exists=True,
+        dir_okay=False,
+        help="The configuration.  [default: darkroom.toml, where it is there]",
+    ),
+]
+
+
+def serve(
+    config: Config = None,
+    listen: Annotated[str | None, typer.Option(help="Where to listen, HOST:PORT.  [default: 127.0.0.1:50051]")] = None,
+    model: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="[NAME=]MODEL",
+            help="A diffusers folder, or OWNER/NAME@REVISION of the hub; repeat for more. None: the demo model.",
+        ),
+    ] = None,
+    lora: Annotated[
+        list[str] | None,
+        typer.Option(metavar="[NAME=]FILE", help="A LoRA to offer, a safetensors file; repeat for more."),
+    ] = None,
+    controlnet: Annotated[
+        list[str] | None,
+        typer.Option(metavar="[NAME=]FOLDER", help="A ControlNet to offer, in diffusers' format; repeat for more."),
+    ] = None,
+    preprocessor: Annotated[
+        list[str] | None,
+        typer.Option(metavar="CONTROLNET=NAME", help="What makes a ControlNet's maps, from `darkroom preprocessors`."),
+    ] = None,
+    embedding: Annotated[
+        list[str] | None,
+        typer.Option(metavar="[NAME=]FILE", help="A textual inversion to offer, a safetensors file; repeat for more."),
+    ] = None,
+    device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, …  [default: CUDA where there is one]")] = None,
+    dtype: Annotated[
+        str | None, typer.Option(help="float32, float16, bfloat16, or auto: float16 on CUDA.  [default: auto]")
+    ] = None,
+    max_batch_rows: Annotated[int | None, typer.Option(help="The most rows in one batch.")] = None,
+    block: Annotated[list[str] | None, typer.Option(help="A plugin not to load; repeat for more.")] = None,
+) -> None:
+    """Serve pictures: of the models of darkroom.toml, or those named, or else of the embedded demo model.
+
+    Flags go before the environment (DARKROOM_…), that before the file. A list is taken whole: with --model, no model of
+    the file is offered.
+    """
+    from darkroom_server.cli import flags
+    from darkroom_server.device.allocator import keep_freed
+    from darkroom_server.device.threads import spin_briefly, switch_quickly
+
+    keep_freed()
+    spin_briefly()
+    switch_quickly()
+    from darkroom_plugins.manager import PluginError
+
+    given: dict[str, Any] = {
+        "listen": listen,
+        "device": device,
+        "dtype": dtype,
+        "blocked_plugins": block,
+        "loras": flags.files(lora, "--lora"),
+        "controlnets": flags.control_nets(controlnet, preprocessor or ()),
+        "embeddings": flags.files(embedding, "--embedding"),
+    }
+    if model:
+        given["models"] = [flags.model(text) for text in model]
+    if max_batch_rows is not None:
+        given["limits"] = {"max_batch_rows": max_batch_rows}
+    settings = _settings({name: value for name, value in given.items() if value is not None}, config)
+    from darkroom_server.app import AddressInUse, run
+    from darkroom_server.models.model import ModelError
+
+    _quiet_libraries()
+    try:
+        raise typer.Exit(_run_event_loop(run(settings)))
+    except (AddressInUse, ModelError, PluginError) as error:
+        _say(str(error))
+        raise typer.Exit(1) from None
+
+
+def check(config: Config = None) -> None:
+    """Say what `darkroom serve` would offer by this configuration. Reads no weights, and listens nowhere."""
+    settings = _settings({}, config)
+    from darkroom_plugins.manager import PluginError, load_plugins
+    from darkroom_server.cli.overview import overview
+    from darkroom_server.models.model import ModelError
+
+    _quiet_libraries()
+    try:
+        tables = overview(settings, load_plugins(settings.blocked_plugins))
+    except (ModelError, PluginError) as error:
+        _say(str(error))
+        raise typer.Exit(1) from None
+    _print(*tables)
+
+
+def token(
+    role: Annotated[
+        Literal["user", "operator"], typer.Option(help="What its bearer may do: an operator also loads models.")
+    ] = "user",
+    name: Annotated[str | None, typer.Option(help="Of who gets it.  [default: the role]")] = None,
+) -> None:
+    """Make a token for clients, and what darkroom.toml needs to know of it."""
+    import secrets
+    from hashlib import sha256
+
+    from darkroom_server.cli import flags
+
+    name = flags.checked_name(name or role, "--name")
+    made = secrets.token_urlsafe(32)
+    typer.echo("The token. It is shown this once; clients take it as --token or DARKROOM_TOKEN:\n", err=True)
+    typer.echo(made)
+    typer.echo("\nFor darkroom.toml:\n", err=True)
+    typer.echo(f'[[tokens]]\nname = "{name}"\nrole = "{role}"\nsha256 = "{sha256(made.encode()).hexdigest()}"')
+
+
+def _settings(given: dict[str, Any], config: Path | None) -> Settings:
+    """:raises typer.Exit: something is wrong, all of which is said"""
+    from darkroom_server.config.reader import ConfigurationError, default_file, read_settings
+
+    try:
+        return read_settings(given, config or default_file())
+    except ConfigurationError as error:
+        for violation in error.violations:
+            _say(violation)
+        raise typer.Exit(2) from None
+
+
+def plugins(
+    block: Annotated[list[str] | None, typer.Option(help="A plugin not to load; repeat for more.")] = None,
+) -> None:
+    """List the plugins of the server that would start here: name, version, hooks."""
+    from darkroom_plugins.manager import PluginError, load_plugins
+
+    _quiet_libraries()
+    try:
+        infos = load_plugins(block or ()).infos
+    except PluginError as error:
+        _say(str(error))
+        raise typer.Exit(1) from None
+    from rich.table import Table
+
+    table = Table("name", "version", "hooks", "parameters", "")
+    for info in infos:
+        parameters = ", ".join(info.parameters.model_fields) if info.parameters else ""
+        table.add_row(info.name, info.version, "\n".join(info.hooks), parameters, "built in" if info.builtin else "")
+    _print(table)
+
+
+def _run_event_loop(main: Any) -> int:
+    import asyncio
+
+    try:
+        import uvloop
+    except ImportError:  # not made for Windows
+        return int(asyncio.run(main))
+    return int(uvloop.run(main))
+
+
+def _quiet_libraries() -> None:
+    """Keep the progress bars and advice of the libraries out of the log, which goes to stderr."""
+    import logging
+    import sys
+
+    logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+
+    import diffusers
+    import transformers
+
+    for library in (diffusers, transformers):
+        library.utils.logging.set_verbosity_error()
+    diffusers.utils.logging.disable_progress_bar()  # that of transformers would disable the hub's, too
+    logging.getLogger("httpx2").setLevel(logging.WARNING)  # which has a line for each request to the hub
+    logging.getLogger("transformers").setLevel(logging.ERROR)
+
+
+def _print(*tables: Any) -> None:
+    from rich.console import Console
+
+    console = Console()
+    if not console.is_terminal:  # nothing to fit into, so nothing need be cut
+        console.width = 1000
+    console.print(*tables, sep="\n")
+
+
+def _say(text: str) -> None:
+    typer.secho(text, fg=typer.colors.RED, err=True)

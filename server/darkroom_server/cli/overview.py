@@ -1,0 +1,91 @@
+"""What a server would offer by its settings."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from pydantic import ByteSize
+from rich.markup import escape
+from rich.table import Table
+
+from darkroom_server.config.settings import MemoryOptions, with_demo
+from darkroom_server.models.assets import AssetFiles
+from darkroom_server.models.model import check_budget, open_models
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
+    from darkroom_plugins.manager import Plugins
+    from darkroom_server.config.settings import ModelSettings, Settings
+    from darkroom_server.models.model import Model
+
+
+def overview(settings: Settings, plugins: Plugins) -> list[Table]:
+    """Tables of the models, of what goes with them, of the tokens and of the server itself; no weights are read.
+
+    :raises ModelError: something cannot be offered as it is configured
+    """
+    settings = settings if settings.models else with_demo(settings)
+    models = open_models(settings, plugins)
+    check_budget(models, settings.memory_budget)
+    assets = AssetFiles(settings, plugins, models)
+    tables = [_models(settings, models), _assets(assets), _tokens(settings), _server(settings)]
+    return [table for table in tables if table.row_count]
+
+
+def _models(settings: Settings, models: Mapping[str, Model]) -> Table:
+    columns = ("model", "source", "family", "dtype", "device", "weights", "memory", "safety")
+    rows = (
+        (
+            f"{name} (default)" if name == (settings.default_model or settings.models[0].name) else name,
+            str(model.settings.path),
+            model.info.family,
+            str(model.family.dtype).removeprefix("torch."),
+            str(model.family.device),
+            _size(model.family.weight_bytes),
+            _memory(model.settings),
+            model.settings.safety,
+        )
+        for name, model in models.items()
+    )
+    return _table(columns, rows)
+
+
+def _memory(model: ModelSettings) -> str:
+    """The options that are not the usual ones."""
+    chosen = model.model_dump(include=set(MemoryOptions.model_fields), exclude_defaults=True)
+    return ", ".join(name if value is True else f"{name}={value}" for name, value in chosen.items())
+
+
+def _assets(assets: AssetFiles) -> Table:
+    rows = (
+        (kind, name, str(asset.settings.path), ", ".join(asset.fits), _size(asset.info.weight_bytes))
+        for kind, entries in assets.entries.items()
+        for name, asset in entries.items()
+    )
+    return _table(("kind", "name", "path", "for models", "size"), rows)
+
+
+def _tokens(settings: Settings) -> Table:
+    return _table(("token", "role"), ((token.name, token.role) for token in settings.tokens))
+
+
+def _server(settings: Settings) -> Table:
+    rows = {
+        "listen": settings.listen,
+        "memory_budget": _size(settings.memory_budget) if settings.memory_budget else "none",
+        "park_budget": _size(settings.park_budget),
+        "idle_seconds": f"{settings.idle_seconds:g}" if settings.idle_seconds else "none",
+    }
+    return _table(("server", ""), rows.items())
+
+
+def _table(columns: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> Table:
+    table = Table(*columns)
+    for row in rows:
+        table.add_row(*map(escape, row))
+    return table
+
+
+def _size(count: int) -> str:
+    return ByteSize(count).human_readable(separator=" ")

@@ -1,0 +1,1 @@
+"""Settings: their models, how they are read, and the rules between them."""

@@ -1,0 +1,149 @@
+"""Reads the settings: flags before the environment, that before darkroom.toml, and that before the defaults."""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+from pydantic_settings import EnvSettingsSource, PydanticBaseSettingsSource, SettingsError
+
+from darkroom_plugins.files.hub_paths import PREFIX
+from darkroom_server.config.consistency import Location
+from darkroom_server.config.settings import Settings
+from darkroom_server.config.toml_lines import line_of
+
+FILE = "darkroom.toml"
+PATHS = ("path", "config", "vae", "tiny_vae")  # keys of models and their like whose values are paths
+SIZE = 'a size is needed, as "20 GiB", or a number of bytes'
+WORDS = {  # by pydantic's type of the error
+    "extra_forbidden": "there is no such key",
+    "missing": "must be set",
+    "byte_size": SIZE,
+    "byte_size_unit": SIZE,
+}
+
+
+class ConfigurationError(Exception):
+    """Settings that cannot be used: `violations` are all that is wrong, each with its place."""
+
+    def __init__(self, violations: list[str]) -> None:
+        self.violations = violations
+        super().__init__("\n".join(violations))
+
+
+class _File(PydanticBaseSettingsSource):
+    """What the file says, as it stands; pydantic-settings' own source of TOML takes keys in capitals, too."""
+
+    def __init__(self, settings_cls: type[Settings], table: dict[str, Any]) -> None:
+        super().__init__(settings_cls)
+        self._table = table
+
+    def get_field_value(self, field: Any, field_name: str) -> tuple[Any, str, bool]:
+        return self._table.get(field_name), field_name, False
+
+    def __call__(self) -> dict[str, Any]:
+        return self._table
+
+
+def default_file() -> Path | None:
+    """The file that is read where none is named: darkroom.toml of the working directory, if it is there."""
+    return Path(FILE) if Path(FILE).exists() else None
+
+
+def read_settings(flags: Mapping[str, Any], file: Path | None = None) -> Settings:
+    """The settings by these flags, the environment and this file. A table is put together of all that give it; a list
+    is that of the first which gives it.
+
+    :raises ConfigurationError: something is wrong, or the file cannot be read
+    """
+    text = _text(file) if file else ""
+    table = _table(text, file) if file else {}
+
+    class Read(Settings):
+        @classmethod
+        def settings_customise_sources(
+            cls,
+            settings_cls: Any,
+            init_settings: PydanticBaseSettingsSource,
+            env_settings: PydanticBaseSettingsSource,
+            dotenv_settings: PydanticBaseSettingsSource,
+            file_secret_settings: PydanticBaseSettingsSource,
+        ) -> tuple[PydanticBaseSettingsSource, ...]:
+            return init_settings, env_settings, _File(settings_cls, table)
+
+    try:
+        environment = EnvSettingsSource(Settings)()
+        return Read(**flags)
+    except SettingsError as error:
+        raise ConfigurationError([f"environment: {error}"]) from error
+    except ValidationError as error:
+        sources = [("", flags), ("environment: ", environment), (f"{file}:", table)]
+        raise ConfigurationError(_violations(error, sources, text)) from error
+
+
+def _text(file: Path) -> str:
+    try:
+        return file.read_text(encoding="utf-8")
+    except OSError as error:
+        raise ConfigurationError([f"{file}: cannot be read: {error.strerror}"]) from error
+    except UnicodeDecodeError as error:
+        raise ConfigurationError([f"{file}: is not UTF-8, as TOML is"]) from error
+
+
+def _table(text: str, file: Path) -> dict[str, Any]:
+    """What the file says, with its relative paths made relative to where it is."""
+    try:
+        table = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        message, _, place = str(error).partition(" (at ")
+        found = re.search(r"line (\d+)", place)
+        line = found[1] if found else len(text.splitlines())  # at the end of the document
+        raise ConfigurationError([f"{file}:{line}: {message}"]) from error
+    arrays = [entries for entries in table.values() if isinstance(entries, list)]
+    for entry in (entry for entries in arrays for entry in entries if isinstance(entry, dict)):
+        entry |= {key: _beside(file, entry[key]) for key in PATHS if isinstance(entry.get(key), str)}
+    return table
+
+
+def _beside(file: Path, path: str) -> Path:
+    return Path(path) if path.startswith(PREFIX) else file.parent / Path(path).expanduser()
+
+
+def _violations(error: ValidationError, sources: list[tuple[str, Any]], text: str) -> list[str]:
+    """A line for each value that is wrong: where it is given, the last of the sources being the file of this text, its
+    keys, and what is wrong; in this order."""
+    found: dict[str, tuple[int, int, list[str]]] = {}
+    for each in error.errors():
+        rank = next(rank for rank, (_, source) in enumerate(sources) if _gives(source, each["loc"]))
+        start, source = sources[rank]
+        keys = _keys(source, each["loc"])
+        line = line_of(keys, text) if rank == len(sources) - 1 else None
+        place = f"{start}{line}: " if line else start
+        message = WORDS.get(each["type"], each["msg"])
+        found.setdefault(place + ".".join(map(str, keys)), (rank, line or 0, []))[-1].append(message)
+    in_order = sorted(found.items(), key=lambda item: item[1][:2])
+    return [f"{place}: {'; or: '.join(messages)}" for place, (_, _, messages) in in_order]
+
+
+def _gives(source: Any, location: Location) -> bool:
+    """Whether a value comes from this source, or the list around it, which is never put together of several."""
+    for key in location:
+        if not isinstance(source, Mapping):
+            return True
+        if key not in source:
+            return False
+        source = source[key]
+    return True
+
+
+def _keys(source: Any, location: Location) -> Location:
+    """A location without what pydantic adds to it of the alternatives that it tried."""
+    for depth, key in enumerate(location):
+        if not isinstance(source, dict | list):
+            return location[:depth]
+        source = source.get(key) if isinstance(source, dict) else source[int(key)]
+    return location

@@ -1,0 +1,236 @@
+"""What the operator sets, and what is right there; see `server/configuration.md`. `configuration` reads it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ByteSize,
+    Field,
+    ModelWrapValidatorHandler,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
+from pydantic_core import InitErrorDetails, PydanticCustomError
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from darkroom_plugins.files.hub_paths import hub_place, is_weights_file
+from darkroom_plugins.files.safetensors_files import PICKLES, REFUSED
+from darkroom_plugins.request import PreviewMode, SafetyPolicy
+from darkroom_server.config.consistency import inconsistencies
+
+DEFAULT_LISTEN = "127.0.0.1:50051"
+DEMO = "shapes"
+MIB = 1024 * 1024
+
+Dtype = Literal["auto", "float32", "float16", "bfloat16"]
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9._/-]+$", max_length=128)]
+
+
+def _readable(path: Path) -> Path:
+    if path.suffix.lower() in PICKLES:
+        raise ValueError(f"{path.name}: {REFUSED}; convert it to safetensors")
+    if hub_place(path):
+        return path
+    path = path.expanduser()
+    if not path.exists():
+        raise ValueError(f"there is nothing at {path}")
+    if path.is_file() and path.suffix != ".safetensors":
+        raise ValueError(f"{path.name} is neither a folder nor a safetensors file")
+    return path
+
+
+# A folder or a safetensors file, which is there; or hub:OWNER/NAME@REVISION, or hub:OWNER/NAME@REVISION/FILE.
+WeightsPath = Annotated[Path, AfterValidator(_readable)]
+
+
+class MemoryOptions(BaseModel, extra="forbid"):
+    """How a model's weights and activations are kept small, or its evaluation fast: diffusers' options by their names
+    there."""
+
+    offload: Literal["none", "model", "sequential", "group"] = "none"  # where weights are while they are not used
+    attention_slicing: Annotated[int, Field(ge=1)] | Literal["auto", "max"] | None = None
+    vae_slicing: bool = False
+    vae_tiling: bool = False
+    layerwise_casting: Literal["float8_e4m3fn", "float8_e5m2"] | None = None  # what the denoiser's weights are kept in
+    # The denoiser's linear layers, by torchao: their weights, or with float8-dynamic their products.
+    quantize: Literal["int8", "int4", "float8", "float8-dynamic"] | None = None
+    attention_backend: str | None = None  # None: torch's scaled dot product attention chooses
+    compile: bool | Literal["load"] = False  # the denoiser, by torch.compile; with "load", loading waits for it
+
+    @property
+    def approximations(self) -> tuple[str, ...]:
+        """What of these makes pictures that are not quite what they are without it; in sentences."""
+        if self.quantize == "float8-dynamic":
+            return ("The linear layers of the denoiser multiply in float8.",)
+        kinds = (kind for kind in (self.quantize, self.layerwise_casting) if kind is not None)
+        return tuple(f"The weights of the denoiser are rounded to {kind}." for kind in kinds)
+
+
+class ModelSettings(MemoryOptions):
+    """A model to offer, and what requests for it get by default."""
+
+    name: Name
+    path: WeightsPath  # a diffusers folder or repository, or a single-file checkpoint (.safetensors)
+    variant: str | None = None  # of the weights' files, for instance "fp16"
+    config: Annotated[WeightsPath | None, Field(validate_default=True)] = None  # of a single-file checkpoint: a folder
+    # with the configuration of its architecture
+    vae: WeightsPath | None = None  # a VAE to use in place of the model's: a folder or a single file
+    tiny_vae: WeightsPath | None = None  # a folder with an AutoencoderTiny, for previews
+    safety: SafetyPolicy = "off"  # what happens with pictures in which the checker finds something; block: no previews
+    preload: bool = True  # load it at the start, as far as the budget goes
+    description: str = ""
+    dtype: Dtype | None = None  # None: that of Settings
+    device: str | None = None  # None: that of Settings
+    default_scheduler: str | None = None  # None: the entry of the scheduler that the model comes with
+    default_num_inference_steps: Annotated[int, Field(ge=1)] = 30
+    default_guidance_scale: Annotated[float, Field(ge=0, le=100)] = 7.5
+    default_preview_mode: PreviewMode = "latent-rgb"
+
+    # Each looks at fields before its own, which are not in the data where they are wrong themselves.
+
+    @field_validator("path")
+    @classmethod
+    def _whole_repository(cls, path: Path) -> Path:
+        place = hub_place(path)
+        if place and place.inner and not place.is_file:
+            raise ValueError("a model of the hub is a whole repository, or a .safetensors file in one")
+        return path
+
+    @field_validator("variant")
+    @classmethod
+    def _variant_of_folder(cls, variant: str | None, info: ValidationInfo) -> str | None:
+        if variant is not None and "path" in info.data and is_weights_file(info.data["path"]):
+            raise ValueError("a single-file checkpoint has no variants; a folder or a repository may")
+        return variant
+
+    @field_validator("config")
+    @classmethod
+    def _config_of_file(cls, config: Path | None, info: ValidationInfo) -> Path | None:
+        if config is not None and is_weights_file(config):
+            raise ValueError(f"{config} is a file; a folder is needed")
+        if "path" not in info.data:
+            return config
+        single = is_weights_file(info.data["path"])
+        if single and config is None:
+            raise ValueError("a single-file checkpoint needs, in darkroom.toml, a diffusers folder of its architecture")
+        if config is not None and not single:
+            raise ValueError("only a single-file checkpoint (.safetensors) has a config; others bring their own")
+        return config
+
+
+class AssetSettings(BaseModel, extra="forbid"):
+    """A ControlNet (a diffusers folder), or a LoRA or embedding (a safetensors file); or one of the hub."""
+
+    name: Name
+    path: WeightsPath
+    description: str = ""
+    preprocessor: str | None = None  # of a ControlNet: what makes the maps that it was trained on
+
+
+class Limits(BaseModel, extra="forbid"):
+    """What a request may ask for; ServerLimits of the API, field by field."""
+
+    max_batch_rows: Annotated[int, Field(ge=2)] = 32
+    max_images: Annotated[int, Field(ge=1)] = 16
+    max_inference_steps: Annotated[int, Field(ge=1, le=1000)] = 500
+    max_edge: Annotated[int, Field(ge=64)] = 2048
+    max_pixels: Annotated[int, Field(ge=64 * 64)] = 2048 * 2048
+    max_prompt_characters: Annotated[int, Field(ge=1)] = 10_000
+    max_queued_jobs: Annotated[int, Field(ge=1)] = 1000
+    max_request_bytes: Annotated[ByteSize, Field(ge=64 * 1024)] = ByteSize(32 * MIB)
+    chunk_bytes: Annotated[ByteSize, Field(ge=1024, le=3 * MIB)] = ByteSize(3 * MIB)
+
+
+class TokenSettings(BaseModel, extra="forbid"):
+    """A bearer token, and what its bearer may do. Tokens are long and random, so that nobody finds one by trying: a
+    plain hash keeps them, and a slow one as for passwords would protect nothing more."""
+
+    name: Name  # of who has it
+    role: Literal["user", "operator"] = "user"  # operators may load and unload models, too
+    sha256: Annotated[str, Field(pattern=r"^[0-9a-fA-F]{64}$")]  # of the token, in hexadecimal
+
+
+class Settings(BaseSettings):
+    """Everything that is set for one server."""
+
+    model_config = SettingsConfigDict(env_prefix="DARKROOM_", env_nested_delimiter="__", extra="forbid")
+
+    listen: str = DEFAULT_LISTEN
+    tokens: list[TokenSettings] = []  # one of which clients must send; none: everybody on this machine may do all
+    device: str = "auto"  # torch's name of a device
+    dtype: Dtype = "auto"  # float16 on CUDA, float32 elsewhere
+    models: list[ModelSettings] = []  # none: the embedded demo model
+    default_model: str | None = None  # None: the first
+    controlnets: list[AssetSettings] = []
+    loras: list[AssetSettings] = []
+    embeddings: list[AssetSettings] = []
+    limits: Limits = Limits()
+    memory_budget: Annotated[ByteSize, Field(ge=1)] | None = None  # of weights on the device; None: no limit
+    park_budget: Annotated[ByteSize, Field(ge=0)] = ByteSize(0)  # of weights kept in the CPU's memory for a fast return
+    idle_seconds: Annotated[float, Field(gt=0)] | None = None  # after which a model that is not used is let go
+    blocked_plugins: list[str] = []
+    encoder_threads: Annotated[int, Field(ge=1)] = 2
+    reader_threads: Annotated[int, Field(ge=1)] = 2  # that decode what clients send, and make control maps
+    max_waiting_bytes: Annotated[ByteSize, Field(ge=MIB)] = ByteSize(2048 * MIB)  # of the pictures of jobs that wait
+    drain_seconds: Annotated[float, Field(ge=0)] = 30.0
+
+    @model_validator(mode="wrap")
+    @classmethod
+    def _check(cls, given: Any, validate: ModelWrapValidatorHandler[Self]) -> Self:
+        """What is between fields is looked at even where one of them is wrong by itself, to say all at once."""
+        wrong = [(place, "inconsistent", words) for place, words in inconsistencies(given, DEMO)]
+        try:
+            settings = validate(given)
+        except ValidationError as error:
+            wrong += [(each["loc"], each["type"], each["msg"].removeprefix("Value error, ")) for each in error.errors()]
+        if wrong:
+            errors: list[InitErrorDetails] = [
+                {"type": PydanticCustomError(kind, words), "loc": place, "input": None} for place, kind, words in wrong
+            ]
+            raise ValidationError.from_exception_data(cls.__name__, errors)
+        return settings
+
+
+DEMO_LORAS = {"outline": "Shapes as coloured outlines.", "stripes": "Shapes in stripes."}
+
+
+def with_demo(settings: Settings) -> Settings:
+    """Settings without models with the embedded one, its ControlNet and its LoRAs beside those that are listed."""
+    from darkroom_demo import CONTROLNET_PATH, LORA_PATHS
+
+    canny = AssetSettings(name="canny", path=CONTROLNET_PATH, preprocessor="canny", description="Shapes along edges.")
+    loras = [
+        AssetSettings(name=name, path=path, description=DEMO_LORAS.get(name, "")) for name, path in LORA_PATHS.items()
+    ]
+    return settings.model_copy(
+        update={
+            "models": [demo_model()],
+            "controlnets": [*settings.controlnets, *_others([canny], settings.controlnets)],
+            "loras": [*settings.loras, *_others(loras, settings.loras)],
+        }
+    )
+
+
+def _others(own: list[AssetSettings], given: list[AssetSettings]) -> list[AssetSettings]:
+    names = {each.name for each in given}
+    return [each for each in own if each.name not in names]
+
+
+def demo_model() -> ModelSettings:
+    """The embedded model, which is offered when nothing is configured."""
+    from darkroom_demo import MODEL_PATH
+
+    return ModelSettings(
+        name=DEMO,
+        path=MODEL_PATH,
+        description="Coloured shapes on a coloured background, 64x64: small, trained for demonstration.",
+        default_num_inference_steps=25,
+        default_guidance_scale=3.0,
+        default_preview_mode="full-vae",
+    )

@@ -1,0 +1,1 @@
+"""The device and the process: transfers, threads, the allocator."""

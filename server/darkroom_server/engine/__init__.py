@@ -1,0 +1,1 @@
+"""The step engine: batching, denoising, scheduler steps, decoding, on one thread."""

@@ -1,0 +1,62 @@
+"""Small pictures of images in the making, on the engine's thread."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+
+from darkroom_plugins.errors import OutOfMemory
+from darkroom_plugins.manager import Plugins
+from darkroom_plugins.request import PreviewMode, PreviewOptions
+from darkroom_server.device.transfer import Arriving, to_pictures
+from darkroom_server.engine.prepare import DECODED_AT_ONCE, work
+from darkroom_server.engine.recovery import Outcome, Recovery
+from darkroom_server.jobs.job import Seat
+from darkroom_server.models.model import Model
+
+BY_NETWORK = ("full-vae", "tiny-vae")  # modes that need one of the model's networks
+
+
+def wants_preview(seat: Seat, step: int, now: float) -> bool:
+    """Whether this step of this image is to be shown."""
+    options: PreviewOptions = seat.job.request.preview
+    due = step % options.every_n_steps == 0 and now - seat.previewed >= options.min_interval_seconds
+    return options.mode != "off" and due and not (seat.denoiser_stays and options.mode in BY_NETWORK)
+
+
+class PreviewDecoders:
+    """The preview decoders of each model, built when first needed or at `prepare`."""
+
+    def __init__(self, plugins: Plugins) -> None:
+        self._plugins = plugins
+        self._built: dict[tuple[str, PreviewMode], Callable[[torch.Tensor], torch.Tensor]] = {}
+
+    def prepare(self, model: Model) -> None:
+        """Build the decoders that cost time, so that no job waits for them."""
+        for mode in model.preview_modes:
+            if mode != "off":
+                self._decoder(model, mode)
+
+    def _decoder(self, model: Model, mode: PreviewMode) -> Callable[[torch.Tensor], torch.Tensor]:
+        key = (model.name, mode)
+        if key not in self._built:
+            self._built[key] = self._plugins.preview_decoders[mode].build(model.family)
+        return self._built[key]
+
+    def show(self, wanted: Sequence[tuple[Seat, torch.Tensor]], recovery: Recovery) -> list[Outcome[Arriving]]:
+        """Each seat's picture of its (1, channels, h, w) estimate. All are of one model, mode and
+        shape. Where one does not fit into memory, none are tried for a while: pictures go on without."""
+        if not wanted:
+            return []
+        request = wanted[0][0].job.request
+        showing = work(f"preview {request.preview.mode}", request)
+        outcomes = recovery.each(showing, self._show, wanted, DECODED_AT_ONCE, relieve=False)
+        if any(isinstance(outcome, OutOfMemory) for outcome in outcomes):
+            recovery.limits.exclude(showing)
+        return outcomes
+
+    def _show(self, wanted: Sequence[tuple[Seat, torch.Tensor]]) -> list[Arriving]:
+        job = wanted[0][0].job
+        decode = self._decoder(job.plan.model, job.request.preview.mode)
+        return to_pictures(decode(torch.cat([estimate for _, estimate in wanted])))

@@ -1,0 +1,135 @@
+"""The schedulers' steps of many samples: together where tables of their coefficients are there, else one by one."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import TypeAlias
+
+import numpy as np
+import torch
+
+from darkroom_plugins.errors import DarkroomError
+from darkroom_plugins.sample import Sample
+from darkroom_plugins.tensors import to_device
+from darkroom_server.engine import denoise
+from darkroom_server.engine.denoise import Stepped
+from darkroom_server.engine.prepare import work
+from darkroom_server.engine.recovery import Outcome, Recovery, known
+from darkroom_server.schedulers.tables import Floats, Step, fill, read
+
+Estimate: TypeAlias = torch.Tensor | None
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Turn:
+    """What one sample's step begins with."""
+
+    sample: Sample
+    outputs: Sequence[torch.Tensor]  # the denoiser's, of each of its rows: (1, channels, h, w)
+    want_estimate: bool
+
+
+def advance(turns: Sequence[Turn], recovery: Recovery) -> list[Outcome[Estimate]]:
+    """Take one evaluation's step of each of a batch's samples, as `denoise.advance` does of one.
+
+    Returns, for each, the estimate of its clean latents, (1, channels, h, w), where it is wanted, or the error that it
+    failed with; a sample that failed is as it was.
+    """
+    steps = [turn.sample.table.get(turn.sample.evaluation) for turn in turns]  # once: tables fill up beside the loop
+    tabled = [(turn, step) for turn, step in zip(turns, steps, strict=True) if step is not None]
+    stepped = iter(recovery.each(work("step", tabled[0][0].sample.request), _step, tabled) if tabled else ())
+    return [
+        _finish(turn, None if step is None else next(stepped), recovery)
+        for turn, step in zip(turns, steps, strict=True)
+    ]
+
+
+def _finish(turn: Turn, stepped: Outcome[Stepped] | None, recovery: Recovery) -> Outcome[Estimate]:
+    if isinstance(stepped, DarkroomError):
+        return stepped
+
+    def take() -> Estimate:
+        if stepped is None:
+            return denoise.advance(turn.sample, turn.outputs, turn.want_estimate)
+        return denoise.commit(turn.sample, stepped)
+
+    try:
+        return recovery.once(take)
+    except Exception as error:
+        return known(error)
+
+
+def _step(batch: Sequence[tuple[Turn, Step]]) -> list[Stepped]:
+    """One multiply-add for all: each result is the sum of its sample's terms, times their coefficients."""
+    generators, noise = _draw(batch)
+    guided = _guide([turn for turn, _ in batch])
+    terms = []
+    for (turn, step), output in zip(batch, guided, strict=True):
+        assert turn.sample.latents is not None
+        kept = [read(turn.sample.scheduler, slot) for slot in step.slots]
+        terms.append([turn.sample.latents, output, *kept, *(next(noise) for _ in step.draws)])
+    results = _combine(
+        [step.coefficients if turn.want_estimate else step.coefficients[:-1] for turn, step in batch],
+        [[tensors[index] for index in step.used] for (_, step), tensors in zip(batch, terms, strict=True)],
+    )
+    return list(map(_stepped, batch, generators, terms, results))
+
+
+def _stepped(
+    each: tuple[Turn, Step], generator: torch.Generator, terms: list[torch.Tensor], made: Sequence[torch.Tensor]
+) -> Stepped:
+    turn, step = each
+    scheduler = denoise.copy_scheduler(turn.sample.scheduler)
+    tensors = [*terms, *made]
+    vars(scheduler).update((name, fill(value, tensors)) for name, value in step.changes.items())
+    estimate = made[len(step.coefficients) - 1] if turn.want_estimate else None
+    return Stepped(scheduler, generator, made[0], None if estimate is None else lambda: estimate)
+
+
+def _draw(batch: Sequence[tuple[Turn, Step]]) -> tuple[list[torch.Generator], Iterator[torch.Tensor]]:
+    """The generators as they are after each sample's draws; the draws, (1, channels, h, w), on the latents' device."""
+    generators, noise = [], []
+    for turn, step in batch:
+        latents, generator = turn.sample.latents, turn.sample.generator
+        assert generator is not None
+        assert latents is not None
+        generators.append(generator.clone_state() if step.draws else generator)
+        for dtype in step.draws:  # as diffusers draws: on the CPU, in this shape and dtype
+            dtype = dtype or turn.outputs[0].dtype
+            noise.append(torch.randn(latents.shape, generator=generators[-1], dtype=dtype))
+    return generators, iter(to_device(torch.cat(noise), batch[0][0].outputs[0].device).split(1) if noise else ())
+
+
+def _guide(turns: Sequence[Turn]) -> list[torch.Tensor]:
+    """The guided outputs, as `denoise.guide` makes them one by one."""
+    pairs = {
+        turn: turn.outputs for turn in turns if len(turn.outputs) == 2 and not turn.sample.request.guidance_rescale
+    }
+    if not pairs:
+        return [denoise.guide(turn.outputs, turn.sample.request) for turn in turns]
+    unconditional, conditional = (torch.cat(rows) for rows in zip(*pairs.values(), strict=True))
+    scales = torch.tensor([turn.sample.request.guidance_scale for turn in pairs]).view(-1, 1, 1, 1)
+    towards = to_device(scales, conditional.device) * (conditional - unconditional)
+    guided = dict(zip(pairs, (unconditional + towards.to(unconditional.dtype)).split(1), strict=True))
+    return [guided[t] if t in guided else denoise.guide(t.outputs, t.sample.request) for t in turns]
+
+
+def _combine(coefficients: Sequence[Floats], terms: Sequence[list[torch.Tensor]]) -> list[tuple[torch.Tensor, ...]]:
+    """The results of each sample, (1, channels, h, w) of its latents' dtype, computed in single precision or better."""
+    latents = terms[0][0]
+    widest = max(map(len, terms))
+    padded = np.zeros((len(terms), max(map(len, coefficients)), widest))
+    for matrix, each in zip(padded, coefficients, strict=True):
+        matrix[: each.shape[0], : each.shape[1]] = each
+    stacked = torch.cat([tensor for each in terms for tensor in (*each, *each[:1] * (widest - len(each)))])
+    precision = torch.promote_types(stacked.dtype, torch.float32)
+    factors = to_device(torch.from_numpy(padded).to(precision), latents.device)
+    stacked = stacked.to(precision).reshape(len(terms), 1, widest, -1)
+    # Not a matrix product, which a process may have set to lower precision.
+    results = factors[:, :, :1] * stacked[:, :, 0]
+    for index in range(1, widest):
+        results.addcmul_(factors[:, :, index : index + 1], stacked[:, :, index])
+    made = results.to(latents.dtype).view(-1, *latents.shape).unbind()
+    rows = padded.shape[1]
+    return [made[start : start + rows] for start in range(0, len(made), rows)]

@@ -1,0 +1,1 @@
+"""What crosses threads: jobs, plans, events and mailboxes; and the planner."""

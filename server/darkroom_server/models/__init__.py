@@ -1,0 +1,1 @@
+"""The models and assets that are offered, and what of them is in memory."""

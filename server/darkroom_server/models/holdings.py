@@ -1,0 +1,177 @@
+"""How models, and the files that go with them, get into memory and out of it."""
+
+from __future__ import annotations
+
+import copy
+import functools
+import gc
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from darkroom_plugins.errors import LoadFailed
+from darkroom_plugins.files import fill
+from darkroom_server.config.settings import MemoryOptions
+from darkroom_server.device.transfer import settle
+from darkroom_server.jobs.events import Loading
+from darkroom_server.models.residency import Holding, Report
+from darkroom_server.networks.placement import Placement, first_device, place
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable
+
+    from darkroom_plugins.contract import Family
+    from darkroom_plugins.files import ModelFiles
+    from darkroom_server.models.assets import Asset
+    from darkroom_server.models.model import Model
+
+Weights = Mapping[str, torch.Tensor]
+
+
+def load(
+    family: Family,
+    files: ModelFiles,
+    options: MemoryOptions | None = None,
+    report: Callable[[str, int], None] = lambda *_: None,
+) -> Placement:
+    """Read the weights of a model, and put them where the options say. `report` gets a component's name, and how many
+    bytes of it were put there since.
+
+    :raises OSError, ValueError: they cannot be read, or are not those of the model
+    """
+    components, options = {}, options or MemoryOptions()
+    for name, hollow in family.hollow.items():
+        components[name], dtype = copy.deepcopy(hollow), family.dtype_of(name)
+        tell = functools.partial(_tell, report, name, dtype)
+        # Rounded to the model's own type, whatever the component's is, as diffusers' pipelines have it.
+        fill(components[name], files.weights(name), family.dtype, first_device(family, options), tell)
+        nn.Module.to(components[name], dtype)  # diffusers' own warns of what it may not cast
+    placement = place(components, family, options)
+    family.components = components
+    return placement
+
+
+class ModelHolding(Holding):
+    """A model."""
+
+    def __init__(self, model: Model, ready: Callable[[Model], Awaitable[None]]) -> None:
+        """`ready` is awaited after each loading."""
+        super().__init__(("model", model.name), f"model {model.name}", model.device_bytes)
+        # What is not used of a model under offload is in the CPU's memory in any case; and what torchao made of
+        # weights cannot be read again as weights.
+        self.parks = model.settings.offload == "none" and model.settings.quantize is None
+        self._model = model
+        self._ready = ready
+        self._parked: Mapping[str, Weights] = {}
+
+    def load(self, report: Report) -> None:
+        family, done = self._model.family, 0
+
+        def tell(component: str, size: int) -> None:
+            nonlocal done
+            done += size
+            report(Loading(self._model.name, component, "read", done, family.weight_bytes))
+
+        if self._parked:
+            tell("", 0)
+            self._unpark()
+        else:
+            self._download(report)
+            tell("", 0)
+            self._model.placement = load(family, self._model.files, self._model.settings, tell)
+
+    def _download(self, report: Report) -> None:
+        name, files, parts = self._model.name, self._model.files, self._model.family.hollow
+        total, done = files.fetch_bytes(parts), 0
+
+        def tell(size: int) -> None:
+            nonlocal done
+            done += size
+            report(Loading(name, "", "download", min(done, total), total))
+
+        if total:
+            tell(0)
+        files.fetch(parts, tell)
+
+    async def ready(self) -> None:
+        await self._ready(self._model)
+
+    def park(self) -> None:
+        family = self._model.family
+        self._parked = {
+            component: {name: _parked(tensor) for name, tensor in network.state_dict().items()}
+            for component, network in family.components.items()
+        }
+        self._leave()
+
+    def drop(self) -> None:
+        self._parked = {}
+        self._leave()
+
+    def _unpark(self) -> None:
+        """Copies, so that a loading that fails can be tried again."""
+        family, components = self._model.family, {}
+        for component, weights in self._parked.items():
+            components[component] = copy.deepcopy(family.hollow[component])
+            copies = {name: each.to(family.device, copy=True) for name, each in weights.items()}
+            components[component].load_state_dict(copies, assign=True)
+        self._model.placement = place(components, family, self._model.settings)
+        family.components, self._parked = components, {}
+
+    def _leave(self) -> None:
+        if self._model.family.components:
+            settle(self._model.family.device)
+        self._model.family.components, self._model.placement = {}, Placement()
+        free()
+
+
+class AssetHolding(Holding):
+    """A file that goes with models, for one of them."""
+
+    def __init__(self, asset: Asset, model: Model) -> None:
+        kind, name = str(asset.user.asset_kind), asset.settings.name
+        super().__init__((kind, name, model.name), f"{kind} {name} for model {model.name}", asset.info.weight_bytes)
+        self.value: Any = None  # what its plugin made of it, while it is resident
+        self._asset, self._model = asset, model
+
+    def load(self, report: Report) -> None:
+        report(Loading(self._model.name, self._asset.settings.name, "read", 0, self.device_bytes))
+        self.read()
+
+    def read(self) -> None:
+        """Have it read.
+
+        :raises LoadFailed: it does not load
+        """
+        if self.value is not None:
+            return
+        try:
+            self.value = self._asset.user.load_asset(self._asset.path, self._model.family)
+        except (torch.OutOfMemoryError, MemoryError):
+            raise
+        except Exception as error:
+            raise LoadFailed(f"{self.name} does not load; the server's log says why", self.key) from error
+
+    def drop(self) -> None:
+        self.value = None
+        self._asset.user.release()
+        free()
+
+
+def free() -> None:
+    """Give back to the device what nothing refers to any more."""
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+
+
+def _parked(tensor: torch.Tensor) -> torch.Tensor:
+    """A copy in the CPU's memory, pinned where that makes the way back faster."""
+    copied = tensor.to("cpu", copy=True)
+    return copied.pin_memory() if tensor.is_cuda else copied
+
+
+def _tell(report: Callable[[str, int], None], component: str, dtype: torch.dtype, values: int) -> None:
+    report(component, values * dtype.itemsize)

@@ -1,0 +1,1 @@
+"""How networks run: placement and offload, compiled and traced forwards."""

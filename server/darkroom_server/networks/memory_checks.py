@@ -1,0 +1,122 @@
+"""Checks memory options when the server starts: what cannot be combined, and what this machine cannot do."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING
+
+import torch
+from diffusers.models.attention_processor import Attention
+from torch import nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.nn.functional import scaled_dot_product_attention
+
+from darkroom_server.device.threads import stand_back
+from darkroom_server.networks.placement import ATTENTION_KERNELS, CPU, INT4_GROUP, denoiser, quantise
+
+if TYPE_CHECKING:
+    from darkroom_plugins.contract import Family
+    from darkroom_server.config.settings import MemoryOptions
+
+DENOISER_OPTIONS = ("attention_slicing", "layerwise_casting", "quantize", "attention_backend", "compile")
+VAE_OPTIONS = ("vae_slicing", "vae_tiling")
+
+
+def check(options: MemoryOptions, family: Family) -> list[str]:
+    """Why a model cannot be served with these options: all reasons, each beginning with the option's name."""
+    return [*_clashes(options), *_misfits(options, family), *_impossible(options, family)]
+
+
+def has_own_memory(device: torch.device) -> bool:
+    """Whether weights in the CPU's memory take none of the device's."""
+    return device.type not in ("cpu", "mps")
+
+
+def _clashes(options: MemoryOptions) -> Iterator[str]:
+    if options.quantize and options.layerwise_casting:
+        yield "layerwise_casting: quantize keeps the weights in a type of its own; set one of the two"
+    if options.quantize and options.offload == "sequential":
+        yield "offload: sequential cannot move quantised weights; with quantize use model or group"
+    if options.compile and options.offload in ("sequential", "group"):
+        yield f"compile: the weights come layer by layer with offload {options.offload}; use model or none"
+    if options.compile and options.layerwise_casting:
+        yield "compile: layerwise_casting changes the weights at each use; set one of the two"
+    if options.compile and options.attention_backend is not None:
+        yield "attention_backend: compiled code keeps the one that it was compiled with; set this or compile"
+    if options.attention_slicing is not None and options.attention_backend is not None:
+        yield "attention_backend: sliced attention calls no backend; set this or attention_slicing"
+
+
+def _misfits(options: MemoryOptions, family: Family) -> Iterator[str]:
+    """What the model's networks do not have."""
+    lacks: tuple[str, ...] = DENOISER_OPTIONS if denoiser(family) is None else ()
+    lacks += VAE_OPTIONS if "vae" not in family.hollow else ()
+    for name in lacks:
+        if getattr(options, name) not in (None, False):
+            yield f"{name}: the model has no network for it"
+    part = denoiser(family)
+    if options.attention_slicing is not None and part is not None:
+        heads = min((m.sliceable_head_dim for m in _attention(family.hollow[part])), default=0)
+        if not hasattr(family.hollow[part], "set_attention_slice"):
+            yield "attention_slicing: the model's attention cannot be sliced"
+        elif isinstance(options.attention_slicing, int) and options.attention_slicing > heads:
+            yield f"attention_slicing: must be at most {heads}, the heads of the smallest layer"
+        elif options.attention_slicing == "auto" and heads < 2:
+            yield "attention_slicing: auto takes half of a layer's heads, and one has a single head; use max"
+    if options.attention_backend is not None and options.attention_backend not in ATTENTION_KERNELS:
+        yield f"attention_backend: must be one of {', '.join(ATTENTION_KERNELS)}"
+
+
+def _impossible(options: MemoryOptions, family: Family) -> Iterator[str]:
+    """What fails when it is tried on the device, at a small size."""
+    device, dtype = family.device, family.dtype
+    if options.offload != "none" and not has_own_memory(device):
+        yield f"offload: {device} has no memory of its own that could be spared"
+    if options.quantize is not None:
+        yield from _failure("quantize", lambda: _quantised(options, device, dtype))
+    if options.layerwise_casting is not None:
+        storage = getattr(torch, options.layerwise_casting)
+        yield from _failure("layerwise_casting", lambda: torch.ones(8, device=device).to(storage).to(dtype).cpu())
+    kernel = ATTENTION_KERNELS.get(options.attention_backend or "native")
+    if kernel is not None and (part := denoiser(family)) is not None:
+        widths = {module.to_q.out_features // module.heads for module in _attention(family.hollow[part])}
+        yield from _failure("attention_backend", lambda: _attended(kernel, widths, device, dtype))
+    if options.compile:
+        yield from _failure("compile", lambda: _compiled(device))
+
+
+def _failure(option: str, attempt: Callable[[], object]) -> Iterator[str]:
+    try:
+        with torch.inference_mode():
+            attempt()
+    except ModuleNotFoundError as error:
+        yield f"{option}: needs {(error.name or '').partition('.')[0]}"
+    except Exception as error:
+        yield f"{option}: does not work here: {str(error).strip().partition(chr(10))[0][:200]}"
+
+
+def _quantised(options: MemoryOptions, device: torch.device, dtype: torch.dtype) -> None:
+    assert options.quantize is not None
+    layer = nn.Linear(INT4_GROUP, INT4_GROUP, dtype=dtype).requires_grad_(False)
+    quantise(nn.Sequential(layer), options.quantize, device)
+    if options.offload != "none":
+        layer.to(CPU).to(device)
+    layer(torch.ones(2, INT4_GROUP, device=device, dtype=dtype)).cpu()
+
+
+def _compiled(device: torch.device) -> None:
+    """By a thread that stands back, as Inductor's workers, which are started now, then do, too."""
+    with ThreadPoolExecutor(1, initializer=stand_back) as pool:
+        pool.submit(torch.inference_mode()(lambda: torch.compile(torch.sin)(torch.ones(8, device=device)))).result()
+
+
+def _attended(kernel: SDPBackend, widths: set[int], device: torch.device, dtype: torch.dtype) -> None:
+    for width in widths:
+        query = torch.ones(2, 1, 16, width, device=device, dtype=dtype)  # (batch, heads, tokens, width)
+        with sdpa_kernel(kernel):
+            scaled_dot_product_attention(query, query, query).cpu()
+
+
+def _attention(network: nn.Module) -> list[Attention]:
+    return [module for module in network.modules() if isinstance(module, Attention)]

@@ -1,0 +1,1 @@
+"""Image files: decoding untrusted ones, encoding results."""

@@ -1,0 +1,1 @@
+"""Stepping diffusers' noise schedulers: evaluations per step, and tables of coefficients."""

@@ -1,0 +1,270 @@
+"""Steps by table are the steps of diffusers' own scheduler objects."""
+
+import copy
+import functools
+import typing
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import pytest
+import torch
+
+from darkroom_plugins.builtin.schedulers import ENTRIES
+from darkroom_plugins.builtin.tasks.txt2img import Txt2Img
+from darkroom_plugins.contract import SchedulerEntry
+from darkroom_plugins.errors import PluginFailed
+from darkroom_plugins.request import OutputOptions, PreviewOptions, Request, SchedulerChoice
+from darkroom_plugins.sample import Sample
+from darkroom_server.engine import denoise
+from darkroom_server.engine import step as stepping
+from darkroom_server.engine.recovery import Recovery
+from darkroom_server.engine.step import Turn
+from darkroom_server.schedulers.tables import NotLinear, Table, Tables, tabulate
+
+SHAPE = (1, 4, 5, 3)
+# Between the latents, relative to the largest value that a step begins or ends with. Some objects multiply by float32,
+# and in single precision Heun's own rounding comes to 1.2e-5 where it takes two steps for the whole way.
+TOLERANCE = {torch.float64: 1e-6, torch.float32: 2e-5, torch.float16: 1e-2}
+SD = {
+    "num_train_timesteps": 1000,
+    "beta_start": 0.00085,
+    "beta_end": 0.012,
+    "beta_schedule": "scaled_linear",
+    "steps_offset": 1,
+}
+BY_NAME = {entry.name: entry for entry in ENTRIES}
+REQUEST = Request(
+    request_id="",
+    task="txt2img",
+    model="",
+    prompt="",
+    negative_prompt=None,
+    width=8,
+    height=8,
+    num_images=1,
+    num_inference_steps=10,
+    guidance_scale=1.0,
+    guidance_rescale=0.0,
+    clip_skip=0,
+    eta=0.0,
+    seed=7,
+    scheduler=SchedulerChoice(name=""),
+    preview=PreviewOptions(mode="off"),
+    output=OutputOptions(),
+)
+NONE: Any = None  # what a step has no need of
+
+
+@dataclass
+class Case:
+    """A scheduler as it may be asked for."""
+
+    choice: SchedulerChoice
+    steps: int = 7
+    skipped: int = 0  # steps, as by a strength
+    eta: float = 0.0
+    config: Mapping[str, Any] = field(default_factory=dict)
+    dtype: torch.dtype = torch.float64
+
+    @functools.cached_property
+    def scheduler(self) -> Any:
+        """The object, ready for its first evaluation."""
+        entry = BY_NAME[self.choice.name]
+        config = {
+            k: v for k, v in {**SD, **self.config}.items() if k in entry.scheduler._get_init_keys(entry.scheduler)
+        }
+        scheduler = entry.build(config, self.choice)
+        scheduler.set_timesteps(self.steps)
+        if hasattr(scheduler, "set_begin_index"):
+            scheduler.set_begin_index(self.skipped * scheduler.order)
+        return scheduler
+
+    @property
+    def first(self) -> int:
+        return self.skipped * int(self.scheduler.order)
+
+    def sample(self) -> Sample:
+        """A sample under it, without a table."""
+        return Sample(
+            request=replace(REQUEST, eta=self.eta),
+            index=0,
+            model=NONE,
+            task=Txt2Img(),
+            conditioners=(),
+            adapters=(),
+            scheduler=copy.deepcopy(self.scheduler),
+            timesteps=self.scheduler.timesteps,
+            canvas=NONE,
+            assets=NONE,
+            first=self.first,
+            evaluation=self.first,
+            generator=torch.Generator().manual_seed(5),
+            latents=random(0, self.dtype) * self.scheduler.init_noise_sigma,
+        )
+
+    @functools.cached_property
+    def table(self) -> Table:
+        return dict(tabulate(self.scheduler, self.first, self.eta))
+
+
+def random(seed: int, dtype: torch.dtype) -> torch.Tensor:
+    return torch.randn(SHAPE, generator=torch.Generator().manual_seed(seed)).to(dtype)
+
+
+def cases(entry: SchedulerEntry) -> Iterator[Case]:
+    plain = SchedulerChoice(name=entry.name)
+    for steps in (1, 2, 5, 10, 25):
+        yield Case(plain, steps)
+        yield Case(plain, steps, skipped=steps * 3 // 10, dtype=torch.float32)
+    for schedule in entry.sigma_schedules:
+        yield Case(replace(plain, sigma_schedule=typing.cast("Any", schedule)))
+    for spacing in entry.timestep_spacings:
+        yield Case(replace(plain, timestep_spacing=typing.cast("Any", spacing)))
+    for prediction in ("v_prediction", "sample"):
+        yield Case(plain, config={"prediction_type": prediction})
+    for options in options_of(entry):
+        yield Case(replace(plain, options=options), steps=14)  # PNDM begins with 12 Runge-Kutta evaluations
+    if entry.takes_eta:
+        yield Case(plain, eta=0.7)
+
+
+def options_of(entry: SchedulerEntry) -> Iterator[Any]:
+    if entry.Parameters is None:
+        return
+    for name, info in entry.Parameters.model_fields.items():
+        kind = typing.get_args(info.annotation)[0]  # of `kind | None`
+        if kind is bool:
+            values: Sequence[Any] = (False, True)
+        elif typing.get_origin(kind) is typing.Literal:
+            values = typing.get_args(kind)
+        else:
+            values = {"steps_offset": (0, 1), "original_inference_steps": (40,)}.get(name, (1, 2, 3))
+        yield from (entry.Parameters(**{name: value}) for value in values)
+
+
+@dataclass
+class Course:
+    """How a sample goes under the object's own steps."""
+
+    case: Case
+    latents: list[torch.Tensor]  # before each evaluation, and at the end
+    estimates: list[torch.Tensor]
+    sample: Sample  # at the end
+
+
+def course(case: Case) -> Course | None:
+    """None where diffusers refuses the case, or divides by zero."""
+    try:
+        sample = case.sample()
+        assert sample.latents is not None
+        course = Course(case, [sample.latents], [], sample)
+        while not sample.done:
+            sample.scheduler.scale_model_input(sample.latents, sample.timestep)
+            estimate = denoise.advance(sample, [random(sample.evaluation + 1, case.dtype)], want_estimate=True)
+            assert estimate is not None
+            course.estimates.append(estimate)
+            course.latents.append(sample.latents)
+    except (ValueError, NotImplementedError):
+        return None
+    return course if all(each.isfinite().all() for each in course.latents) else None
+
+
+def check(ours: torch.Tensor, theirs: torch.Tensor, before: torch.Tensor) -> float:
+    """The error in tolerances."""
+    assert ours.dtype == theirs.dtype
+    largest = max(float(each.abs().max()) for each in (theirs, before))
+    return float((ours - theirs).abs().max()) / largest / TOLERANCE[theirs.dtype]
+
+
+def run(samples: list[Sample], courses: list[Course]) -> float:
+    """Take the samples to their ends, all that share a dtype in one batch; the largest error in tolerances."""
+    worst = 0.0
+    while going := [(s, c) for s, c in zip(samples, courses, strict=True) if not s.done]:
+        dtype = going[0][1].case.dtype
+        going = [each for each in going if each[1].case.dtype == dtype]
+        at = [sample.evaluation - sample.first for sample, _ in going]
+        outputs = [random(sample.evaluation + 1, dtype) for sample, _ in going]
+        turns = [Turn(sample, [output], k % 3 > 0) for (sample, _), output, k in zip(going, outputs, at, strict=True)]
+        estimates = stepping.advance(turns, Recovery(lambda: False))
+        for (sample, course), k, estimate in zip(going, at, estimates, strict=True):
+            before, after = course.latents[k : k + 2]
+            assert sample.latents is not None
+            worst = max(worst, check(sample.latents, after, before))
+            if k % 3 > 0:
+                assert isinstance(estimate, torch.Tensor)
+                worst = max(worst, check(estimate, course.estimates[k], before))
+            else:
+                assert estimate is None
+            assert worst < 1, (course.case, k)
+            sample.latents = after  # so that errors do not add up, but in what the scheduler keeps
+    return worst
+
+
+@pytest.mark.parametrize("name", BY_NAME)
+def test_equals_the_object(name: str) -> None:
+    courses = [each for case in cases(BY_NAME[name]) if (each := course(case))]
+    samples = [each.case.sample() for each in courses]
+    for sample, each in zip(samples, courses, strict=True):
+        sample.table = each.case.table
+        assert list(sample.table) == list(range(sample.first, len(sample.timesteps))), each.case
+    assert run(samples, courses) < 1
+    for sample, each in zip(samples, courses, strict=True):
+        assert sample.generator.get_state().equal(each.sample.generator.get_state())
+        kept = {k: v for k, v in vars(each.sample.scheduler).items() if isinstance(v, int | float | str | None)}
+        assert kept.items() <= vars(sample.scheduler).items()
+
+
+def test_either_way_at_any_step() -> None:
+    """A table that is there only in part, as when it fills up beside the loop."""
+    courses = [course(Case(SchedulerChoice(name=name), steps=9)) for name in BY_NAME]
+    assert all(courses)
+    samples = [each.case.sample() for each in courses]
+    for number, (sample, each) in enumerate(zip(samples, courses, strict=True)):
+        sample.table = {k: step for k, step in each.case.table.items() if (k + number) % 3}
+    assert run(samples, courses) < 1
+
+
+def test_half_precision() -> None:
+    courses = [course(Case(SchedulerChoice(name=name), steps=9, dtype=torch.float16)) for name in BY_NAME]
+    courses = [each for each in courses if each and {t.dtype for t in each.latents} == {torch.float16}]
+    assert len(courses) > 15
+    samples = [each.case.sample() for each in courses]
+    for sample, each in zip(samples, courses, strict=True):
+        sample.table = each.case.table
+    assert run(samples, courses) < 1
+
+
+def test_no_table_of_what_is_not_linear() -> None:
+    plain = SchedulerChoice(name="ddim")
+    for config in ({"clip_sample": True}, {"clip_sample": False, "thresholding": True}):
+        with pytest.raises(NotLinear, match="not linear"):
+            Case(plain, config=config).table  # noqa: B018
+
+
+def test_a_sample_that_fails_is_as_it_was() -> None:
+    case = Case(SchedulerChoice(name="dpmpp-2m-sde"), dtype=torch.float32)
+    samples = [case.sample() for _ in range(3)]
+    for sample in samples:
+        sample.table = case.table
+    latents, state = samples[1].latents, samples[1].generator.get_state()
+    outputs = [random(1, torch.float32), torch.zeros(1, 4, 5, 4), random(1, torch.float32)]
+    estimates = stepping.advance(list(map(Turn, samples, [[o] for o in outputs], [True] * 3)), Recovery(lambda: False))
+    assert isinstance(estimates[1], PluginFailed)
+    assert samples[1].latents is latents
+    assert samples[1].generator.get_state().equal(state)
+    assert [sample.evaluation for sample in samples] == [1, 0, 1]
+    assert samples[0].latents.equal(samples[2].latents)
+    assert [sample.scheduler.step_index for sample in samples] == [1, None, 1]
+
+
+def test_tables_are_made_once_and_the_oldest_forgotten() -> None:
+    tables = Tables(capacity=2)
+    first, second, third = (Case(SchedulerChoice(name="ddim"), steps=steps).scheduler for steps in (3, 4, 5))
+    table = tables.of(first, 0, 0.0)
+    assert tables.of(first, 0, 0.0) is table
+    assert tables.of(first, 1, 0.0) is not table
+    tables.of(second, 0, 0.0)
+    tables.of(third, 0, 0.0)
+    assert tables.of(first, 0, 0.0) is not table
+    tables.close()
