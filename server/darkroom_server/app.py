@@ -13,7 +13,7 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
 from darkroom.v1 import catalog_service_pb2, catalog_service_pb2_grpc, image_service_pb2, image_service_pb2_grpc
-from darkroom_plugins.errors import DarkroomError, DeviceLost
+from darkroom_plugins.errors import DarkroomError
 from darkroom_plugins.manager import Plugins, load_plugins
 from darkroom_server.api.catalog_service import CatalogService
 from darkroom_server.api.image_service import ImageService
@@ -23,6 +23,7 @@ from darkroom_server.config.settings import Settings, with_demo
 from darkroom_server.device.threads import background
 from darkroom_server.engine.engine import Engine
 from darkroom_server.engine.previews import PreviewDecoders
+from darkroom_server.errors import DeviceLost
 from darkroom_server.models.assets import AssetFiles, holdings
 from darkroom_server.models.catalog import Catalog
 from darkroom_server.models.model import Model, ModelError, check_budget, open_models

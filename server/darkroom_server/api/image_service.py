@@ -13,18 +13,7 @@ from functools import partial
 from typing import Any, TypeAlias
 
 from darkroom.v1 import events_pb2, image_service_pb2, image_service_pb2_grpc
-from darkroom_plugins.errors import (
-    Cancelled,
-    DarkroomError,
-    DeviceLost,
-    InvalidRequest,
-    LoadFailed,
-    NotFound,
-    QueueFull,
-    RequestIdInUse,
-    ShuttingDown,
-    Violation,
-)
+from darkroom_plugins.errors import DarkroomError, InvalidRequest, Violation
 from darkroom_plugins.sample import Picture
 from darkroom_server.api import messages
 from darkroom_server.api.interceptors import answers_errors, not_there_yet, token_of
@@ -34,7 +23,16 @@ from darkroom_server.config.settings import Settings
 from darkroom_server.device.threads import without_teams
 from darkroom_server.device.transfer import Arriving
 from darkroom_server.engine.engine import Engine
-from darkroom_server.engine.recovery import known
+from darkroom_server.errors import (
+    Cancelled,
+    DeviceLost,
+    LoadFailed,
+    NotFound,
+    QueueFull,
+    RequestIdInUse,
+    ShuttingDown,
+    to_domain_error,
+)
 from darkroom_server.jobs.events import (
     Accepted,
     ControlMade,
@@ -122,7 +120,7 @@ class ImageService(image_service_pb2_grpc.ImageServiceServicer):
         try:
             await self._catalog.store.acquire(job.plan.needs, job.mailbox.put)
         except Exception as error:
-            job.mailbox.close(known(error))
+            job.mailbox.close(to_domain_error(error))
             return
         job.acquired, job.load_seconds = job.plan.needs, time.monotonic() - began
         self._engine.submit(job)
@@ -285,7 +283,7 @@ def _show(job: Job, event: PreviewMade) -> list[dict[str, Any]]:
     try:
         data, size = encode_preview(event.picture.read(), job.request.preview)
     except Exception as error:
-        if isinstance(failure := known(error), DeviceLost):
+        if isinstance(failure := to_domain_error(error), DeviceLost):
             raise failure from None
         return []
     return [{"preview": messages.preview(event, job, data, size)}]
@@ -305,4 +303,4 @@ def _finish(job: Job, event: ImageDecoded, chunk_bytes: int) -> list[dict[str, A
         data = encode_picture(picture, job.request.output)
         return list(messages.image(event.image_index, picture, data, job, chunk_bytes))
     except Exception as error:
-        raise known(error) from None
+        raise to_domain_error(error) from None

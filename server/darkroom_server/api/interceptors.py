@@ -13,9 +13,10 @@ import grpc
 from google.protobuf.message import DecodeError
 from grpc import aio
 
-from darkroom_plugins.errors import DarkroomError, InvalidRequest, JobFailed, NotImplementedYet, Unauthenticated
+from darkroom_plugins.errors import DarkroomError, InvalidRequest, JobFailed
 from darkroom_server.api.status import status_of
 from darkroom_server.config.settings import TokenSettings
+from darkroom_server.errors import NotImplementedYet, Unauthenticated
 
 log = logging.getLogger(__name__)
 

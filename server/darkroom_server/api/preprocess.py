@@ -10,7 +10,7 @@ from darkroom_server.api.validation.conditions import preprocessor_options
 from darkroom_server.api.validation.edit import decoded
 from darkroom_server.api.validation.request import check_request_id
 from darkroom_server.api.validation.violations import Findings
-from darkroom_server.engine.recovery import known
+from darkroom_server.errors import to_domain_error
 from darkroom_server.jobs.events import ControlMade
 from darkroom_server.jobs.planner import run_preprocessor
 from darkroom_server.models.catalog import Catalog
@@ -38,4 +38,4 @@ def preprocess(message: image_service_pb2.PreprocessRequest, catalog: Catalog) -
         event = ControlMade(0, made, message.preprocessor, format)
         return list(messages.control_image(event, catalog.limits.chunk_bytes))
     except Exception as error:
-        raise known(error) from None
+        raise to_domain_error(error) from None

@@ -8,7 +8,15 @@ import grpc
 from google.protobuf import any_pb2, duration_pb2
 from google.rpc import error_details_pb2, status_pb2
 
-from darkroom_plugins import errors
+from darkroom_plugins.errors import (
+    DarkroomError,
+    InvalidRequest,
+    JobFailed,
+    RequestRefused,
+    UnsupportedCombination,
+    Violation,
+)
+from darkroom_server import errors
 
 DOMAIN = "darkroom"
 DETAILS_KEY = "grpc-status-details-bin"
@@ -16,34 +24,34 @@ DETAILS_KEY = "grpc-status-details-bin"
 MAX_MESSAGE = 900  # bytes, percent-encoded
 MAX_DETAILS = 3500  # bytes of violations
 
-CODES: dict[type[errors.DarkroomError], grpc.StatusCode] = {
-    errors.InvalidRequest: grpc.StatusCode.INVALID_ARGUMENT,
+CODES: dict[type[DarkroomError], grpc.StatusCode] = {
+    InvalidRequest: grpc.StatusCode.INVALID_ARGUMENT,
     errors.NotFound: grpc.StatusCode.NOT_FOUND,
     errors.NotImplementedYet: grpc.StatusCode.UNIMPLEMENTED,
-    errors.UnsupportedCombination: grpc.StatusCode.FAILED_PRECONDITION,
+    UnsupportedCombination: grpc.StatusCode.FAILED_PRECONDITION,
     errors.RequestIdInUse: grpc.StatusCode.ALREADY_EXISTS,
     errors.ResourceExhausted: grpc.StatusCode.RESOURCE_EXHAUSTED,
     errors.Unavailable: grpc.StatusCode.UNAVAILABLE,
     errors.Unauthenticated: grpc.StatusCode.UNAUTHENTICATED,
     errors.Cancelled: grpc.StatusCode.CANCELLED,
     errors.DeadlineExceeded: grpc.StatusCode.DEADLINE_EXCEEDED,
-    errors.JobFailed: grpc.StatusCode.INTERNAL,
+    JobFailed: grpc.StatusCode.INTERNAL,
 }
 
 
-def code_of(error: errors.DarkroomError) -> grpc.StatusCode:
+def code_of(error: DarkroomError) -> grpc.StatusCode:
     """The status code of an error: that of the nearest of its classes in the table."""
     return next((CODES[c] for c in type(error).__mro__ if c in CODES), grpc.StatusCode.INTERNAL)
 
 
-def status_of(error: errors.DarkroomError) -> tuple[grpc.StatusCode, str, tuple[tuple[str, str | bytes], ...]]:
+def status_of(error: DarkroomError) -> tuple[grpc.StatusCode, str, tuple[tuple[str, str | bytes], ...]]:
     """Code, message and trailing metadata of an error, google.rpc.Status with its details among them."""
     code, message = code_of(error), _short(str(error))
     status = status_pb2.Status(code=code.value[0], message=message)
     trailers: list[tuple[str, str | bytes]] = []
     if error.reason:
         _add(status, error_details_pb2.ErrorInfo(reason=error.reason, domain=DOMAIN))
-    if isinstance(error, errors.RequestRefused) and error.violations:
+    if isinstance(error, RequestRefused) and error.violations:
         _add(status, _bad_request(error.violations))
     if retry_after := getattr(error, "retry_after", None):
         delay = duration_pb2.Duration(seconds=int(retry_after), nanos=int(retry_after % 1 * 1e9))
@@ -60,7 +68,7 @@ def _short(message: str) -> str:
     return short if short == message else short + "…"
 
 
-def _bad_request(violations: tuple[errors.Violation, ...]) -> error_details_pb2.BadRequest:
+def _bad_request(violations: tuple[Violation, ...]) -> error_details_pb2.BadRequest:
     """As many violations as there is room for, the first ones first."""
     request = error_details_pb2.BadRequest()
     for violation in violations:

@@ -14,7 +14,7 @@ from typing import TypeVar
 
 import torch
 
-from darkroom_plugins.errors import Cancelled, DarkroomError, DeviceLost
+from darkroom_plugins.errors import DarkroomError
 from darkroom_plugins.manager import Plugins
 from darkroom_plugins.sample import Sample
 from darkroom_server.device.transfer import Pace
@@ -25,7 +25,8 @@ from darkroom_server.engine.offload_turns import turns_now
 from darkroom_server.engine.previews import PreviewDecoders, wants_preview
 from darkroom_server.engine.prompt_cache import PromptCache
 from darkroom_server.engine.queue_positions import WaitingRoom
-from darkroom_server.engine.recovery import Outcome, Recovery, known
+from darkroom_server.engine.recovery import Outcome, Recovery
+from darkroom_server.errors import Cancelled, DeviceLost, to_domain_error
 from darkroom_server.jobs.events import Ended, Event, ImageDecoded, PreviewMade, StepDone
 from darkroom_server.jobs.job import Job, Seat
 from darkroom_server.jobs.mailbox import Mailbox
@@ -324,7 +325,7 @@ class Engine:
 
         :raises DeviceLost: it is more than this job that failed
         """
-        failure = known(error)
+        failure = to_domain_error(error)
         if isinstance(failure, DeviceLost):
             raise failure
         self._end(job, failure)

@@ -14,12 +14,13 @@ from typing import Any
 import torch
 
 from darkroom_plugins.contract import Inspector
-from darkroom_plugins.errors import DarkroomError, NonFinite, OutOfMemory
+from darkroom_plugins.errors import DarkroomError, NonFinite
 from darkroom_plugins.request import Request
 from darkroom_plugins.sample import Row, Sample
 from darkroom_server.device.transfer import Arriving, beside, to_pictures
 from darkroom_server.engine import denoise
 from darkroom_server.engine.recovery import Outcome, Recovery
+from darkroom_server.errors import OutOfMemory
 from darkroom_server.jobs.job import Seat
 
 DECODED_AT_ONCE = 8  # pictures: bounds the memory that the VAE takes

@@ -6,12 +6,12 @@ from collections.abc import Callable, Sequence
 
 import torch
 
-from darkroom_plugins.errors import OutOfMemory
 from darkroom_plugins.manager import Plugins
 from darkroom_plugins.request import PreviewMode, PreviewOptions
 from darkroom_server.device.transfer import Arriving, to_pictures
 from darkroom_server.engine.prepare import DECODED_AT_ONCE, work
 from darkroom_server.engine.recovery import Outcome, Recovery
+from darkroom_server.errors import OutOfMemory
 from darkroom_server.jobs.job import Seat
 from darkroom_server.models.model import Model
 

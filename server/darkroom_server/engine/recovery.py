@@ -12,15 +12,13 @@ from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias, TypeVar
 
-import torch
 from accelerate.utils.memory import clear_device_cache
 
-from darkroom_plugins.errors import DarkroomError, DeviceLost, OutOfMemory, PluginFailed
+from darkroom_plugins.errors import DarkroomError
+from darkroom_server.errors import TOO_LITTLE_MEMORY, DeviceLost, OutOfMemory, classify, to_domain_error
 
 log = logging.getLogger(__name__)
 
-OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "ALLOC_FAILED")  # CUDA; the CPU's allocator; cuBLAS, cuDNN
-TOO_LITTLE_MEMORY = "the device has too little memory for this image"
 PATIENCE = 64  # runs at a limit before twice as much is tried
 
 S = TypeVar("S")
@@ -96,7 +94,7 @@ class Recovery:
         try:
             return run()
         except Exception as error:
-            if not isinstance(kind_of(error), OutOfMemory):
+            if not isinstance(classify(error), OutOfMemory):
                 raise
         self._make_room()  # outside the except block, whose traceback keeps tensors in memory
         return run()
@@ -180,24 +178,4 @@ def _attempt(run: Callable[[Sequence[S]], list[T]], items: Sequence[S]) -> Outco
             raise ValueError(f"{len(results)} results of {len(items)}")
         return results
     except Exception as error:
-        return known(error) if len(items) == 1 else kind_of(error)
-
-
-def known(error: Exception) -> DarkroomError:
-    """The domain's error for whatever a plugin or a model raised; its own words go to the log alone."""
-    kind = kind_of(error)
-    if isinstance(kind, DeviceLost | PluginFailed) and kind is not error:
-        log.error("%s", kind, exc_info=error)
-    return kind
-
-
-def kind_of(error: Exception) -> DarkroomError:
-    """The same without a word to the log."""
-    if isinstance(error, DarkroomError):
-        return error.with_traceback(None)  # which would keep the batch's tensors
-    text = str(error)
-    if isinstance(error, torch.OutOfMemoryError | MemoryError) or any(t in text for t in OUT_OF_MEMORY):
-        return OutOfMemory(TOO_LITTLE_MEMORY)
-    if isinstance(error, getattr(torch, "AcceleratorError", ())) or "CUDA error" in text:
-        return DeviceLost("the device failed; the server will be restarted")
-    return PluginFailed("a plugin or the model failed on this image")
+        return to_domain_error(error) if len(items) == 1 else classify(error)

@@ -15,7 +15,8 @@ from darkroom_plugins.tensors import to_device
 from darkroom_server.engine import denoise
 from darkroom_server.engine.denoise import Stepped
 from darkroom_server.engine.prepare import work
-from darkroom_server.engine.recovery import Outcome, Recovery, known
+from darkroom_server.engine.recovery import Outcome, Recovery
+from darkroom_server.errors import to_domain_error
 from darkroom_server.schedulers.tables import Floats, Step, fill, read
 
 Estimate: TypeAlias = torch.Tensor | None
@@ -57,7 +58,7 @@ def _finish(turn: Turn, stepped: Outcome[Stepped] | None, recovery: Recovery) ->
     try:
         return recovery.once(take)
     except Exception as error:
-        return known(error)
+        return to_domain_error(error)
 
 
 def _step(batch: Sequence[tuple[Turn, Step]]) -> list[Stepped]:

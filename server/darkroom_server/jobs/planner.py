@@ -15,7 +15,7 @@ from darkroom_plugins.files import LOADING
 from darkroom_plugins.manager import Plugins
 from darkroom_plugins.request import Pixels, Request
 from darkroom_plugins.sample import PromptPiece
-from darkroom_server.engine.recovery import known
+from darkroom_server.errors import to_domain_error
 from darkroom_server.jobs.events import ControlMade
 from darkroom_server.jobs.job import Job, Plan, count_steps
 from darkroom_server.models.assets import ModelAssets, needs
@@ -45,7 +45,7 @@ def fit(request: Request, catalog: Catalog) -> Fitted:
         canvas = catalog.plugins.tasks[request.task].canvas(request)
         return Fitted(canvas, _maps(request, catalog.plugins, canvas))
     except Exception as error:
-        raise known(error) from None
+        raise to_domain_error(error) from None
 
 
 def plan(request: Request, fitted: Fitted, catalog: Catalog) -> Plan:
@@ -57,7 +57,7 @@ def plan(request: Request, fitted: Fitted, catalog: Catalog) -> Plan:
     try:
         return _plan(request, fitted, catalog)
     except Exception as error:
-        raise known(error) from None
+        raise to_domain_error(error) from None
 
 
 def _plan(request: Request, fitted: Fitted, catalog: Catalog) -> Plan:

@@ -6,8 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from darkroom_plugins.errors import DarkroomError, LoadFailed, UnsupportedCombination, Violation
+from darkroom_plugins.errors import DarkroomError, UnsupportedCombination, Violation
 from darkroom_plugins.files.hub import located
+from darkroom_server.errors import LoadFailed
 from darkroom_server.models.holdings import AssetHolding, ModelHolding
 from darkroom_server.models.model import Model, ModelError
 

@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from darkroom_plugins.errors import LoadFailed
 from darkroom_plugins.files import fill
 from darkroom_server.config.settings import MemoryOptions
 from darkroom_server.device.transfer import settle
+from darkroom_server.errors import LoadFailed
 from darkroom_server.jobs.events import Loading
 from darkroom_server.models.residency import Holding, Report
 from darkroom_server.networks.placement import Placement, first_device, place

@@ -12,10 +12,9 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias, TypeVar
 
-from darkroom_plugins.errors import LoadFailed, OutOfMemory
 from darkroom_server.device.allocator import give_back
 from darkroom_server.device.threads import without_teams
-from darkroom_server.engine.recovery import kind_of
+from darkroom_server.errors import LoadFailed, OutOfMemory, classify
 from darkroom_server.jobs.events import Loading
 
 log = logging.getLogger(__name__)
@@ -244,7 +243,7 @@ class Store:
             try:
                 await self._run(holding.load, self._reporter(holding))
             except Exception as error:
-                if not isinstance(kind_of(error), OutOfMemory):
+                if not isinstance(classify(error), OutOfMemory):
                     raise
             else:
                 was = Residency.RESIDENT
@@ -264,7 +263,7 @@ class Store:
 
     def _refuse(self, holding: Holding, error: Exception) -> None:
         failure: Exception = LoadFailed(f"{holding.name} does not load; the server's log says why", holding.key)
-        if isinstance(kind_of(error), OutOfMemory):
+        if isinstance(classify(error), OutOfMemory):
             failure = OutOfMemory(f"the device has too little memory for {holding.name}")
         failure.__cause__ = error.with_traceback(None)
         for ticket in [t for t in self._tickets if holding in t.holdings]:

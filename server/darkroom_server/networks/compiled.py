@@ -13,9 +13,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from darkroom_plugins.errors import OutOfMemory
 from darkroom_server.device.threads import stand_back
-from darkroom_server.engine.recovery import kind_of
+from darkroom_server.errors import OutOfMemory, classify
 from darkroom_server.networks.tensors import mapped
 
 log = logging.getLogger(__name__)
@@ -83,7 +82,7 @@ class _Compiled:
             self._known.add(shapes)
             log.info("the denoiser is ready compiled for one more shape, after %.1f s", time.monotonic() - began)
         except Exception as error:  # whatever a compiler raises: the network is there without it
-            if isinstance(kind_of(error), OutOfMemory):
+            if isinstance(classify(error), OutOfMemory):
                 log.info("there is no room to compile now; it is tried again")
                 return
             self._broken = True

@@ -9,16 +9,17 @@ import grpc
 import pytest
 from grpc import StatusCode
 
-from darkroom_plugins import errors
+from darkroom_plugins import errors as contract
+from darkroom_server import errors
 from darkroom_server.api.status import status_of
 from tests.support import RunningServer, details, generate_request, refused
 
 MAX_METADATA = 8192  # bytes: beyond, gRPC may turn any status into RESOURCE_EXHAUSTED
 PROTO = Path(__file__).parents[3] / "protos/darkroom/v1/image_service.proto"
-TABLE: dict[type[errors.DarkroomError], tuple[str, str]] = {
-    errors.InvalidRequest: ("INVALID_ARGUMENT", "INVALID_REQUEST"),
+TABLE: dict[type[contract.DarkroomError], tuple[str, str]] = {
+    contract.InvalidRequest: ("INVALID_ARGUMENT", "INVALID_REQUEST"),
     errors.NotFound: ("NOT_FOUND", "MODEL_NOT_FOUND"),
-    errors.UnsupportedCombination: ("FAILED_PRECONDITION", "UNSUPPORTED_COMBINATION"),
+    contract.UnsupportedCombination: ("FAILED_PRECONDITION", "UNSUPPORTED_COMBINATION"),
     errors.RequestIdInUse: ("ALREADY_EXISTS", "REQUEST_ID_IN_USE"),
     errors.NotImplementedYet: ("UNIMPLEMENTED", "NOT_IMPLEMENTED"),
     errors.QueueFull: ("RESOURCE_EXHAUSTED", "QUEUE_FULL"),
@@ -29,29 +30,29 @@ TABLE: dict[type[errors.DarkroomError], tuple[str, str]] = {
     errors.Cancelled: ("CANCELLED", ""),
     errors.Unauthenticated: ("UNAUTHENTICATED", ""),
     errors.LoadFailed: ("INTERNAL", "LOAD_FAILED"),
-    errors.PluginFailed: ("INTERNAL", "PLUGIN_FAILED"),
-    errors.NonFinite: ("INTERNAL", "NON_FINITE"),
+    contract.PluginFailed: ("INTERNAL", "PLUGIN_FAILED"),
+    contract.NonFinite: ("INTERNAL", "NON_FINITE"),
 }
 RETRIED = {errors.QueueFull, errors.ShuttingDown, errors.DeviceLost}
 
 
-def leaves(kind: type[errors.DarkroomError]) -> set[type[errors.DarkroomError]]:
+def leaves(kind: type[contract.DarkroomError]) -> set[type[contract.DarkroomError]]:
     """The classes of errors that are raised: those without classes of their own, of ours."""
-    own = [each for each in kind.__subclasses__() if each.__module__ == errors.__name__]
+    own = [each for each in kind.__subclasses__() if each.__module__ in (contract.__name__, errors.__name__)]
     return set().union(*(leaves(each) for each in own)) if own else {kind}
 
 
-def make(kind: type[errors.DarkroomError]) -> errors.DarkroomError:
-    violations = [errors.Violation("parameters.model", "nope")]
+def make(kind: type[contract.DarkroomError]) -> contract.DarkroomError:
+    violations = [contract.Violation("parameters.model", "nope")]
     if kind is errors.NotFound:
         return errors.NotFound("model", violations)
-    return kind(violations) if issubclass(kind, errors.RequestRefused) else kind("what happened")
+    return kind(violations) if issubclass(kind, contract.RequestRefused) else kind("what happened")
 
 
 class Raised(grpc.RpcError):
     """An error's status as a client sees it."""
 
-    def __init__(self, error: errors.DarkroomError) -> None:
+    def __init__(self, error: contract.DarkroomError) -> None:
         self._code, self._message, self._trailers = status_of(error)
 
     def code(self) -> StatusCode:
@@ -65,12 +66,12 @@ class Raised(grpc.RpcError):
 
 
 def test_every_error_has_its_status() -> None:
-    assert leaves(errors.DarkroomError) == set(TABLE)
+    assert leaves(contract.DarkroomError) == set(TABLE)
     for kind, (code, reason) in TABLE.items():
         raised = Raised(make(kind))
         found, violations, retry = details(raised)
         assert (raised.code().name, found) == (code, reason), kind
-        assert bool(violations) == issubclass(kind, errors.RequestRefused)
+        assert bool(violations) == issubclass(kind, contract.RequestRefused)
         assert (retry is not None) == (kind in RETRIED)
         pushback = dict(raised.trailing_metadata()).get("grpc-retry-pushback-ms")
         assert pushback == (None if retry is None else str(int(retry * 1000)))
@@ -96,9 +97,9 @@ def metadata_size(message: str, trailers: dict[str, Any]) -> int:
 def test_no_status_is_too_large(letter: str) -> None:
     long = letter * 10_000
     for error in (
-        errors.InvalidRequest([errors.Violation(long[:200], long[:200])] * 50),
-        errors.InvalidRequest([errors.Violation(long, long)]),
-        errors.UnsupportedCombination([errors.Violation("x", long)] * 3),
+        contract.InvalidRequest([contract.Violation(long[:200], long[:200])] * 50),
+        contract.InvalidRequest([contract.Violation(long, long)]),
+        contract.UnsupportedCombination([contract.Violation("x", long)] * 3),
         errors.RequestIdInUse(long),
         errors.QueueFull(long),
     ):

@@ -9,7 +9,8 @@ from typing import Any
 from google.protobuf.struct_pb2 import Struct, Value
 from pydantic import BaseModel, ValidationError
 
-from darkroom_plugins.errors import InvalidRequest, NotFound, NotImplementedYet, UnsupportedCombination, Violation
+from darkroom_plugins.errors import InvalidRequest, UnsupportedCombination, Violation
+from darkroom_server.errors import NotFound, NotImplementedYet
 
 MAX_VIOLATIONS = 50  # gRPC turns a status with more than some 8 KiB of details into another one
 MAX_TEXT = 200
