@@ -9,13 +9,7 @@ from typing import Any, TypeVar, cast
 
 import pluggy
 
-from darkroom_plugins.errors import (
-    DarkroomError,
-    InvalidRequest,
-    PluginFailed,
-    UnsupportedCombination,
-    Violation,
-)
+from darkroom_plugins.errors import DarkroomError, InvalidRequest, PluginFailed, UnsupportedCombination, Violation
 
 API_VERSION = 1
 ENTRY_POINT_GROUP = "darkroom.plugins"

@@ -212,7 +212,7 @@ class Task(Contribution, ABC):
 
     def canvas(self, request: Request) -> Canvas:
         """The pictures to work from, fitted."""
-        from darkroom_plugins.canvas import Canvas  # which imports torch
+        from darkroom_plugins.canvas import Canvas
 
         return Canvas.of(request)
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import pluggy
 
 from darkroom_plugins import API_VERSION, ENTRY_POINT_GROUP, hookspecs
-from darkroom_plugins.builtin.recipe import VERSION
+from darkroom_plugins.version import VERSION
 
 if TYPE_CHECKING:
     from pydantic import BaseModel

@@ -24,9 +24,11 @@ from darkroom_server.device.threads import background
 from darkroom_server.engine.engine import Engine
 from darkroom_server.engine.previews import PreviewDecoders
 from darkroom_server.errors import DeviceLost
-from darkroom_server.models.assets import AssetFiles, holdings
+from darkroom_server.models.assets import AssetFiles
 from darkroom_server.models.catalog import Catalog
-from darkroom_server.models.model import Model, ModelError, check_budget, open_models
+from darkroom_server.models.holdings import holdings
+from darkroom_server.models.model import Model, ModelError
+from darkroom_server.models.opening import check_budget, open_models
 from darkroom_server.models.residency import Store
 
 log = logging.getLogger(__name__)

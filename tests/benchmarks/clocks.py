@@ -27,7 +27,7 @@ STAGES = {
     "gathering rows": [f"{ENGINE}.denoise:gather"],
     "guidance and scheduler": [f"{ENGINE}.step:advance"],
     "previews": [f"{ENGINE}.previews:PreviewDecoders.show"],
-    "decode": [f"{ENGINE}.prepare:decode"],
+    "decode": [f"{ENGINE}.decode:decode"],
     "text encoding": [f"{ENGINE}.prompt_cache:PromptCache.fetch", f"{ENGINE}.prompt_cache:PromptCache.rows"],
     "beginning samples": [f"{ENGINE}.prepare:seated", f"{ENGINE}.prepare:begin"],
     "events": [f"{ENGINE}.engine:Engine._post"],

@@ -11,7 +11,8 @@ from pydantic import BaseModel
 
 from darkroom_plugins import hookimpl, manager
 from darkroom_plugins.contract import Adapter, Conditioner, Finisher, Preprocessor, PreviewDecoder, SchedulerEntry, Task
-from darkroom_plugins.manager import KINDS, VERSION, PluginError, load_plugins
+from darkroom_plugins.manager import KINDS, PluginError, load_plugins
+from darkroom_plugins.version import VERSION
 from tests.noise_family import Noise
 
 

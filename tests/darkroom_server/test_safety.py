@@ -18,7 +18,8 @@ from darkroom_plugins import hookimpl
 from darkroom_plugins.contract import Inspector
 from darkroom_plugins.manager import load_plugins
 from darkroom_server.config.settings import Settings
-from darkroom_server.models.model import ModelError, open_models
+from darkroom_server.models.model import ModelError
+from darkroom_server.models.opening import open_models
 from tests.support import RunningServer, alike, details, generate_request, png
 from tests.tiny import save_safety_checker, save_sd
 from tests.tiny_sdxl import save_sdxl

@@ -16,7 +16,8 @@ from darkroom.v1 import catalog_service_pb2 as catalog_pb
 from darkroom.v1 import parameters_pb2 as pb
 from darkroom_plugins.manager import load_plugins
 from darkroom_server.config.settings import Settings
-from darkroom_server.models.model import ModelError, open_models
+from darkroom_server.models.model import ModelError
+from darkroom_server.models.opening import open_models
 from tests.support import RunningServer, details, generate_request
 from tests.tiny import save_tiny_vae
 

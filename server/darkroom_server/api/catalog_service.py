@@ -12,15 +12,15 @@ from google.protobuf.struct_pb2 import Struct
 
 from darkroom.v1 import catalog_service_pb2 as pb
 from darkroom.v1 import catalog_service_pb2_grpc
-from darkroom_plugins.builtin.recipe import VERSION
 from darkroom_plugins.errors import InvalidRequest, Violation
+from darkroom_plugins.version import VERSION
 from darkroom_server.api import messages
 from darkroom_server.api.interceptors import answers_errors
 from darkroom_server.api.messages import preview_mode
 from darkroom_server.errors import NotFound
-from darkroom_server.jobs.events import Ended, Loading
+from darkroom_server.jobs.events import Ended
 from darkroom_server.jobs.mailbox import Mailbox
-from darkroom_server.models.residency import Residency
+from darkroom_server.models.residency import Loading, Residency
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

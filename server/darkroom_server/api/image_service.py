@@ -13,7 +13,8 @@ from functools import partial
 from typing import Any, TypeAlias
 
 from darkroom.v1 import events_pb2, image_service_pb2, image_service_pb2_grpc
-from darkroom_plugins.errors import DarkroomError, InvalidRequest, Violation
+from darkroom_plugins.errors import DarkroomError, InvalidRequest, UnsupportedCombination, Violation
+from darkroom_plugins.request import Request
 from darkroom_plugins.sample import Picture
 from darkroom_server.api import messages
 from darkroom_server.api.interceptors import answers_errors, not_there_yet, token_of
@@ -33,21 +34,11 @@ from darkroom_server.errors import (
     ShuttingDown,
     to_domain_error,
 )
-from darkroom_server.jobs.events import (
-    Accepted,
-    ControlMade,
-    Ended,
-    Event,
-    ImageDecoded,
-    Loading,
-    PreviewMade,
-    Queued,
-    StepDone,
-)
+from darkroom_server.jobs.events import Accepted, ControlMade, Ended, Event, ImageDecoded, PreviewMade, Queued, StepDone
 from darkroom_server.jobs.job import Job
 from darkroom_server.jobs.planner import control_images, fit, plan
-from darkroom_server.models.assets import refusal
 from darkroom_server.models.catalog import Catalog
+from darkroom_server.models.residency import Loading
 from darkroom_server.pictures.encode import encode_picture, encode_preview
 from darkroom_server.schedulers.tables import Tables
 
@@ -271,6 +262,17 @@ class ImageService(image_service_pb2_grpc.ImageServiceServicer):
         except DeviceLost as error:
             self._engine.lose(error)
             raise
+
+
+def refusal(request: Request, error: LoadFailed) -> DarkroomError:
+    """What a request gets that needs what does not load: where it is the request's choice, that says where."""
+    named = {
+        "lora": [(f"loras[{index}].name", lora.name) for index, lora in enumerate(request.loras)],
+        "controlnet": [(f"controls[{index}].model", each.model) for index, each in enumerate(request.controls)],
+        "embedding": [("prompt", error.key[1])],
+    }
+    paths = [path for path, name in named.get(error.key[0], ()) if name == error.key[1]]
+    return UnsupportedCombination([Violation(f"parameters.{path}", str(error)) for path in paths]) if paths else error
 
 
 def _arrived(picture: Arriving) -> None:

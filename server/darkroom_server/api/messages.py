@@ -9,11 +9,12 @@ from typing import Any
 from google.protobuf.json_format import ParseDict
 
 from darkroom.v1 import events_pb2, parameters_pb2
-from darkroom_plugins.builtin.recipe import parameters_json
 from darkroom_plugins.request import PreviewMode
+from darkroom_plugins.request_json import parameters_json
 from darkroom_plugins.sample import Picture
-from darkroom_server.jobs.events import ControlMade, Ended, Loading, PreviewMade, Queued, StepDone
+from darkroom_server.jobs.events import ControlMade, Ended, PreviewMade, Queued, StepDone
 from darkroom_server.jobs.job import Job
+from darkroom_server.models.residency import Loading
 from darkroom_server.pictures.encode import MEDIA_TYPES, encode_map
 
 VERDICTS: dict[Any, Any] = {

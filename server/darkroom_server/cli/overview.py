@@ -10,7 +10,7 @@ from rich.table import Table
 
 from darkroom_server.config.settings import MemoryOptions, with_demo
 from darkroom_server.models.assets import AssetFiles
-from darkroom_server.models.model import check_budget, open_models
+from darkroom_server.models.opening import check_budget, open_models
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Collection, Hashable
 
-from darkroom_server.jobs.job import Job, Seat
+from darkroom_server.engine.seat import Seat
+from darkroom_server.jobs.job import Job
 
 
 class Lane:

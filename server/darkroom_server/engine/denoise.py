@@ -2,32 +2,21 @@
 
 from __future__ import annotations
 
-import copy
+import contextlib
 import inspect
 import logging
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from functools import lru_cache, partial
+from collections.abc import Sequence
+from itertools import islice
 from typing import Any
 
 import torch
-from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import rescale_noise_cfg
 
-from darkroom_plugins.request import Request
+from darkroom_plugins.errors import DarkroomError
 from darkroom_plugins.sample import Evaluation, Row, Sample, own_prompts
 from darkroom_plugins.tensors import to_device
+from darkroom_server.engine.recovery import Outcome, Recovery, work
 
 log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Stepped:
-    """What a step came to; its sample does not have it yet."""
-
-    scheduler: Any
-    generator: torch.Generator
-    latents: torch.Tensor  # (1, channels, h, w)
-    clean: Callable[[], torch.Tensor] | None  # the estimate of the clean latents, of this shape, where it is wanted
 
 
 def rows_of(sample: Sample) -> list[Row]:
@@ -74,112 +63,43 @@ def _scaled(samples: Sequence[Sample]) -> Sequence[torch.Tensor]:
     return list((together * factors).to(together.dtype).split(1))
 
 
-def guide(outputs: Sequence[torch.Tensor], request: Request) -> torch.Tensor:
-    """Classifier-free guidance (Ho and Salimans 2022) of a sample's rows, each (1, channels, h, w), the unconditional
-    one first; with rescale as Lin et al. 2023, section 3.4. A single row is returned as it is."""
-    if len(outputs) == 1:
-        return outputs[0]
-    unconditional, conditional = outputs
-    guided = unconditional + request.guidance_scale * (conditional - unconditional)
-    if request.guidance_rescale > 0:
-        guided = rescale_noise_cfg(guided, conditional, guidance_rescale=request.guidance_rescale)
-    return guided
-
-
-def advance(sample: Sample, outputs: Sequence[torch.Tensor], want_estimate: bool) -> torch.Tensor | None:
-    """Take one evaluation's step by the sample's own scheduler object, given what the denoiser made of each row.
-
-    Returns the estimate of the clean latents, (1, channels, h, w), where it is wanted.
-    """
-    assert sample.generator is not None
-    output = guide(outputs, sample.request)
-    scheduler, generator = copy_scheduler(sample.scheduler), sample.generator.clone_state()
-    arguments = step_arguments(scheduler, generator, sample.request.eta)
-    result = scheduler.step(output, sample.timestep, sample.latents, **arguments)
-    clean = partial(clean_estimate, sample, result, output) if want_estimate else None
-    return commit(sample, Stepped(scheduler, generator, result.prev_sample, clean))
-
-
-def commit(sample: Sample, stepped: Stepped) -> torch.Tensor | None:
-    """Give a sample what its step came to: scheduler, generator and latents change together, or not at all.
-
-    Returns the estimate of the clean latents as its task makes it, where there is one.
-    """
-    before = sample.scheduler, sample.generator, sample.latents
-    sample.scheduler, sample.generator = stepped.scheduler, stepped.generator
-    try:
-        estimate = _estimate(sample, stepped.clean) if stepped.clean else None
-        sample.latents = sample.task.after_evaluation(sample, stepped.latents)
-    except BaseException:
-        sample.scheduler, sample.generator, sample.latents = before
-        raise
-    sample.evaluation += 1
-    return estimate
-
-
-def _estimate(sample: Sample, clean: Callable[[], torch.Tensor]) -> torch.Tensor | None:
-    try:
-        return sample.task.estimate(sample, clean())
-    except Exception as error:  # of a scheduler from elsewhere: the picture does not depend on it
-        log.warning("no preview under %s: %r", type(sample.scheduler).__name__, error)
-        return None
-
-
-def copy_scheduler(scheduler: Any) -> Any:
-    """A scheduler of its own: schedulers change their attributes, and lists in place, but never tensors."""
-    copied = copy.copy(scheduler)
-    for name, value in vars(scheduler).items():
-        if isinstance(value, list):
-            setattr(copied, name, value.copy())
-    return copied
-
-
-def begin_at(scheduler: Any, first: int) -> Any:
-    """A scheduler of its own that begins with this evaluation."""
-    begun = copy_scheduler(scheduler)
-    if hasattr(begun, "set_begin_index"):
-        begun.set_begin_index(first)  # else schedulers look for it, and take the second of two equal timesteps
-    return begun
-
-
-def step_arguments(scheduler: Any, generator: torch.Generator, eta: float) -> dict[str, Any]:
-    """Those of these arguments that the scheduler's step takes."""
-    arguments = _step_arguments(scheduler.__class__)
-    return {name: value for name, value in (("generator", generator), ("eta", eta)) if name in arguments}
-
-
-@lru_cache
 def _step_arguments(scheduler: Any) -> frozenset[str]:
     return frozenset(inspect.signature(scheduler.step).parameters)
 
 
-def clean_estimate(sample: Sample, result: Any, output: torch.Tensor) -> torch.Tensor:
-    """The clean latents that a step predicts (x0), from the scheduler where it says, else from x_t and the output;
-    `sample.latents` are those before the step, its scheduler is after it."""
-    for name in ("pred_original_sample", "denoised"):
-        if (estimate := getattr(result, name, None)) is not None:
-            return estimate.to(output.dtype)  # type: ignore[no-any-return]  # some compute in float32
-    alpha, sigma = _noise_levels(sample.scheduler, sample.timestep)
-    prediction_type = sample.scheduler.config.get("prediction_type", "epsilon")
-    if prediction_type == "sample":
-        return output
-    if prediction_type == "v_prediction":
-        return alpha * sample.latents - sigma * output  # type: ignore[no-any-return]
-    return (sample.latents - sigma * output) / max(alpha, 1e-3)  # type: ignore[no-any-return]  # IPNDM begins at 0
+def predict(samples: Sequence[Sample], recovery: Recovery) -> list[Outcome[list[torch.Tensor]]]:
+    """The denoiser's output for each row of each sample, (1, channels, h, w)."""
+    rows = [row for sample in samples for row in rows_of(sample)]
+    outcomes = recovery.each(work("denoise", samples[0].request), _predict, rows)
+    remaining = iter(outcomes)
+    return [_together(list(islice(remaining, len(sample.conditions)))) for sample in samples]
 
 
-def _noise_levels(scheduler: Any, timestep: torch.Tensor) -> tuple[Any, Any]:
-    """alpha_t and sigma_t of x_t = alpha_t x_0 + sigma_t noise, at the evaluation that the scheduler just took."""
-    if hasattr(scheduler, "_sigma_to_alpha_sigma_t"):  # DPM-Solver, UniPC, DEIS, SA-Solver
-        return scheduler._sigma_to_alpha_sigma_t(scheduler.sigmas[scheduler.step_index - 1])  # type: ignore[no-any-return]
-    if hasattr(scheduler, "alphas_cumprod"):  # PNDM, TCD
-        cumulative = scheduler.alphas_cumprod[int(timestep)]
-        return cumulative.sqrt(), (1 - cumulative).sqrt()
-    index = scheduler.step_index - 1  # IPNDM
-    return scheduler.alphas[index], scheduler.betas[index]
+def _predict(rows: Sequence[Row]) -> list[torch.Tensor]:
+    outputs: dict[Row, torch.Tensor] = {}
+    for reuses in (False, True):
+        alike = [row for row in rows if row.reuses is reuses]
+        outputs.update(zip(alike, _evaluate(alike), strict=True) if alike else ())
+    return [outputs[row] for row in rows]
 
 
-def noise_level(scheduler: Any, evaluation: int) -> float | None:
-    """The sigma at which an evaluation begins, for schedulers that have a table of them."""
-    sigmas = getattr(scheduler, "sigmas", None)
-    return float(sigmas[evaluation]) if sigmas is not None and evaluation < len(sigmas) else None
+def _evaluate(rows: Sequence[Row]) -> list[torch.Tensor]:
+    evaluation = gather(rows)
+    samples = list(dict.fromkeys(row.sample for row in rows))
+    for conditioner in {c.name: c for s in samples for c in s.conditioners}.values():
+        conditioner.condition(evaluation)
+    with contextlib.ExitStack() as adapted:
+        for adapter in {a.name: a for s in samples for a in s.adapters}.values():
+            adapted.enter_context(adapter.applied(samples[0].model, evaluation))
+        outputs = samples[0].model.predict(evaluation)
+    return list(outputs.split(1))
+
+
+def _together(outcomes: Sequence[Outcome[torch.Tensor]]) -> Outcome[list[torch.Tensor]]:
+    """The rows of one sample, which fails with any of them."""
+    outputs = []
+    for outcome in outcomes:
+        if isinstance(outcome, DarkroomError):
+            return outcome
+        outputs.append(outcome)
+    return outputs

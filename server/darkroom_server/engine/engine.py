@@ -18,18 +18,20 @@ from darkroom_plugins.errors import DarkroomError
 from darkroom_plugins.manager import Plugins
 from darkroom_plugins.sample import Sample
 from darkroom_server.device.transfer import Pace
-from darkroom_server.engine import denoise, prepare
+from darkroom_server.engine import decode, denoise, prepare
 from darkroom_server.engine import step as stepping
 from darkroom_server.engine.batcher import Batcher, Lane
 from darkroom_server.engine.offload_turns import turns_now
 from darkroom_server.engine.previews import PreviewDecoders, wants_preview
 from darkroom_server.engine.prompt_cache import PromptCache
 from darkroom_server.engine.queue_positions import WaitingRoom
-from darkroom_server.engine.recovery import Outcome, Recovery
+from darkroom_server.engine.recovery import Outcome, Recovery, work
+from darkroom_server.engine.seat import Seat
 from darkroom_server.errors import Cancelled, DeviceLost, to_domain_error
 from darkroom_server.jobs.events import Ended, Event, ImageDecoded, PreviewMade, StepDone
-from darkroom_server.jobs.job import Job, Seat
+from darkroom_server.jobs.job import Job
 from darkroom_server.jobs.mailbox import Mailbox
+from darkroom_server.schedulers.scheduler import noise_level
 
 log = logging.getLogger(__name__)
 
@@ -155,7 +157,7 @@ class Engine:
         self._waiting.stale = True
 
     def _row_limit(self, lane: Lane) -> int:
-        return self.recovery.limits.of(prepare.work("denoise", lane.seats[0].job.request), self._max_batch_rows)
+        return self.recovery.limits.of(work("denoise", lane.seats[0].job.request), self._max_batch_rows)
 
     def _make_room(self) -> bool:
         self._prompts.clear()
@@ -191,7 +193,7 @@ class Engine:
     def _step(self, seated: Sequence[tuple[Seat, Sample]]) -> None:
         if not seated:  # a strength can leave no step
             return
-        outcomes = prepare.predict([sample for _, sample in seated], self.recovery)
+        outcomes = denoise.predict([sample for _, sample in seated], self.recovery)
         self._show(self._advance(seated, outcomes))
 
     def _begin(self, seats: Sequence[Seat]) -> None:
@@ -286,14 +288,14 @@ class Engine:
         done = [(seat, sample) for seat, sample in done if not seat.job.ended]
         began = time.monotonic()
         aside = not any(seat.job.plan.model.placement.swapping for seat, _ in done)
-        outcomes = prepare.decode([sample for _, sample in done], self.recovery, aside)
+        outcomes = decode.decode([sample for _, sample in done], self.recovery, aside)
         seconds = time.monotonic() - began
         for job in {seat.job for seat, _ in done}:
             job.decode_seconds += seconds
         for (seat, _), outcome in zip(done, outcomes, strict=True):
             self._deliver(seat, outcome)
 
-    def _deliver(self, seat: Seat, outcome: Outcome[prepare.Decoded]) -> None:
+    def _deliver(self, seat: Seat, outcome: Outcome[decode.Decoded]) -> None:
         job = seat.job
         if isinstance(outcome, DarkroomError):
             self._end(job, outcome)
@@ -370,7 +372,7 @@ def _step_done(seat: Seat, sample: Sample, step: int, rows: int) -> StepDone:
         step=step,
         step_count=steps.count,
         timestep=float(sample.timesteps[began]),
-        sigma=denoise.noise_level(sample.scheduler, began),
+        sigma=noise_level(sample.scheduler, began),
         elapsed=elapsed,
         eta=elapsed / step * (steps.count - step),
         batch_rows=rows,

@@ -9,9 +9,9 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 
-from darkroom_server.engine.prepare import DECODED_AT_ONCE
+from darkroom_server.engine.decode import DECODED_AT_ONCE
 from darkroom_server.engine.previews import BY_NETWORK, wants_preview
-from darkroom_server.jobs.job import Seat
+from darkroom_server.engine.seat import Seat
 
 # Between two turns. One of SDXL in half precision moves 7 GB, which takes about as long as so many evaluations of one
 # picture: at most half of the time goes into turns, and nothing that waits for one waits longer than this.

@@ -9,10 +9,10 @@ import torch
 from darkroom_plugins.manager import Plugins
 from darkroom_plugins.request import PreviewMode, PreviewOptions
 from darkroom_server.device.transfer import Arriving, to_pictures
-from darkroom_server.engine.prepare import DECODED_AT_ONCE, work
-from darkroom_server.engine.recovery import Outcome, Recovery
+from darkroom_server.engine.decode import DECODED_AT_ONCE
+from darkroom_server.engine.recovery import Outcome, Recovery, work
+from darkroom_server.engine.seat import Seat
 from darkroom_server.errors import OutOfMemory
-from darkroom_server.jobs.job import Seat
 from darkroom_server.models.model import Model
 
 BY_NETWORK = ("full-vae", "tiny-vae")  # modes that need one of the model's networks

@@ -15,6 +15,7 @@ from typing import TypeAlias, TypeVar
 from accelerate.utils.memory import clear_device_cache
 
 from darkroom_plugins.errors import DarkroomError
+from darkroom_plugins.request import Request
 from darkroom_server.errors import TOO_LITTLE_MEMORY, DeviceLost, OutOfMemory, classify, to_domain_error
 
 log = logging.getLogger(__name__)
@@ -179,3 +180,8 @@ def _attempt(run: Callable[[Sequence[S]], list[T]], items: Sequence[S]) -> Outco
         return results
     except Exception as error:
         return to_domain_error(error) if len(items) == 1 else classify(error)
+
+
+def work(kind: str, request: Request) -> Hashable:
+    """What decides how many rows of this kind of work fit into memory."""
+    return (kind, request.model, request.width, request.height)

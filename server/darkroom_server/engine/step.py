@@ -2,24 +2,38 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import logging
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TypeAlias
+from functools import partial
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
+from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import rescale_noise_cfg
 
 from darkroom_plugins.errors import DarkroomError
+from darkroom_plugins.request import Request
 from darkroom_plugins.sample import Sample
 from darkroom_plugins.tensors import to_device
-from darkroom_server.engine import denoise
-from darkroom_server.engine.denoise import Stepped
-from darkroom_server.engine.prepare import work
-from darkroom_server.engine.recovery import Outcome, Recovery
+from darkroom_server.engine.recovery import Outcome, Recovery, work
 from darkroom_server.errors import to_domain_error
+from darkroom_server.schedulers.scheduler import clean_estimate, copy_scheduler, step_arguments
 from darkroom_server.schedulers.tables import Floats, Step, fill, read
 
+log = logging.getLogger(__name__)
+
 Estimate: TypeAlias = torch.Tensor | None
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Stepped:
+    """What a step came to; its sample does not have it yet."""
+
+    scheduler: Any
+    generator: torch.Generator
+    latents: torch.Tensor  # (1, channels, h, w)
+    clean: Callable[[], torch.Tensor] | None  # the estimate of the clean latents, of this shape, where it is wanted
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -32,7 +46,7 @@ class Turn:
 
 
 def advance(turns: Sequence[Turn], recovery: Recovery) -> list[Outcome[Estimate]]:
-    """Take one evaluation's step of each of a batch's samples, as `denoise.advance` does of one.
+    """Take one evaluation's step of each of a batch's samples, as `advance` does of one.
 
     Returns, for each, the estimate of its clean latents, (1, channels, h, w), where it is wanted, or the error that it
     failed with; a sample that failed is as it was.
@@ -52,8 +66,8 @@ def _finish(turn: Turn, stepped: Outcome[Stepped] | None, recovery: Recovery) ->
 
     def take() -> Estimate:
         if stepped is None:
-            return denoise.advance(turn.sample, turn.outputs, turn.want_estimate)
-        return denoise.commit(turn.sample, stepped)
+            return _advance_one(turn.sample, turn.outputs, turn.want_estimate)
+        return commit(turn.sample, stepped)
 
     try:
         return recovery.once(take)
@@ -81,7 +95,7 @@ def _stepped(
     each: tuple[Turn, Step], generator: torch.Generator, terms: list[torch.Tensor], made: Sequence[torch.Tensor]
 ) -> Stepped:
     turn, step = each
-    scheduler = denoise.copy_scheduler(turn.sample.scheduler)
+    scheduler = copy_scheduler(turn.sample.scheduler)
     tensors = [*terms, *made]
     vars(scheduler).update((name, fill(value, tensors)) for name, value in step.changes.items())
     estimate = made[len(step.coefficients) - 1] if turn.want_estimate else None
@@ -103,17 +117,17 @@ def _draw(batch: Sequence[tuple[Turn, Step]]) -> tuple[list[torch.Generator], It
 
 
 def _guide(turns: Sequence[Turn]) -> list[torch.Tensor]:
-    """The guided outputs, as `denoise.guide` makes them one by one."""
+    """The guided outputs, as `guide` makes them one by one."""
     pairs = {
         turn: turn.outputs for turn in turns if len(turn.outputs) == 2 and not turn.sample.request.guidance_rescale
     }
     if not pairs:
-        return [denoise.guide(turn.outputs, turn.sample.request) for turn in turns]
+        return [guide(turn.outputs, turn.sample.request) for turn in turns]
     unconditional, conditional = (torch.cat(rows) for rows in zip(*pairs.values(), strict=True))
     scales = torch.tensor([turn.sample.request.guidance_scale for turn in pairs]).view(-1, 1, 1, 1)
     towards = to_device(scales, conditional.device) * (conditional - unconditional)
     guided = dict(zip(pairs, (unconditional + towards.to(unconditional.dtype)).split(1), strict=True))
-    return [guided[t] if t in guided else denoise.guide(t.outputs, t.sample.request) for t in turns]
+    return [guided[t] if t in guided else guide(t.outputs, t.sample.request) for t in turns]
 
 
 def _combine(coefficients: Sequence[Floats], terms: Sequence[list[torch.Tensor]]) -> list[tuple[torch.Tensor, ...]]:
@@ -134,3 +148,54 @@ def _combine(coefficients: Sequence[Floats], terms: Sequence[list[torch.Tensor]]
     made = results.to(latents.dtype).view(-1, *latents.shape).unbind()
     rows = padded.shape[1]
     return [made[start : start + rows] for start in range(0, len(made), rows)]
+
+
+def guide(outputs: Sequence[torch.Tensor], request: Request) -> torch.Tensor:
+    """Classifier-free guidance (Ho and Salimans 2022) of a sample's rows, each (1, channels, h, w), the unconditional
+    one first; with rescale as Lin et al. 2023, section 3.4. A single row is returned as it is."""
+    if len(outputs) == 1:
+        return outputs[0]
+    unconditional, conditional = outputs
+    guided = unconditional + request.guidance_scale * (conditional - unconditional)
+    if request.guidance_rescale > 0:
+        guided = rescale_noise_cfg(guided, conditional, guidance_rescale=request.guidance_rescale)
+    return guided
+
+
+def _advance_one(sample: Sample, outputs: Sequence[torch.Tensor], want_estimate: bool) -> torch.Tensor | None:
+    """Take one evaluation's step by the sample's own scheduler object, given what the denoiser made of each row.
+
+    Returns the estimate of the clean latents, (1, channels, h, w), where it is wanted.
+    """
+    assert sample.generator is not None
+    output = guide(outputs, sample.request)
+    scheduler, generator = copy_scheduler(sample.scheduler), sample.generator.clone_state()
+    arguments = step_arguments(scheduler, generator, sample.request.eta)
+    result = scheduler.step(output, sample.timestep, sample.latents, **arguments)
+    clean = partial(clean_estimate, sample, result, output) if want_estimate else None
+    return commit(sample, Stepped(scheduler, generator, result.prev_sample, clean))
+
+
+def commit(sample: Sample, stepped: Stepped) -> torch.Tensor | None:
+    """Give a sample what its step came to: scheduler, generator and latents change together, or not at all.
+
+    Returns the estimate of the clean latents as its task makes it, where there is one.
+    """
+    before = sample.scheduler, sample.generator, sample.latents
+    sample.scheduler, sample.generator = stepped.scheduler, stepped.generator
+    try:
+        estimate = _estimate(sample, stepped.clean) if stepped.clean else None
+        sample.latents = sample.task.after_evaluation(sample, stepped.latents)
+    except BaseException:
+        sample.scheduler, sample.generator, sample.latents = before
+        raise
+    sample.evaluation += 1
+    return estimate
+
+
+def _estimate(sample: Sample, clean: Callable[[], torch.Tensor]) -> torch.Tensor | None:
+    try:
+        return sample.task.estimate(sample, clean())
+    except Exception as error:  # of a scheduler from elsewhere: the picture does not depend on it
+        log.warning("no preview under %s: %r", type(sample.scheduler).__name__, error)
+        return None

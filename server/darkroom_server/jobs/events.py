@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
+
+from darkroom_server.models.residency import Loading
 
 if TYPE_CHECKING:
     import numpy as np
@@ -23,17 +25,6 @@ class Queued:
 
     position: int
     estimated_wait: float | None
-
-
-@dataclass(frozen=True, slots=True)
-class Loading:
-    """What the job waits for is being loaded: so many bytes of this phase are done."""
-
-    model: str
-    component: str  # a network of the model, or a ControlNet or LoRA
-    phase: Literal["download", "read"]
-    bytes_done: int
-    bytes_total: int
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,7 +6,8 @@ import asyncio
 from collections import deque
 from collections.abc import Hashable
 
-from darkroom_server.jobs.events import Ended, Event, Loading, PreviewMade, Queued
+from darkroom_server.jobs.events import Ended, Event, PreviewMade, Queued
+from darkroom_server.models.residency import Loading
 
 
 class Mailbox:

@@ -17,10 +17,12 @@ from darkroom_plugins.request import Pixels, Request
 from darkroom_plugins.sample import PromptPiece
 from darkroom_server.errors import to_domain_error
 from darkroom_server.jobs.events import ControlMade
-from darkroom_server.jobs.job import Job, Plan, count_steps
-from darkroom_server.models.assets import ModelAssets, needs
+from darkroom_server.jobs.job import Job
+from darkroom_server.jobs.plan import Plan
 from darkroom_server.models.catalog import Catalog
+from darkroom_server.models.holdings import ModelAssets
 from darkroom_server.models.model import Model
+from darkroom_server.schedulers.schedule import count_steps
 
 if TYPE_CHECKING:
     from pydantic import BaseModel
@@ -99,6 +101,13 @@ def _read(
     for conditioner in conditioners:
         pieces = conditioner.read_prompt(pieces, request, assets)
     return pieces
+
+
+def needs(request: Request) -> tuple[tuple[str, ...], ...]:
+    """The keys of what must be resident for a request."""
+    nets = [("controlnet", control.model) for control in request.controls if control.scale > 0]
+    loras = [("lora", lora.name) for lora in request.loras if lora.weight != 0]
+    return ("model", request.model), *((*each, request.model) for each in (*nets, *loras))
 
 
 def _maps(request: Request, plugins: Plugins, canvas: Canvas) -> tuple[Pixels, ...]:

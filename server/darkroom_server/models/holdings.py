@@ -5,18 +5,20 @@ from __future__ import annotations
 import copy
 import functools
 import gc
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 
+from darkroom_plugins.contract import AssetKind
 from darkroom_plugins.files import fill
 from darkroom_server.config.settings import MemoryOptions
 from darkroom_server.device.transfer import settle
 from darkroom_server.errors import LoadFailed
-from darkroom_server.jobs.events import Loading
-from darkroom_server.models.residency import Holding, Report
+from darkroom_server.models.assets import AssetFiles
+from darkroom_server.models.residency import Holding, Key, Loading, Report, Store
 from darkroom_server.networks.placement import Placement, first_device, place
 
 if TYPE_CHECKING:
@@ -158,6 +160,41 @@ class AssetHolding(Holding):
         self.value = None
         self._asset.user.release()
         free()
+
+
+@dataclass(frozen=True, slots=True)
+class ModelAssets:
+    """The assets that fit one model, for one request: what plugins see."""
+
+    files: AssetFiles
+    store: Store
+    model: Model
+
+    def names(self, kind: AssetKind) -> Sequence[str]:
+        """Those that fit the model, sorted."""
+        return [name for name, asset in self.files.entries[kind].items() if self.model.name in asset.fits]
+
+    def get(self, kind: AssetKind, name: str) -> Any:
+        """What the plugin of this kind made of the file. The job has acquired it, but for embeddings, which are so
+        small that they are read while the prompt is.
+
+        :raises LoadFailed: an embedding does not load
+        """
+        holding = self.store[kind, name, self.model.name]
+        assert isinstance(holding, AssetHolding)
+        if kind == "embedding":
+            holding.read()
+        return holding.value
+
+
+def holdings(
+    models: Mapping[str, Model], assets: AssetFiles, ready: Callable[[Model], Awaitable[None]]
+) -> dict[Key, Holding]:
+    """Everything that can be loaded, by its key. `ready` is awaited after each loading of a model."""
+    listed = [asset for entries in assets.entries.values() for asset in entries.values()]
+    found: list[Holding] = [ModelHolding(model, ready) for model in models.values()]
+    found += (AssetHolding(asset, models[name]) for asset in listed for name in asset.fits)
+    return {holding.key: holding for holding in found}
 
 
 def free() -> None:

@@ -5,22 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-import torch
-
-from darkroom_plugins import DarkroomError
-from darkroom_server.models import extras
-from darkroom_server.models.sources import files_of
-from darkroom_server.networks.memory_checks import check
-from darkroom_server.networks.placement import Placement, device_bytes
+from darkroom_server.networks.placement import Placement
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
-    from darkroom_plugins.contract import Family, ModelInfo, SchedulerEntry
+    from darkroom_plugins.contract import Family, ModelInfo
     from darkroom_plugins.files import ModelFiles
-    from darkroom_plugins.manager import Plugins
     from darkroom_plugins.request import PreviewMode
-    from darkroom_server.config.settings import ModelSettings, Settings
+    from darkroom_server.config.settings import ModelSettings
 
 
 class ModelError(Exception):
@@ -59,83 +50,3 @@ class Model:
     def name(self) -> str:
         """What clients call it."""
         return self.settings.name
-
-
-def open_models(settings: Settings, plugins: Plugins) -> dict[str, Model]:
-    """All models, by name, without their weights.
-
-    :raises ModelError: a folder has no model that a family knows
-    """
-    return {
-        each.name: _open(each, plugins, choose_device(each.device or settings.device), each.dtype or settings.dtype)
-        for each in settings.models
-    }
-
-
-def check_budget(models: Mapping[str, Model], budget: int | None) -> None:
-    """:raises ModelError: some models can never be loaded"""
-    sizes = {name: model.device_bytes for name, model in models.items()}
-    if budget is not None and (large := {name: size for name, size in sizes.items() if size > budget}):
-        taken = ", ".join(f"{name!r} takes {size:,}" for name, size in large.items())
-        raise ModelError(f"memory_budget: {budget:,} bytes are too few: {taken}")
-
-
-def choose_device(name: str) -> torch.device:
-    """The device of this name; ``auto`` is CUDA where there is one.
-
-    :raises ModelError: there is no such device
-    """
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-        torch.empty(1, device=device)
-    except Exception as error:
-        raise ModelError(f"there is no device {name!r}") from error
-    return device
-
-
-def _open(settings: ModelSettings, plugins: Plugins, device: torch.device, dtype: str) -> Model:
-    try:
-        files = files_of(settings)
-    except (OSError, ValueError) as error:
-        raise ModelError(f"model {settings.name!r}: {error}") from error
-    try:
-        index = files.index
-    except (OSError, ValueError) as error:
-        raise ModelError(f"model {settings.name!r}: {files.folder} has no readable model_index.json") from error
-    found = [family for family in plugins.families.values() if family.detect(index)]
-    if len(found) != 1:
-        known = ", ".join(sorted(f.name for f in found)) or "none"
-        raise ModelError(f"model {settings.name!r}: one family should know {index.get('_class_name')}, but {known} do")
-    try:
-        family = found[0].open(files, device, _dtype(dtype, device))
-    except (OSError, ValueError, KeyError, DarkroomError) as error:
-        raise ModelError(f"model {settings.name!r}: {files.folder} does not load: {error}") from error
-    wanted = settings.default_scheduler or entry_of(family.scheduler_config, plugins.schedulers)
-    added, problems = extras.open_extras(family, files, settings, plugins)
-    problems += check(settings, family)
-    if wanted not in plugins.scheduler_names:
-        problems.append(f"default_scheduler: there is no scheduler {wanted!r}")
-    if problems:
-        raise ModelError(f"model {settings.name!r}: {'; '.join(problems)}")
-    family.hollow = {**family.hollow, **added}
-    modes, size = extras.preview_modes(family, settings, plugins), device_bytes(family, settings)
-    return Model(settings, files, family, plugins.scheduler_names[wanted], modes, size)
-
-
-def entry_of(config: Mapping[str, object], entries: Mapping[str, SchedulerEntry]) -> str:
-    """The name of the entry that is the model's own scheduler; where there is none, ddim."""
-    fitting = [
-        entry
-        for entry in entries.values()
-        if entry.scheduler.__name__ == config.get("_class_name")
-        and all(config.get(option) == value for option, value in entry.options.items())
-    ]
-    return max(fitting, key=lambda entry: len(entry.options)).name if fitting else "ddim"
-
-
-def _dtype(name: str, device: torch.device) -> torch.dtype:
-    if name == "auto":
-        return torch.float16 if device.type == "cuda" else torch.float32
-    return getattr(torch, name)  # type: ignore[no-any-return]

@@ -10,17 +10,29 @@ from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence, Set
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import Any, TypeAlias, TypeVar
+from typing import Any, Literal, TypeAlias, TypeVar
 
 from darkroom_server.device.allocator import give_back
 from darkroom_server.device.threads import without_teams
 from darkroom_server.errors import LoadFailed, OutOfMemory, classify
-from darkroom_server.jobs.events import Loading
 
 log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 Key: TypeAlias = tuple[str, ...]  # its kind, its name, and of an asset the model that it is for
+
+
+@dataclass(frozen=True, slots=True)
+class Loading:
+    """What the job waits for is being loaded: so many bytes of this phase are done."""
+
+    model: str
+    component: str  # a network of the model, or a ControlNet or LoRA
+    phase: Literal["download", "read"]
+    bytes_done: int
+    bytes_total: int
+
+
 Report: TypeAlias = Callable[[Loading], None]
 
 

@@ -21,7 +21,7 @@ import torch
 from numpy.typing import NDArray
 
 from darkroom_server.device.threads import without_teams
-from darkroom_server.engine import denoise
+from darkroom_server.schedulers.scheduler import begin_at, clean_estimate, step_arguments
 
 log = logging.getLogger(__name__)
 
@@ -114,7 +114,7 @@ def tabulate(scheduler: Any, first: int, eta: float) -> Iterator[tuple[int, Step
 
     :raises NotLinear: the next one is not linear
     """
-    scheduler = denoise.begin_at(scheduler, first)
+    scheduler = begin_at(scheduler, first)
     for evaluation in range(first, len(scheduler.timesteps)):
         with torch.no_grad():
             step = _probe(scheduler, evaluation, eta)
@@ -151,10 +151,10 @@ def _probe(scheduler: Any, evaluation: int, eta: float) -> Step:
     sample, output = (term.view(SHAPE) for term in terms[:2])
     scaled = scheduler.scale_model_input(sample.clone(), timestep)
     generator = torch.Generator().manual_seed(evaluation)
-    arguments = denoise.step_arguments(scheduler, generator, eta)
+    arguments = step_arguments(scheduler, generator, eta)
     result = scheduler.step(output.clone(), timestep, sample.clone(), **arguments)
     told: Any = SimpleNamespace(scheduler=scheduler, timestep=timestep, latents=sample)
-    estimate = denoise.clean_estimate(told, result, output)
+    estimate = clean_estimate(told, result, output)
 
     draws, noise = _drawn(generator, seed=evaluation)
     solve = partial(_solve, terms.numpy(), noise.numpy())

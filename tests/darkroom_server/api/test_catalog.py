@@ -14,7 +14,7 @@ from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
 from darkroom.v1 import catalog_service_pb2 as pb
 from darkroom.v1 import parameters_pb2
-from darkroom_plugins.manager import VERSION
+from darkroom_plugins.version import VERSION
 from tests.support import RunningServer
 
 SERVICES = {"darkroom.v1.ImageService", "darkroom.v1.CatalogService"}

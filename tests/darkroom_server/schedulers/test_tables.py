@@ -16,7 +16,6 @@ from darkroom_plugins.contract import SchedulerEntry
 from darkroom_plugins.errors import PluginFailed
 from darkroom_plugins.request import OutputOptions, PreviewOptions, Request, SchedulerChoice
 from darkroom_plugins.sample import Sample
-from darkroom_server.engine import denoise
 from darkroom_server.engine import step as stepping
 from darkroom_server.engine.recovery import Recovery
 from darkroom_server.engine.step import Turn
@@ -161,7 +160,7 @@ def course(case: Case) -> Course | None:
         course = Course(case, [sample.latents], [], sample)
         while not sample.done:
             sample.scheduler.scale_model_input(sample.latents, sample.timestep)
-            estimate = denoise.advance(sample, [random(sample.evaluation + 1, case.dtype)], want_estimate=True)
+            estimate = stepping._advance_one(sample, [random(sample.evaluation + 1, case.dtype)], want_estimate=True)
             assert estimate is not None
             course.estimates.append(estimate)
             course.latents.append(sample.latents)

@@ -11,10 +11,10 @@ import torch
 from diffusers import ControlNetModel
 
 from darkroom_plugins import hookimpl
-from darkroom_plugins.builtin.tasks.img2img import to_tensor
 from darkroom_plugins.contract import AssetInfo, AssetKind, Conditioner, Family
 from darkroom_plugins.files import fill, hollow, read_json, read_tensors, weight_files
 from darkroom_plugins.fixed_outputs import giving
+from darkroom_plugins.latents import to_tensor
 from darkroom_plugins.request import ControlChoice, Request
 from darkroom_plugins.sample import Evaluation, Row, Sample
 from darkroom_plugins.tensors import to_device

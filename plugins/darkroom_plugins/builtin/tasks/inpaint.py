@@ -11,10 +11,10 @@ import torch
 from PIL import Image
 
 from darkroom_plugins import hookimpl
-from darkroom_plugins.builtin.tasks.img2img import noise_for, noised, skipped_evaluations, vae_input
 from darkroom_plugins.canvas import Canvas
 from darkroom_plugins.contract import Task
 from darkroom_plugins.errors import InvalidRequest, Violation
+from darkroom_plugins.latents import noise_for, noised, skipped_evaluations, vae_input
 from darkroom_plugins.request import EditChoice, Inpaint, Outpaint, Request
 from darkroom_plugins.sample import Sample
 from darkroom_plugins.tensors import to_device

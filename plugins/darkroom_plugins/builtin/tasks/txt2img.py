@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from darkroom_plugins import hookimpl
-from darkroom_plugins.builtin.tasks.img2img import noise_for
 from darkroom_plugins.contract import ModelInfo, Task
+from darkroom_plugins.latents import noise_for
 from darkroom_plugins.sample import Sample
 
 darkroom_api_version = 1

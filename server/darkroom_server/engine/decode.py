@@ -1,0 +1,83 @@
+"""Finished samples become pictures."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from darkroom_plugins.contract import Inspector
+from darkroom_plugins.errors import NonFinite
+from darkroom_plugins.sample import Sample
+from darkroom_server.device.transfer import Arriving, beside, to_pictures
+from darkroom_server.engine.recovery import Outcome, Recovery, work
+from darkroom_server.errors import OutOfMemory
+
+DECODED_AT_ONCE = 8  # pictures: bounds the memory that the VAE takes
+
+
+@dataclass(frozen=True, slots=True)
+class Decoded:
+    """A sample's picture."""
+
+    picture: Arriving
+    tiled: bool = False  # whether it was put together from tiles, for want of memory
+    findings: dict[str, Any] = field(default_factory=dict)  # of inspectors, by name
+
+
+def decode(samples: Sequence[Sample], recovery: Recovery, aside: bool) -> list[Outcome[Decoded]]:
+    """Each sample's picture, with what inspectors found in it. One that does not fit into memory even alone is made in
+    tiles. With `aside` a CUDA device goes on with other work meanwhile, which must leave the weights where they are."""
+    if not samples:
+        return []
+    latents = [sample.latents for sample in samples if sample.latents is not None]
+    with beside(samples[0].model.device, latents) if aside else contextlib.nullcontext():
+        whole = recovery.each(work("decode", samples[0].request), _decode, samples, DECODED_AT_ONCE)
+        return [
+            _in_tiles(sample, outcome, recovery) if isinstance(outcome, OutOfMemory) else outcome
+            for sample, outcome in zip(samples, whole, strict=True)
+        ]
+
+
+def _decode(samples: Sequence[Sample]) -> list[Decoded]:
+    latents = torch.cat([sample.latents for sample in samples if sample.latents is not None])
+    return _pictures(samples, samples[0].model.decode(latents))
+
+
+def _in_tiles(sample: Sample, failure: OutOfMemory, recovery: Recovery) -> Outcome[Decoded]:
+    """Its picture in tiles; the failure where its model makes none of this size."""
+    (outcome,) = recovery.each(work("tiles", sample.request), _decode_tiled, [sample])
+    if isinstance(outcome, Decoded):
+        recovery.limits.exclude(work("decode", sample.request))
+    return failure if outcome is None else outcome
+
+
+def _decode_tiled(samples: Sequence[Sample]) -> list[Decoded | None]:
+    (sample,) = samples
+    assert sample.latents is not None
+    images = sample.model.decode_tiled(sample.latents)
+    return [None] if images is None else [*_pictures(samples, images, tiled=True)]
+
+
+def _pictures(samples: Sequence[Sample], images: torch.Tensor, tiled: bool = False) -> list[Decoded]:
+    decoded = [Decoded(picture, tiled) for picture in to_pictures(images)]
+    for inspector in {i.name: i for sample in samples for i in sample.inspectors}.values():
+        pairs = zip(samples, decoded, strict=True)
+        _inspect(inspector, [(sample, each) for sample, each in pairs if inspector in sample.inspectors])
+    return decoded
+
+
+def _inspect(inspector: Inspector, decoded: Sequence[tuple[Sample, Decoded]]) -> None:
+    """Keep with each picture what this inspector finds in it. It has to wait for them."""
+    read = []
+    for sample, each in decoded:
+        with contextlib.suppress(NonFinite):  # who reads it later is told
+            read.append((sample, each, each.picture.read()))
+    if not read:
+        return
+    found = inspector.inspect([sample for sample, _, _ in read], [pixels for *_, pixels in read])
+    for (_, each, _), finding in zip(read, found, strict=True):
+        each.findings[inspector.name] = finding

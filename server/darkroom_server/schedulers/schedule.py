@@ -1,0 +1,39 @@
+"""Which evaluations of the denoiser make the steps that a user asked for."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import torch
+
+
+@dataclass(frozen=True, slots=True, weakref_slot=True)
+class Steps:
+    """The evaluations of one image, and which of them end a step that the user asked for."""
+
+    timesteps: torch.Tensor  # (evaluations,), on the CPU
+    first: int  # the evaluation to begin with
+    ends: dict[int, int]  # evaluation to step, from 1
+    begins: dict[int, int]  # step to its first evaluation
+
+    @property
+    def count(self) -> int:
+        """How many steps the user sees."""
+        return len(self.ends)
+
+
+def count_steps(timesteps: torch.Tensor, first: int, order: int, num_inference_steps: int) -> Steps:
+    """The steps of a scheduler that evaluates `order` times a step, counted as the progress bar of diffusers'
+    pipelines counts them: evaluations that are too many come before the first step."""
+    evaluations = len(timesteps) - first
+    warmup = evaluations - (num_inference_steps - first // order) * order
+    done = [i for i in range(evaluations) if i == evaluations - 1 or (i + 1 > warmup and (i + 1) % order == 0)]
+    begins = [0, *(i + 1 for i in done[:-1])]
+    return Steps(
+        timesteps,
+        first,
+        ends={first + i: step for step, i in enumerate(done, 1)},
+        begins={step: first + i for step, i in enumerate(begins, 1)},
+    )
