@@ -57,15 +57,15 @@ class FailingTask(Txt2Img):
     def __init__(self, gate: Gate) -> None:
         self.gate = gate
 
-    def first_evaluation(self, request: Any, timesteps: torch.Tensor, order: int) -> int:
+    def first_evaluation(self, request: Any, timesteps: torch.Tensor, order: int, parameters: Any) -> int:
         stumble("first_evaluation", request.prompt)
         return 0
 
-    def begin(self, sample: Any) -> None:
+    def begin(self, sample: Any, parameters: Any) -> None:
         stumble("task_begin", sample.request.prompt)
-        super().begin(sample)
+        super().begin(sample, parameters)
 
-    def after_evaluation(self, sample: Any, latents: torch.Tensor) -> torch.Tensor:
+    def after_evaluation(self, sample: Any, latents: torch.Tensor, parameters: Any) -> torch.Tensor:
         if sample.request.prompt == "patient" and sample.evaluation == 1:
             self.gate.wait()
         if sample.evaluation == 1:
@@ -76,14 +76,14 @@ class FailingTask(Txt2Img):
 class FailingConditioner(Conditioner):
     name = "failing"
 
-    def wants(self, request: Any) -> bool:
+    def wants(self, request: Any, parameters: Any) -> bool:
         stumble("wants", request.prompt)
         return request.task == "failing"
 
-    def begin(self, sample: Any) -> None:
+    def begin(self, sample: Any, parameters: Any) -> None:
         stumble("begin", sample.request.prompt)
 
-    def condition(self, evaluation: Any) -> None:
+    def condition(self, evaluation: Any, parameters: Any) -> None:
         for row in evaluation.rows:
             if row.sample.evaluation == 2:
                 stumble("condition", row.sample.request.prompt)
@@ -95,10 +95,10 @@ class KeyedConditioner(Conditioner):
     name = "failing-key"
     contract = BatchContract.KEYED
 
-    def wants(self, request: Any) -> bool:
+    def wants(self, request: Any, parameters: Any) -> bool:
         return request.prompt.startswith("fail key") or request.prompt == "unhashable key"
 
-    def key(self, request: Any) -> Any:
+    def key(self, request: Any, parameters: Any) -> Any:
         stumble("key", request.prompt)
         return []
 
@@ -106,11 +106,11 @@ class KeyedConditioner(Conditioner):
 class FailingAdapter(Adapter):
     name = "failing"
 
-    def wants(self, request: Any) -> bool:
+    def wants(self, request: Any, parameters: Any) -> bool:
         return request.task == "failing"
 
     @contextlib.contextmanager
-    def applied(self, model: Any, evaluation: Any) -> Iterator[None]:
+    def applied(self, model: Any, evaluation: Any, parameters: Any) -> Iterator[None]:
         for row in evaluation.rows:
             if row.sample.evaluation == 2:
                 stumble("applied", row.sample.request.prompt)

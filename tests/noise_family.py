@@ -21,7 +21,7 @@ class Prompt(NamedTuple):
 class Noise(Family):
     name = "noise"
     scheduler_config: dict[str, Any] = {"_class_name": "DDIMScheduler"}  # noqa: RUF012
-    hollow: dict[str, Any] = {}  # noqa: RUF012
+    meta_components: dict[str, Any] = {}  # noqa: RUF012
     device = torch.device("cpu")
     dtype = torch.float32
 

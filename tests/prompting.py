@@ -61,7 +61,7 @@ def reader(request: Request, *conditioners: Conditioner, **embeddings: Any) -> R
     def read(text: str) -> tuple[PromptPiece, ...]:
         pieces = literal(text)
         for conditioner in conditioners:
-            pieces = conditioner.read_prompt(pieces, request, ListedEmbeddings(embeddings))
+            pieces = conditioner.read_prompt(pieces, request, ListedEmbeddings(embeddings), None)
         return pieces
 
     return read

@@ -50,7 +50,7 @@ class RunningServer:
         from darkroom_server.app import App
         from darkroom_server.config.settings import Settings
 
-        app = App(Settings(**self._settings), load_plugins(extra=self._plugins))
+        app = await App.open(Settings(**self._settings), load_plugins(extra=self._plugins))
         await app.start()
         return app
 
@@ -229,7 +229,7 @@ def refused(call: Callable[[], Any]) -> Refused:
 
 def settle(server: RunningServer) -> None:
     """Wait until the last job's end has reached the engine, and nothing is left of it."""
-    server.run(asyncio.wait_for(server.app.images._idle.wait(), 20))
+    server.run(asyncio.wait_for(server.app.jobs.idle(), 20))
     server.run(asyncio.wait_for(server.app.engine.call(lambda: None), 20))
-    assert server.app.images.active_jobs == 0
-    assert not server.app.engine._batcher
+    assert server.app.jobs.active_jobs == 0
+    assert server.app.engine.idle

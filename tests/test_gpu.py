@@ -135,6 +135,6 @@ def test_memory_comes_back(server: RunningServer) -> None:
         stream = server.start(generate_request(prompt="x", seed=seed, num_inference_steps=200, num_images=8))
         stream.read_until("step")
         stream.call.cancel()
-    while server.app.engine._batcher:
+    while not server.app.engine.idle:
         server.generate(prompt="x", num_inference_steps=1)
     assert torch.cuda.memory_allocated() - before < 2**20

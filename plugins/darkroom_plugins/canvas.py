@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
-from diffusers.image_processor import VaeImageProcessor
 from PIL import Image, ImageChops, ImageFilter
 
 from darkroom_plugins.errors import InvalidRequest, Violation
@@ -16,7 +16,16 @@ if TYPE_CHECKING:
 
 Box: TypeAlias = tuple[int, int, int, int]  # left, top, right, bottom
 
-_PROCESSOR: Any = VaeImageProcessor()
+
+@functools.cache
+def _processor() -> Any:
+    from diffusers.image_processor import (
+        VaeImageProcessor,  # which takes seconds, and tasks without pictures do without
+    )
+
+    return VaeImageProcessor()
+
+
 _MODES = {"crop": "crop", "pad": "fill", "stretch": "default"}  # as diffusers calls them
 
 
@@ -28,7 +37,7 @@ def fit(picture: Image.Image, size: tuple[int, int], mode: ResizeMode, path: str
     if picture.size == size:
         return picture
     try:
-        fitted: Image.Image = _PROCESSOR.resize(picture, size[1], size[0], resize_mode=_MODES[mode])
+        fitted: Image.Image = _processor().resize(picture, size[1], size[0], resize_mode=_MODES[mode])
     except ValueError as error:
         problem = f"is too narrow to be fitted to {size[0]} x {size[1]} pixels in this mode"
         raise InvalidRequest([Violation(path, problem)]) from error
@@ -74,7 +83,7 @@ class Canvas:
         if frame is None:
             return cls(size, size, whole)
         if padding is not None and mask is not None:
-            box = _PROCESSOR.get_crop_region(mask, *size, pad=padding)
+            box = _processor().get_crop_region(mask, *size, pad=padding)
         else:
             box = whole
             if request.sized:
@@ -109,7 +118,7 @@ class Canvas:
         if self.overlay is None:
             return painted
         box = None if covers else self.box
-        return np.asarray(_PROCESSOR.apply_overlay(self.overlay, self.frame, Image.fromarray(painted), box))
+        return np.asarray(_processor().apply_overlay(self.overlay, self.frame, Image.fromarray(painted), box))
 
 
 def _overlay(mask: Image.Image, box: Box, blur: int) -> Image.Image:

@@ -1,8 +1,17 @@
 """What plugins contribute. Each contribution has a name of its own, and what its hook's docstring asks for.
 
-Everything here runs on the engine's thread, where torch may be used, but for what is asked before a job is queued
-(`key`, `wants`, `first_evaluation`, `read_prompt`, `prompt_keys` on the planner's thread; `Task.misfit`, `Task.canvas`,
-`Preprocessor.run` in a pool) and `Finisher.finish` (in a pool).
+Threads: everything here runs on the engine's thread, where torch may be used, but for what is asked before a job is
+queued (`key`, `wants`, `first_evaluation`, `read_prompt`, `prompt_keys` on the planner's thread; `incompatibility`,
+`Task.canvas`, `Preprocessor.run` in a pool), `AssetUser.load_asset` (the loader's thread) and `Finisher.finish` (in a
+pool).
+
+Parameters: what is asked about a request, a sample or an evaluation has `parameters` as its last argument: the instance
+of the contribution's `Parameters` that the client sent in `extensions` under the plugin's name, None where it sent none
+or where the class has none; of an evaluation one a row, in the order of its rows.
+
+Failures: whatever a hook raises, `SystemExit` included, fails the one job that it was called for, with the name of the
+plugin and of the hook. What it gives is checked: shapes, dtypes, on a CPU also that all numbers are finite, and that
+nothing was written into tensors that others share (see `calls.py`).
 """
 
 from __future__ import annotations
@@ -25,9 +34,12 @@ if TYPE_CHECKING:
     from darkroom_plugins.canvas import Canvas
     from darkroom_plugins.files import ModelFiles
     from darkroom_plugins.request import EditChoice, Pixels, PreviewMode, Request, SchedulerChoice
-    from darkroom_plugins.sample import Evaluation, Picture, PromptEmbedding, PromptPiece, Sample
+    from darkroom_plugins.sample import Evaluation, Picture, PromptEmbedding, PromptPiece, Row, Sample
 
 AssetKind = Literal["controlnet", "lora", "embedding"]
+# Components that settings of the server add to a model; of the first the name in model_index.json, too.
+SAFETY_CHECKER = "safety_checker"
+TINY_VAE = "tiny_vae"
 PromptReader = Callable[[str], "tuple[PromptPiece, ...]"]
 
 
@@ -79,20 +91,38 @@ class Contribution:
     the contribution takes some: clients send them in `extensions` under the plugin's name."""
 
     name: ClassVar[str]
+    plugin: str = ""  # that contributed it; set by the server
     description: ClassVar[str] = ""
     Parameters: ClassVar[type[BaseModel] | None] = None
     contract: ClassVar[BatchContract] = BatchContract.ROW_WISE
 
-    def key(self, request: Request) -> Hashable:
+    def key(self, request: Request, parameters: Any) -> Hashable:
         """What must be equal among samples of one batch; for KEYED contributions."""
         return None
+
+    def components(self, model: Family, files: ModelFiles, settings: Any) -> Mapping[str, torch.nn.Module]:
+        """Networks that it adds to a model with these settings of the server (`ModelSettings`), without weights (see
+        `files.meta_network`), by their names among the model's components. Their weights come from `files.weights`.
+
+        :raises OSError, ValueError: one is asked for and cannot be had; the message begins with the setting's key
+        """
+        return {}
 
     def release(self) -> None:
         """Let go of what can be made again, as caches on the device: memory is short. Asked of tasks, conditioners and
         adapters, between two evaluations."""
 
 
-class AssetUser(Contribution):
+class Participant(Contribution):
+    """A contribution of which any number takes part in a request."""
+
+    def wants(self, request: Request, parameters: Any) -> bool:
+        """Whether it takes part in this request: unless it says otherwise always, and one with `Parameters` where they
+        were sent."""
+        return self.Parameters is None or parameters is not None
+
+
+class AssetUser(Participant):
     """A contribution that works with files which the operator lists, of one kind; there is one for each kind."""
 
     asset_kind: ClassVar[AssetKind | None] = None
@@ -101,8 +131,9 @@ class AssetUser(Contribution):
         """What the file or folder says of itself; raises OSError or ValueError where it is not of this kind."""
         return AssetInfo()
 
-    def misfit(self, path: Path, model: Family) -> str | None:
-        """Why it does not fit the model, to continue "it …"; None where it fits. Must not read the weights."""
+    def incompatibility(self, path: Path, model: Family) -> str | None:
+        """Why it does not fit the model, a sentence without its full stop; None where it fits. Must not read the
+        weights."""
         return None
 
     def load_asset(self, path: Path, model: Family) -> Any:
@@ -119,9 +150,10 @@ class Family(ABC):
     """
 
     name: ClassVar[str]
+    plugin: str = ""  # that contributed it; set by the server
     info: ModelInfo
-    hollow: Mapping[str, torch.nn.Module]  # its networks without weights, under their names in model_index.json; the
-    # server adds those that the model's settings ask for: `safety_checker`, `tiny_vae`
+    # Its networks without weights, by their names in model_index.json, and those that `Contribution.components` adds.
+    meta_components: Mapping[str, torch.nn.Module]
     components: Mapping[str, torch.nn.Module]  # the same with weights, while it is loaded; set by the server
     scheduler_config: Mapping[str, Any]  # of the model's own scheduler
     device: torch.device
@@ -149,7 +181,7 @@ class Family(ABC):
     @property
     def weight_bytes(self) -> int:
         """The size of its weights in memory."""
-        sizes = {name: sum(p.numel() for p in network.parameters()) for name, network in self.hollow.items()}
+        sizes = {name: sum(p.numel() for p in network.parameters()) for name, network in self.meta_components.items()}
         return sum(size * self.dtype_of(name).itemsize for name, size in sizes.items())
 
     @abstractmethod
@@ -169,6 +201,11 @@ class Family(ABC):
     def added_conditions(self, evaluation: Evaluation) -> dict[str, Any]:
         """What the denoiser and ControlNets are told of these rows beside the prompts: arguments of their forward."""
         return {}
+
+    def structure(self, row: Row) -> Hashable:
+        """What must be equal among the rows of one `predict` beside the batch key, as it changes from step to step; for
+        instance whether the row reuses layers (see deepcache.py)."""
+        return None
 
     @abstractmethod
     def predict(self, evaluation: Evaluation) -> torch.Tensor:
@@ -206,30 +243,31 @@ class Task(Contribution, ABC):
     edits: ClassVar[tuple[type[EditChoice], ...]] = ()  # the kinds of Request.edit that it takes beside None
     adds_noise: ClassVar[bool] = False  # whether it needs a scheduler that can put noise on a picture
 
-    def misfit(self, info: ModelInfo) -> str | None:
-        """Why a model cannot do it, to continue "the model …"; None where it can."""
+    def incompatibility(self, info: ModelInfo) -> str | None:
+        """Why a model cannot do it, a sentence without its full stop; None where it can."""
         return None
 
-    def canvas(self, request: Request) -> Canvas:
+    def canvas(self, request: Request, parameters: Any) -> Canvas:
         """The pictures to work from, fitted."""
         from darkroom_plugins.canvas import Canvas
 
         return Canvas.of(request)
 
-    def first_evaluation(self, request: Request, timesteps: torch.Tensor, order: int) -> int:
+    def first_evaluation(self, request: Request, timesteps: torch.Tensor, order: int, parameters: Any) -> int:
         """The index among the timesteps, (evaluations,), at which the sample begins; their number where none is to
         run. `order` is how many evaluations the scheduler needs for a step."""
         return 0
 
     @abstractmethod
-    def begin(self, sample: Sample) -> None:
-        """Set the sample's first latents, drawing from its generator."""
+    def begin(self, sample: Sample, parameters: Any) -> None:
+        """Set the sample's first latents, (1, channels, h, w) of `Family.latent_shape` and the model's dtype, drawing
+        from its generator."""
 
-    def after_evaluation(self, sample: Sample, latents: torch.Tensor) -> torch.Tensor:
+    def after_evaluation(self, sample: Sample, latents: torch.Tensor, parameters: Any) -> torch.Tensor:
         """The latents to go on with, given those that the scheduler's step made: (1, channels, h, w)."""
         return latents
 
-    def estimate(self, sample: Sample, latents: torch.Tensor) -> torch.Tensor:
+    def estimate(self, sample: Sample, latents: torch.Tensor, parameters: Any) -> torch.Tensor:
         """What to show, given the estimate of the clean latents, (1, channels, h, w)."""
         return latents
 
@@ -237,55 +275,48 @@ class Task(Contribution, ABC):
 class Conditioner(AssetUser, ABC):
     """Adds to what the rows of a sample are conditioned on."""
 
-    @abstractmethod
-    def wants(self, request: Request) -> bool:
-        """Whether it takes part in this request."""
-
-    def read_prompt(self, pieces: tuple[PromptPiece, ...], request: Request, assets: Assets) -> tuple[PromptPiece, ...]:
+    def read_prompt(
+        self, pieces: tuple[PromptPiece, ...], request: Request, assets: Assets, parameters: Any
+    ) -> tuple[PromptPiece, ...]:
         """The pieces of a prompt as this conditioner reads them, given those of the conditioners before it; the first
         is given the whole text as one."""
         return pieces
 
-    def begin(self, sample: Sample) -> None:
-        """Prepare: `sample.rows` hold the prompt embeddings and may be replaced; own state goes into
-        `sample.state[name]`."""
+    def begin(self, sample: Sample, parameters: Any) -> None:
+        """Prepare: `sample.rows` hold the prompt embeddings and may be replaced by others of the same shapes; own state
+        goes into `sample.state[name]`."""
 
-    def condition(self, evaluation: Evaluation) -> None:
-        """Add to `evaluation.arguments` for the rows whose samples want it, or put other prompts in the place of
-        `evaluation.prompts`. It must change no sample, and write into no tensor of the evaluation, which later ones
-        share. Where memory is short, an evaluation holds only some of a sample's rows."""
+    def condition(self, evaluation: Evaluation, parameters: Sequence[Any]) -> None:
+        """Condition these rows, which are those of the samples that want it and no others: put other prompts, of the
+        same shape, in the place of `evaluation.prompts`, or add to the denoiser's blocks by
+        `evaluation.add_residuals`. One that is KEYED or SOLO may also set `evaluation.arguments`, which go to the
+        denoiser for all rows of the batch. It must change no sample, and write into no tensor of the evaluation. Where
+        memory is short, an evaluation holds only some of a sample's rows."""
 
 
 class Adapter(AssetUser, ABC):
     """Changes a model's components while it evaluates, and restores them exactly."""
 
-    @abstractmethod
-    def wants(self, request: Request) -> bool:
-        """Whether it takes part in this request."""
-
-    def prompt_key(self, request: Request) -> Hashable:
+    def prompt_key(self, request: Request, parameters: Any) -> Hashable:
         """What must be equal for a prompt's embedding to be; None where it does not change text encoders."""
         return None
 
-    def encoding(self, sample: Sample) -> AbstractContextManager[None]:
+    def encoding(self, sample: Sample, parameters: Any) -> AbstractContextManager[None]:
         """A context in which the sample's prompts are encoded."""
         return contextlib.nullcontext()
 
     @abstractmethod
-    def applied(self, model: Family, evaluation: Evaluation) -> AbstractContextManager[None]:
-        """A context in which the model evaluates these rows as their samples ask."""
+    def applied(self, model: Family, evaluation: Evaluation, parameters: Sequence[Any]) -> AbstractContextManager[None]:
+        """A context in which the model evaluates these rows as their samples ask: those of all samples of the batch, of
+        which it must leave those alone that do not want it (`self in row.sample.adapters`)."""
 
 
-class Finisher(Contribution, ABC):
-    """Changes a decoded picture. Runs in a thread pool; one with Parameters runs where its extension is sent."""
-
-    def wants(self, request: Request) -> bool:
-        """Whether it takes part in this request, for one without Parameters."""
-        return True
+class Finisher(Participant, ABC):
+    """Changes a decoded picture. Runs in a thread pool."""
 
     @abstractmethod
     def finish(self, picture: Picture, request: Request, parameters: Any) -> Picture:
-        """The picture to go on with. `parameters` is an instance of `Parameters`, None where it has none."""
+        """The picture to go on with."""
 
 
 class Inspector(Finisher, ABC):
@@ -314,6 +345,7 @@ class SchedulerEntry:
     timestep_spacings: tuple[str, ...] = ()
     takes_eta: bool = False
     Parameters: type[BaseModel] | None = None
+    plugin: str = ""  # that contributed it; set by the server
 
     def build(self, config: Mapping[str, Any], choice: SchedulerChoice) -> Any:
         """A scheduler for a model of this scheduler configuration, without timesteps yet."""
@@ -334,12 +366,18 @@ class Preprocessor:
     run: Callable[[np.ndarray[Any, Any], Any], np.ndarray[Any, Any]]
     description: str = ""
     Parameters: type[BaseModel] | None = None
+    plugin: str = ""  # that contributed it; set by the server
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PreviewDecoder:
     """Makes small pictures of clean latents. `build(model)` is called once a model and gives the function:
-    (n, channels, h, w) to (n, 3, h', w'), about -1 to 1, n of one shape at a time."""
+    (n, channels, h, w) to (n, 3, h', w'), about -1 to 1, n of one shape at a time. One that runs one of the model's
+    networks names it in `component`; where that is not the model's own, `components` adds it to models whose settings
+    ask for it (as `Contribution.components`)."""
 
     name: PreviewMode
     build: Callable[[Family], Callable[[torch.Tensor], torch.Tensor]]
+    component: str | None = None
+    components: Callable[[Family, ModelFiles, Any], Mapping[str, torch.nn.Module]] = lambda model, files, settings: {}
+    plugin: str = ""  # that contributed it; set by the server

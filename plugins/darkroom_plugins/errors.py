@@ -5,15 +5,33 @@ DarkroomError
 │   ├── InvalidRequest            a bad field
 │   └── UnsupportedCombination    what the model cannot do
 └── JobFailed
-    ├── PluginFailed              a plugin or the model raised on this sample
+    ├── PluginFailed              a plugin or the model raised on this sample, or gave what it must not
     └── NonFinite                 the model's result has NaN or infinity
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
+
+# What cuBLAS, cuDNN, CUDA and the CPU's allocator say.
+OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "ALLOC_FAILED")
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether a device or the CPU had too little memory."""
+    import torch  # which those who only name errors go without
+
+    by_type = isinstance(error, torch.OutOfMemoryError | MemoryError)
+    return by_type or any(text in str(error) for text in OUT_OF_MEMORY)
+
+
+def is_device_lost(error: BaseException) -> bool:
+    """Whether the device failed, and nothing can be computed on it any more."""
+    import torch
+
+    return isinstance(error, getattr(torch, "AcceleratorError", ())) or "CUDA error" in str(error)
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,9 +43,10 @@ class Violation:
 
 
 class DarkroomError(Exception):
-    """The base of all errors that reach a client with their own reason."""
+    """The base of all errors that reach a client with their own reason. `metadata` goes with the reason."""
 
     reason: ClassVar[str] = ""
+    metadata: Mapping[str, str] = {}
 
 
 class RequestRefused(DarkroomError):
@@ -51,7 +70,13 @@ class JobFailed(DarkroomError):
 
 
 class PluginFailed(JobFailed):
+    """`metadata` names the plugin, the hook and the exception, as far as they are known."""
+
     reason = "PLUGIN_FAILED"
+
+    def __init__(self, message: str, **metadata: str) -> None:
+        super().__init__(message)
+        self.metadata = metadata
 
 
 class NonFinite(JobFailed):

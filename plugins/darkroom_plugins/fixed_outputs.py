@@ -11,9 +11,9 @@ if TYPE_CHECKING:
     from torch import nn
 
 
-class Given:
+class FixedOutput:
     """Stands in the place of a layer's forward where it is known what the layer makes. A network whose own forward is
-    replaced does as it says only where that says so, by an attribute `minds_given`."""
+    replaced does as it says only where that says so, by an attribute `supports_fixed_outputs`."""
 
     def __init__(self, value: torch.Tensor) -> None:
         self.value = value
@@ -23,10 +23,10 @@ class Given:
 
 
 @contextlib.contextmanager
-def giving(outputs: Mapping[nn.Module, torch.Tensor]) -> Iterator[None]:
+def with_fixed_outputs(outputs: Mapping[nn.Module, torch.Tensor]) -> Iterator[None]:
     """A context in which these layers, of which none is `changed`, are not run but have these outputs."""
     for layer, output in outputs.items():
-        vars(layer)["forward"] = Given(output)
+        vars(layer)["forward"] = FixedOutput(output)
     try:
         yield
     finally:
@@ -34,6 +34,6 @@ def giving(outputs: Mapping[nn.Module, torch.Tensor]) -> Iterator[None]:
             del vars(layer)["forward"]
 
 
-def changed(layer: nn.Module) -> bool:
+def is_patched(layer: nn.Module) -> bool:
     """Whether something else has a hand in it, as where weights come and go."""
     return "forward" in vars(layer) or bool(layer._forward_pre_hooks) or bool(layer._forward_hooks)

@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import torch
-from diffusers.utils.torch_utils import randn_tensor
 
 from darkroom_plugins.request import Request
 from darkroom_plugins.sample import Sample
@@ -35,9 +34,10 @@ def vae_input(pixels: Pixels, model: Family) -> torch.Tensor:
 
 
 def noise_for(sample: Sample) -> torch.Tensor:
-    """Noise of the latents' shape, (1, channels, h, w), from the sample's generator."""
+    """Noise of the latents' shape, (1, channels, h, w), drawn from the sample's generator on the CPU, as diffusers'
+    `randn_tensor` does."""
     shape = (1, *sample.model.latent_shape(sample.request.width, sample.request.height))
-    return to_device(randn_tensor(shape, sample.generator, dtype=sample.model.dtype), sample.model.device)
+    return to_device(torch.randn(shape, generator=sample.generator, dtype=sample.model.dtype), sample.model.device)
 
 
 def noised(sample: Sample, latents: torch.Tensor, noise: torch.Tensor, timestep: torch.Tensor) -> torch.Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -71,6 +72,11 @@ class Plugins:
     def owner(self, kind: str, name: str) -> str:
         """The name of the plugin that contributed this; `kind` is the hook's name without its prefix."""
         return self.owners[(kind, name)]
+
+    def with_components(self) -> list[Any]:
+        """The contributions that may add networks to a model."""
+        kinds = (self.tasks, self.conditioners, self.adapters, self.finishers, self.preview_decoders)
+        return [each for kind in kinds for each in kind.values()]
 
     def release(self) -> None:
         """Have what works on the engine's thread let go of what it can make again."""
@@ -172,10 +178,17 @@ def _register(manager: pluggy.PluginManager, name: str, plugin: object) -> None:
     if manager.is_blocked(name):
         return
     declared = getattr(plugin, "darkroom_api_version", None)
+    if declared is None:
+        raise PluginError(
+            f"plugin {name!r} does not declare the version of the contract that it was written for; "
+            f"write `darkroom_api_version = {API_VERSION}` in it"
+        )
     if declared != API_VERSION:
         raise PluginError(
             f"plugin {name!r} declares darkroom_api_version = {declared}; this server has version {API_VERSION}"
         )
+    if manager.has_plugin(name):
+        raise PluginError(f"plugin {name!r} has the name of a built-in plugin; give it another, or block {name!r}")
     try:
         manager.register(plugin, name)
     except (ValueError, pluggy.PluginValidationError) as error:
@@ -189,7 +202,8 @@ def _collect(
     for kind, implementation in _implementations(manager, name):
         hooks.append(f"darkroom_{kind}")
         for contribution in implementation():
-            _add(plugins, kind, name, contribution)
+            _check_parameters(name, contribution)
+            _add(plugins, kind, name, _owned(contribution, name))
             if kind not in ("schedulers", "preprocessors") and getattr(contribution, "Parameters", None):
                 parameters.add(contribution.Parameters)
     if len(parameters) > 1:
@@ -205,6 +219,35 @@ def _implementations(manager: pluggy.PluginManager, name: str) -> Iterator[tuple
                 yield kind, implementation.function
 
 
+def _check_parameters(plugin: str, contribution: Any) -> None:
+    from pydantic import BaseModel
+
+    parameters = getattr(contribution, "Parameters", None)
+    if parameters is not None and not (isinstance(parameters, type) and issubclass(parameters, BaseModel)):
+        raise PluginError(
+            f"plugin {plugin!r}: the Parameters of {contribution.name!r} are no pydantic model; "
+            "derive the class from pydantic.BaseModel"
+        )
+
+
+def _claimed_twice(kind: str, name: str, one: str, other: str) -> str:
+    builtin = [each for each in (one, other) if each in _builtins()]
+    if len(builtin) == 1:
+        outside = other if builtin == [one] else one
+        hint = f"give another name, or block {builtin[0]!r}"
+        has = f"which the built-in plugin {builtin[0]!r} has"
+        return f"plugin {outside!r} claims the name {name!r} among {kind}, {has}; {hint}"
+    return f"plugins {one!r} and {other!r} both claim the name {name!r} among {kind}; block one of them"
+
+
+def _owned(contribution: Any, plugin: str) -> Any:
+    """The contribution with the name of its plugin."""
+    if dataclasses.is_dataclass(contribution) and not isinstance(contribution, type):
+        return dataclasses.replace(contribution, plugin=plugin)
+    contribution.plugin = plugin
+    return contribution
+
+
 def _add(plugins: Plugins, kind: str, plugin: str, contribution: Any) -> None:
     table: dict[str, Any] = getattr(plugins, kind)
     names = (contribution.name, *getattr(contribution, "aliases", ()))
@@ -212,7 +255,7 @@ def _add(plugins: Plugins, kind: str, plugin: str, contribution: Any) -> None:
     for name in names:
         if name in taken:
             owner = plugins.owner(kind, plugins.scheduler_names.get(name, name))
-            raise PluginError(f"plugins {owner!r} and {plugin!r} both claim the name {name!r} among {kind}")
+            raise PluginError(_claimed_twice(kind, name, *sorted([owner, plugin])))
     table[contribution.name] = contribution
     plugins.owners[(kind, contribution.name)] = plugin
     if kind == "schedulers":

@@ -38,30 +38,29 @@ class PromptPiece:
     new_chunk: bool = False  # whether it starts on a new input of the text encoder, where there may be several
 
 
-@dataclass(frozen=True, slots=True)
-class Features:
-    """What the inner layers of a denoiser made of a row (see deepcache.py)."""
-
-    evaluation: int  # at this of its sample's evaluations
-    tensor: torch.Tensor  # (1, channels, h, w)
-
-
-class Constants:
-    """What is made of a batch's parts, for as long as the batch has the same ones: one tensor of all their prompts, for
-    instance. It is shared by the evaluations of the batch, so that nothing may write into it, nor into the parts."""
+class BatchCache:
+    """Tensors made of a batch's parts, as long as its parts are the same objects: all prompts as one tensor, for
+    instance. Evaluations of the batch share them, so that nothing may write into them, nor into the parts."""
 
     def __init__(self) -> None:
         self._made: dict[Hashable, tuple[tuple[object, ...], Any]] = {}
 
-    def of(self, name: Hashable, make: Callable[[Any], T], parts: Sequence[object]) -> T:
-        """What `make` makes of the parts: what it made the last time under this name, where they are the same objects.
-        Plugins put their own name into the name. Samples cannot be parts, as those keep their constants."""
+    def get_or_make(self, name: Hashable, make: Callable[[Any], T], parts: Sequence[object]) -> T:
+        """``make(parts)``, or what it gave last under this name for the same objects. Plugins put their own name into
+        the name. Samples cannot be parts, as they keep caches."""
+        import torch
+
         kept = self._made.pop(name, None)
         if kept is None or [*map(id, kept[0])] != [*map(id, parts)]:
             del kept  # its memory is for what comes in its place
-            kept = tuple(parts), make(parts)
+            with torch.inference_mode(False), torch.no_grad():  # as tensors that count writes
+                kept = tuple(parts), make(parts)
         self._made[name] = kept
         return kept[1]
+
+    def clear(self) -> None:
+        """Drop all: something wrote into them."""
+        self._made.clear()
 
 
 @dataclass(slots=True, eq=False)
@@ -78,18 +77,15 @@ class Sample:
     timesteps: torch.Tensor  # (evaluations,), on the CPU
     canvas: Canvas
     assets: Assets
+    generator: torch.Generator  # on the CPU, drawing in the order in which diffusers draws
     inspectors: tuple[Inspector, ...] = ()
     controls: tuple[Pixels, ...] = ()  # the map of each of request.controls: (height, width, 3) uint8, of request size
     first: int = 0  # its first evaluation; above 0 where a task leaves out the first steps
     evaluation: int = 0  # the next one to run
-    generator: torch.Generator | None = None  # on the CPU, drawing in the order in which diffusers draws
     rows: tuple[PromptEmbedding, ...] = ()  # unconditional first where there is guidance
-    latents: torch.Tensor | None = None  # (1, channels, h, w), noisy, of scheduler scale
+    latents: torch.Tensor = field(init=False)  # (1, channels, h, w), noisy, of scheduler scale; set by Task.begin
     extra_channels: torch.Tensor | None = None  # (1, more, h, w): put behind the latents in each evaluation
-    table: Mapping[int, Any] = field(default_factory=dict)  # the engine's: its scheduler's steps, where they are known
-    features: dict[bool, Features] = field(default_factory=dict)  # its rows', by whether they are the unconditional one
     state: dict[str, Any] = field(default_factory=dict)  # a plugin's own, under its contribution's name
-    constants: Constants = field(default_factory=Constants)  # of the batch that it is the first of
 
     @property
     def seed(self) -> int:
@@ -127,52 +123,58 @@ class Row:
     prompt: PromptEmbedding
     unconditional: bool  # the row that guidance leads away from
 
-    @property
-    def features(self) -> Features | None:
-        """Its features of an evaluation before, where there are any."""
-        return self.sample.features.get(self.unconditional)
-
-    @features.setter
-    def features(self, features: Features) -> None:
-        self.sample.features[self.unconditional] = features
-
-    @property
-    def reuses(self) -> bool:
-        """Whether its features serve the next evaluation, too. Not those of the same one, which is then made again."""
-        age = self.sample.evaluation - self.features.evaluation if self.features else 0
-        return 0 < age < self.sample.request.cache_interval
-
 
 @dataclass(slots=True, eq=False)
 class Evaluation:
     """One forward of the denoiser over rows of one or more samples: all rows of each, or where memory is short only
-    some. It changes no sample. Its tensors may be those of the batch's other evaluations, too: others may be put in
-    their place, but nothing may be written into them."""
+    some. It changes no sample. Other evaluations share its tensors: a conditioner may put others in the place of
+    `prompts`, but nothing may be written into any of them."""
 
     rows: list[Row]
     latents: torch.Tensor  # (rows, channels, h, w), scaled as the schedulers ask
     timesteps: torch.Tensor  # (rows,) float32
     prompts: torch.Tensor  # (rows, tokens, width)
     extra_channels: torch.Tensor | None = None  # (rows, more, h, w), for the denoiser alone
-    arguments: dict[str, Any] = field(default_factory=dict)  # more for the denoiser's forward, from conditioners
-    constants: Constants = field(default_factory=Constants)
+    arguments: dict[str, Any] = field(default_factory=dict)  # more for the denoiser's forward, for all rows alike
+    batch_cache: BatchCache = field(default_factory=BatchCache)
+    residuals: list[torch.Tensor] | None = None  # see add_residuals
+
+    def add_residuals(self, residuals: Sequence[torch.Tensor]) -> None:
+        """Add to the outputs of the denoiser's blocks, on top of what others added: a tensor (rows, channels, h, w) for
+        each, for a UNet those of its down blocks in their order, then of its middle block (the skip connections of
+        diffusers' ControlNetModel).
+
+        :raises ValueError: they do not fit these rows, or the residuals that are there already
+        """
+        if any(len(each) != len(self.rows) for each in residuals):
+            raise ValueError(f"residuals of {[len(each) for each in residuals]} rows for {len(self.rows)}")
+        if self.residuals is None:
+            self.residuals = list(residuals)
+            return
+        there, added = [each.shape for each in self.residuals], [each.shape for each in residuals]
+        if there != added:
+            raise ValueError(f"residuals of the shapes {added} beside others of {there}")
+        self.residuals = [one + other for one, other in zip(self.residuals, residuals, strict=True)]
 
     def select(self, indices: Sequence[int]) -> Evaluation:
-        """Only these rows, without the arguments."""
+        """Only these rows, without arguments and residuals."""
         if [*indices] == [*range(len(self.rows))]:
-            return replace(self, arguments={})
-        picked = to_device(self.timesteps.new_tensor(indices, device="cpu").long(), self.timesteps.device)
-        extra = self.extra_channels[picked] if self.extra_channels is not None else None
-        rows = [self.rows[index] for index in indices]
-        return Evaluation(rows, self.latents[picked], self.timesteps[picked], self.prompts[picked], extra)
+            return replace(self, arguments={}, residuals=None)
+        import torch
+
+        with torch.inference_mode(False), torch.no_grad():  # as tensors that count writes
+            picked = to_device(torch.tensor(indices), self.timesteps.device)
+            extra = self.extra_channels[picked] if self.extra_channels is not None else None
+            rows = [self.rows[index] for index in indices]
+            return Evaluation(rows, self.latents[picked], self.timesteps[picked], self.prompts[picked], extra)
 
 
-def own_prompts(rows: Sequence[Row], constants: Constants) -> torch.Tensor:
+def own_prompts(rows: Sequence[Row], batch_cache: BatchCache) -> torch.Tensor:
     """The prompts that rows have of their own, (rows, tokens, width): those of an evaluation as the engine gathers it,
     the same object, until a conditioner puts others in their place."""
     import torch  # which those who only look at requests go without
 
-    return constants.of("prompts", torch.cat, [row.prompt.hidden for row in rows])
+    return batch_cache.get_or_make("prompts", torch.cat, [row.prompt.hidden for row in rows])
 
 
 @dataclass(slots=True)

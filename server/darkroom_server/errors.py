@@ -27,11 +27,18 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 
-from darkroom_plugins.errors import DarkroomError, JobFailed, PluginFailed, RequestRefused, Violation
+from darkroom_plugins.errors import (
+    DarkroomError,
+    JobFailed,
+    PluginFailed,
+    RequestRefused,
+    Violation,
+    is_device_lost,
+    is_out_of_memory,
+)
 
 log = logging.getLogger(__name__)
 
-OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "ALLOC_FAILED")  # CUDA; the CPU's allocator; cuBLAS, cuDNN
 TOO_LITTLE_MEMORY = "the device has too little memory for this image"
 
 
@@ -102,23 +109,26 @@ class LoadFailed(JobFailed):
         self.key = tuple(key)
 
 
-def to_domain_error(error: Exception) -> DarkroomError:
-    """The domain's error for whatever a plugin or a model raised; its own words go to the log alone."""
-    found = classify(error)
-    if isinstance(found, DeviceLost | PluginFailed) and found is not error:
-        log.error("%s", found, exc_info=error)
-    return found
+def to_domain_error(error: BaseException) -> DarkroomError:
+    """The domain's error for whatever a plugin or a model raised. Its traceback goes to the log alone, once."""
+    cause, found = error.__cause__ or error, classify(error)
+    if isinstance(found, DeviceLost | PluginFailed) and cause is not found:
+        log.error("%s", found, exc_info=cause)
+    return forget_cause(found)
 
 
-def classify(error: Exception) -> DarkroomError:
+def forget_cause(error: DarkroomError) -> DarkroomError:
+    """The error without what it came of, which would keep the batch's tensors."""
+    error.__cause__ = error.__context__ = None
+    return error.with_traceback(None)
+
+
+def classify(error: BaseException) -> DarkroomError:
     """The same without logging."""
-    import torch  # which those who only name errors go without
-
     if isinstance(error, DarkroomError):
         return error.with_traceback(None)  # which would keep the batch's tensors
-    text = str(error)
-    if isinstance(error, torch.OutOfMemoryError | MemoryError) or any(t in text for t in OUT_OF_MEMORY):
+    if is_out_of_memory(error):
         return OutOfMemory(TOO_LITTLE_MEMORY)
-    if isinstance(error, getattr(torch, "AcceleratorError", ())) or "CUDA error" in text:
+    if is_device_lost(error):
         return DeviceLost("the device failed; the server will be restarted")
     return PluginFailed("a plugin or the model failed on this image")

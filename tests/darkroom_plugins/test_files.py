@@ -12,7 +12,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from darkroom_plugins.files import ModelFiles, fill
+from darkroom_plugins.files import ModelFiles, load_weights
 from darkroom_plugins.files.hub import HubFiles
 from tests.checkpoints import COMMIT, ldm_vae, save_checkpoint, save_to_cache
 from tests.hub import Hub
@@ -103,11 +103,11 @@ def no_default_dtype(*_: object) -> None:
 
 def filled(files: ModelFiles, part: str, monkeypatch: pytest.MonkeyPatch) -> dict[str, torch.Tensor]:
     """What a network of these files has in the end, in single precision."""
-    network = files.hollow(part)
+    network = files.meta_network(part)
     with monkeypatch.context() as patched:
         patched.setattr(torch, "set_default_dtype", no_default_dtype)
         files.fetch([part])
-        fill(network, files.weights(part), torch.float32)
+        load_weights(network, files.weights(part), torch.float32)
     return network.state_dict()
 
 
@@ -174,7 +174,7 @@ class TestVae:
 
     def test_of_another_kind(self, folder: Path) -> None:
         with pytest.raises(ValueError, match=r"vae: .*unet is a UNet2DConditionModel, not an AutoencoderKL"):
-            ModelFiles(folder / "sd", parts={"vae": folder / "sd" / "unet"}).hollow("vae")
+            ModelFiles(folder / "sd", parts={"vae": folder / "sd" / "unet"}).meta_network("vae")
 
 
 class TestRefusals:
@@ -186,35 +186,35 @@ class TestRefusals:
 
     def test_of_missing_variants(self, folder: Path) -> None:
         with pytest.raises(OSError, match=r"unet has no variant 'bf16' but the plain weights, 'fp16'"):
-            ModelFiles(folder / "sd", "bf16").hollow("unet")
+            ModelFiles(folder / "sd", "bf16").meta_network("unet")
         with pytest.raises(OSError, match="unet has no variant 'bf16' but 'fp16'"):
-            ModelFiles(folder / "sd-only", "bf16").hollow("unet")
+            ModelFiles(folder / "sd-only", "bf16").meta_network("unet")
 
     def test_of_pickles(self, model: Path) -> None:
         for file in (model / "unet").glob("*.safetensors*"):
             file.unlink()
         with pytest.raises(OSError, match=r"unet has no weights as safetensors$"):
-            ModelFiles(model).hollow("unet")
+            ModelFiles(model).meta_network("unet")
         (model / "unet" / "diffusion_pytorch_model.bin").touch()
         with pytest.raises(OSError, match="as safetensors; pickle files are refused because they can run code"):
-            ModelFiles(model).hollow("unet")
+            ModelFiles(model).meta_network("unet")
 
     def test_of_missing_shards(self, model: Path) -> None:
         first = min((model / "unet").glob("diffusion_pytorch_model-*.safetensors"))
         first.unlink()
         with pytest.raises(OSError, match=f"unet lacks {first.name}"):
-            ModelFiles(model).hollow("unet")
+            ModelFiles(model).meta_network("unet")
 
     def test_of_shards_elsewhere(self, model: Path) -> None:
         index = model / "unet" / "diffusion_pytorch_model.safetensors.index.json"
         index.write_text(json.dumps({"weight_map": {"conv_in.weight": "../vae/diffusion_pytorch_model.safetensors"}}))
         with pytest.raises(ValueError, match="not the name of a safetensors file"):
-            ModelFiles(model).hollow("unet")
+            ModelFiles(model).meta_network("unet")
 
     def test_of_other_networks(self, folder: Path, tmp_path: Path) -> None:
         files = ModelFiles(save_sd(tmp_path / "wide", block_out_channels=(16, 64)))
         with pytest.raises(ValueError, match=r"not those of its UNet2DConditionModel: .* of \(.*64.*\) and not \(.*32"):
-            fill(ModelFiles(folder / "sd").hollow("unet"), files.weights("unet"), torch.float32)
+            load_weights(ModelFiles(folder / "sd").meta_network("unet"), files.weights("unet"), torch.float32)
 
     @pytest.mark.parametrize(
         ("config", "file", "problem"),
@@ -226,15 +226,15 @@ class TestRefusals:
     )
     def test_of_checkpoints_of_another_architecture(self, config: str, file: str, problem: str, folder: Path) -> None:
         with pytest.raises(ValueError, match=problem):
-            ModelFiles(folder / config, checkpoint=folder / f"{file}.safetensors").hollow("unet")
+            ModelFiles(folder / config, checkpoint=folder / f"{file}.safetensors").meta_network("unet")
 
     def test_of_checkpoints_that_lack_a_part(self, folder: Path, tmp_path: Path) -> None:
         weights = load_file(folder / "sd.safetensors")
         save_file({n: each for n, each in weights.items() if not n.startswith("first")}, tmp_path / "cut.safetensors")
         files = ModelFiles(folder / "sd", checkpoint=tmp_path / "cut.safetensors")
         with pytest.raises(ValueError, match=r"vae: .*cut.safetensors has no weights of the vae; .* is Stable .* 1.x"):
-            files.hollow("vae")
-        assert files.hollow("unet")
+            files.meta_network("vae")
+        assert files.meta_network("unet")
 
 
 class TestHub:
@@ -296,7 +296,7 @@ class TestHub:
         for file in (snapshot / "unet").glob("*.safetensors"):
             file.unlink()
         files = HubFiles.find("tiny/sd", None)
-        assert files.hollow("unet")
+        assert files.meta_network("unet")
         assert not files.fetched(["unet"])
         with pytest.raises(OSError, match=f"hub: tiny/sd at {COMMIT} is not in the cache, and was not fetched"):
             files.fetch(["unet", "vae"])

@@ -100,7 +100,7 @@ class Flat(Noise):
 
     def predict(self, evaluation: Any) -> torch.Tensor:
         output = torch.full_like(evaluation.latents, self.gain)
-        return output + evaluation.arguments.get("added", 0)
+        return output + evaluation.residuals[0] if evaluation.residuals else output
 
     def decode(self, latents: torch.Tensor) -> torch.Tensor:
         return latents.repeat_interleave(8, -1).repeat_interleave(8, -2).expand(-1, 3, -1, -1)
@@ -126,16 +126,16 @@ class FlatTask(Task):
     def __init__(self, log: Log) -> None:
         self.log = log
 
-    def first_evaluation(self, request: Any, timesteps: torch.Tensor, order: int) -> int:
+    def first_evaluation(self, request: Any, timesteps: torch.Tensor, order: int, parameters: Any) -> int:
         self.log("Task.first_evaluation")
         return 1
 
-    def begin(self, sample: Any) -> None:
+    def begin(self, sample: Any, parameters: Any) -> None:
         self.log("Task.begin")
         assert self.log.gate.wait(60)
         sample.latents = torch.full((1, *sample.model.latent_shape(64, 64)), -0.5)
 
-    def after_evaluation(self, sample: Any, latents: torch.Tensor) -> torch.Tensor:
+    def after_evaluation(self, sample: Any, latents: torch.Tensor, parameters: Any) -> torch.Tensor:
         self.log("Task.after_evaluation")
         return latents + 1 / 64
 
@@ -146,17 +146,17 @@ class FlatConditioner(Conditioner):
     def __init__(self, log: Log) -> None:
         self.log = log
 
-    def wants(self, request: Any) -> bool:
+    def wants(self, request: Any, parameters: Any) -> bool:
         return "brighter" in request.prompt
 
-    def begin(self, sample: Any) -> None:
+    def begin(self, sample: Any, parameters: Any) -> None:
         self.log("Conditioner.begin")
         sample.state[self.name] = 1 / 16
 
-    def condition(self, evaluation: Any) -> None:
+    def condition(self, evaluation: Any, parameters: Any) -> None:
         self.log("Conditioner.condition")
-        added = [row.sample.state.get(self.name, 0.0) for row in evaluation.rows]
-        evaluation.arguments["added"] = torch.tensor(added)[:, None, None, None]
+        added = [row.sample.state[self.name] for row in evaluation.rows]
+        evaluation.add_residuals([torch.tensor(added)[:, None, None, None]])
 
 
 class Contracted(Conditioner):
@@ -166,13 +166,13 @@ class Contracted(Conditioner):
         self.name = self.word = contract.value
         self.contract = contract
 
-    def wants(self, request: Any) -> bool:
+    def wants(self, request: Any, parameters: Any) -> bool:
         return self.word in request.prompt
 
-    def key(self, request: Any) -> str:
+    def key(self, request: Any, parameters: Any) -> str:
         return request.prompt
 
-    def condition(self, evaluation: Any) -> None: ...
+    def condition(self, evaluation: Any, parameters: Any) -> None: ...
 
 
 class FlatAdapter(Adapter):
@@ -181,11 +181,11 @@ class FlatAdapter(Adapter):
     def __init__(self, log: Log) -> None:
         self.log = log
 
-    def wants(self, request: Any) -> bool:
+    def wants(self, request: Any, parameters: Any) -> bool:
         return "stronger" in request.prompt
 
     @contextlib.contextmanager
-    def applied(self, model: Any, evaluation: Any) -> Iterator[None]:
+    def applied(self, model: Any, evaluation: Any, parameters: Any) -> Iterator[None]:
         self.log("Adapter.applied")
         model.gain = 1 / 8
         yield
@@ -263,7 +263,7 @@ class OwnPreviews(RunningServer):
         from darkroom_server.app import App
         from darkroom_server.config.settings import Settings
 
-        app = App(Settings(**self._settings), load_plugins(blocked=["previews"], extra=self._plugins))
+        app = await App.open(Settings(**self._settings), load_plugins(blocked=["previews"], extra=self._plugins))
         await app.start()
         return app
 

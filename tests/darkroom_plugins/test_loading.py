@@ -82,7 +82,28 @@ def test_a_blocked_extra_plugin_is_absent_and_not_asked() -> None:
     assert "extra" not in [info.name for info in plugins.infos]
 
 
-@pytest.mark.parametrize("version", [None, 0, 2, "1"])
+def test_a_plugin_without_a_version_is_told_what_to_write() -> None:
+    class Silent:
+        @hookimpl
+        def darkroom_tasks(self) -> list[Task]:
+            return []
+
+    assert "write `darkroom_api_version = 1` in it" in refusal({"silent": Silent()})
+
+
+def test_parameters_that_are_no_pydantic_model_are_refused() -> None:
+    finisher = type("Plain", (SomeFinisher,), {"name": "plain", "Parameters": dict})()
+    message = refusal({"mine": plugin(finishers=lambda: [finisher])})
+    assert all(word in message for word in ("'mine'", "'plain'", "pydantic.BaseModel"))
+
+
+def test_a_name_of_a_built_in_contribution_is_refused() -> None:
+    entry = SchedulerEntry(name="euler", scheduler=object)
+    message = refusal({"mine": plugin(schedulers=lambda: [entry])})
+    assert all(word in message for word in ("'mine'", "'euler'", "built-in plugin 'schedulers'"))
+
+
+@pytest.mark.parametrize("version", [0, 2, "1"])
 def test_another_version_of_the_contract_is_refused(version: Any) -> None:
     message = refusal({"old": plugin(version, tasks=list)})
     assert "'old'" in message
@@ -154,23 +175,23 @@ class SomeTask(Task):
     name = "some"
     rpcs = ("Generate",)
 
-    def begin(self, sample: Any) -> None: ...
+    def begin(self, sample: Any, parameters: Any) -> None: ...
 
 
 class SomeConditioner(Conditioner):
     name = "some"
 
-    def wants(self, request: Any) -> bool:
+    def wants(self, request: Any, parameters: Any) -> bool:
         return False
 
 
 class SomeAdapter(Adapter):
     name = "some"
 
-    def wants(self, request: Any) -> bool:
+    def wants(self, request: Any, parameters: Any) -> bool:
         return False
 
-    def applied(self, model: Any, evaluation: Any) -> Any: ...
+    def applied(self, model: Any, evaluation: Any, parameters: Any) -> Any: ...
 
 
 class SomeFinisher(Finisher):

@@ -136,7 +136,7 @@ def test_huge_weights_do_not_raise() -> None:
 
 def read(*prompts: str | PromptPiece) -> list[tuple[str, float, bool]]:
     pieces = tuple(PromptPiece(each) if isinstance(each, str) else each for each in prompts)
-    result = PromptWeighting().read_prompt(pieces, a_request(), ListedEmbeddings())
+    result = PromptWeighting().read_prompt(pieces, a_request(), ListedEmbeddings(), None)
     return [(piece.text.strip(), round(piece.weight, 6), piece.new_chunk) for piece in result]
 
 
@@ -149,11 +149,11 @@ def test_break_begins_a_chunk() -> None:
 
 def test_goes_on_from_other_conditioners() -> None:
     learned = PromptPiece("<cat>", embedding=object(), new_chunk=True)
-    assert PromptWeighting().read_prompt((learned,), a_request(), ListedEmbeddings()) == (learned,)
+    assert PromptWeighting().read_prompt((learned,), a_request(), ListedEmbeddings(), None) == (learned,)
     assert read(PromptPiece("a (b)", weight=2.0, new_chunk=True)) == [("a", 2, True), ("b", 2.2, False)]
 
 
 def test_is_wanted_where_it_is_asked_for() -> None:
     plugin = PromptWeighting()
-    assert plugin.wants(a_request(prompt_syntax="weighted"))
-    assert not plugin.wants(a_request(prompt="(a:1.5)"))
+    assert plugin.wants(a_request(prompt_syntax="weighted"), None)
+    assert not plugin.wants(a_request(prompt="(a:1.5)"), None)

@@ -11,7 +11,7 @@ from diffusers import StableDiffusionPipeline
 from safetensors.torch import load_file, save_file
 
 from darkroom_plugins.builtin.safety import SafetyChecker, open_checker
-from darkroom_plugins.files import ModelFiles, fill
+from darkroom_plugins.files import ModelFiles, load_weights
 from tests.tiny import save_safety_checker, save_sd
 
 CPU = torch.device("cpu")
@@ -34,7 +34,7 @@ def pictures() -> np.ndarray:
 def checker(folder: Path, dtype: torch.dtype = torch.float32) -> SafetyChecker:
     files = ModelFiles(folder)
     network: Any = open_checker(files)
-    fill(network, files.weights("safety_checker"), dtype)
+    load_weights(network, files.weights("safety_checker"), dtype)
     return network
 
 

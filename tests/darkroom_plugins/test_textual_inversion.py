@@ -166,8 +166,8 @@ def test_only_what_is_listed_is_a_word() -> None:
 
 @pytest.mark.parametrize("field", ["prompt", "negative_prompt", "prompt_2", "negative_prompt_2"])
 def test_is_wanted_where_there_may_be_words(field: str) -> None:
-    assert PLUGIN.wants(a_request(**{field: "a <cat>"}))
-    assert not PLUGIN.wants(a_request(**{field: "a < b"}))
+    assert PLUGIN.wants(a_request(**{field: "a <cat>"}), None)
+    assert not PLUGIN.wants(a_request(**{field: "a < b"}), None)
 
 
 FORMATS: dict[str, dict[str, torch.Tensor]] = {
@@ -187,16 +187,16 @@ def test_formats(name: str, sd: StableDiffusion, sdxl: StableDiffusionXL, tmp_pa
     info = PLUGIN.describe_asset(file)
     assert info.components == (("text_encoder", "text_encoder_2") if both else ("text_encoder",))
     assert info.weight_bytes == file.stat().st_size
-    assert PLUGIN.misfit(file, sdxl if both else sd) is None
+    assert PLUGIN.incompatibility(file, sdxl if both else sd) is None
     expected = [tensors[part] for part in ("clip_l", "clip_g")] if both else [next(iter(tensors.values()))]
     loaded = PLUGIN.load_asset(file, sdxl if both else sd).vectors
     assert all(torch.equal(a, b.reshape(a.shape)) for a, b in zip(loaded, expected, strict=True))
     assert {tensor.dim() for tensor in loaded} == {2}
-    why = PLUGIN.misfit(file, sd if both else sdxl)
+    why = PLUGIN.incompatibility(file, sd if both else sdxl)
     assert why == (
-        "was made for text encoders of width 32 and 48, not 32"
+        "it was made for text encoders of width 32 and 48, not 32"
         if both
-        else "was made for text encoders of width 32, not 32 and 48"
+        else "it was made for text encoders of width 32, not 32 and 48"
     )
 
 

@@ -123,7 +123,7 @@ def test_what_is_the_same_at_each_evaluation_is_made_once(
 
 
 def test_a_lora_leaves_no_trace(edit_server: RunningServer) -> None:
-    model = edit_server.app.images._catalog.models["sd"].family
+    model = edit_server.app.catalog.models["sd"].family
     before = edit_server.generate(**BASE, deterministic=True)
     hooks = [m for part in model.components.values() for m in part.modules() if m._forward_hooks]
     weights = {name: p.clone() for name, p in model.unet.state_dict().items()}
@@ -135,7 +135,7 @@ def test_a_lora_leaves_no_trace(edit_server: RunningServer) -> None:
 
 
 def test_a_job_that_is_cancelled_leaves_no_lora(edit_server: RunningServer) -> None:
-    model = edit_server.app.images._catalog.models["sd"].family
+    model = edit_server.app.catalog.models["sd"].family
     for _ in range(5):
         stream = edit_server.start(generate_request(**{**BASE, "num_inference_steps": 200}, loras=[lora("unet-a")]))
         stream.read_until("step")
@@ -166,7 +166,7 @@ def test_the_same_prompt_is_encoded_anew_for_another_lora(edit_server: RunningSe
 
 
 def test_every_task_uses_one_copy_of_the_weights(edit_server: RunningServer) -> None:
-    kind = type(edit_server.app.images._catalog.models["sd"].family.components["unet"])
+    kind = type(edit_server.app.catalog.models["sd"].family.components["unet"])
 
     def count() -> int:
         gc.collect()
@@ -277,7 +277,7 @@ REFUSED: dict[str, tuple[dict[str, Any], StatusCode, str, set[str]]] = {
 def test_bad_conditions_are_refused_by_their_path(edit_server: RunningServer, name: str) -> None:
     arguments, code, reason, paths = REFUSED[name]
     assert refusal(edit_server, **arguments) == (code, reason, paths)
-    assert edit_server.app.images.active_jobs == 0
+    assert edit_server.app.jobs.active_jobs == 0
 
 
 @pytest.fixture(scope="module")
@@ -326,7 +326,7 @@ def test_a_lora_that_does_not_fit_is_refused_whole(misfit_server: RunningServer,
         refused = refusal(misfit_server, loras=[lora("unet-a"), LoraSpec(name=name)])
         assert refused == (*CANNOT, {"parameters.loras[1].name"})
     assert misfit_server.generate(**BASE, deterministic=True).files() == before.files()
-    assert misfit_server.app.images.active_jobs == 0
+    assert misfit_server.app.jobs.active_jobs == 0
 
 
 def test_files_that_are_none_keep_the_server_from_starting(folder: Path, tmp_path: Path) -> None:

@@ -251,7 +251,7 @@ def test_a_scheduler_that_puts_no_noise_on_pictures_is_refused(edit_server: Runn
 
 
 def test_refusals_leave_nothing_behind(edit_server: RunningServer) -> None:
-    assert edit_server.app.images.active_jobs == 0
+    assert edit_server.app.jobs.active_jobs == 0
 
 
 # ------------------------------------------------------------------------------------------------------- Preprocess

@@ -68,10 +68,10 @@ class Loras(Adapter):
     def __init__(self) -> None:
         self._sets: OrderedDict[Hashable, Changes] = OrderedDict()
 
-    def wants(self, request: Request) -> bool:
+    def wants(self, request: Request, parameters: None) -> bool:
         return bool(_weights(request))
 
-    def prompt_key(self, request: Request) -> Hashable:
+    def prompt_key(self, request: Request, parameters: None) -> Hashable:
         return _weights(request)
 
     def describe_asset(self, path: Path) -> AssetInfo:
@@ -86,14 +86,14 @@ class Loras(Adapter):
         components = [part for part, prefixes in PREFIXES.items() if any(n.startswith(prefixes) for n in names)]
         return AssetInfo(components=tuple(components), weight_bytes=path.stat().st_size)
 
-    def misfit(self, path: Path, model: Family) -> str | None:
-        if "unet" not in model.hollow:
-            return "changes a UNet, which the model does not have"
-        width = getattr(model.hollow["unet"].config, "cross_attention_dim", None)
+    def incompatibility(self, path: Path, model: Family) -> str | None:
+        if "unet" not in model.meta_components:
+            return "it changes a UNet, which the model does not have"
+        width = getattr(model.meta_components["unet"].config, "cross_attention_dim", None)
         with safe_open(path, framework="pt") as file:
             for name in file.keys():  # noqa: SIM118  # it is no mapping
                 if CROSS_ATTENTION.search(name) and (theirs := file.get_slice(name).get_shape()[1]) != width:
-                    return f"was made for a model whose text embeddings have width {theirs}, not {width}"
+                    return f"it was made for a model whose text embeddings have width {theirs}, not {width}"
         return None
 
     def load_asset(self, path: Path, model: Family) -> Changes:
@@ -103,7 +103,7 @@ class Loras(Adapter):
         """
         state, alphas, metadata = model.pipeline_class.lora_state_dict(  # type: ignore[attr-defined]
             str(path),
-            unet_config=model.hollow["unet"].config,
+            unet_config=model.meta_components["unet"].config,
             return_lora_metadata=True,
             use_safetensors=True,
             local_files_only=True,
@@ -120,7 +120,7 @@ class Loras(Adapter):
         return found
 
     @contextmanager
-    def encoding(self, sample: Sample) -> Iterator[None]:
+    def encoding(self, sample: Sample, parameters: None) -> Iterator[None]:
         changes = self._set(sample)
         with ExitStack() as hooks:
             for part in ("text_encoder", "text_encoder_2"):
@@ -129,7 +129,7 @@ class Loras(Adapter):
             yield
 
     @contextmanager
-    def applied(self, model: Family, evaluation: Evaluation) -> Iterator[None]:
+    def applied(self, model: Family, evaluation: Evaluation, parameters: Sequence[None]) -> Iterator[None]:
         rows: dict[Weights, list[int]] = {}
         samples: dict[Weights, Sample] = {}
         for index, row in enumerate(evaluation.rows):
@@ -197,11 +197,11 @@ def _removing(handle: Any) -> Iterator[None]:
 
 def _read(model: Family, part: str, state: Any, alphas: Any, metadata: Any) -> LayerChanges:
     """The changes of one component, by having diffusers load them into a copy of it that has no weights."""
-    hollow = copy.deepcopy(model.hollow[part]).to_empty(device="cpu")  # memory that is never touched
+    empty = copy.deepcopy(model.meta_components[part]).to_empty(device="cpu")  # memory that is never touched
     load = getattr(model.pipeline_class, f"load_lora_into_{'unet' if part == 'unet' else 'text_encoder'}")  # type: ignore[attr-defined]
     more = {} if part == "unet" else {"prefix": part}
-    load(dict(state), alphas, hollow, adapter_name="it", metadata=metadata, low_cpu_mem_usage=True, **more)
-    return {name: _low_rank(name, layer) for name, layer in hollow.named_modules() if isinstance(layer, LoraLayer)}
+    load(dict(state), alphas, empty, adapter_name="it", metadata=metadata, low_cpu_mem_usage=True, **more)
+    return {name: _low_rank(name, layer) for name, layer in empty.named_modules() if isinstance(layer, LoraLayer)}
 
 
 def _low_rank(name: str, layer: Any) -> LowRank:

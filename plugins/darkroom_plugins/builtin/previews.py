@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
 from diffusers import AutoencoderTiny
 
 from darkroom_plugins import hookimpl
-from darkroom_plugins.contract import Family, PreviewDecoder
-from darkroom_plugins.files import ModelFiles, hollow
+from darkroom_plugins.contract import TINY_VAE, Family, PreviewDecoder
+from darkroom_plugins.files import ModelFiles, meta_network
 
 darkroom_api_version = 1
 
 FIT_PICTURES = 16
-TINY_VAE = "tiny_vae"  # its name among a model's components
 
 
 def latent_rgb(model: Family) -> Callable[[torch.Tensor], torch.Tensor]:
@@ -52,7 +51,7 @@ def full_vae(model: Family) -> Callable[[torch.Tensor], torch.Tensor]:
 
 def tiny_vae(model: Family) -> Callable[[torch.Tensor], torch.Tensor]:
     """The decoder of the AutoencoderTiny that the model is configured with."""
-    config: Any = model.hollow[TINY_VAE].config
+    config: Any = model.meta_components[TINY_VAE].config
 
     def decode(latents: torch.Tensor) -> torch.Tensor:
         network: Any = model.components[TINY_VAE]
@@ -70,17 +69,29 @@ def open_tiny_vae(files: ModelFiles, model: Family) -> torch.nn.Module:
     config = files.config(TINY_VAE)
     if config.get("_class_name") != AutoencoderTiny.__name__:
         raise ValueError(f"it holds {config.get('_class_name')}, not {AutoencoderTiny.__name__}")
-    network: Any = hollow(AutoencoderTiny, config)
+    network: Any = meta_network(AutoencoderTiny, config)
     channels, _, _ = model.latent_shape(model.info.default_width, model.info.default_height)
     if network.config.latent_channels != channels:
         raise ValueError(f"it takes latents of {network.config.latent_channels} channels; the model's have {channels}")
     return network  # type: ignore[no-any-return]
 
 
+def tiny_vae_components(model: Family, files: ModelFiles, settings: Any) -> Mapping[str, torch.nn.Module]:
+    """The tiny VAE of models that are configured with one."""
+    if settings.tiny_vae is None:
+        if settings.default_preview_mode == "tiny-vae":
+            raise ValueError("default_preview_mode: 'tiny-vae' needs tiny_vae to be set")
+        return {}
+    try:
+        return {TINY_VAE: open_tiny_vae(files, model)}
+    except (OSError, ValueError) as error:
+        raise ValueError(f"tiny_vae: {error}") from error
+
+
 @hookimpl
 def darkroom_preview_decoders() -> Sequence[PreviewDecoder]:
     return [
         PreviewDecoder(name="latent-rgb", build=latent_rgb),
-        PreviewDecoder(name="tiny-vae", build=tiny_vae),
-        PreviewDecoder(name="full-vae", build=full_vae),
+        PreviewDecoder(name="tiny-vae", build=tiny_vae, component=TINY_VAE, components=tiny_vae_components),
+        PreviewDecoder(name="full-vae", build=full_vae, component="vae"),
     ]

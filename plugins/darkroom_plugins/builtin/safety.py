@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -11,14 +11,13 @@ from diffusers.pipelines.stable_diffusion import safety_checker
 from PIL import Image
 
 from darkroom_plugins import hookimpl
-from darkroom_plugins.contract import Finisher, Inspector
-from darkroom_plugins.files import ModelFiles, hollow
+from darkroom_plugins.contract import SAFETY_CHECKER, Family, Finisher, Inspector
+from darkroom_plugins.files import ModelFiles, meta_network
 from darkroom_plugins.request import Pixels, Request
 from darkroom_plugins.sample import Picture, Sample
 
 darkroom_api_version = 1
 
-PART = "safety_checker"  # its name in model_index.json, and among a model's components
 CLASS = "StableDiffusionSafetyChecker"
 
 safety_checker.logger.setLevel("ERROR")  # it says of each find that a black picture is returned, whatever the policy
@@ -30,13 +29,21 @@ class Safety(Inspector):
     name = "safety"
     description = "Flags or blocks pictures in which the model's safety checker finds something."
 
-    def wants(self, request: Request) -> bool:
+    def wants(self, request: Request, parameters: None) -> bool:
         return request.safety != "off"
+
+    def components(self, model: Family, files: ModelFiles, settings: Any) -> Mapping[str, torch.nn.Module]:
+        if settings.safety == "off":
+            return {}
+        try:
+            return {SAFETY_CHECKER: open_checker(files)}
+        except (OSError, ValueError) as error:
+            raise ValueError(f"safety: {error}") from error
 
     def inspect(self, samples: Sequence[Sample], pictures: Sequence[Pixels]) -> list[str]:
         model = samples[0].model
-        checker: Any = model.components[PART]
-        found = checker.concepts_in(pictures, model.device, model.dtype_of(PART))
+        checker: Any = model.components[SAFETY_CHECKER]
+        found = checker.concepts_in(pictures, model.device, model.dtype_of(SAFETY_CHECKER))
         finds = ("blocked" if sample.request.safety == "block" else "flagged" for sample in samples)
         return [find if bad else "passed" for find, bad in zip(finds, found, strict=True)]
 
@@ -63,12 +70,11 @@ class SafetyChecker(safety_checker.StableDiffusionSafetyChecker):  # type: ignor
 def open_checker(files: ModelFiles) -> torch.nn.Module:
     """The model's safety checker, without its weights.
 
-    :raises ValueError: the model has none
-    :raises OSError: its configuration cannot be read
+    :raises OSError, ValueError: the model has none, or its configuration cannot be read
     """
-    if (files.index.get(PART) or [None, None])[1] != CLASS:
+    if (files.index.get(SAFETY_CHECKER) or [None, None])[1] != CLASS:
         raise ValueError("the model has no safety checker")
-    checker: Any = hollow(SafetyChecker, files.config(PART))
+    checker: Any = meta_network(SafetyChecker, files.config(SAFETY_CHECKER))
     from transformers import CLIPImageProcessor  # which says much where torchvision is not installed
 
     checker.processor = CLIPImageProcessor.from_pretrained(files.folder / "feature_extractor", local_files_only=True)

@@ -70,10 +70,10 @@ class ModelFiles:
         with LOADING:
             return self._class("scheduler").from_config(self.config("scheduler"))
 
-    def hollow(self, part: str) -> torch.nn.Module:
+    def meta_network(self, part: str) -> torch.nn.Module:
         """A network of the model without weights: its parameters are on the meta device. Its weights fit it, where
         their files are here."""
-        network = hollow(self._class(part), self.config(part))
+        network = meta_network(self._class(part), self.config(part))
         if self.fetched([part]):
             try:
                 _named(network, self.weights(part, "meta"))
@@ -112,21 +112,21 @@ class ModelFiles:
         return getattr(importlib.import_module(library), name)
 
 
-def hollow(kind: Any, config: Mapping[str, Any]) -> torch.nn.Module:
+def meta_network(kind: Any, config: Mapping[str, Any]) -> torch.nn.Module:
     """A network of this class of diffusers or transformers, without weights."""
     with LOADING, init_empty_weights(include_buffers=False):
         network = kind.from_config(config) if hasattr(kind, "from_config") else kind(kind.config_class(**config))
     return network.eval().requires_grad_(False)  # type: ignore[no-any-return]
 
 
-def fill(
+def load_weights(
     network: torch.nn.Module,
     weights: Mapping[str, torch.Tensor],
     dtype: torch.dtype,
     device: torch.device | None = None,
     report: Report | None = None,
 ) -> None:
-    """Give a hollow network its weights, in this type and on this device (None: where they are), one at a time.
+    """Give a meta network its weights, in this type and on this device (None: where they are), one at a time.
 
     :raises ValueError: they are not those of this network
     """

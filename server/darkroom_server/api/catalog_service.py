@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from darkroom_server.models.assets import Asset
     from darkroom_server.models.catalog import Catalog
     from darkroom_server.models.model import Model
-    from darkroom_server.models.residency import Key
+    from darkroom_server.models.residency import Key, ResidencyManager
 
 RESIDENCIES = {  # in the order of nearness
     Residency.ABSENT: pb.RESIDENCY_ABSENT,
@@ -48,8 +48,9 @@ Context: TypeAlias = Any  # grpc.aio.ServicerContext, which has no types
 class CatalogService(catalog_service_pb2_grpc.CatalogServiceServicer):
     """Lists what the catalog holds, each list sorted by name."""
 
-    def __init__(self, catalog: Catalog) -> None:
+    def __init__(self, catalog: Catalog, residency: ResidencyManager) -> None:
         self._catalog = catalog
+        self._resident = residency
 
     @answers_errors
     async def GetServerInfo(self, request: pb.GetServerInfoRequest, context: Context) -> pb.GetServerInfoResponse:
@@ -126,22 +127,22 @@ class CatalogService(catalog_service_pb2_grpc.CatalogServiceServicer):
 
     @answers_errors
     async def LoadModel(self, request: pb.LoadModelRequest, context: Context) -> None:
-        model, store, progress = self._named(request.model), self._catalog.store, Mailbox()
+        model, progress = self._named(request.model), Mailbox()
         key = ("model", model.name)
-        loading = asyncio.create_task(store.acquire([key], progress.put, wait=False))
+        loading = asyncio.create_task(self._resident.acquire([key], progress.put, wait=False))
         loading.add_done_callback(lambda _: progress.put(Ended()))
         try:
             while isinstance(event := await progress.get(), Loading):
                 await context.write(pb.LoadModelResponse(loading=messages.loading(event)))
             await loading
-            store.release([key])
+            self._resident.release([key])
         finally:
             loading.cancel()
         await context.write(pb.LoadModelResponse(model=self._model(model)))
 
     @answers_errors
     async def UnloadModel(self, request: pb.UnloadModelRequest, context: Context) -> pb.UnloadModelResponse:
-        freed = await self._catalog.store.unload(("model", self._named(request.model).name))
+        freed = await self._resident.unload(("model", self._named(request.model).name))
         return pb.UnloadModelResponse(freed_bytes=freed)
 
     def _named(self, name: str) -> Model:
@@ -169,7 +170,7 @@ class CatalogService(catalog_service_pb2_grpc.CatalogServiceServicer):
 
     def _residency(self, *keys: Key) -> pb.Residency:
         """Where something is; of several copies, that of the one which is nearest."""
-        found = (RESIDENCIES[self._catalog.store[key].residency] for key in keys)
+        found = (RESIDENCIES[self._resident[key].residency] for key in keys)
         return max(found, default=pb.RESIDENCY_ABSENT)
 
     def _model(self, model: Model) -> pb.Model:

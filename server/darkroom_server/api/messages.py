@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -144,7 +143,7 @@ def took(seconds: float) -> events_pb2.CompletedEvent:
     return events_pb2.CompletedEvent(timings=events_pb2.Timings(total_seconds=seconds))
 
 
-def completed(event: Ended, job: Job, encode_seconds: float) -> events_pb2.CompletedEvent:
+def completed(event: Ended, job: Job, encode_seconds: float, now: float) -> events_pb2.CompletedEvent:
     """The end of a job that went well."""
     timings = events_pb2.Timings(
         queue_seconds=event.timings.queue,
@@ -152,7 +151,7 @@ def completed(event: Ended, job: Job, encode_seconds: float) -> events_pb2.Compl
         encode_prompt_seconds=event.timings.encode_prompt,
         denoise_seconds=event.timings.denoise,
         decode_seconds=event.timings.decode + encode_seconds,
-        total_seconds=time.monotonic() - job.arrived,
+        total_seconds=now - job.arrived,
     )
     approximations = (*job.plan.model.settings.approximations, *job.request.approximations)
     return events_pb2.CompletedEvent(timings=timings, warnings=event.warnings, approximations=approximations)

@@ -5,14 +5,13 @@ from __future__ import annotations
 from typing import Any
 
 from darkroom.v1 import image_service_pb2, parameters_pb2
+from darkroom_plugins import calls
 from darkroom_server.api import messages
 from darkroom_server.api.validation.conditions import preprocessor_options
 from darkroom_server.api.validation.edit import decoded
 from darkroom_server.api.validation.request import check_request_id
 from darkroom_server.api.validation.violations import Findings
-from darkroom_server.errors import to_domain_error
 from darkroom_server.jobs.events import ControlMade
-from darkroom_server.jobs.planner import run_preprocessor
 from darkroom_server.models.catalog import Catalog
 from darkroom_server.pictures.decode import decode_image
 
@@ -32,10 +31,7 @@ def preprocess(message: image_service_pb2.PreprocessRequest, catalog: Catalog) -
     format: Any = findings.enum("format", parameters_pb2.ImageFormat, message.format) or "png"
     pixels = decoded("image", message.image, decode_image, catalog.limits, findings)
     findings.refuse()
-    try:
-        assert pixels is not None
-        made = run_preprocessor(catalog.plugins, message.preprocessor, pixels, options)
-        event = ControlMade(0, made, message.preprocessor, format)
-        return list(messages.control_image(event, catalog.limits.chunk_bytes))
-    except Exception as error:
-        raise to_domain_error(error) from None
+    assert pixels is not None
+    made = calls.preprocess(entries[message.preprocessor], pixels, options)
+    event = ControlMade(0, made, message.preprocessor, format)
+    return list(messages.control_image(event, catalog.limits.chunk_bytes))

@@ -1,4 +1,4 @@
-"""Pictures that nobody asked for, so that no job waits for what only the first of its kind costs."""
+"""Warm-up: runs the first step for batches of 1, 2, 4, … pictures, so that compilation happens while a model loads."""
 
 from __future__ import annotations
 
@@ -6,8 +6,7 @@ import asyncio
 import logging
 import time
 import uuid
-from collections.abc import Awaitable, Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from darkroom.v1 import image_service_pb2, parameters_pb2
 from darkroom_server.api.validation.request import check_generate
@@ -16,32 +15,33 @@ from darkroom_server.jobs.job import Job
 from darkroom_server.networks import compiled
 
 if TYPE_CHECKING:
-    from darkroom_server.config.settings import Limits
     from darkroom_server.engine.engine import Engine
+    from darkroom_server.jobs.planner import Planner
+    from darkroom_server.models.catalog import Catalog
 
 log = logging.getLogger(__name__)
 
-MakePlan = Callable[[Job, Any, Any], Awaitable[None]]  # of ImageService
 
-
-async def rehearse(model: str, limits: Limits, make_plan: MakePlan, engine: Engine) -> None:
+async def warm_up(model: str, catalog: Catalog, planner: Planner, engine: Engine) -> None:
     """Have one, two, four and more pictures of a loaded model's defaults take their first step, each time until the
     compiler has nothing to do any more."""
     count = 1
-    while count <= min(limits.max_images, limits.max_batch_rows // 2):
+    while count <= min(catalog.limits.max_images, catalog.limits.max_batch_rows // 2):
         try:
-            await _begin(model, count, make_plan, engine)
+            await _begin(_message(model, count), catalog, planner, engine)
         except Exception as error:  # of a model that makes none without a picture to begin with, for instance
-            log.warning("model %s: no rehearsal of %d pictures at once: %s", model, count, error)
+            log.warning("model %s: no warm-up with %d pictures at once: %s", model, count, error)
             return
         while compiled.at_work():  # noqa: ASYNC110  # a thread that waited for it would hold up a server that stops
             await asyncio.sleep(0.1)
         count *= 2
 
 
-async def _begin(model: str, count: int, make_plan: MakePlan, engine: Engine) -> None:
-    job, gone = Job(uuid.uuid4().hex, "", arrived=time.monotonic(), held_bytes=0), asyncio.Event()
-    await make_plan(job, check_generate, _message(job.request_id, model, count))
+async def _begin(
+    message: image_service_pb2.GenerateRequest, catalog: Catalog, planner: Planner, engine: Engine
+) -> None:
+    job, gone = Job(message.request_id, "", arrived=time.monotonic(), held_bytes=0), asyncio.Event()
+    job.plan = await planner.plan(await planner.read(check_generate, message, catalog))
     engine.submit(job)
     event = None
     while not isinstance(event, StepDone | Ended):
@@ -52,7 +52,7 @@ async def _begin(model: str, count: int, make_plan: MakePlan, engine: Engine) ->
         raise event.error
 
 
-def _message(request_id: str, model: str, count: int) -> image_service_pb2.GenerateRequest:
+def _message(model: str, count: int) -> image_service_pb2.GenerateRequest:
     parameters = parameters_pb2.Parameters(model=model, num_images=count)
     preview = parameters_pb2.PreviewOptions(mode=parameters_pb2.PREVIEW_MODE_OFF)
-    return image_service_pb2.GenerateRequest(request_id=request_id, parameters=parameters, preview=preview)
+    return image_service_pb2.GenerateRequest(request_id=uuid.uuid4().hex, parameters=parameters, preview=preview)

@@ -62,12 +62,12 @@ def serve(
     the file is offered.
     """
     from darkroom_server.cli import flags
-    from darkroom_server.device.allocator import keep_freed
-    from darkroom_server.device.threads import spin_briefly, switch_quickly
+    from darkroom_server.device.allocator import tune_malloc
+    from darkroom_server.device.threads import limit_openmp_spinning, shorten_switch_interval
 
-    keep_freed()
-    spin_briefly()
-    switch_quickly()
+    tune_malloc()
+    limit_openmp_spinning()
+    shorten_switch_interval()
     from darkroom_plugins.manager import PluginError
 
     given: dict[str, Any] = {

@@ -13,7 +13,7 @@ M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_ARENA_MAX = -1, -3, -8  # of malloc.h
 KEPT_BYTES = 2**30  # free memory at the end of the heap that is kept, and the largest block that is
 
 
-def keep_freed() -> None:
+def tune_malloc() -> None:
     """Before there are threads, as only the first one's arena can hold large blocks."""
     mallopt = _of_libc("mallopt")
     if mallopt is not None:
@@ -22,7 +22,7 @@ def keep_freed() -> None:
         mallopt(M_TRIM_THRESHOLD, KEPT_BYTES)
 
 
-def give_back() -> None:
+def trim_heap() -> None:
     """Hand all that is free to the system."""
     malloc_trim = _of_libc("malloc_trim")
     if malloc_trim is not None:

@@ -21,20 +21,20 @@ SWITCH_SECONDS = 0.0005
 NICENESS = 10  # a tenth of another's share: one that has Python's lock must go on
 
 
-def spin_briefly() -> None:
+def limit_openmp_spinning() -> None:
     """Before torch is loaded. An operator's own setting stays."""
     if "OMP_WAIT_POLICY" not in os.environ:
         os.environ.setdefault("GOMP_SPINCOUNT", SPINS)
 
 
-def switch_quickly() -> None:
+def shorten_switch_interval() -> None:
     """Have Python's threads take turns ten times as often as is usual. The engine asks torch for hundreds of operations
     in an evaluation, and may wait for its turn after each: while another thread is busy in Python, as one that compiles
     is for minutes, an evaluation of 0.04 s took 9 s."""
     sys.setswitchinterval(SWITCH_SECONDS)
 
 
-def stand_back() -> None:
+def lower_thread_priority() -> None:
     """Have this thread, and what it starts, leave the processors to others where those want them. Where threads have no
     priorities of their own, nothing is changed."""
     if sys.platform == "linux":
@@ -45,10 +45,10 @@ def stand_back() -> None:
 @functools.cache
 def background() -> ThreadPoolExecutor:
     """A thread for work that nobody waits for. It is to be there before the engine sets its number of threads."""
-    return without_teams("background")
+    return single_threaded_pool("background")
 
 
-def without_teams(name: str, threads: int = 1) -> ThreadPoolExecutor:
+def single_threaded_pool(name: str, threads: int = 1) -> ThreadPoolExecutor:
     """A pool for work that may use torch, beside the engine. The engine has to set its own number again after this, as
     each setting is also that of torch's libraries, and of threads that are new to torch."""
     import torch

@@ -15,7 +15,7 @@ from darkroom_plugins.errors import NonFinite
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Arriving:
+class PendingImage:
     """A picture on its way from the device, for any thread: who reads it waits for it, and nobody else."""
 
     _pixels: torch.Tensor  # (h, w, 3) uint8, on the CPU
@@ -23,7 +23,7 @@ class Arriving:
     _there: Any  # the event of its arrival; None: it is there
 
     @property
-    def there(self) -> bool:
+    def ready(self) -> bool:
         """Whether it can be read at once."""
         return self._there is None or bool(self._there.query())
 
@@ -43,7 +43,7 @@ class Arriving:
         return self._pixels.numpy()
 
 
-def to_pictures(images: torch.Tensor) -> list[Arriving]:
+def to_pictures(images: torch.Tensor) -> list[PendingImage]:
     """(n, 3, h, w) in -1 to 1 as pictures, rounded as diffusers' VaeImageProcessor does."""
     finite = images.isfinite().flatten(1).all(dim=1)
     scaled = (images.float() * 0.5 + 0.5).clamp(0, 1).permute(0, 2, 3, 1)
@@ -54,7 +54,7 @@ def to_pictures(images: torch.Tensor) -> list[Arriving]:
         there.record(torch.cuda.current_stream(images.device))
     else:
         pixels, finite = pixels.cpu(), finite.cpu()
-    return [Arriving(*each, there) for each in zip(pixels, finite, strict=True)]
+    return [PendingImage(*each, there) for each in zip(pixels, finite, strict=True)]
 
 
 def _leaving(tensor: torch.Tensor) -> torch.Tensor:
@@ -64,7 +64,7 @@ def _leaving(tensor: torch.Tensor) -> torch.Tensor:
 @contextmanager
 def beside(device: torch.device, tensors: Sequence[torch.Tensor]) -> Iterator[None]:
     """A context in which what is asked of the device, given these, is done beside what is asked of it later. Only what
-    reads nothing else that comes and goes may be done in it, and what it makes is read as `Arriving`."""
+    reads nothing else that comes and goes may be done in it, and what it makes is read as `PendingImage`."""
     if device.type != "cuda":
         yield
         return
@@ -88,7 +88,7 @@ def settle(device: torch.device) -> None:
             torch.cuda.synchronize(device)
 
 
-class Pace:
+class LaunchLimiter:
     """Keeps the engine one evaluation ahead of each device: enough for it to have work at all times, and no more, so
     that what is cancelled or comes in is minded with the next step."""
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Hashable
 
-from darkroom_server.engine.seat import Seat
+from darkroom_server.engine.slot import Slot
 from darkroom_server.jobs.job import Job
 
 
@@ -13,19 +13,19 @@ class Lane:
 
     def __init__(self, solo: bool) -> None:
         self.solo = solo
-        self.seats: list[Seat] = []
+        self.slots: list[Slot] = []
 
-    def gather(self, row_limit: int) -> list[Seat]:
-        """The oldest seats that fit into one batch; at least one."""
+    def select_batch(self, row_limit: int) -> list[Slot]:
+        """The oldest slots that fit into one batch; at least one."""
         if self.solo:
-            return self.seats[:1]
-        gathered: list[Seat] = []
+            return self.slots[:1]
+        gathered: list[Slot] = []
         rows = 0
-        for seat in self.seats:
-            rows += seat.rows
+        for slot in self.slots:
+            rows += slot.rows
             if gathered and rows > row_limit:
                 break
-            gathered.append(seat)
+            gathered.append(slot)
         return gathered
 
 
@@ -43,30 +43,29 @@ class Batcher:
         return list(self._lanes.values())
 
     def jobs(self) -> set[Job]:
-        """All jobs that have seats."""
-        return {seat.job for lane in self.lanes() for seat in lane.seats}
+        """All jobs that have slots."""
+        return {slot.job for lane in self.lanes() for slot in lane.slots}
 
     def add(self, job: Job) -> None:
-        """Give each of the job's images a seat."""
-        key = job.plan.batch_key(job.request)
-        lane = self._lanes.setdefault(key, Lane(solo=bool(key[-1])))
-        lane.seats += (Seat(job, index) for index in range(job.request.num_images))
-        job.seats_left = job.request.num_images
+        """Give each of the job's images a slot."""
+        lane = self._lanes.setdefault(job.plan.batch_key, Lane(job.plan.solo))
+        lane.slots += (Slot(job, index) for index in range(job.request.num_images))
+        job.progress.slots_left = job.request.num_images
 
-    def turn(self) -> Lane:
+    def next_lane(self) -> Lane:
         """The lane whose turn it is; there must be one."""
         key = next(iter(self._lanes))
         lane = self._lanes[key] = self._lanes.pop(key)
         return lane
 
-    def drop(self, seats: Collection[Seat]) -> None:
-        """Free these seats."""
-        gone = set(seats)
+    def drop(self, slots: Collection[Slot]) -> None:
+        """Free these slots."""
+        gone = set(slots)
         for key, lane in list(self._lanes.items()):
-            lane.seats = [seat for seat in lane.seats if seat not in gone]
-            if not lane.seats:
+            lane.slots = [slot for slot in lane.slots if slot not in gone]
+            if not lane.slots:
                 del self._lanes[key]
 
     def drop_job(self, job: Job) -> None:
-        """Free all seats of a job."""
-        self.drop([seat for lane in self.lanes() for seat in lane.seats if seat.job is job])
+        """Free all slots of a job."""
+        self.drop([slot for lane in self.lanes() for slot in lane.slots if slot.job is job])

@@ -9,10 +9,11 @@ from typing import Any
 
 import torch
 
+from darkroom_plugins import calls
 from darkroom_plugins.contract import Inspector
 from darkroom_plugins.errors import NonFinite
 from darkroom_plugins.sample import Sample
-from darkroom_server.device.transfer import Arriving, beside, to_pictures
+from darkroom_server.device.transfer import PendingImage, beside, to_pictures
 from darkroom_server.engine.recovery import Outcome, Recovery, work
 from darkroom_server.errors import OutOfMemory
 
@@ -23,7 +24,7 @@ DECODED_AT_ONCE = 8  # pictures: bounds the memory that the VAE takes
 class Decoded:
     """A sample's picture."""
 
-    picture: Arriving
+    picture: PendingImage
     tiled: bool = False  # whether it was put together from tiles, for want of memory
     findings: dict[str, Any] = field(default_factory=dict)  # of inspectors, by name
 
@@ -33,7 +34,7 @@ def decode(samples: Sequence[Sample], recovery: Recovery, aside: bool) -> list[O
     tiles. With `aside` a CUDA device goes on with other work meanwhile, which must leave the weights where they are."""
     if not samples:
         return []
-    latents = [sample.latents for sample in samples if sample.latents is not None]
+    latents = [sample.latents for sample in samples]
     with beside(samples[0].model.device, latents) if aside else contextlib.nullcontext():
         whole = recovery.each(work("decode", samples[0].request), _decode, samples, DECODED_AT_ONCE)
         return [
@@ -43,8 +44,10 @@ def decode(samples: Sequence[Sample], recovery: Recovery, aside: bool) -> list[O
 
 
 def _decode(samples: Sequence[Sample]) -> list[Decoded]:
-    latents = torch.cat([sample.latents for sample in samples if sample.latents is not None])
-    return _pictures(samples, samples[0].model.decode(latents))
+    model, latents = samples[0].model, torch.cat([sample.latents for sample in samples])
+    with calls.calling(model, "decode", timed=False):
+        images = model.decode(latents)
+    return _pictures(samples, images)
 
 
 def _in_tiles(sample: Sample, failure: OutOfMemory, recovery: Recovery) -> Outcome[Decoded]:
@@ -57,8 +60,8 @@ def _in_tiles(sample: Sample, failure: OutOfMemory, recovery: Recovery) -> Outco
 
 def _decode_tiled(samples: Sequence[Sample]) -> list[Decoded | None]:
     (sample,) = samples
-    assert sample.latents is not None
-    images = sample.model.decode_tiled(sample.latents)
+    with calls.calling(sample.model, "decode_tiled", timed=False):
+        images = sample.model.decode_tiled(sample.latents)
     return [None] if images is None else [*_pictures(samples, images, tiled=True)]
 
 
@@ -78,6 +81,6 @@ def _inspect(inspector: Inspector, decoded: Sequence[tuple[Sample, Decoded]]) ->
             read.append((sample, each, each.picture.read()))
     if not read:
         return
-    found = inspector.inspect([sample for sample, _, _ in read], [pixels for *_, pixels in read])
+    found = calls.inspect(inspector, [sample for sample, _, _ in read], [pixels for *_, pixels in read])
     for (_, each, _), finding in zip(read, found, strict=True):
         each.findings[inspector.name] = finding

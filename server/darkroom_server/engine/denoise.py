@@ -1,22 +1,29 @@
-"""The numbers of one step: an evaluation over the rows of many samples, then each sample's own update."""
+"""One evaluation of the denoiser over the rows of many samples."""
 
 from __future__ import annotations
 
-import contextlib
-import inspect
-import logging
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from itertools import islice
-from typing import Any
+from typing import TypeAlias
 
 import torch
 
+from darkroom_plugins import calls
 from darkroom_plugins.errors import DarkroomError
 from darkroom_plugins.sample import Evaluation, Row, Sample, own_prompts
 from darkroom_plugins.tensors import to_device
 from darkroom_server.engine.recovery import Outcome, Recovery, work
+from darkroom_server.engine.slot import Slot
 
-log = logging.getLogger(__name__)
+SlotRow: TypeAlias = tuple[Slot, Row]
+
+
+def predict(begun: Sequence[tuple[Slot, Sample]], recovery: Recovery) -> list[Outcome[list[torch.Tensor]]]:
+    """The denoiser's output for each row of each sample, (1, channels, h, w)."""
+    rows = [(slot, row) for slot, sample in begun for row in rows_of(sample)]
+    found = recovery.each(work("denoise", begun[0][1].request), _predict, rows)
+    outcomes = iter(found)
+    return [_together(list(islice(outcomes, len(sample.conditions)))) for _, sample in begun]
 
 
 def rows_of(sample: Sample) -> list[Row]:
@@ -26,33 +33,54 @@ def rows_of(sample: Sample) -> list[Row]:
     return [Row(sample, prompt, unconditional=guided and n == 0) for n, prompt in enumerate(prompts)]
 
 
-def gather(rows: Sequence[Row]) -> Evaluation:
-    """The evaluation of these rows, each at its own timestep. Changes nothing in their samples but what the
-    first keeps of all."""
-    samples = {sample: number for number, sample in enumerate(dict.fromkeys(row.sample for row in rows))}
-    constants = rows[0].sample.constants
-    numbers = [samples[row.sample] for row in rows]
-    scaled = _scaled(list(samples))
+def _predict(rows: Sequence[SlotRow]) -> list[torch.Tensor]:
+    by_structure: dict[Hashable, list[SlotRow]] = {}
+    for slot, row in rows:
+        by_structure.setdefault(row.sample.model.structure(row), []).append((slot, row))
+    outputs = {
+        row: output for part in by_structure.values() for (_, row), output in zip(part, _evaluate(part), strict=True)
+    }
+    return [outputs[row] for _, row in rows]
+
+
+def _evaluate(rows: Sequence[SlotRow]) -> list[torch.Tensor]:
+    evaluation = gather(rows)
+    samples = list(dict.fromkeys(row.sample for _, row in rows))
+    for conditioner in {c.name: c for s in samples for c in s.conditioners}.values():
+        calls.condition(conditioner, evaluation)
+    adapters = list({a.name: a for s in samples for a in s.adapters}.values())
+    with calls.adapted(adapters, samples[0].model, evaluation):
+        outputs = calls.predict(samples[0].model, evaluation)
+    return list(outputs.split(1))
+
+
+def gather(slot_rows: Sequence[SlotRow]) -> Evaluation:
+    """The evaluation of these rows, each at its own timestep. Changes nothing but the first slot's cache."""
+    rows = [row for _, row in slot_rows]
+    slots = {slot: number for number, slot in enumerate(dict.fromkeys(slot for slot, _ in slot_rows))}
+    samples = [slot.sample for slot in slots if slot.sample is not None]
+    cache = slot_rows[0][0].batch_cache
+    numbers = [slots[slot] for slot, _ in slot_rows]
+    scaled = _scaled(list(slots), samples)
     latents = torch.cat([scaled[number] for number in numbers])
     times = [float(sample.timestep) for sample in samples]
     timesteps = to_device(torch.tensor([times[number] for number in numbers]), latents.device)
     extra = [row.sample.extra_channels for row in rows if row.sample.extra_channels is not None]
     return Evaluation(
-        list(rows),
+        rows,
         latents,
         timesteps,
-        prompts=own_prompts(rows, constants),
-        extra_channels=constants.of("extra channels", torch.cat, extra) if extra else None,
-        constants=constants,
+        prompts=own_prompts(rows, cache),
+        extra_channels=cache.get_or_make("extra channels", torch.cat, extra) if extra else None,
+        batch_cache=cache,
     )
 
 
-def _scaled(samples: Sequence[Sample]) -> Sequence[torch.Tensor]:
+def _scaled(slots: Sequence[Slot], samples: Sequence[Sample]) -> Sequence[torch.Tensor]:
     """Each sample's latents, (1, channels, h, w), as the denoiser takes them."""
     scales, latents = [], []
-    for sample in samples:
-        assert sample.latents is not None
-        step = sample.table.get(sample.evaluation)
+    for slot, sample in zip(slots, samples, strict=True):
+        step = slot.step
         scales.append(1.0 if step is None else step.scale)
         own = step is None
         latents.append(sample.scheduler.scale_model_input(sample.latents, sample.timestep) if own else sample.latents)
@@ -61,38 +89,6 @@ def _scaled(samples: Sequence[Sample]) -> Sequence[torch.Tensor]:
     together = torch.cat(latents)
     factors = to_device(torch.tensor(scales), together.device).view(-1, 1, 1, 1)
     return list((together * factors).to(together.dtype).split(1))
-
-
-def _step_arguments(scheduler: Any) -> frozenset[str]:
-    return frozenset(inspect.signature(scheduler.step).parameters)
-
-
-def predict(samples: Sequence[Sample], recovery: Recovery) -> list[Outcome[list[torch.Tensor]]]:
-    """The denoiser's output for each row of each sample, (1, channels, h, w)."""
-    rows = [row for sample in samples for row in rows_of(sample)]
-    outcomes = recovery.each(work("denoise", samples[0].request), _predict, rows)
-    remaining = iter(outcomes)
-    return [_together(list(islice(remaining, len(sample.conditions)))) for sample in samples]
-
-
-def _predict(rows: Sequence[Row]) -> list[torch.Tensor]:
-    outputs: dict[Row, torch.Tensor] = {}
-    for reuses in (False, True):
-        alike = [row for row in rows if row.reuses is reuses]
-        outputs.update(zip(alike, _evaluate(alike), strict=True) if alike else ())
-    return [outputs[row] for row in rows]
-
-
-def _evaluate(rows: Sequence[Row]) -> list[torch.Tensor]:
-    evaluation = gather(rows)
-    samples = list(dict.fromkeys(row.sample for row in rows))
-    for conditioner in {c.name: c for s in samples for c in s.conditioners}.values():
-        conditioner.condition(evaluation)
-    with contextlib.ExitStack() as adapted:
-        for adapter in {a.name: a for s in samples for a in s.adapters}.values():
-            adapted.enter_context(adapter.applied(samples[0].model, evaluation))
-        outputs = samples[0].model.predict(evaluation)
-    return list(outputs.split(1))
 
 
 def _together(outcomes: Sequence[Outcome[torch.Tensor]]) -> Outcome[list[torch.Tensor]]:

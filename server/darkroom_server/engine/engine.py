@@ -17,20 +17,19 @@ import torch
 from darkroom_plugins.errors import DarkroomError
 from darkroom_plugins.manager import Plugins
 from darkroom_plugins.sample import Sample
-from darkroom_server.device.transfer import Pace
+from darkroom_server.device.transfer import LaunchLimiter
 from darkroom_server.engine import decode, denoise, prepare
 from darkroom_server.engine import step as stepping
 from darkroom_server.engine.batcher import Batcher, Lane
-from darkroom_server.engine.offload_turns import turns_now
+from darkroom_server.engine.offload_turns import swap_is_due
 from darkroom_server.engine.previews import PreviewDecoders, wants_preview
 from darkroom_server.engine.prompt_cache import PromptCache
 from darkroom_server.engine.queue_positions import WaitingRoom
 from darkroom_server.engine.recovery import Outcome, Recovery, work
-from darkroom_server.engine.seat import Seat
+from darkroom_server.engine.slot import Slot
 from darkroom_server.errors import Cancelled, DeviceLost, to_domain_error
-from darkroom_server.jobs.events import Ended, Event, ImageDecoded, PreviewMade, StepDone
+from darkroom_server.jobs.events import Ended, Event, ImageDecoded, PreviewMade, Started, StepDone
 from darkroom_server.jobs.job import Job
-from darkroom_server.jobs.mailbox import Mailbox
 from darkroom_server.schedulers.scheduler import noise_level
 
 log = logging.getLogger(__name__)
@@ -44,9 +43,7 @@ class Engine:
     """Steps every job's samples, and puts what happens into the jobs' mailboxes on the event loop.
 
     `start`, `call`, `submit`, `cancel`, `forget_limits` and `stop` are for the event loop; all else runs on the
-    engine's thread, the only one that runs torch while the server serves. There `on_lost` is called when the device is
-    lost, and `relieve` when something does not fit into its memory even alone: it lets go of idle models, and says
-    whether there were any.
+    engine's thread, the only one that runs torch while the server serves.
     """
 
     def __init__(
@@ -54,25 +51,33 @@ class Engine:
         max_batch_rows: int,
         plugins: Plugins,
         decoders: PreviewDecoders,
-        on_lost: Callable[[], None],
-        relieve: Callable[[], bool] = lambda: False,
     ) -> None:
         self._loop = asyncio.get_running_loop()
         self._max_batch_rows = max_batch_rows
         self._plugins = plugins
         self._decoders = decoders
-        self._on_lost = on_lost
-        self._relieve = relieve
+        self._on_lost: Callable[[], None] = lambda: None
+        self._relieve: Callable[[], bool] = lambda: False
         self.recovery = Recovery(self._make_room)
         self._inbox: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
-        self._outbox: list[tuple[Mailbox, Event]] = []
-        self._prompts = PromptCache()
+        self._outbox: list[tuple[Job, Event]] = []
+        self.prompts = PromptCache()
         self._batcher = Batcher()
         self._waiting = WaitingRoom(self._batcher, self._row_limit)
-        self._pace = Pace()
+        self._launches = LaunchLimiter()
         self._stopping = False
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
         self.ticks = 0
+
+    @property
+    def idle(self) -> bool:
+        """Whether no job has a slot. From another thread it is a glance."""
+        return not self._batcher
+
+    def attach(self, on_lost: Callable[[], None], relieve: Callable[[], bool]) -> None:
+        """Who is to be called, on the engine's thread: `on_lost` when the device is lost, and `relieve` when something
+        does not fit into its memory even alone; it lets go of idle models, and says whether there were any."""
+        self._on_lost, self._relieve = on_lost, relieve
 
     def start(self) -> None:
         """Begin to step."""
@@ -122,7 +127,7 @@ class Engine:
     def _run(self) -> None:
         while not self._stopping:
             try:
-                self._take_in()
+                self._drain_inbox()
                 if self._batcher:
                     self._take_turn()
             except DeviceLost as error:
@@ -130,9 +135,9 @@ class Engine:
             except BaseException as error:  # without this thread nothing goes on: say so rather than hang
                 log.critical("the engine failed", exc_info=error)
                 self._lose(DeviceLost("the engine failed; the server will be restarted"))
-            self._post()
+            self._flush_events()
 
-    def _take_in(self) -> None:
+    def _drain_inbox(self) -> None:
         """Do what was asked for since the last tick; with nothing to step, wait for it."""
         if not self._batcher:
             self._inbox.get()()
@@ -148,181 +153,188 @@ class Engine:
         self._end_all(Cancelled("the server stopped"))
 
     def _admit(self, job: Job) -> None:
-        if job.ended:
+        if job.progress.ended:
             return
-        try:
-            self._batcher.add(job)
-        except Exception as error:  # a plugin could not say its key
-            self._fail(job, error)
+        self._batcher.add(job)
         self._waiting.stale = True
 
     def _row_limit(self, lane: Lane) -> int:
-        return self.recovery.limits.of(work("denoise", lane.seats[0].job.request), self._max_batch_rows)
+        return self.recovery.limits.of(work("denoise", lane.slots[0].job.request), self._max_batch_rows)
 
     def _make_room(self) -> bool:
-        self._prompts.clear()
+        self.prompts.clear()
         self._plugins.release()
         return self._relieve()
 
     def _take_turn(self) -> None:
-        lane = self._batcher.turn()
-        seats = lane.gather(self._row_limit(lane))
+        lane = self._batcher.next_lane()
+        slots = lane.select_batch(self._row_limit(lane))
         try:
-            self._tick(seats)
-            self._pace.keep(seats[0].job.plan.model.family.device)
+            self._tick(slots)
+            self._launches.keep(slots[0].job.plan.model.family.device)
         except DeviceLost:
             raise
         except Exception as error:  # a fault of our own: its jobs end, the server goes on
-            for seat in seats:
-                self._fail(seat.job, error)
+            for slot in slots:
+                self._fail(slot.job, error)
 
-    def _tick(self, seats: Sequence[Seat]) -> None:
+    def _tick(self, slots: Sequence[Slot]) -> None:
         """One evaluation: the whole of the loop's work."""
         self.ticks += 1
-        if not seats[0].job.plan.model.placement.swapping:
-            self._begin(seats)
-            self._step(_seated(seats, done=False))
-            self._finish(_seated(seats, done=True))
+        if not slots[0].job.plan.model.placement.swapping:
+            self._begin(slots)
+            self._step(_begun(slots, done=False))
+            self._finish(_begun(slots, done=True))
             return
-        turns = turns_now(seats)
-        self._step(_seated(seats, done=False))
-        if turns:
-            self._begin(seats)
-            self._finish(_seated(seats, done=True))
+        due = swap_is_due(slots)
+        for slot in slots:
+            slot.evaluations, slot.skip_network_swap = (0, False) if due else (slot.evaluations + 1, True)
+        self._step(_begun(slots, done=False))
+        if due:
+            self._begin(slots)
+            self._finish(_begun(slots, done=True))
 
-    def _step(self, seated: Sequence[tuple[Seat, Sample]]) -> None:
-        if not seated:  # a strength can leave no step
+    def _step(self, begun: Sequence[tuple[Slot, Sample]]) -> None:
+        if not begun:  # a strength can leave no step
             return
-        outcomes = denoise.predict([sample for _, sample in seated], self.recovery)
-        self._show(self._advance(seated, outcomes))
+        outcomes = denoise.predict(begun, self.recovery)
+        self._show(self._advance(begun, outcomes))
 
-    def _begin(self, seats: Sequence[Seat]) -> None:
+    def _begin(self, slots: Sequence[Slot]) -> None:
         """Begin those whose turn comes for the first time: the prompts of all, then the rest, so that under offload
         each network comes once."""
-        new = [seat for seat in seats if seat.sample is None]
-        for seat in new:
-            self._begin_one(seat, self._make)
-        self._fetch_prompts([seat for seat in new if seat.sample is not None])
+        new = [slot for slot in slots if slot.sample is None]
+        for slot in new:
+            self._begin_one(slot, self._make)
+        self._fetch_prompts([slot for slot in new if slot.sample is not None])
         for part in (self._encode, self._prepare):
-            for seat in new:
-                self._begin_one(seat, part)
+            for slot in new:
+                self._begin_one(slot, part)
 
-    def _begin_one(self, seat: Seat, part: Callable[[Seat], None]) -> None:
-        job, arrived = seat.job, time.monotonic()
-        if job.ended:
+    def _begin_one(self, slot: Slot, part: Callable[[Slot], None]) -> None:
+        job, arrived = slot.job, time.monotonic()
+        if job.progress.ended:
             return
-        if job.started is None:
-            job.started, job.swaps = arrived, job.plan.model.placement.swaps
+        if job.progress.started is None:
+            job.progress.started, job.progress.swaps = arrived, job.plan.model.placement.swaps
+            self._emit(job, Started())
             self._waiting.started(arrived)
             self._waiting.stale = True
         try:
-            part(seat)
-        except Exception as error:
+            part(slot)
+        except BaseException as error:
             self._fail(job, error)
             return
-        seat.began = time.monotonic()
-        job.encode_prompt_seconds += seat.began - arrived
+        slot.began = time.monotonic()
+        job.progress.encode_prompt_seconds += slot.began - arrived
 
-    def _make(self, seat: Seat) -> None:
-        seat.sample = prepare.seated(seat)
+    def _make(self, slot: Slot) -> None:
+        slot.sample = prepare.make_sample(slot)
 
-    def _fetch_prompts(self, seats: Sequence[Seat]) -> None:
+    def _fetch_prompts(self, slots: Sequence[Slot]) -> None:
         began = time.monotonic()
-        self._prompts.fetch([(seat.sample, seat.job.plan.prompts) for seat in seats if seat.sample], self.recovery)
+        self.prompts.fetch([(slot.sample, slot.job.plan.prompts) for slot in slots if slot.sample], self.recovery)
         seconds = time.monotonic() - began
-        for job in {seat.job for seat in seats}:
-            job.encode_prompt_seconds += seconds
+        for job in {slot.job for slot in slots}:
+            job.progress.encode_prompt_seconds += seconds
 
-    def _encode(self, seat: Seat) -> None:
-        assert seat.sample is not None
-        rows = partial(self._prompts.rows, seat.sample, seat.job.plan.prompts)
-        seat.sample.rows = self.recovery.once(rows)
-        _warn(seat.job, *(warning for row in seat.sample.rows for warning in row.warnings))
+    def _encode(self, slot: Slot) -> None:
+        assert slot.sample is not None
+        rows = partial(self.prompts.rows, slot.sample, slot.job.plan.prompts)
+        slot.sample.rows = self.recovery.once(rows)
+        _warn(slot.job, *(warning for row in slot.sample.rows for warning in row.warnings))
 
-    def _prepare(self, seat: Seat) -> None:
-        assert seat.sample is not None
-        seat.sample = self.recovery.once(partial(prepare.begin, seat.sample))
+    def _prepare(self, slot: Slot) -> None:
+        assert slot.sample is not None
+        slot.sample = self.recovery.once(partial(prepare.begin, slot.sample))
 
     def _advance(
-        self, seated: Sequence[tuple[Seat, Sample]], outcomes: Sequence[Outcome[list[torch.Tensor]]]
-    ) -> list[tuple[Seat, torch.Tensor]]:
+        self, begun: Sequence[tuple[Slot, Sample]], outcomes: Sequence[Outcome[list[torch.Tensor]]]
+    ) -> list[tuple[Slot, torch.Tensor]]:
         """Step the samples and say so; the clean estimates where previews are due."""
-        for (seat, _), outcome in zip(seated, outcomes, strict=True):
+        for (slot, _), outcome in zip(begun, outcomes, strict=True):
             if isinstance(outcome, DarkroomError):
-                self._fail(seat.job, outcome)
+                self._fail(slot.job, outcome)
         going = [
-            (seat, seat.job.plan.steps.ends.get(sample.evaluation), sample, outcome)
-            for (seat, sample), outcome in zip(seated, outcomes, strict=True)
-            if not isinstance(outcome, DarkroomError) and not seat.job.ended  # nor has another image of its job failed
+            (slot, slot.job.plan.steps.ends.get(sample.evaluation), sample, outcome)
+            for (slot, sample), outcome in zip(begun, outcomes, strict=True)
+            if not isinstance(outcome, DarkroomError)
+            and not slot.job.progress.ended  # nor has another image of its job failed
         ]
-        rows, now = sum(seat.rows for seat, _ in seated), time.monotonic()
+        rows, now = sum(slot.rows for slot, _ in begun), time.monotonic()
         turns = [
-            stepping.Turn(sample, outputs, step is not None and wants_preview(seat, step, now))
-            for seat, step, sample, outputs in going
+            stepping.Turn(
+                sample, slot.job.plan.entry, slot.step, outputs, step is not None and wants_preview(slot, step, now)
+            )
+            for slot, step, sample, outputs in going
         ]
         estimates = []
-        for (seat, step, sample, _), advanced in zip(going, stepping.advance(turns, self.recovery), strict=True):
+        for (slot, step, sample, _), advanced in zip(going, stepping.advance(turns, self.recovery), strict=True):
             if isinstance(advanced, DarkroomError):
-                self._fail(seat.job, advanced)
+                self._fail(slot.job, advanced)
                 continue
             if step is not None:
-                self._say(seat.job, _step_done(seat, sample, step, rows))
+                self._emit(slot.job, _step_done(slot, sample, step, rows))
             if advanced is not None:
-                estimates.append((seat, advanced))
+                estimates.append((slot, advanced))
         return estimates
 
-    def _show(self, estimates: Sequence[tuple[Seat, torch.Tensor]]) -> None:
+    def _show(self, estimates: Sequence[tuple[Slot, torch.Tensor]]) -> None:
         """Make the previews that are due. One that fails is left out with a warning: the picture is worth more."""
-        for mode in dict.fromkeys(seat.job.request.preview.mode for seat, _ in estimates):
-            wanted = [each for each in estimates if each[0].job.request.preview.mode == mode and not each[0].job.ended]
-            for (seat, _), outcome in zip(wanted, self._decoders.show(wanted, self.recovery), strict=True):
-                seat.previewed = time.monotonic()
+        for mode in dict.fromkeys(slot.job.request.preview.mode for slot, _ in estimates):
+            wanted = [
+                each
+                for each in estimates
+                if each[0].job.request.preview.mode == mode and not each[0].job.progress.ended
+            ]
+            for (slot, _), outcome in zip(wanted, self._decoders.show(wanted, self.recovery), strict=True):
+                slot.previewed = time.monotonic()
                 if isinstance(outcome, DarkroomError):
-                    _warn(seat.job, f"a preview is missing: {outcome}")
+                    _warn(slot.job, f"a preview is missing: {outcome}")
                     continue
-                assert seat.sample is not None
-                step = seat.job.plan.steps.ends[seat.sample.evaluation - 1]
-                self._say(seat.job, PreviewMade(seat.index, step, outcome, mode))
+                assert slot.sample is not None
+                step = slot.job.plan.steps.ends[slot.sample.evaluation - 1]
+                self._emit(slot.job, PreviewMade(slot.index, step, outcome, mode))
 
-    def _finish(self, done: Sequence[tuple[Seat, Sample]]) -> None:
-        done = [(seat, sample) for seat, sample in done if not seat.job.ended]
+    def _finish(self, done: Sequence[tuple[Slot, Sample]]) -> None:
+        done = [(slot, sample) for slot, sample in done if not slot.job.progress.ended]
         began = time.monotonic()
-        aside = not any(seat.job.plan.model.placement.swapping for seat, _ in done)
+        aside = not any(slot.job.plan.model.placement.swapping for slot, _ in done)
         outcomes = decode.decode([sample for _, sample in done], self.recovery, aside)
         seconds = time.monotonic() - began
-        for job in {seat.job for seat, _ in done}:
-            job.decode_seconds += seconds
-        for (seat, _), outcome in zip(done, outcomes, strict=True):
-            self._deliver(seat, outcome)
+        for job in {slot.job for slot, _ in done}:
+            job.progress.decode_seconds += seconds
+        for (slot, _), outcome in zip(done, outcomes, strict=True):
+            self._deliver(slot, outcome)
 
-    def _deliver(self, seat: Seat, outcome: Outcome[decode.Decoded]) -> None:
-        job = seat.job
+    def _deliver(self, slot: Slot, outcome: Outcome[decode.Decoded]) -> None:
+        job = slot.job
         if isinstance(outcome, DarkroomError):
             self._end(job, outcome)
             return
         if outcome.tiled:
             _warn(job, TILED)
-        self._say(job, ImageDecoded(seat.index, outcome.picture, outcome.findings))
-        self._batcher.drop([seat])
-        job.seats_left -= 1
-        if job.seats_left == 0:
+        self._emit(job, ImageDecoded(slot.index, outcome.picture, outcome.findings))
+        self._batcher.drop([slot])
+        job.progress.slots_left -= 1
+        if job.progress.slots_left == 0:
             self._end(job, None)
 
     def _end(self, job: Job, error: Exception | None) -> None:
-        """The one way in which a job ends: its seats are free, its client is told."""
-        if job.ended:
+        """The one way in which a job ends: its slots are free, its client is told."""
+        if job.progress.ended:
             return
-        job.ended = True
+        job.progress.ended = True
         self._batcher.drop_job(job)
         self._waiting.stale = True
         now = time.monotonic()
-        self._say(job, Ended(error, job.timings(now), tuple(job.warnings)))
+        self._emit(job, Ended(error, job.timings(now), tuple(job.progress.warnings)))
         seconds = round(now - job.arrived, 3)
-        swaps = job.plan.model.placement.swaps - job.swaps if job.started is not None else 0
+        swaps = job.plan.model.placement.swaps - job.progress.swaps if job.progress.started is not None else 0
         moved = f", with {swaps} swaps" if swaps else ""
         log.info("job %s ended after %s s%s: %s", job.request_id, seconds, moved, error or "done")
 
-    def _fail(self, job: Job, error: Exception) -> None:
+    def _fail(self, job: Job, error: BaseException) -> None:
         """End a job by what a plugin or the model raised.
 
         :raises DeviceLost: it is more than this job that failed
@@ -336,39 +348,43 @@ class Engine:
         for job in self._batcher.jobs():
             self._end(job, error)
 
-    def _say(self, job: Job, event: Event) -> None:
-        if not job.ended or isinstance(event, Ended):
-            self._outbox.append((job.mailbox, event))
+    def _emit(self, job: Job, event: Event) -> None:
+        if not job.progress.ended or isinstance(event, Ended):
+            self._outbox.append((job, event))
 
-    def _post(self) -> None:
+    def _flush_events(self) -> None:
         """Hand over what happened, once a tick: waking the event loop costs more than an event."""
         for job, queued in self._waiting.news(time.monotonic()):
-            self._say(job, queued)
+            self._emit(job, queued)
         if self._outbox:
             self._loop.call_soon_threadsafe(_deliver, self._outbox)
             self._outbox = []
 
 
-def _seated(seats: Sequence[Seat], done: bool) -> list[tuple[Seat, Sample]]:
+def _begun(slots: Sequence[Slot], done: bool) -> list[tuple[Slot, Sample]]:
     """Those that have begun and go on, or are done."""
-    begun = [(seat, seat.sample) for seat in seats if seat.sample is not None and not seat.job.ended]
-    return [(seat, sample) for seat, sample in begun if sample.done is done]
+    begun = [(slot, slot.sample) for slot in slots if slot.sample is not None and not slot.job.progress.ended]
+    return [(slot, sample) for slot, sample in begun if sample.done is done]
 
 
-def _deliver(outbox: Sequence[tuple[Mailbox, Event]]) -> None:
-    for mailbox, event in outbox:
-        mailbox.put(event)
+def _deliver(outbox: Sequence[tuple[Job, Event]]) -> None:
+    """On the event loop."""
+    for job, event in outbox:
+        if isinstance(event, Started):
+            job.queued = False
+        else:
+            job.mailbox.put(event)
 
 
 def _warn(job: Job, *warnings: str) -> None:
-    job.warnings += (warning for warning in dict.fromkeys(warnings) if warning not in job.warnings)
+    job.progress.warnings += (each for each in dict.fromkeys(warnings) if each not in job.progress.warnings)
 
 
-def _step_done(seat: Seat, sample: Sample, step: int, rows: int) -> StepDone:
-    steps = seat.job.plan.steps
-    elapsed, began = time.monotonic() - seat.began, steps.begins[step]
+def _step_done(slot: Slot, sample: Sample, step: int, rows: int) -> StepDone:
+    steps = slot.job.plan.steps
+    elapsed, began = time.monotonic() - slot.began, steps.begins[step]
     return StepDone(
-        image_index=seat.index,
+        image_index=slot.index,
         step=step,
         step_count=steps.count,
         timestep=float(sample.timesteps[began]),

@@ -6,23 +6,27 @@ from collections.abc import Callable, Sequence
 
 import torch
 
+from darkroom_plugins import calls
 from darkroom_plugins.manager import Plugins
 from darkroom_plugins.request import PreviewMode, PreviewOptions
-from darkroom_server.device.transfer import Arriving, to_pictures
+from darkroom_server.device.transfer import PendingImage, to_pictures
 from darkroom_server.engine.decode import DECODED_AT_ONCE
 from darkroom_server.engine.recovery import Outcome, Recovery, work
-from darkroom_server.engine.seat import Seat
+from darkroom_server.engine.slot import Slot
 from darkroom_server.errors import OutOfMemory
 from darkroom_server.models.model import Model
 
-BY_NETWORK = ("full-vae", "tiny-vae")  # modes that need one of the model's networks
+
+def wants_preview(slot: Slot, step: int, now: float) -> bool:
+    """Whether this step of this image is to be shown now."""
+    return preview_is_due(slot, step, now) and not (slot.skip_network_swap and slot.job.plan.preview_by_network)
 
 
-def wants_preview(seat: Seat, step: int, now: float) -> bool:
-    """Whether this step of this image is to be shown."""
-    options: PreviewOptions = seat.job.request.preview
-    due = step % options.every_n_steps == 0 and now - seat.previewed >= options.min_interval_seconds
-    return options.mode != "off" and due and not (seat.denoiser_stays and options.mode in BY_NETWORK)
+def preview_is_due(slot: Slot, step: int, now: float) -> bool:
+    """Whether this step of this image is to be shown, as far as its client's options go."""
+    options: PreviewOptions = slot.job.request.preview
+    due = step % options.every_n_steps == 0 and now - slot.previewed >= options.min_interval_seconds
+    return options.mode != "off" and due
 
 
 class PreviewDecoders:
@@ -30,7 +34,7 @@ class PreviewDecoders:
 
     def __init__(self, plugins: Plugins) -> None:
         self._plugins = plugins
-        self._built: dict[tuple[str, PreviewMode], Callable[[torch.Tensor], torch.Tensor]] = {}
+        self.built: dict[tuple[str, PreviewMode], Callable[[torch.Tensor], torch.Tensor]] = {}
 
     def prepare(self, model: Model) -> None:
         """Build the decoders that cost time, so that no job waits for them."""
@@ -40,12 +44,14 @@ class PreviewDecoders:
 
     def _decoder(self, model: Model, mode: PreviewMode) -> Callable[[torch.Tensor], torch.Tensor]:
         key = (model.name, mode)
-        if key not in self._built:
-            self._built[key] = self._plugins.preview_decoders[mode].build(model.family)
-        return self._built[key]
+        if key not in self.built:
+            entry = self._plugins.preview_decoders[mode]
+            with calls.calling(entry, "build", timed=False):
+                self.built[key] = entry.build(model.family)
+        return self.built[key]
 
-    def show(self, wanted: Sequence[tuple[Seat, torch.Tensor]], recovery: Recovery) -> list[Outcome[Arriving]]:
-        """Each seat's picture of its (1, channels, h, w) estimate. All are of one model, mode and
+    def show(self, wanted: Sequence[tuple[Slot, torch.Tensor]], recovery: Recovery) -> list[Outcome[PendingImage]]:
+        """Each slot's picture of its (1, channels, h, w) estimate. All are of one model, mode and
         shape. Where one does not fit into memory, none are tried for a while: pictures go on without."""
         if not wanted:
             return []
@@ -56,7 +62,8 @@ class PreviewDecoders:
             recovery.limits.exclude(showing)
         return outcomes
 
-    def _show(self, wanted: Sequence[tuple[Seat, torch.Tensor]]) -> list[Arriving]:
+    def _show(self, wanted: Sequence[tuple[Slot, torch.Tensor]]) -> list[PendingImage]:
         job = wanted[0][0].job
         decode = self._decoder(job.plan.model, job.request.preview.mode)
-        return to_pictures(decode(torch.cat([estimate for _, estimate in wanted])))
+        with calls.calling(self._plugins.preview_decoders[job.request.preview.mode], "preview"):
+            return to_pictures(decode(torch.cat([estimate for _, estimate in wanted])))

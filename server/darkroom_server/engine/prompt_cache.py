@@ -6,7 +6,8 @@ import contextlib
 from collections import OrderedDict
 from collections.abc import Hashable, Sequence
 
-from darkroom_plugins.contract import PromptKey
+from darkroom_plugins import calls
+from darkroom_plugins.contract import Adapter, PromptKey
 from darkroom_plugins.sample import PromptEmbedding, Sample
 from darkroom_server.engine.recovery import Recovery
 
@@ -65,7 +66,12 @@ class PromptCache:
 
 def _changes(sample: Sample) -> Hashable:
     """What adapters change in the text encoders for this sample."""
-    return tuple((adapter.name, adapter.prompt_key(sample.request)) for adapter in sample.adapters)
+    return tuple((adapter.name, _key(adapter, sample)) for adapter in sample.adapters)
+
+
+def _key(adapter: Adapter, sample: Sample) -> Hashable:
+    with calls.calling(adapter, "prompt_key"):
+        return adapter.prompt_key(sample.request, calls.parameters_of(adapter, sample.request))
 
 
 def _whole(sample: Sample, key: PromptKey, changes: Hashable) -> Hashable:
@@ -78,5 +84,8 @@ def _encode(texts: Sequence[tuple[Sample, PromptKey]]) -> list[PromptEmbedding]:
     sample = texts[0][0]
     with contextlib.ExitStack() as adapted:
         for adapter in sample.adapters:
-            adapted.enter_context(adapter.encoding(sample))
-        return sample.model.encode_prompts([key for _, key in texts])
+            with calls.calling(adapter, "encoding"):
+                context = adapter.encoding(sample, calls.parameters_of(adapter, sample.request))
+                adapted.enter_context(context)
+        with calls.calling(sample.model, "encode_prompts", timed=False):
+            return sample.model.encode_prompts([key for _, key in texts])

@@ -33,12 +33,12 @@ class WaitingRoom:
             return
         self.stale, self._next = False, now + INTERVAL
         for lane in self._batcher.lanes():
-            waiting = dict.fromkeys(seat.job for seat in lane.seats if seat.job.started is None)
+            waiting = dict.fromkeys(slot.job for slot in lane.slots if slot.job.progress.started is None)
             self._next += len(waiting) * JOB
-            seated = {seat.job for seat in lane.gather(self._row_limit(lane))}
-            for position, job in enumerate(job for job in waiting if job not in seated):
-                if job.position != position:
-                    job.position = position
+            begun = {slot.job for slot in lane.select_batch(self._row_limit(lane))}
+            for position, job in enumerate(job for job in waiting if job not in begun):
+                if job.progress.position != position:
+                    job.progress.position = position
                     yield job, Queued(position, self._estimate(position))
 
     def _estimate(self, position: int) -> float | None:

@@ -16,7 +16,7 @@ from accelerate.utils.memory import clear_device_cache
 
 from darkroom_plugins.errors import DarkroomError
 from darkroom_plugins.request import Request
-from darkroom_server.errors import TOO_LITTLE_MEMORY, DeviceLost, OutOfMemory, classify, to_domain_error
+from darkroom_server.errors import TOO_LITTLE_MEMORY, DeviceLost, OutOfMemory, classify, forget_cause, to_domain_error
 
 log = logging.getLogger(__name__)
 
@@ -94,7 +94,7 @@ class Recovery:
         """The result of `run`, which is tried a second time where memory was short."""
         try:
             return run()
-        except Exception as error:
+        except BaseException as error:
             if not isinstance(classify(error), OutOfMemory):
                 raise
         self._make_room()  # outside the except block, whose traceback keeps tensors in memory
@@ -178,8 +178,8 @@ def _attempt(run: Callable[[Sequence[S]], list[T]], items: Sequence[S]) -> Outco
         if len(results) != len(items):
             raise ValueError(f"{len(results)} results of {len(items)}")
         return results
-    except Exception as error:
-        return to_domain_error(error) if len(items) == 1 else classify(error)
+    except BaseException as error:  # SystemExit in a plugin, too
+        return to_domain_error(error) if len(items) == 1 else forget_cause(classify(error))
 
 
 def work(kind: str, request: Request) -> Hashable:

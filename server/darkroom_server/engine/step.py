@@ -1,4 +1,5 @@
-"""The schedulers' steps of many samples: together where tables of their coefficients are there, else one by one."""
+"""Guidance and the scheduler's step of a batch's samples: all at once by tables of coefficients, where there are any,
+else by each sample's own scheduler object."""
 
 from __future__ import annotations
 
@@ -12,8 +13,9 @@ import numpy as np
 import torch
 from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import rescale_noise_cfg
 
+from darkroom_plugins import calls
+from darkroom_plugins.contract import SchedulerEntry
 from darkroom_plugins.errors import DarkroomError
-from darkroom_plugins.request import Request
 from darkroom_plugins.sample import Sample
 from darkroom_plugins.tensors import to_device
 from darkroom_server.engine.recovery import Outcome, Recovery, work
@@ -27,6 +29,17 @@ Estimate: TypeAlias = torch.Tensor | None
 
 
 @dataclass(frozen=True, slots=True, eq=False)
+class Turn:
+    """What one sample's step begins with."""
+
+    sample: Sample
+    entry: SchedulerEntry
+    coefficients: Step | None  # of this step; None: its scheduler object takes it
+    outputs: Sequence[torch.Tensor]  # the denoiser's, of each of its rows: (1, channels, h, w)
+    want_estimate: bool
+
+
+@dataclass(frozen=True, slots=True, eq=False)
 class Stepped:
     """What a step came to; its sample does not have it yet."""
 
@@ -36,52 +49,69 @@ class Stepped:
     clean: Callable[[], torch.Tensor] | None  # the estimate of the clean latents, of this shape, where it is wanted
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class Turn:
-    """What one sample's step begins with."""
-
-    sample: Sample
-    outputs: Sequence[torch.Tensor]  # the denoiser's, of each of its rows: (1, channels, h, w)
-    want_estimate: bool
-
-
 def advance(turns: Sequence[Turn], recovery: Recovery) -> list[Outcome[Estimate]]:
-    """Take one evaluation's step of each of a batch's samples, as `advance` does of one.
+    """Take one evaluation's step of each of a batch's samples.
 
     Returns, for each, the estimate of its clean latents, (1, channels, h, w), where it is wanted, or the error that it
     failed with; a sample that failed is as it was.
     """
-    steps = [turn.sample.table.get(turn.sample.evaluation) for turn in turns]  # once: tables fill up beside the loop
-    tabled = [(turn, step) for turn, step in zip(turns, steps, strict=True) if step is not None]
-    stepped = iter(recovery.each(work("step", tabled[0][0].sample.request), _step, tabled) if tabled else ())
-    return [
-        _finish(turn, None if step is None else next(stepped), recovery)
-        for turn, step in zip(turns, steps, strict=True)
-    ]
+    stepped: dict[Turn, Outcome[Stepped]] = {}
+    for way, take in (("table", _by_table), ("object", _by_object)):
+        part = [turn for turn in turns if (turn.coefficients is not None) is (take is _by_table)]
+        if part:
+            outcomes = recovery.each(work(f"step by {way}", part[0].sample.request), take, part)
+            stepped.update(zip(part, outcomes, strict=True))
+    return [_finish(turn.sample, stepped[turn], recovery) for turn in turns]
 
 
-def _finish(turn: Turn, stepped: Outcome[Stepped] | None, recovery: Recovery) -> Outcome[Estimate]:
+def _finish(sample: Sample, stepped: Outcome[Stepped], recovery: Recovery) -> Outcome[Estimate]:
     if isinstance(stepped, DarkroomError):
         return stepped
-
-    def take() -> Estimate:
-        if stepped is None:
-            return _advance_one(turn.sample, turn.outputs, turn.want_estimate)
-        return commit(turn.sample, stepped)
-
     try:
-        return recovery.once(take)
-    except Exception as error:
+        return recovery.once(partial(commit, sample, stepped))
+    except BaseException as error:
         return to_domain_error(error)
 
 
-def _step(batch: Sequence[tuple[Turn, Step]]) -> list[Stepped]:
+def guide(turns: Sequence[Turn]) -> list[torch.Tensor]:
+    """Classifier-free guidance (Ho and Salimans 2022) of each sample's rows, (1, channels, h, w), the unconditional one
+    first; with rescale as Lin et al. 2023, section 3.4. A single row stays as it is."""
+    pairs = {turn: turn.outputs for turn in turns if len(turn.outputs) == 2}
+    if not pairs:
+        return [turn.outputs[0] for turn in turns]
+    unconditional, conditional = (torch.cat(rows) for rows in zip(*pairs.values(), strict=True))
+    scales = torch.tensor([turn.sample.request.guidance_scale for turn in pairs]).view(-1, 1, 1, 1)
+    towards = to_device(scales, conditional.device) * (conditional - unconditional)
+    guided = dict(zip(pairs, (unconditional + towards.to(unconditional.dtype)).split(1), strict=True))
+    for turn in pairs:
+        if rescale := turn.sample.request.guidance_rescale:
+            guided[turn] = rescale_noise_cfg(guided[turn], turn.outputs[1], guidance_rescale=rescale)
+    return [guided.get(turn, turn.outputs[0]) for turn in turns]
+
+
+def _by_object(turns: Sequence[Turn]) -> list[Stepped]:
+    stepped = []
+    for turn, output in zip(turns, guide(turns), strict=True):
+        with calls.calling(turn.entry, "step"):
+            stepped.append(_step(turn.sample, output, turn.want_estimate))
+    return stepped
+
+
+def _step(sample: Sample, output: torch.Tensor, want_estimate: bool) -> Stepped:
+    """By a copy of the sample's own scheduler."""
+    scheduler, generator = copy_scheduler(sample.scheduler), sample.generator.clone_state()
+    arguments = step_arguments(scheduler, generator, sample.request.eta)
+    result = scheduler.step(output, sample.timestep, sample.latents, **arguments)
+    clean = partial(clean_estimate, scheduler, sample.timestep, sample.latents, result, output)
+    return Stepped(scheduler, generator, result.prev_sample, clean if want_estimate else None)
+
+
+def _by_table(turns: Sequence[Turn]) -> list[Stepped]:
     """One multiply-add for all: each result is the sum of its sample's terms, times their coefficients."""
+    batch = [(turn, turn.coefficients) for turn in turns if turn.coefficients is not None]
     generators, noise = _draw(batch)
-    guided = _guide([turn for turn, _ in batch])
     terms = []
-    for (turn, step), output in zip(batch, guided, strict=True):
-        assert turn.sample.latents is not None
+    for (turn, step), output in zip(batch, guide(turns), strict=True):
         kept = [read(turn.sample.scheduler, slot) for slot in step.slots]
         terms.append([turn.sample.latents, output, *kept, *(next(noise) for _ in step.draws)])
     results = _combine(
@@ -107,27 +137,11 @@ def _draw(batch: Sequence[tuple[Turn, Step]]) -> tuple[list[torch.Generator], It
     generators, noise = [], []
     for turn, step in batch:
         latents, generator = turn.sample.latents, turn.sample.generator
-        assert generator is not None
-        assert latents is not None
         generators.append(generator.clone_state() if step.draws else generator)
         for dtype in step.draws:  # as diffusers draws: on the CPU, in this shape and dtype
             dtype = dtype or turn.outputs[0].dtype
             noise.append(torch.randn(latents.shape, generator=generators[-1], dtype=dtype))
     return generators, iter(to_device(torch.cat(noise), batch[0][0].outputs[0].device).split(1) if noise else ())
-
-
-def _guide(turns: Sequence[Turn]) -> list[torch.Tensor]:
-    """The guided outputs, as `guide` makes them one by one."""
-    pairs = {
-        turn: turn.outputs for turn in turns if len(turn.outputs) == 2 and not turn.sample.request.guidance_rescale
-    }
-    if not pairs:
-        return [guide(turn.outputs, turn.sample.request) for turn in turns]
-    unconditional, conditional = (torch.cat(rows) for rows in zip(*pairs.values(), strict=True))
-    scales = torch.tensor([turn.sample.request.guidance_scale for turn in pairs]).view(-1, 1, 1, 1)
-    towards = to_device(scales, conditional.device) * (conditional - unconditional)
-    guided = dict(zip(pairs, (unconditional + towards.to(unconditional.dtype)).split(1), strict=True))
-    return [guided[t] if t in guided else guide(t.outputs, t.sample.request) for t in turns]
 
 
 def _combine(coefficients: Sequence[Floats], terms: Sequence[list[torch.Tensor]]) -> list[tuple[torch.Tensor, ...]]:
@@ -150,33 +164,7 @@ def _combine(coefficients: Sequence[Floats], terms: Sequence[list[torch.Tensor]]
     return [made[start : start + rows] for start in range(0, len(made), rows)]
 
 
-def guide(outputs: Sequence[torch.Tensor], request: Request) -> torch.Tensor:
-    """Classifier-free guidance (Ho and Salimans 2022) of a sample's rows, each (1, channels, h, w), the unconditional
-    one first; with rescale as Lin et al. 2023, section 3.4. A single row is returned as it is."""
-    if len(outputs) == 1:
-        return outputs[0]
-    unconditional, conditional = outputs
-    guided = unconditional + request.guidance_scale * (conditional - unconditional)
-    if request.guidance_rescale > 0:
-        guided = rescale_noise_cfg(guided, conditional, guidance_rescale=request.guidance_rescale)
-    return guided
-
-
-def _advance_one(sample: Sample, outputs: Sequence[torch.Tensor], want_estimate: bool) -> torch.Tensor | None:
-    """Take one evaluation's step by the sample's own scheduler object, given what the denoiser made of each row.
-
-    Returns the estimate of the clean latents, (1, channels, h, w), where it is wanted.
-    """
-    assert sample.generator is not None
-    output = guide(outputs, sample.request)
-    scheduler, generator = copy_scheduler(sample.scheduler), sample.generator.clone_state()
-    arguments = step_arguments(scheduler, generator, sample.request.eta)
-    result = scheduler.step(output, sample.timestep, sample.latents, **arguments)
-    clean = partial(clean_estimate, sample, result, output) if want_estimate else None
-    return commit(sample, Stepped(scheduler, generator, result.prev_sample, clean))
-
-
-def commit(sample: Sample, stepped: Stepped) -> torch.Tensor | None:
+def commit(sample: Sample, stepped: Stepped) -> Estimate:
     """Give a sample what its step came to: scheduler, generator and latents change together, or not at all.
 
     Returns the estimate of the clean latents as its task makes it, where there is one.
@@ -185,7 +173,7 @@ def commit(sample: Sample, stepped: Stepped) -> torch.Tensor | None:
     sample.scheduler, sample.generator = stepped.scheduler, stepped.generator
     try:
         estimate = _estimate(sample, stepped.clean) if stepped.clean else None
-        sample.latents = sample.task.after_evaluation(sample, stepped.latents)
+        sample.latents = calls.after_evaluation(sample, stepped.latents)
     except BaseException:
         sample.scheduler, sample.generator, sample.latents = before
         raise
@@ -193,9 +181,9 @@ def commit(sample: Sample, stepped: Stepped) -> torch.Tensor | None:
     return estimate
 
 
-def _estimate(sample: Sample, clean: Callable[[], torch.Tensor]) -> torch.Tensor | None:
+def _estimate(sample: Sample, clean: Callable[[], torch.Tensor]) -> Estimate:
     try:
-        return sample.task.estimate(sample, clean())
-    except Exception as error:  # of a scheduler from elsewhere: the picture does not depend on it
+        return sample.task.estimate(sample, clean(), calls.parameters_of(sample.task, sample.request))
+    except BaseException as error:  # of a plugin: the picture does not depend on it
         log.warning("no preview under %s: %r", type(sample.scheduler).__name__, error)
         return None

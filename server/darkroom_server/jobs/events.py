@@ -11,12 +11,17 @@ if TYPE_CHECKING:
     import numpy as np
 
     from darkroom_plugins.request import ImageFormat, PreviewMode
-    from darkroom_server.device.transfer import Arriving
+    from darkroom_server.device.transfer import PendingImage
 
 
 @dataclass(frozen=True, slots=True)
 class Accepted:
     """The job exists."""
+
+
+@dataclass(frozen=True, slots=True)
+class Started:
+    """The job waits no more. For the server itself: its stream says nothing of it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +62,7 @@ class PreviewMade:
 
     image_index: int
     step: int
-    picture: Arriving
+    picture: PendingImage
     decoder: PreviewMode
 
 
@@ -66,7 +71,7 @@ class ImageDecoded:
     """An image is done, but for its finishers and its encoding."""
 
     image_index: int
-    picture: Arriving
+    picture: PendingImage
     findings: dict[str, Any] = field(default_factory=dict)  # what inspectors found, by their names
 
 
@@ -90,4 +95,4 @@ class Ended:
     warnings: tuple[str, ...] = ()
 
 
-Event = Accepted | Queued | Loading | ControlMade | StepDone | PreviewMade | ImageDecoded | Ended
+Event = Accepted | Started | Queued | Loading | ControlMade | StepDone | PreviewMade | ImageDecoded | Ended

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from darkroom_plugins.files.hub import located
 from darkroom_server.models.model import Model, ModelError
@@ -19,14 +20,29 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Asset:
-    """A file that the operator lists, with the models that it fits. `misfits` says for each other one why not."""
+    """A file that the operator lists, with the models that it fits. `incompatibilities` says of the others why not."""
 
     settings: AssetSettings
     path: Path
     user: AssetUser
     info: AssetInfo
-    misfits: Mapping[str, str]
+    incompatibilities: Mapping[str, str]
     fits: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class AcquiredAssets:
+    """What plugins made of the assets that a job acquired: the `Assets` of its samples."""
+
+    values: Mapping[tuple[str, str], Any] = field(default_factory=dict)  # by kind and name
+
+    def names(self, kind: AssetKind) -> Sequence[str]:
+        """Sorted."""
+        return sorted(name for each, name in self.values if each == kind)
+
+    def get(self, kind: AssetKind, name: str) -> Any:
+        """What the plugin of this kind made of the file."""
+        return self.values[kind, name]
 
 
 class AssetFiles:
@@ -56,8 +72,15 @@ class AssetFiles:
         try:
             path = located(path)
             info = user.describe_asset(path)
-            misfits = {name: user.misfit(path, model.family) for name, model in models.items()}
+            incompatibilities = {name: user.incompatibility(path, model.family) for name, model in models.items()}
         except Exception as error:  # safetensors raises an error of its own
             raise ModelError(f"{kind} {settings.name!r}: {path} cannot be used: {error}") from error
-        whys = {name: why for name, why in misfits.items() if why}
+        whys = {name: why for name, why in incompatibilities.items() if why}
         return Asset(settings, path, user, info, whys, tuple(sorted(set(models) - set(whys))))
+
+    def fitting(self, model: str) -> dict[AssetKind, dict[str, Asset]]:
+        """Those that fit a model, by kind and name."""
+        return {
+            kind: {name: asset for name, asset in entries.items() if model in asset.fits}
+            for kind, entries in self.entries.items()
+        }

@@ -5,20 +5,17 @@ from __future__ import annotations
 import copy
 import functools
 import gc
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
 
-from darkroom_plugins.contract import AssetKind
-from darkroom_plugins.files import fill
+from darkroom_plugins.files import load_weights
 from darkroom_server.config.settings import MemoryOptions
 from darkroom_server.device.transfer import settle
-from darkroom_server.errors import LoadFailed
 from darkroom_server.models.assets import AssetFiles
-from darkroom_server.models.residency import Holding, Key, Loading, Report, Store
+from darkroom_server.models.residency import Holding, Key, Loading, Report
 from darkroom_server.networks.placement import Placement, first_device, place
 
 if TYPE_CHECKING:
@@ -44,11 +41,11 @@ def load(
     :raises OSError, ValueError: they cannot be read, or are not those of the model
     """
     components, options = {}, options or MemoryOptions()
-    for name, hollow in family.hollow.items():
-        components[name], dtype = copy.deepcopy(hollow), family.dtype_of(name)
+    for name, meta in family.meta_components.items():
+        components[name], dtype = copy.deepcopy(meta), family.dtype_of(name)
         tell = functools.partial(_tell, report, name, dtype)
         # Rounded to the model's own type, whatever the component's is, as diffusers' pipelines have it.
-        fill(components[name], files.weights(name), family.dtype, first_device(family, options), tell)
+        load_weights(components[name], files.weights(name), family.dtype, first_device(family, options), tell)
         nn.Module.to(components[name], dtype)  # diffusers' own warns of what it may not cast
     placement = place(components, family, options)
     family.components = components
@@ -85,7 +82,7 @@ class ModelHolding(Holding):
             self._model.placement = load(family, self._model.files, self._model.settings, tell)
 
     def _download(self, report: Report) -> None:
-        name, files, parts = self._model.name, self._model.files, self._model.family.hollow
+        name, files, parts = self._model.name, self._model.files, self._model.family.meta_components
         total, done = files.fetch_bytes(parts), 0
 
         def tell(size: int) -> None:
@@ -116,7 +113,7 @@ class ModelHolding(Holding):
         """Copies, so that a loading that fails can be tried again."""
         family, components = self._model.family, {}
         for component, weights in self._parked.items():
-            components[component] = copy.deepcopy(family.hollow[component])
+            components[component] = copy.deepcopy(family.meta_components[component])
             copies = {name: each.to(family.device, copy=True) for name, each in weights.items()}
             components[component].load_state_dict(copies, assign=True)
         self._model.placement = place(components, family, self._model.settings)
@@ -135,26 +132,11 @@ class AssetHolding(Holding):
     def __init__(self, asset: Asset, model: Model) -> None:
         kind, name = str(asset.user.asset_kind), asset.settings.name
         super().__init__((kind, name, model.name), f"{kind} {name} for model {model.name}", asset.info.weight_bytes)
-        self.value: Any = None  # what its plugin made of it, while it is resident
         self._asset, self._model = asset, model
 
     def load(self, report: Report) -> None:
         report(Loading(self._model.name, self._asset.settings.name, "read", 0, self.device_bytes))
-        self.read()
-
-    def read(self) -> None:
-        """Have it read.
-
-        :raises LoadFailed: it does not load
-        """
-        if self.value is not None:
-            return
-        try:
-            self.value = self._asset.user.load_asset(self._asset.path, self._model.family)
-        except (torch.OutOfMemoryError, MemoryError):
-            raise
-        except Exception as error:
-            raise LoadFailed(f"{self.name} does not load; the server's log says why", self.key) from error
+        self.value = self._asset.user.load_asset(self._asset.path, self._model.family)
 
     def drop(self) -> None:
         self.value = None
@@ -162,36 +144,12 @@ class AssetHolding(Holding):
         free()
 
 
-@dataclass(frozen=True, slots=True)
-class ModelAssets:
-    """The assets that fit one model, for one request: what plugins see."""
-
-    files: AssetFiles
-    store: Store
-    model: Model
-
-    def names(self, kind: AssetKind) -> Sequence[str]:
-        """Those that fit the model, sorted."""
-        return [name for name, asset in self.files.entries[kind].items() if self.model.name in asset.fits]
-
-    def get(self, kind: AssetKind, name: str) -> Any:
-        """What the plugin of this kind made of the file. The job has acquired it, but for embeddings, which are so
-        small that they are read while the prompt is.
-
-        :raises LoadFailed: an embedding does not load
-        """
-        holding = self.store[kind, name, self.model.name]
-        assert isinstance(holding, AssetHolding)
-        if kind == "embedding":
-            holding.read()
-        return holding.value
-
-
 def holdings(
     models: Mapping[str, Model], assets: AssetFiles, ready: Callable[[Model], Awaitable[None]]
 ) -> dict[Key, Holding]:
     """Everything that can be loaded, by its key. `ready` is awaited after each loading of a model."""
-    listed = [asset for entries in assets.entries.values() for asset in entries.values()]
+    # Embeddings are so small that the planner reads them with the prompt.
+    listed = [asset for kind, entries in assets.entries.items() if kind != "embedding" for asset in entries.values()]
     found: list[Holding] = [ModelHolding(model, ready) for model in models.values()]
     found += (AssetHolding(asset, models[name]) for asset in listed for name in asset.fits)
     return {holding.key: holding for holding in found}

@@ -6,8 +6,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from darkroom_plugins.builtin.previews import TINY_VAE
-from darkroom_plugins.builtin.safety import PART as SAFETY_CHECKER
+from darkroom_plugins.contract import SAFETY_CHECKER, TINY_VAE
 from darkroom_plugins.errors import DarkroomError
 from darkroom_plugins.files import ModelFiles
 from darkroom_plugins.files.hub import HubFiles, located, located_config
@@ -83,7 +82,7 @@ def _open(settings: ModelSettings, plugins: Plugins, device: torch.device, dtype
         problems.append(f"default_scheduler: there is no scheduler {wanted!r}")
     if problems:
         raise ModelError(f"model {settings.name!r}: {'; '.join(problems)}")
-    family.hollow = {**family.hollow, **added}
+    family.meta_components = {**family.meta_components, **added}
     modes, size = extras.preview_modes(family, settings, plugins), device_bytes(family, settings)
     return Model(settings, files, family, plugins.scheduler_names[wanted], modes, size)
 

@@ -12,8 +12,8 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeAlias, TypeVar
 
-from darkroom_server.device.allocator import give_back
-from darkroom_server.device.threads import without_teams
+from darkroom_server.device.allocator import trim_heap
+from darkroom_server.device.threads import single_threaded_pool
 from darkroom_server.errors import LoadFailed, OutOfMemory, classify
 
 log = logging.getLogger(__name__)
@@ -58,6 +58,7 @@ class Holding(ABC):
         self.name = name
         self.device_bytes = device_bytes
         self.residency = Residency.ABSENT
+        self.value: Any = None  # what users get, while it is resident; None of a model
         self.users = 0
         self.used = 0.0  # time.monotonic when it was let go of last
         self.closing = False  # no more users until it has left
@@ -87,7 +88,7 @@ class Ticket:
     granted: asyncio.Future[None] = field(default_factory=lambda: asyncio.get_running_loop().create_future())
 
 
-class Store:
+class ResidencyManager:
     """Holdings under a budget, for the event loop's thread.
 
     Who needs holdings that are not resident waits in a queue. Its head is served first: those that nobody uses leave,
@@ -113,8 +114,8 @@ class Store:
         self._tickets: list[Ticket] = []
         self._changed = asyncio.Event()
         self._loading: asyncio.Future[None] | None = None
-        self._loader = without_teams("loader")
-        self._leaver = without_teams("leaver")  # another one: the loader may be loading what waits for the room
+        self._loader = single_threaded_pool("loader")
+        self._leaver = single_threaded_pool("leaver")  # another one: the loader may be loading what waits for the room
         self._tasks: set[asyncio.Future[Any]] = set()
 
     def __getitem__(self, key: Key) -> Holding:
@@ -126,8 +127,11 @@ class Store:
         here = (h for h in self._holdings.values() if h.residency not in (Residency.ABSENT, Residency.PARKED))
         return sum(h.device_bytes for h in here)
 
-    async def acquire(self, keys: Iterable[Key], report: Report = lambda _: None, wait: bool = True) -> None:
-        """Have these holdings resident, and kept so until `release`. Without `wait` only if there is room now.
+    async def acquire(
+        self, keys: Iterable[Key], report: Report = lambda _: None, wait: bool = True
+    ) -> dict[tuple[str, str], Any]:
+        """Have these holdings resident, and kept so until `release`: their values, by kind and name. Without `wait`
+        only if there is room now.
 
         :raises OutOfMemory: there is no room
         :raises LoadFailed: one of them does not load
@@ -150,6 +154,7 @@ class Store:
                 self._release(holdings)
             self._pump()
             raise
+        return {(holding.key[0], holding.key[1]): holding.value for holding in holdings}
 
     def release(self, keys: Iterable[Key]) -> None:
         """Give back what was acquired."""
@@ -308,9 +313,9 @@ class Store:
 
     async def _leave(self, victims: Sequence[Holding], parking: Set[Holding], freed: int) -> int:
         for holding in victims:
-            parks = holding in parking and self._make_parking_room(holding)
+            parks = holding in parking and await self._make_parking_room(holding)
             await self._run_in(self._leaver, holding.park if parks else holding.drop)
-            await self._run_in(self._leaver, give_back)
+            await self._run_in(self._leaver, trim_heap)
             holding.residency = Residency.PARKED if parks else Residency.ABSENT
             log.info("%s %s", holding.name, "is parked" if parks else "left memory")
         if victims:
@@ -321,13 +326,14 @@ class Store:
         resident = holding.residency is Residency.RESIDENT
         return resident and holding.parks and holding.device_bytes <= self._park_budget
 
-    def _make_parking_room(self, holding: Holding) -> bool:
+    async def _make_parking_room(self, holding: Holding) -> bool:
         """Drop what was parked longest ago until there is room for this one."""
         parked = sorted((h for h in self._holdings.values() if h.residency is Residency.PARKED), key=lambda h: h.used)
         taken = sum(h.device_bytes for h in parked)
         while parked and taken + holding.device_bytes > self._park_budget:
             gone = parked.pop(0)
-            gone.drop()
+            gone.residency = Residency.LEAVING  # nobody loads it meanwhile
+            await self._run_in(self._leaver, gone.drop)
             gone.residency = Residency.ABSENT
             taken -= gone.device_bytes
         return taken + holding.device_bytes <= self._park_budget

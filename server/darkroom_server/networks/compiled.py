@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from darkroom_server.device.threads import stand_back
+from darkroom_server.device.threads import lower_thread_priority
 from darkroom_server.errors import OutOfMemory, classify
 from darkroom_server.networks.tensors import mapped
 
@@ -71,7 +71,7 @@ class _Compiled:
         return hooked or self._network._modules != self._modules
 
     def _try_aside(self, *call: Any) -> None:
-        stand_back()
+        lower_thread_priority()
         self._try(*call)
 
     @torch.inference_mode()

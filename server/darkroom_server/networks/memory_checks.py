@@ -12,7 +12,7 @@ from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import scaled_dot_product_attention
 
-from darkroom_server.device.threads import stand_back
+from darkroom_server.device.threads import lower_thread_priority
 from darkroom_server.networks.placement import ATTENTION_KERNELS, CPU, INT4_GROUP, denoiser, quantise
 
 if TYPE_CHECKING:
@@ -51,14 +51,14 @@ def _clashes(options: MemoryOptions) -> Iterator[str]:
 def _misfits(options: MemoryOptions, family: Family) -> Iterator[str]:
     """What the model's networks do not have."""
     lacks: tuple[str, ...] = DENOISER_OPTIONS if denoiser(family) is None else ()
-    lacks += VAE_OPTIONS if "vae" not in family.hollow else ()
+    lacks += VAE_OPTIONS if "vae" not in family.meta_components else ()
     for name in lacks:
         if getattr(options, name) not in (None, False):
             yield f"{name}: the model has no network for it"
     part = denoiser(family)
     if options.attention_slicing is not None and part is not None:
-        heads = min((m.sliceable_head_dim for m in _attention(family.hollow[part])), default=0)
-        if not hasattr(family.hollow[part], "set_attention_slice"):
+        heads = min((m.sliceable_head_dim for m in _attention(family.meta_components[part])), default=0)
+        if not hasattr(family.meta_components[part], "set_attention_slice"):
             yield "attention_slicing: the model's attention cannot be sliced"
         elif isinstance(options.attention_slicing, int) and options.attention_slicing > heads:
             yield f"attention_slicing: must be at most {heads}, the heads of the smallest layer"
@@ -80,7 +80,7 @@ def _impossible(options: MemoryOptions, family: Family) -> Iterator[str]:
         yield from _failure("layerwise_casting", lambda: torch.ones(8, device=device).to(storage).to(dtype).cpu())
     kernel = ATTENTION_KERNELS.get(options.attention_backend or "native")
     if kernel is not None and (part := denoiser(family)) is not None:
-        widths = {module.to_q.out_features // module.heads for module in _attention(family.hollow[part])}
+        widths = {module.to_q.out_features // module.heads for module in _attention(family.meta_components[part])}
         yield from _failure("attention_backend", lambda: _attended(kernel, widths, device, dtype))
     if options.compile:
         yield from _failure("compile", lambda: _compiled(device))
@@ -107,7 +107,7 @@ def _quantised(options: MemoryOptions, device: torch.device, dtype: torch.dtype)
 
 def _compiled(device: torch.device) -> None:
     """By a thread that stands back, as Inductor's workers, which are started now, then do, too."""
-    with ThreadPoolExecutor(1, initializer=stand_back) as pool:
+    with ThreadPoolExecutor(1, initializer=lower_thread_priority) as pool:
         pool.submit(torch.inference_mode()(lambda: torch.compile(torch.sin)(torch.ones(8, device=device)))).result()
 
 

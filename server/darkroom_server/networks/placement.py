@@ -96,13 +96,13 @@ def place(components: Mapping[str, nn.Module], family: Family, options: MemoryOp
     if (part := denoiser(family)) is not None:
         _prepare_denoiser(components[part], family, options)
     vae: Any = components.get("vae")
-    hollow: Any = family.hollow.get("vae")
+    meta: Any = family.meta_components.get("vae")
     if options.vae_slicing:
         vae.enable_slicing()
     if options.vae_tiling:
         vae.enable_tiling()
     if _traceable(family, options) and hasattr(vae, "decoder"):
-        vae.decoder.forward = traced(vae.decoder, hollow.decoder)
+        vae.decoder.forward = traced(vae.decoder, meta.decoder)
     placement = Placement(options.offload)
     for name, network in components.items():
         _offload(network, options.offload, family.device, placement, streams=name == part)
@@ -111,7 +111,7 @@ def place(components: Mapping[str, nn.Module], family: Family, options: MemoryOp
 
 def denoiser(family: Family) -> str | None:
     """The name of the network that predicts, None where a family has it elsewhere."""
-    return next((name for name in ("unet", "transformer") if name in family.hollow), None)
+    return next((name for name in ("unet", "transformer") if name in family.meta_components), None)
 
 
 def _prepare_denoiser(network: Any, family: Family, options: MemoryOptions) -> None:
@@ -124,7 +124,7 @@ def _prepare_denoiser(network: Any, family: Family, options: MemoryOptions) -> N
         # Weights that come and go are there for the engine alone.
         network.forward = compiled(network, background=options.offload == "none")
     elif _traceable(family, options) and options.attention_slicing is None:  # which is a loop over rows
-        network.forward = traced(network, family.hollow[denoiser(family) or ""])
+        network.forward = traced(network, family.meta_components[denoiser(family) or ""])
     if kernel := ATTENTION_KERNELS.get(options.attention_backend or "native"):
         network.forward = _with_kernel(network.forward, kernel)
 
@@ -187,7 +187,7 @@ def _offload(network: nn.Module, how: str, device: torch.device, placement: Plac
 
 def device_bytes(family: Family, options: MemoryOptions) -> int:
     """How much the weights take on the device, at most."""
-    sizes = {name: [*_layer_bytes(name, family, options)] for name in family.hollow}
+    sizes = {name: [*_layer_bytes(name, family, options)] for name in family.meta_components}
     match options.offload:
         case "none":
             return sum(map(sum, sizes.values()))
@@ -201,7 +201,7 @@ def device_bytes(family: Family, options: MemoryOptions) -> int:
 
 def _layer_bytes(name: str, family: Family, options: MemoryOptions) -> Iterator[int]:
     """Of each module with weights of its own."""
-    network = nn.Module.to(copy.deepcopy(family.hollow[name]), family.dtype_of(name))
+    network = nn.Module.to(copy.deepcopy(family.meta_components[name]), family.dtype_of(name))
     quantised = options.quantize if name == denoiser(family) else None
     if name == denoiser(family):
         cast(network, options, family.dtype)

@@ -24,7 +24,7 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import nn
 
-from darkroom_plugins.fixed_outputs import Given
+from darkroom_plugins.fixed_outputs import FixedOutput
 from darkroom_server.device.threads import background
 from darkroom_server.networks.tensors import mapped, tensors
 
@@ -53,7 +53,7 @@ def traced(network: nn.Module, kept_with: nn.Module) -> Callable[..., Any]:
     """
     forward = _Traced(network, _traces.setdefault(kept_with, {}))
     taking = functools.wraps(network.forward)(lambda *args, **kwargs: forward(*args, **kwargs))
-    taking.minds_given = True  # type: ignore[attr-defined]  # see Given
+    taking.supports_fixed_outputs = True  # type: ignore[attr-defined]  # see FixedOutput
     return taking
 
 
@@ -151,7 +151,7 @@ class _Traced:
         for number, (module, parts) in enumerate(self._modules):
             changed = module._forward_hooks or module._forward_pre_hooks or _parts(module) != parts
             forward = vars(module).get("forward") if number else None  # that of the network is this one
-            if changed or not (forward is None or isinstance(forward, Given)):
+            if changed or not (forward is None or isinstance(forward, FixedOutput)):
                 return None
             if forward is not None:
                 given[number] = forward.value

@@ -10,8 +10,6 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     import torch
 
-    from darkroom_plugins.sample import Sample
-
 
 def copy_scheduler(scheduler: Any) -> Any:
     """A scheduler of its own: schedulers change their attributes, and lists in place, but never tensors."""
@@ -37,24 +35,25 @@ def step_arguments(scheduler: Any, generator: torch.Generator, eta: float) -> di
 
 
 @lru_cache
-@lru_cache
 def _step_arguments(scheduler: Any) -> frozenset[str]:
     return frozenset(inspect.signature(scheduler.step).parameters)
 
 
-def clean_estimate(sample: Sample, result: Any, output: torch.Tensor) -> torch.Tensor:
-    """The clean latents that a step predicts (x0), from the scheduler where it says, else from x_t and the output;
-    `sample.latents` are those before the step, its scheduler is after it."""
+def clean_estimate(
+    scheduler: Any, timestep: torch.Tensor, latents: torch.Tensor, result: Any, output: torch.Tensor
+) -> torch.Tensor:
+    """The clean latents that a step predicts (x0), from the scheduler where it says, else from x_t and the output. The
+    scheduler is after the step, the latents are those before it."""
     for name in ("pred_original_sample", "denoised"):
         if (estimate := getattr(result, name, None)) is not None:
             return estimate.to(output.dtype)  # type: ignore[no-any-return]  # some compute in float32
-    alpha, sigma = _noise_levels(sample.scheduler, sample.timestep)
-    prediction_type = sample.scheduler.config.get("prediction_type", "epsilon")
+    alpha, sigma = _noise_levels(scheduler, timestep)
+    prediction_type = scheduler.config.get("prediction_type", "epsilon")
     if prediction_type == "sample":
         return output
     if prediction_type == "v_prediction":
-        return alpha * sample.latents - sigma * output  # type: ignore[no-any-return]
-    return (sample.latents - sigma * output) / max(alpha, 1e-3)  # type: ignore[no-any-return]  # IPNDM begins at 0
+        return alpha * latents - sigma * output  # type: ignore[no-any-return]
+    return (latents - sigma * output) / max(alpha, 1e-3)  # type: ignore[no-any-return]  # IPNDM begins at 0
 
 
 def _noise_levels(scheduler: Any, timestep: torch.Tensor) -> tuple[Any, Any]:

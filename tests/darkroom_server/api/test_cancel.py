@@ -35,7 +35,7 @@ def wait_for(condition: Callable[[], bool], seconds: float = 20) -> None:
 
 
 def nothing_left(server: RunningServer) -> bool:
-    return server.app.images.active_jobs == 0 and not server.app.engine._batcher
+    return server.app.jobs.active_jobs == 0 and server.app.engine.idle
 
 
 def alive(kind: type) -> int:
@@ -97,7 +97,7 @@ def test_a_waiting_job_can_be_cancelled(tiny_model: Path) -> None:
         server.images.Cancel(CancelRequest(request_id="waiting"))
         with pytest.raises(grpc.RpcError):
             waiting.read()
-        wait_for(lambda: server.app.images.active_jobs == 1)
+        wait_for(lambda: server.app.jobs.active_jobs == 1)
         running.call.cancel()
         wait_for(lambda: nothing_left(server))
 

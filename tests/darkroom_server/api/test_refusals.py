@@ -150,4 +150,4 @@ def test_jobs_that_do_not_end_in_time_are_told(tiny_model: Path) -> None:
         failed = refused(long.read)
         assert (failed.code, failed.reason) == (StatusCode.UNAVAILABLE, "SHUTTING_DOWN")
         stopping.result(20)
-        assert not server.app.engine._batcher
+        assert server.app.engine.idle

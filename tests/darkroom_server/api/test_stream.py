@@ -240,10 +240,10 @@ def test_a_job_whose_client_does_not_read_can_be_cancelled(noise_server: Running
     while noise_server.app.engine.ticks < 100:  # until its buffer is full
         assert noise_server.generate(prompt="y", num_inference_steps=4).kinds[-1] == "completed"
     assert noise_server.images.Cancel(CancelRequest(request_id="stuck")).cancelled
-    assert noise_server.app.images.active_jobs == 0
+    assert noise_server.app.jobs.active_jobs == 0
     again = noise_server.generate(prompt="x", request_id="stuck", num_inference_steps=1)
     assert again.kinds[-1] == "completed"
-    assert not noise_server.app.engine._batcher
+    assert noise_server.app.engine.idle
     stuck.call.cancel()
 
 
@@ -254,7 +254,7 @@ def test_a_slow_reader_loses_previews_and_nothing_else(noise_server: RunningServ
     channel = grpc.insecure_channel(noise_server.address, options=[("grpc.use_local_subchannel_pool", 1)])
     slow = Stream(ImageServiceStub(channel).Generate(request, timeout=100))
     slow.read_until("step")
-    while noise_server.app.engine._batcher:  # the whole job is stepped while nobody reads
+    while not noise_server.app.engine.idle:  # the whole job is stepped while nobody reads
         assert noise_server.generate(prompt="y", num_inference_steps=1).kinds[-1] == "completed"
     slow.read()
     channel.close()

@@ -14,10 +14,10 @@ import threading
 import psutil
 import torch
 
-from darkroom_server.device.allocator import give_back, keep_freed
+from darkroom_server.device.allocator import trim_heap, tune_malloc
 
 if sys.argv[1] == "kept":
-    keep_freed()
+    tune_malloc()
 
 
 def faults():
@@ -42,7 +42,7 @@ thread.start()
 thread.join()
 print(*found)
 before = resident()
-give_back()
+trim_heap()
 print(before - resident())
 """
 

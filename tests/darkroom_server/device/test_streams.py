@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from darkroom_plugins.errors import NonFinite
-from darkroom_server.device.transfer import Arriving, to_pictures
+from darkroom_server.device.transfer import PendingImage, to_pictures
 
 
 def test_pictures_are_rounded_as_diffusers_rounds_them() -> None:
@@ -41,7 +41,7 @@ def test_who_reads_waits_until_it_is_there() -> None:
             assert self.came.wait(20)
 
     event, pixels, finite = Event(), torch.zeros(2, 2, 3, dtype=torch.uint8), torch.tensor(False)
-    picture, read = Arriving(pixels, finite, event), []
+    picture, read = PendingImage(pixels, finite, event), []
     reader = threading.Thread(target=lambda: read.append(picture.read()))
     reader.start()
     assert not picture.there

@@ -22,7 +22,7 @@ def two_threads() -> Iterator[None]:
 def test_only_the_engine_has_several_threads(tiny_model: Path) -> None:
     with RunningServer(models=[{"name": "tiny", "path": tiny_model}]) as server:
         server.generate(prompt="a fox", num_inference_steps=2)  # which loads the model
-        store, images = server.app.store, server.app.images
+        store, images = server.app.residency, server.app.images
         for pool in (store._loader, store._leaver, images._encoders, images._readers, images._planner):
             assert [pool.submit(torch.get_num_threads).result() for _ in range(4)] == [1] * 4
         assert server.run(server.app.engine.call(torch.get_num_threads)) == 2

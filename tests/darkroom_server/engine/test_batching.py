@@ -17,10 +17,10 @@ class Explosive(Conditioner):
 
     name = "explosive"
 
-    def wants(self, request):
+    def wants(self, request, parameters):
         return True
 
-    def condition(self, evaluation):
+    def condition(self, evaluation, parameters):
         for row in evaluation.rows:
             if row.sample.request.prompt == "boom" and row.sample.evaluation == 3:
                 raise RuntimeError("secret words")
@@ -32,10 +32,10 @@ class Keyed(Conditioner):
     name = "keyed"
     contract = BatchContract.KEYED
 
-    def wants(self, request):
+    def wants(self, request, parameters):
         return True
 
-    def key(self, request):
+    def key(self, request, parameters):
         return request.negative_prompt == "apart"
 
 
@@ -44,10 +44,10 @@ class Scaling(Conditioner):
 
     name = "scaling"
 
-    def wants(self, request):
+    def wants(self, request, parameters):
         return request.prompt == "scaled"
 
-    def condition(self, evaluation):
+    def condition(self, evaluation, parameters):
         scales = [0.0 if row.sample.request.prompt == "scaled" else 1.0 for row in evaluation.rows]
         evaluation.prompts = evaluation.prompts * torch.tensor(scales)[:, None, None]
 
@@ -91,7 +91,7 @@ def test_a_plugin_that_exits_takes_the_server_down_rather_than_hanging_it(tiny_m
     class Exits(Scaling):
         name = "exits"
 
-        def begin(self, sample):
+        def begin(self, sample, parameters):
             raise SystemExit("no")
 
     class ExitPlugin:

@@ -99,7 +99,7 @@ def test_one_of_several_images_fails_its_job_alone(failing_server: FailingServer
 
 @pytest.mark.parametrize("prompt", ["fail key error", "unhashable key"])
 def test_a_batch_key_that_fails(tiny_model: Path, prompt: str) -> None:
-    """The engine asks for it when a job comes in, and must outlive it."""
+    """The planner asks for it."""
     with FailingServer(tiny_model) as server:
         failed = refused(lambda: server.start(server.request(prompt), timeout=5).read())
         assert (failed.code, failed.reason) == (StatusCode.INTERNAL, "PLUGIN_FAILED")
@@ -135,7 +135,7 @@ def test_a_preview_decoder_that_fails_leaves_out_its_previews(
         raise RuntimeError(SECRET)
 
     server = failing_server
-    monkeypatch.setitem(server.app._decoders._built, ("tiny", "full-vae"), fail)
+    monkeypatch.setitem(server.app.previews.built, ("tiny", "full-vae"), fail)
     patient, (failing,) = server.beside(server.request("x", **preview(mode="PREVIEW_MODE_FULL_VAE")))
     assert failing.read().kinds[-1] == "completed"
     assert failing.of("preview") == []

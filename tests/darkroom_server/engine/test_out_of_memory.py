@@ -78,8 +78,8 @@ def server(edit_server: RunningServer) -> Iterator[RunningServer]:
     edit_server.app.engine.recovery.limits.forget()
     yield edit_server
     edit_server.app.engine.recovery.limits.forget()
-    assert edit_server.app.images.active_jobs == 0
-    assert not edit_server.app.engine._batcher
+    assert edit_server.app.jobs.active_jobs == 0
+    assert edit_server.app.engine.idle
 
 
 def request(seed: int = 0, **parameters: Any) -> Any:
@@ -198,7 +198,7 @@ def test_room_is_made_and_the_work_tried_once_more(
     kind, method, parameters = PLACES[place]
     engine, given = server.app.engine, {"prompt": place, "num_images": 2, **parameters}
     alone = server.start(request(**given)).read().pixels
-    engine._prompts.clear()
+    engine.prompts.clear()
     shortage = Shortage(monkeypatch, kind, method, lambda first: False)
     held_then = []
 
@@ -220,7 +220,7 @@ def test_where_no_room_is_to_be_made_one_job_fails(
     place: str, server: RunningServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     kind, method, parameters = PLACES[place]
-    server.app.engine._prompts.clear()
+    server.app.engine.prompts.clear()
     shortage = Shortage(monkeypatch, kind, method, lambda first: False)
     assert reason(server.start(request(prompt=place, **parameters))) == OUT_OF_MEMORY
     assert 2 <= shortage.failed <= 7  # prompts are tried together first
@@ -277,7 +277,7 @@ def test_previews_that_do_not_fit_are_left_out_and_not_tried_each_time(
         attempts += 1
         raise torch.OutOfMemoryError
 
-    monkeypatch.setitem(server.app._decoders._built, ("sd", "full-vae"), fail)
+    monkeypatch.setitem(server.app.previews.built, ("sd", "full-vae"), fail)
     preview = pb.PreviewOptions(mode=pb.PREVIEW_MODE_FULL_VAE)
     stream = server.start(request(num_inference_steps=20, num_images=4, preview=preview)).read()
     assert stream.of("preview") == []

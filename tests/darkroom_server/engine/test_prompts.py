@@ -26,13 +26,13 @@ def server(tiny_model: Path) -> Iterator[RunningServer]:
 def batches(server: RunningServer) -> Iterator[list[int]]:
     """How many prompts each forward of the text encoder had."""
     found: list[int] = []
-    encoder = server.app.images._catalog.models["tiny"].family.components["text_encoder"]
+    encoder = server.app.catalog.models["tiny"].family.components["text_encoder"]
 
     def note(_module: Any, arguments: Any, _output: Any) -> None:
         found.append(len(arguments[0]))
 
     handle = encoder.register_forward_hook(note)
-    server.app.engine._prompts.clear()
+    server.app.engine.prompts.clear()
     yield found
     handle.remove()
 
@@ -64,7 +64,7 @@ def read(stream: Any) -> Any:
 def test_prompts_that_come_together_are_encoded_together(server: RunningServer, batches: list[int]) -> None:
     among = [stream.pixels for stream in together(server, [request(prompt) for prompt in PROMPTS])]
     assert batches == [4]  # three prompts and the empty one
-    server.app.engine._prompts.clear()
+    server.app.engine.prompts.clear()
     batches.clear()
     alone = [server.start(request(prompt)).read().pixels for prompt in PROMPTS]
     assert sum(batches) == 4
@@ -82,7 +82,7 @@ def test_deterministic_jobs_have_theirs_encoded_alone(server: RunningServer, bat
 def test_one_that_cannot_be_encoded_fails_alone(
     server: RunningServer, batches: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    family = server.app.images._catalog.models["tiny"].family
+    family = server.app.catalog.models["tiny"].family
     encode = family.encode_prompts
 
     def stumbling(keys: Sequence[Any]) -> Any:

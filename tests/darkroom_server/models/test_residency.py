@@ -69,7 +69,7 @@ def loadings(caplog: pytest.LogCaptureFixture) -> list[str]:
 @contextlib.contextmanager
 def watching_weights(server: RunningServer) -> Iterator[list[int]]:
     """The bytes of all models' networks, seen again and again."""
-    families = [model.family for model in server.app.images._catalog.models.values()]
+    families = [model.family for model in server.app.catalog.models.values()]
     seen, stop = [], threading.Event()
 
     def watch() -> None:
@@ -269,7 +269,7 @@ class TestFailures:
     ) -> None:
         nets = [{"name": name, "path": folder / f"sd-{name}"} for name in ("edges", "depth")]
         with RunningServer(models=[{"name": "sd", "path": folder / "sd"}], controlnets=nets) as server:
-            store = server.app.store
+            store = server.app.residency
             net = next(h for h in store._holdings.values() if isinstance(h, AssetHolding))
             monkeypatch.setattr(store, "_budget", models(server)["sd"].weight_bytes + net.device_bytes)
             image = png(np.zeros((32, 32, 3), np.uint8))
@@ -284,16 +284,16 @@ class TestFailures:
         """Without a budget what is idle leaves when a loading finds no memory."""
         import darkroom_server.models.holdings as loading
 
-        def fill(*arguments: Any) -> None:
-            others = [m.family for m in server.app.images._catalog.models.values() if m.family.components]
+        def filling(*arguments: Any) -> None:
+            others = [m.family for m in server.app.catalog.models.values() if m.family.components]
             if others:
                 raise torch.OutOfMemoryError
             original(*arguments)
 
-        original = loading.fill
+        original = loading.load_weights
         listed = [{"name": name, "path": folders[name], "preload": name == "first"} for name in ("first", "second")]
         with RunningServer(models=listed) as server:
-            monkeypatch.setattr(loading, "fill", fill)
+            monkeypatch.setattr(loading, "load_weights", filling)
             assert server.generate(model="second", **BASE).kinds[-1] == "completed"
             assert residency(server) == {"first": "ABSENT", "second": "RESIDENT"}
             stream = server.start(generate_request(model="second", **{**BASE, "num_inference_steps": 500}))
@@ -309,7 +309,7 @@ def test_a_step_that_finds_no_memory_gets_that_of_idle_models(
 ) -> None:
     two = {name: folders[name] for name in ("first", "second")}
     with serving(two, park_budget=2**30) as server:
-        first, second = (server.app.images._catalog.models[name].family for name in two)
+        first, second = (server.app.catalog.models[name].family for name in two)
         forward = second.unet.forward
 
         def tight(*arguments: Any, **more: Any) -> Any:
@@ -333,7 +333,7 @@ def test_who_stops_waiting_leaves_nothing(folders: dict[str, Path], weight: int)
         server.images.Cancel(image_service_pb2.CancelRequest(request_id="x"))
         for each in waiting[1:]:
             assert each.read().kinds[-1] == "completed"
-        store = server.app.store
+        store = server.app.residency
         deadline = time.monotonic() + 20
         while any(holding.users for holding in store._holdings.values()):
             assert time.monotonic() < deadline

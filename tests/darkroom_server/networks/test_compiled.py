@@ -165,7 +165,7 @@ def test_a_server_that_waits_for_the_compiler_stops_when_it_is_told_to(backend: 
 def test_a_model_that_cannot_rehearse_is_loaded(
     backend: Backend, tiny_model: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(Txt2Img, "misfit", lambda *_: "wants a picture to begin with")
+    monkeypatch.setattr(Txt2Img, "incompatibility", lambda *_: "it wants a picture to begin with")
     with RunningServer(models=[{"name": "tiny", "path": tiny_model, "compile": "load"}]) as server:
         (listed,) = server.catalog.ListModels(catalog_pb.ListModelsRequest()).models
     (warning,) = [record.getMessage() for record in caplog.records if "no rehearsal" in record.message]

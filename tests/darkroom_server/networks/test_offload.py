@@ -47,10 +47,10 @@ class Recorder(Conditioner):
     name = "recorder"
     notes: list[tuple[str, int]] = []  # noqa: RUF012
 
-    def wants(self, request):
+    def wants(self, request, parameters):
         return True
 
-    def condition(self, evaluation):
+    def condition(self, evaluation, parameters):
         self.notes += {("step", row.sample.seed) for row in evaluation.rows}
         self.notes.append(("evaluation", 0))
 
@@ -105,7 +105,7 @@ def server(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterat
 
 def swaps(server: RunningServer, name: str = "model") -> int:
     assert server.app.images is not None
-    return server.app.images._catalog.models[name].placement.swaps
+    return server.app.catalog.models[name].placement.swaps
 
 
 def together(server: RunningServer, requests: list[Any]) -> list[Stream]:
@@ -202,7 +202,7 @@ def test_pictures_of_edits_are_encoded_after_all_prompts(server: RunningServer) 
 @pytest.mark.parametrize("steps", [3, 11])
 def test_nothing_waits_longer_than_the_bound(server: RunningServer, steps: int, monkeypatch) -> None:
     assert server.app.images is not None
-    notes, family = Recorder.notes, server.app.images._catalog.models["model"].family
+    notes, family = Recorder.notes, server.app.catalog.models["model"].family
     notes.clear()
     decode = family.decode
     monkeypatch.setattr(family, "decode", lambda latents: (notes.append(("decode", 0)), decode(latents))[1])

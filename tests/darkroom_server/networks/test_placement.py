@@ -141,14 +141,14 @@ def test_says_all_that_is_impossible(
 
 def test_refuses_what_the_networks_lack(tiny_model: Path) -> None:
     family = opened(tiny_model)
-    family.hollow = {"text_encoder": family.hollow["text_encoder"]}
+    family.meta_components = {"text_encoder": family.meta_components["text_encoder"]}
     options = MemoryOptions(attention_slicing="max", vae_slicing=True, vae_tiling=True)
     assert [problem.partition(":")[0] for problem in check(options, family)] == [
         "attention_slicing",
         "vae_slicing",
         "vae_tiling",
     ]
-    family.hollow = {"unet": unet(attention_head_dim=1)}  # so many heads, as diffusers calls it
+    family.meta_components = {"unet": unet(attention_head_dim=1)}  # so many heads, as diffusers calls it
     assert "single head" in check(MemoryOptions(attention_slicing="auto"), family)[0]
     assert not check(MemoryOptions(attention_slicing="max"), family)
 

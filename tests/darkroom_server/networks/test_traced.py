@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import nn
 
-from darkroom_plugins.fixed_outputs import Given
+from darkroom_plugins.fixed_outputs import FixedOutput
 from darkroom_server.device.threads import background
 from darkroom_server.networks import traced as module
 from darkroom_server.networks.traced import traced
@@ -148,7 +148,7 @@ def test_changes_are_minded() -> None:
 def test_what_is_given_of_layers_is_an_input() -> None:
     network = prepared(Network(), rows(2))
     for count in (2, 2, 3):
-        vars(network.first)["forward"] = Given(rows(count) * 3)
+        vars(network.first)["forward"] = FixedOutput(rows(count) * 3)
         assert torch.equal(network(rows(count)), network.second(rows(count) * 3))
         settle()
         del network.first.forward
@@ -213,8 +213,8 @@ def test_a_servers_pictures_are_the_same_from_traces(tiny_model: Path) -> None:
     request = {"prompt": "x", "seed": 3, "num_inference_steps": 4}
     with RunningServer(models=[{"name": "tiny", "path": tiny_model}]) as server:
         assert server.app.images is not None
-        family: Any = server.app.images._catalog.models["tiny"].family
-        networks = [family.hollow["unet"], family.hollow["vae"].decoder]
+        family: Any = server.app.catalog.models["tiny"].family
+        networks = [family.meta_components["unet"], family.meta_components["vae"].decoder]
         before = []
         for count in (1, 3, 3):  # each network traced in its turn, as one is at a time
             before.append(server.start(generate_request(**request, num_images=count)).read())

@@ -1,11 +1,12 @@
 """Steps by table are the steps of diffusers' own scheduler objects."""
 
+import asyncio
 import copy
 import functools
 import typing
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, TypeAlias
 
 import pytest
 import torch
@@ -13,13 +14,12 @@ import torch
 from darkroom_plugins.builtin.schedulers import ENTRIES
 from darkroom_plugins.builtin.tasks.txt2img import Txt2Img
 from darkroom_plugins.contract import SchedulerEntry
-from darkroom_plugins.errors import PluginFailed
+from darkroom_plugins.errors import DarkroomError, PluginFailed
 from darkroom_plugins.request import OutputOptions, PreviewOptions, Request, SchedulerChoice
 from darkroom_plugins.sample import Sample
-from darkroom_server.engine import step as stepping
 from darkroom_server.engine.recovery import Recovery
-from darkroom_server.engine.step import Turn
-from darkroom_server.schedulers.tables import NotLinear, Table, Tables, tabulate
+from darkroom_server.engine.step import Turn, advance
+from darkroom_server.schedulers.tables import NotLinear, Step, Table, Tables, make_table, tabulate
 
 SHAPE = (1, 4, 5, 3)
 # Between the latents, relative to the largest value that a step begins or ends with. Some objects multiply by float32,
@@ -84,8 +84,8 @@ class Case:
         return self.skipped * int(self.scheduler.order)
 
     def sample(self) -> Sample:
-        """A sample under it, without a table."""
-        return Sample(
+        """A sample under it."""
+        sample = Sample(
             request=replace(REQUEST, eta=self.eta),
             index=0,
             model=NONE,
@@ -99,12 +99,20 @@ class Case:
             first=self.first,
             evaluation=self.first,
             generator=torch.Generator().manual_seed(5),
-            latents=random(0, self.dtype) * self.scheduler.init_noise_sigma,
         )
+        sample.latents = random(0, self.dtype) * self.scheduler.init_noise_sigma
+        return sample
 
     @functools.cached_property
     def table(self) -> Table:
-        return dict(tabulate(self.scheduler, self.first, self.eta))
+        return Table(self.first, tuple(tabulate(self.scheduler, self.first, self.eta)))
+
+
+STRICT = Recovery(lambda: False)
+
+
+def turn(sample: Sample, coefficients: Step | None, output: torch.Tensor, want_estimate: bool) -> Turn:
+    return Turn(sample, BY_NAME["ddim"], coefficients, [output], want_estimate)
 
 
 def random(seed: int, dtype: torch.dtype) -> torch.Tensor:
@@ -156,11 +164,12 @@ def course(case: Case) -> Course | None:
     """None where diffusers refuses the case, or divides by zero."""
     try:
         sample = case.sample()
-        assert sample.latents is not None
         course = Course(case, [sample.latents], [], sample)
         while not sample.done:
             sample.scheduler.scale_model_input(sample.latents, sample.timestep)
-            estimate = stepping._advance_one(sample, [random(sample.evaluation + 1, case.dtype)], want_estimate=True)
+            (estimate,) = advance([turn(sample, None, random(sample.evaluation + 1, case.dtype), True)], STRICT)
+            if isinstance(estimate, DarkroomError):
+                return None
             assert estimate is not None
             course.estimates.append(estimate)
             course.latents.append(sample.latents)
@@ -176,7 +185,14 @@ def check(ours: torch.Tensor, theirs: torch.Tensor, before: torch.Tensor) -> flo
     return float((ours - theirs).abs().max()) / largest / TOLERANCE[theirs.dtype]
 
 
-def run(samples: list[Sample], courses: list[Course]) -> float:
+Coefficients: TypeAlias = Callable[[Sample, Course], Step | None]
+
+
+def by_table(sample: Sample, course: Course) -> Step | None:
+    return course.case.table.at(sample.evaluation)
+
+
+def run(samples: list[Sample], courses: list[Course], coefficients: Coefficients = by_table) -> float:
     """Take the samples to their ends, all that share a dtype in one batch; the largest error in tolerances."""
     worst = 0.0
     while going := [(s, c) for s, c in zip(samples, courses, strict=True) if not s.done]:
@@ -184,11 +200,13 @@ def run(samples: list[Sample], courses: list[Course]) -> float:
         going = [each for each in going if each[1].case.dtype == dtype]
         at = [sample.evaluation - sample.first for sample, _ in going]
         outputs = [random(sample.evaluation + 1, dtype) for sample, _ in going]
-        turns = [Turn(sample, [output], k % 3 > 0) for (sample, _), output, k in zip(going, outputs, at, strict=True)]
-        estimates = stepping.advance(turns, Recovery(lambda: False))
+        turns = [
+            turn(sample, coefficients(sample, course), output, k % 3 > 0)
+            for (sample, course), output, k in zip(going, outputs, at, strict=True)
+        ]
+        estimates = advance(turns, STRICT)
         for (sample, course), k, estimate in zip(going, at, estimates, strict=True):
             before, after = course.latents[k : k + 2]
-            assert sample.latents is not None
             worst = max(worst, check(sample.latents, after, before))
             if k % 3 > 0:
                 assert isinstance(estimate, torch.Tensor)
@@ -205,8 +223,7 @@ def test_equals_the_object(name: str) -> None:
     courses = [each for case in cases(BY_NAME[name]) if (each := course(case))]
     samples = [each.case.sample() for each in courses]
     for sample, each in zip(samples, courses, strict=True):
-        sample.table = each.case.table
-        assert list(sample.table) == list(range(sample.first, len(sample.timesteps))), each.case
+        assert len(each.case.table.steps) == len(sample.timesteps) - sample.first, each.case
     assert run(samples, courses) < 1
     for sample, each in zip(samples, courses, strict=True):
         assert sample.generator.get_state().equal(each.sample.generator.get_state())
@@ -215,13 +232,15 @@ def test_equals_the_object(name: str) -> None:
 
 
 def test_either_way_at_any_step() -> None:
-    """A table that is there only in part, as when it fills up beside the loop."""
+    """An object can go on at any step from where a table came to, and the other way round."""
     courses = [course(Case(SchedulerChoice(name=name), steps=9)) for name in BY_NAME]
     assert all(courses)
     samples = [each.case.sample() for each in courses]
-    for number, (sample, each) in enumerate(zip(samples, courses, strict=True)):
-        sample.table = {k: step for k, step in each.case.table.items() if (k + number) % 3}
-    assert run(samples, courses) < 1
+
+    def some(sample: Sample, course: Course) -> Step | None:
+        return by_table(sample, course) if (sample.evaluation + samples.index(sample)) % 3 else None
+
+    assert run(samples, courses, some) < 1
 
 
 def test_half_precision() -> None:
@@ -229,8 +248,6 @@ def test_half_precision() -> None:
     courses = [each for each in courses if each and {t.dtype for t in each.latents} == {torch.float16}]
     assert len(courses) > 15
     samples = [each.case.sample() for each in courses]
-    for sample, each in zip(samples, courses, strict=True):
-        sample.table = each.case.table
     assert run(samples, courses) < 1
 
 
@@ -244,11 +261,10 @@ def test_no_table_of_what_is_not_linear() -> None:
 def test_a_sample_that_fails_is_as_it_was() -> None:
     case = Case(SchedulerChoice(name="dpmpp-2m-sde"), dtype=torch.float32)
     samples = [case.sample() for _ in range(3)]
-    for sample in samples:
-        sample.table = case.table
     latents, state = samples[1].latents, samples[1].generator.get_state()
     outputs = [random(1, torch.float32), torch.zeros(1, 4, 5, 4), random(1, torch.float32)]
-    estimates = stepping.advance(list(map(Turn, samples, [[o] for o in outputs], [True] * 3)), Recovery(lambda: False))
+    turns = [turn(sample, case.table.at(0), output, True) for sample, output in zip(samples, outputs, strict=True)]
+    estimates = advance(turns, STRICT)
     assert isinstance(estimates[1], PluginFailed)
     assert samples[1].latents is latents
     assert samples[1].generator.get_state().equal(state)
@@ -257,13 +273,36 @@ def test_a_sample_that_fails_is_as_it_was() -> None:
     assert [sample.scheduler.step_index for sample in samples] == [1, None, 1]
 
 
+def test_a_table_ends_before_what_is_not_linear() -> None:
+    scheduler = Case(SchedulerChoice(name="ddim"), config={"clip_sample": True}).scheduler
+    assert make_table(scheduler, 0, 0.0) == Table(0, ())
+
+
 def test_tables_are_made_once_and_the_oldest_forgotten() -> None:
-    tables = Tables(capacity=2)
-    first, second, third = (Case(SchedulerChoice(name="ddim"), steps=steps).scheduler for steps in (3, 4, 5))
-    table = tables.of(first, 0, 0.0)
-    assert tables.of(first, 0, 0.0) is table
-    assert tables.of(first, 1, 0.0) is not table
-    tables.of(second, 0, 0.0)
-    tables.of(third, 0, 0.0)
-    assert tables.of(first, 0, 0.0) is not table
-    tables.close()
+    async def ask() -> None:
+        tables = Tables(capacity=8)
+        first, second, third = (Case(SchedulerChoice(name="ddim"), steps=steps).scheduler for steps in (3, 4, 5))
+        table, same = await asyncio.gather(tables.of(first, 0, 0.0), tables.of(first, 0, 0.0))
+        assert same is table
+        assert len(table.steps) == 3
+        assert len((await tables.of(first, 1, 0.0)).steps) == 2
+        await tables.of(second, 0, 0.0)
+        assert await tables.of(first, 0, 0.0) is table
+        await tables.of(third, 0, 0.0)
+        await tables.of(second, 1, 0.0)
+        assert await tables.of(first, 0, 0.0) is not table
+        tables.close()
+
+    asyncio.run(ask())
+
+
+def test_who_leaves_takes_no_table_from_others() -> None:
+    async def ask() -> None:
+        tables, scheduler = Tables(), Case(SchedulerChoice(name="ddim"), steps=50).scheduler
+        leaving, staying = (asyncio.create_task(tables.of(scheduler, 0, 0.0)) for _ in range(2))
+        await asyncio.sleep(0)
+        leaving.cancel()
+        assert len((await staying).steps) == 50
+        tables.close()
+
+    asyncio.run(ask())

@@ -12,8 +12,8 @@ from diffusers import ControlNetModel
 
 from darkroom_plugins import hookimpl
 from darkroom_plugins.contract import AssetInfo, AssetKind, Conditioner, Family
-from darkroom_plugins.files import fill, hollow, read_json, read_tensors, weight_files
-from darkroom_plugins.fixed_outputs import giving
+from darkroom_plugins.files import load_weights, meta_network, read_json, read_tensors, weight_files
+from darkroom_plugins.fixed_outputs import with_fixed_outputs
 from darkroom_plugins.latents import to_tensor
 from darkroom_plugins.request import ControlChoice, Request
 from darkroom_plugins.sample import Evaluation, Row, Sample
@@ -42,34 +42,34 @@ class ControlNets(Conditioner):
     description = "Lets pictures follow edges, depths, poses and other maps."
     asset_kind: AssetKind = "controlnet"  # type: ignore[misc]
 
-    def wants(self, request: Request) -> bool:
+    def wants(self, request: Request, parameters: None) -> bool:
         return any(choice.scale > 0 for choice in request.controls)
 
     def describe_asset(self, path: Path) -> AssetInfo:
         _config(path)
         return AssetInfo(components=("unet",), weight_bytes=sum(file.stat().st_size for file in weight_files(path)))
 
-    def misfit(self, path: Path, model: Family) -> str | None:
-        if "unet" not in model.hollow:
-            return "steers a UNet, which the model does not have"
-        theirs, ours = _config(path), model.hollow["unet"].config
+    def incompatibility(self, path: Path, model: Family) -> str | None:
+        if "unet" not in model.meta_components:
+            return "it steers a UNet, which the model does not have"
+        theirs, ours = _config(path), model.meta_components["unet"].config
         for key in SHAPE_KEYS:
             if _plain(theirs.get(key)) != _plain(getattr(ours, key, None)):
-                return f"was made for a model whose {key} is {theirs.get(key)}, not {getattr(ours, key, None)}"
+                return f"it was made for a model whose {key} is {theirs.get(key)}, not {getattr(ours, key, None)}"
         latents, _, width = model.latent_shape(model.info.default_width, model.info.default_height)
         if (theirs.get("in_channels", 4), theirs.get("conditioning_channels", 3)) != (latents, 3):
-            return f"does not take latents of {latents} channels and maps of 3"
+            return f"it does not take latents of {latents} channels and maps of 3"
         factor = 2 ** (len(theirs.get("conditioning_embedding_out_channels", (16, 32, 96, 256))) - 1)
         if width * factor != model.info.default_width:
-            return f"was made for a model whose pictures are {factor} times as wide as their latents"
+            return f"it was made for a model whose pictures are {factor} times as wide as their latents"
         return None
 
     def load_asset(self, path: Path, model: Family) -> Any:
-        network = hollow(ControlNetModel, _config(path))
-        fill(network, read_tensors(weight_files(path)), model.dtype, model.device)
+        network = meta_network(ControlNetModel, _config(path))
+        load_weights(network, read_tensors(weight_files(path)), model.dtype, model.device)
         return network.to(model.device)
 
-    def begin(self, sample: Sample) -> None:
+    def begin(self, sample: Sample, parameters: None) -> None:
         model = sample.model
         sample.state[self.name] = [
             Control(choice, network, _embedded(network, to_device(to_tensor(pixels).to(model.dtype), model.device)))
@@ -78,7 +78,7 @@ class ControlNets(Conditioner):
             for network in [sample.assets.get("controlnet", choice.model)]
         ]
 
-    def condition(self, evaluation: Evaluation) -> None:
+    def condition(self, evaluation: Evaluation, parameters: Sequence[None]) -> None:
         model, device = evaluation.rows[0].sample.model, evaluation.latents.device
         parts: list[tuple[torch.Tensor, Residuals]] = []
         for network, wanted in self._by_network(evaluation).items():
@@ -86,9 +86,7 @@ class ControlNets(Conditioner):
             residuals = _run(network, evaluation.select(indices), controls, model)
             parts.append((to_device(torch.tensor(indices), device), _scaled(residuals, network, controls)))
         if parts:
-            total = _summed(parts, len(evaluation.rows))
-            evaluation.arguments["down_block_additional_residuals"] = total[:-1]
-            evaluation.arguments["mid_block_additional_residual"] = total[-1]
+            evaluation.add_residuals(_summed(parts, len(evaluation.rows)))
 
     def _by_network(self, evaluation: Evaluation) -> dict[Any, list[tuple[int, Control]]]:
         """For each ControlNet at work now, the rows that follow it."""
@@ -131,7 +129,7 @@ def _embedded(network: Any, pixels: torch.Tensor) -> torch.Tensor:
 
 def _run(network: Any, part: Evaluation, controls: Sequence[Control], model: Family) -> Residuals:
     maps = torch.cat([control.map for control in controls])  # too large to keep between evaluations
-    with giving({network.controlnet_cond_embedding: maps}):
+    with with_fixed_outputs({network.controlnet_cond_embedding: maps}):
         down, middle = network(
             part.latents,
             part.timesteps,

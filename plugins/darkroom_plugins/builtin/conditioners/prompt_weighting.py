@@ -41,10 +41,12 @@ class PromptWeighting(Conditioner):
     name = "prompt-weighting"
     description = "Weights in prompts, as (word:1.3), and prompts of any length."
 
-    def wants(self, request: Request) -> bool:
+    def wants(self, request: Request, parameters: None) -> bool:
         return request.prompt_syntax == "weighted"
 
-    def read_prompt(self, pieces: tuple[PromptPiece, ...], request: Request, assets: Assets) -> tuple[PromptPiece, ...]:
+    def read_prompt(
+        self, pieces: tuple[PromptPiece, ...], request: Request, assets: Assets, parameters: None
+    ) -> tuple[PromptPiece, ...]:
         return tuple(part for piece in pieces for part in _read(piece))
 
 

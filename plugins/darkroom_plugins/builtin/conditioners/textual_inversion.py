@@ -31,20 +31,20 @@ class TextualInversion(Conditioner):
     description = "Learned words in prompts: <name> is the embedding of that name."
     asset_kind: AssetKind = "embedding"  # type: ignore[misc]
 
-    def wants(self, request: Request) -> bool:
+    def wants(self, request: Request, parameters: None) -> bool:
         texts = (request.prompt, request.negative_prompt, request.prompt_2, request.negative_prompt_2)
         return any(WORD.search(text) for text in texts if text)
 
     def describe_asset(self, path: Path) -> AssetInfo:
         return AssetInfo(components=TEXT_ENCODERS[: len(_shapes(path))], weight_bytes=path.stat().st_size)
 
-    def misfit(self, path: Path, model: Family) -> str | None:
+    def incompatibility(self, path: Path, model: Family) -> str | None:
         theirs = [str(shape[-1]) for shape in _shapes(path)]
-        encoders: list[Any] = [model.hollow[part] for part in TEXT_ENCODERS if part in model.hollow]
+        encoders: list[Any] = [model.meta_components[part] for part in TEXT_ENCODERS if part in model.meta_components]
         ours = [str(encoder.config.hidden_size) for encoder in encoders]
         if theirs == ours:
             return None
-        return f"was made for text encoders of width {' and '.join(theirs)}, not {' and '.join(ours) or 'for none'}"
+        return f"it was made for text encoders of width {' and '.join(theirs)}, not {' and '.join(ours) or 'for none'}"
 
     def load_asset(self, path: Path, model: Family) -> Embedding:
         """Its vectors, on the CPU: the prompt's embedding is what is kept on the device."""
@@ -52,7 +52,9 @@ class TextualInversion(Conditioner):
             tensors = [file.get_tensor(name) for name in _names(file)]
         return Embedding(tuple(tensor.reshape(-1, tensor.shape[-1]) for tensor in tensors))
 
-    def read_prompt(self, pieces: tuple[PromptPiece, ...], request: Request, assets: Assets) -> tuple[PromptPiece, ...]:
+    def read_prompt(
+        self, pieces: tuple[PromptPiece, ...], request: Request, assets: Assets, parameters: None
+    ) -> tuple[PromptPiece, ...]:
         names = frozenset(assets.names("embedding"))
         return tuple(part for piece in pieces for part in _read(piece, names, assets))
 

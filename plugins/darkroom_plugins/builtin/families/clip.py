@@ -60,7 +60,7 @@ class ClipEncoder:
         self, tokenizer: Any, model: Family, component: str, index: int = 0, penultimate: bool = False
     ) -> None:
         """With `penultimate` the last layer and the final norm are always left out, as SDXL does."""
-        config: Any = model.hollow[component].config
+        config: Any = model.meta_components[component].config
         self.length: int = min(tokenizer.model_max_length, config.max_position_embeddings)  # of a chunk
         self.width: int = config.hidden_size
         self.projected_width: int = config.projection_dim

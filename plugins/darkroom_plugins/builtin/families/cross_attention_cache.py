@@ -12,8 +12,8 @@ import torch
 from diffusers.models.attention_processor import Attention
 from torch import nn
 
-from darkroom_plugins.fixed_outputs import changed, giving
-from darkroom_plugins.sample import Constants, Evaluation, PromptEmbedding, own_prompts
+from darkroom_plugins.fixed_outputs import is_patched, with_fixed_outputs
+from darkroom_plugins.sample import BatchCache, Evaluation, PromptEmbedding, own_prompts
 
 # Of the prompts that came last, and as much of each batch; with more of them in one batch, all is done as usual.
 KEPT_BYTES = 2**26
@@ -29,13 +29,15 @@ class Projections:
         self._layers = [layer for each in attentions for layer in (each.to_k, each.to_v)] if plain else []
         self._kept: OrderedDict[int, tuple[PromptEmbedding, list[torch.Tensor]]] = OrderedDict()  # by identity
 
-    def given(self, prompts: Sequence[PromptEmbedding], constants: Constants) -> AbstractContextManager[None]:
+    def given(self, prompts: Sequence[PromptEmbedding], batch_cache: BatchCache) -> AbstractContextManager[None]:
         """A context in which the UNet takes the keys and values of these rows from here."""
         capacity = self._capacity(prompts)
-        if not self._layers or len({id(each) for each in prompts}) > capacity or any(map(changed, self._layers)):
+        if not self._layers or len({id(each) for each in prompts}) > capacity or any(map(is_patched, self._layers)):
             return nullcontext()
         keeping = len(prompts) <= capacity  # else those of the whole batch would be too much
-        return giving(constants.of(self, self._of_all, prompts) if keeping else self._of_all(prompts))
+        return with_fixed_outputs(
+            batch_cache.get_or_make(self, self._of_all, prompts) if keeping else self._of_all(prompts)
+        )
 
     def _of_all(self, prompts: Sequence[PromptEmbedding]) -> dict[nn.Module, torch.Tensor]:
         """Of each layer, (prompts, tokens, width)."""
@@ -67,12 +69,12 @@ def projected(unet: nn.Module, evaluation: Evaluation) -> AbstractContextManager
     if (
         evaluation.prompts.device.type != "cpu"
         or not getattr(
-            unet.forward, "minds_given", "forward" not in vars(unet)
+            unet.forward, "supports_fixed_outputs", "forward" not in vars(unet)
         )  # as compiled code, with its own layers
         or any(row.sample.adapters for row in evaluation.rows)  # which may have changed the weights for this evaluation
-        or evaluation.prompts is not own_prompts(evaluation.rows, evaluation.constants)  # but a conditioner's
+        or evaluation.prompts is not own_prompts(evaluation.rows, evaluation.batch_cache)  # but a conditioner's
     ):
         return nullcontext()
     if unet not in _known:
         _known[unet] = Projections(unet)
-    return _known[unet].given(prompts, evaluation.constants)
+    return _known[unet].given(prompts, evaluation.batch_cache)

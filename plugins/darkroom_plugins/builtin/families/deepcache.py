@@ -6,13 +6,14 @@ from __future__ import annotations
 import contextlib
 import copy
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
 from torch import nn
 
-from darkroom_plugins.sample import Evaluation, Features
+from darkroom_plugins.sample import Evaluation, Row
 
 DEPTH = 1  # layers of the first down block that are always run, each with its skip connection to the last up block
 MAX_INTERVAL = 20  # evaluations; the paper goes that far, and finds pictures near the whole network's up to 5
@@ -56,6 +57,27 @@ class Layers:
             return unet(*args, **kwargs)[0]  # type: ignore[no-any-return]
 
 
+@dataclass(frozen=True, slots=True)
+class Features:
+    """What the inner layers of a denoiser made of a row."""
+
+    evaluation: int  # at this of its sample's evaluations
+    tensor: torch.Tensor  # (1, channels, h, w)
+
+
+def reuses(row: Row) -> bool:
+    """Whether the row's features serve its next evaluation, too. Not those of the same one, which is run again."""
+    kept = _features(row).get(row.unconditional)
+    age = row.sample.evaluation - kept.evaluation if kept else 0
+    return 0 < age < row.sample.request.cache_interval
+
+
+def _features(row: Row) -> dict[bool, Features]:
+    """Those of its sample's rows, by whether a row is the unconditional one."""
+    found: dict[bool, Features] = row.sample.state.setdefault("deepcache", {})
+    return found
+
+
 _known: WeakKeyDictionary[nn.Module, Layers] = WeakKeyDictionary()
 
 
@@ -66,14 +88,14 @@ def denoise(unet: Any, evaluation: Evaluation, *args: Any, **kwargs: Any) -> tor
     if unet not in _known:
         _known[unet] = Layers(unet)
     layers = _known[unet]
-    if evaluation.rows[0].reuses:
-        features = torch.cat([row.features.tensor for row in evaluation.rows if row.features])
+    if reuses(evaluation.rows[0]):
+        features = torch.cat([_features(row)[row.unconditional].tensor for row in evaluation.rows])
         return layers.outer(unet, features, *args, **kwargs)
     output, made = layers.whole(unet, *args, **kwargs)
     for row, features in zip(evaluation.rows, made.split(1), strict=True):
         if row.sample.request.cache_interval > 1:
             # A copy, which does not keep those of the whole batch.
-            row.features = Features(row.sample.evaluation, features.clone())
+            _features(row)[row.unconditional] = Features(row.sample.evaluation, features.clone())
     return output
 
 

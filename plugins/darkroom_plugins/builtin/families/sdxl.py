@@ -48,8 +48,8 @@ class StableDiffusionXL(UNetFamily):
         """The pooled prompts, (rows, width), and each row's sizes, (rows, 6), as the pipeline's _get_add_time_ids."""
         pooled = [row.prompt.pooled for row in evaluation.rows if row.prompt.pooled is not None]
         requests = [row.sample.request for row in evaluation.rows]
-        text_embeds = evaluation.constants.of("text_embeds", torch.cat, pooled)
-        time_ids = evaluation.constants.of("time_ids", self._time_ids, requests)
+        text_embeds = evaluation.batch_cache.get_or_make("text_embeds", torch.cat, pooled)
+        time_ids = evaluation.batch_cache.get_or_make("time_ids", self._time_ids, requests)
         return {"added_cond_kwargs": {"text_embeds": text_embeds, "time_ids": time_ids}}
 
     def _time_ids(self, requests: Sequence[Request]) -> torch.Tensor:

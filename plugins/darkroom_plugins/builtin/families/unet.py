@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from typing import Any, ClassVar, Self
 
 import torch
@@ -16,7 +16,7 @@ from darkroom_plugins.builtin.families.cross_attention_cache import projected
 from darkroom_plugins.contract import Family, ModelInfo, PromptReader
 from darkroom_plugins.files import ModelFiles
 from darkroom_plugins.request import Request
-from darkroom_plugins.sample import Evaluation, PromptEmbedding
+from darkroom_plugins.sample import Evaluation, PromptEmbedding, Row
 from darkroom_plugins.tensors import to_device
 
 
@@ -32,7 +32,7 @@ class UNetFamily(Family):
     def __init__(self, files: ModelFiles, device: torch.device, dtype: torch.dtype) -> None:
         self.info = self.describe(files)
         self.device, self.dtype = device, dtype
-        self.hollow = {name: files.hollow(name) for name in ("unet", "vae", *self.text_encoders)}
+        self.meta_components = {name: files.meta_network(name) for name in ("unet", "vae", *self.text_encoders)}
         self.components = {}
         self.scheduler_config = self._spoken(files)
         encoders = [
@@ -42,7 +42,7 @@ class UNetFamily(Family):
         self._texts = ClipTexts(encoders, files.index.get("force_zeros_for_empty_prompt", False))
 
     def _config(self, component: str) -> Any:
-        return self.hollow[component].config
+        return self.meta_components[component].config
 
     @property
     def unet(self) -> Any:
@@ -101,6 +101,9 @@ class UNetFamily(Family):
     def encode_prompts(self, keys: Sequence[Prompt]) -> list[PromptEmbedding]:
         return self._texts.encode(keys, torch.empty(0, device=self.device, dtype=self.dtype))
 
+    def structure(self, row: Row) -> Hashable:
+        return deepcache.reuses(row)
+
     def predict(self, evaluation: Evaluation) -> torch.Tensor:
         condition = self._guidance_embedding(evaluation) if self.guidance_embedded else None
         latents = [each for each in (evaluation.latents, evaluation.extra_channels) if each is not None]
@@ -114,13 +117,14 @@ class UNetFamily(Family):
                 timestep_cond=condition,
                 return_dict=False,
                 **self.added_conditions(evaluation),
+                **_residuals(evaluation),
                 **evaluation.arguments,
             )
 
     def _guidance_embedding(self, evaluation: Evaluation) -> torch.Tensor:
         """(rows, width) as the pipeline's get_guidance_scale_embedding, a function of w - 1."""
         requests = [row.sample.request for row in evaluation.rows]
-        return evaluation.constants.of("timestep_cond", self._embedded, requests)
+        return evaluation.batch_cache.get_or_make("timestep_cond", self._embedded, requests)
 
     def _embedded(self, requests: Sequence[Request]) -> torch.Tensor:
         scales = torch.tensor([request.guidance_scale - 1 for request in requests])
@@ -169,6 +173,14 @@ class UNetFamily(Family):
         silent = set(config.pop("_use_default_values", ())) - set(cls.patched_options)
         config |= {name: value for name, value in cls.patched_options.items() if name in config}
         return {name: value for name, value in config.items() if name not in silent}
+
+
+def _residuals(evaluation: Evaluation) -> dict[str, Any]:
+    """As arguments of the UNet's forward."""
+    if evaluation.residuals is None:
+        return {}
+    *down, middle = evaluation.residuals
+    return {"down_block_additional_residuals": down, "mid_block_additional_residual": middle}
 
 
 def refusal(problem: str) -> UnsupportedCombination:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from darkroom_plugins import hookimpl
+from darkroom_plugins.builtin.tasks.txt2img import INPAINTING_ONLY
 from darkroom_plugins.contract import ModelInfo, Task
 from darkroom_plugins.latents import noise_for, noised, skipped_evaluations, vae_input
 from darkroom_plugins.request import ImageToImage, Request
@@ -28,14 +29,14 @@ class Img2Img(Task):
     edits = (ImageToImage,)
     adds_noise = True
 
-    def misfit(self, info: ModelInfo) -> str | None:
-        return "repaints what is under a mask only" if info.inpainting else None
+    def incompatibility(self, info: ModelInfo) -> str | None:
+        return INPAINTING_ONLY if info.inpainting else None
 
-    def first_evaluation(self, request: Request, timesteps: torch.Tensor, order: int) -> int:
+    def first_evaluation(self, request: Request, timesteps: torch.Tensor, order: int, parameters: None) -> int:
         edit = request.edit if isinstance(request.edit, ImageToImage) else ImageToImage()
         return skipped_evaluations(edit.strength, request, timesteps, order)
 
-    def begin(self, sample: Sample) -> None:
+    def begin(self, sample: Sample, parameters: None) -> None:
         assert sample.canvas.image is not None
         latents = sample.model.encode(vae_input(sample.canvas.image, sample.model), sample.generator)
         if not sample.done:

@@ -25,8 +25,8 @@ SEAM = 4  # pixels: how far an outpainted margin is blended into the picture
 
 
 @dataclass(frozen=True, slots=True)
-class Kept:
-    """What stays of the picture, to be put back after each step."""
+class OriginalLatents:
+    """The original picture's latents, put back outside the mask after each step."""
 
     latents: torch.Tensor  # (1, channels, h, w), clean
     noise: torch.Tensor  # (1, channels, h, w), the same at every step
@@ -43,7 +43,7 @@ class InpaintTask(Task):
     edits: ClassVar[tuple[type[EditChoice], ...]] = (Inpaint,)
     adds_noise = True
 
-    def canvas(self, request: Request) -> Canvas:
+    def canvas(self, request: Request, parameters: None) -> Canvas:
         edit = self._edit(request)
         blur = edit.mask_blur if edit.keep_unmasked or edit.padding_crop is not None else None
         return Canvas.of(request, mask=Image.fromarray(edit.mask), padding=edit.padding_crop, mask_blur=blur)
@@ -56,10 +56,10 @@ class InpaintTask(Task):
     def _strength(self, request: Request) -> float:
         return self._edit(request).strength
 
-    def first_evaluation(self, request: Request, timesteps: torch.Tensor, order: int) -> int:
+    def first_evaluation(self, request: Request, timesteps: torch.Tensor, order: int, parameters: None) -> int:
         return skipped_evaluations(self._strength(request), request, timesteps, order)
 
-    def begin(self, sample: Sample) -> None:
+    def begin(self, sample: Sample, parameters: None) -> None:
         model, canvas = sample.model, sample.canvas
         assert canvas.image is not None
         assert canvas.mask is not None
@@ -75,8 +75,9 @@ class InpaintTask(Task):
         else:
             noise_for(sample)  # stands for that of the masked picture's latents, which this model does not take
             assert latents is not None
-            sample.state[self.name] = Kept(latents, noise, mask)
+            sample.state[self.name] = OriginalLatents(latents, noise, mask)
         if sample.done:
+            assert latents is not None
             sample.latents = latents
         elif strength < 1:
             assert latents is not None
@@ -84,18 +85,18 @@ class InpaintTask(Task):
         else:
             sample.latents = noise * sample.scheduler.init_noise_sigma
 
-    def after_evaluation(self, sample: Sample, latents: torch.Tensor) -> torch.Tensor:
-        kept: Kept | None = sample.state.get(self.name)
-        if kept is None:
+    def after_evaluation(self, sample: Sample, latents: torch.Tensor, parameters: None) -> torch.Tensor:
+        original: OriginalLatents | None = sample.state.get(self.name)
+        if original is None:
             return latents
-        behind, following = kept.latents, sample.timesteps[sample.evaluation + 1 : sample.evaluation + 2]
+        background, following = original.latents, sample.timesteps[sample.evaluation + 1 : sample.evaluation + 2]
         if len(following):
-            behind = noised(sample, behind, kept.noise, following[0])
-        return (1 - kept.mask) * behind + kept.mask * latents
+            background = noised(sample, background, original.noise, following[0])
+        return (1 - original.mask) * background + original.mask * latents
 
-    def estimate(self, sample: Sample, latents: torch.Tensor) -> torch.Tensor:
-        kept: Kept | None = sample.state.get(self.name)
-        return latents if kept is None else (1 - kept.mask) * kept.latents + kept.mask * latents
+    def estimate(self, sample: Sample, latents: torch.Tensor, parameters: None) -> torch.Tensor:
+        original: OriginalLatents | None = sample.state.get(self.name)
+        return latents if original is None else (1 - original.mask) * original.latents + original.mask * latents
 
 
 class OutpaintTask(InpaintTask):
@@ -105,7 +106,7 @@ class OutpaintTask(InpaintTask):
     description = "A picture painted on beyond its edges."
     edits = (Outpaint,)
 
-    def canvas(self, request: Request) -> Canvas:
+    def canvas(self, request: Request, parameters: None) -> Canvas:
         if not isinstance(request.edit, Outpaint) or request.image is None:
             raise InvalidRequest([Violation("outpaint", "must be set for the task outpaint")])
         edit, (height, width) = request.edit, request.image.shape[:2]

@@ -11,6 +11,8 @@ from darkroom_plugins.sample import Sample
 
 darkroom_api_version = 1
 
+INPAINTING_ONLY = "this model repaints what is under a mask, and nothing else"
+
 
 class Txt2Img(Task):
     """Begins with pure noise (diffusers' StableDiffusionPipeline.prepare_latents)."""
@@ -19,10 +21,10 @@ class Txt2Img(Task):
     description = "An image from text."
     rpcs = ("Generate",)
 
-    def misfit(self, info: ModelInfo) -> str | None:
-        return "repaints what is under a mask only" if info.inpainting else None
+    def incompatibility(self, info: ModelInfo) -> str | None:
+        return INPAINTING_ONLY if info.inpainting else None
 
-    def begin(self, sample: Sample) -> None:
+    def begin(self, sample: Sample, parameters: None) -> None:
         sample.latents = noise_for(sample) * sample.scheduler.init_noise_sigma
 
 

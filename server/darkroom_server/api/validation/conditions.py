@@ -81,9 +81,9 @@ class ConditionsCheck:
             self.findings.invalid(path, "must be set")
         elif asset is None:
             self.findings.unknown(kind, path, name)
-        elif model is not None and model.name in asset.misfits:
+        elif model is not None and model.name in asset.incompatibilities:
             self.findings.unsupported(
-                path, f"with the model {model.name} it cannot be used: it {asset.misfits[model.name]}"
+                path, f"with the model {model.name} it cannot be used: {asset.incompatibilities[model.name]}"
             )
 
     def _controls(self, given: parameters_pb2.Parameters, model: Model | None) -> tuple[ControlChoice, ...]:

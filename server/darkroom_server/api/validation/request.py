@@ -115,8 +115,8 @@ class _Check:
             self.findings.invalid(path, f"{name!r} is for {' and '.join(task.rpcs)}")
         elif edit.choice is not None and not isinstance(edit.choice, task.edits):
             self.findings.invalid(path, f"{name!r} does not do the edit that is set")
-        elif model is not None and (misfit := task.misfit(model.info)):
-            self.findings.unsupported(path, f"the model {model.name} {misfit}")
+        elif model is not None and (incompatibility := task.incompatibility(model.info)):
+            self.findings.unsupported(path, f"with the model {model.name} it cannot be used: {incompatibility}")
         return name or derived
 
     def _texts(self, given: parameters_pb2.Parameters, model: Model | None) -> dict[str, Any]:

@@ -1,0 +1,278 @@
+"""Calls the hooks of contributions, and checks what they give.
+
+A hook that raises, or gives what it must not, fails with `PluginFailed`, which names plugin, hook and exception. A
+conditioner sees the rows of its own samples alone, so that it cannot change another's; writes into tensors that
+evaluations share are found by torch's version counters before anything is computed with them.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import re
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from darkroom_plugins.contract import BatchContract, Conditioner
+from darkroom_plugins.errors import DarkroomError, PluginFailed, is_device_lost, is_out_of_memory
+from darkroom_plugins.sample import Evaluation, Picture, PromptEmbedding, Sample
+from darkroom_plugins.tensors import to_device
+
+if TYPE_CHECKING:
+    from darkroom_plugins.contract import Adapter, Contribution, Family, Finisher, Inspector, Preprocessor
+    from darkroom_plugins.request import Pixels, Request
+
+log = logging.getLogger(__name__)
+
+SLOW_SECONDS = 1.0  # of a hook, from which it is logged, once
+MAX_LINE = 200  # characters of an exception's first line
+ADDRESS, PATH = re.compile(r"0x[0-9a-fA-F]{4,}"), re.compile(r"(?:/[\w.+~-]+)+/([\w.+~-]+)")
+
+_slow: set[tuple[str, str]] = set()
+
+
+@contextlib.contextmanager
+def calling(contribution: Any, hook: str, timed: bool = True) -> Iterator[None]:
+    """A context in which this hook of a contribution or family is called. One that takes over a second is logged once,
+    but where that is usual (`timed` is false).
+
+    :raises PluginFailed: it raised anything but a DarkroomError, or an error of the device
+    """
+    began = time.monotonic()
+    try:
+        yield
+    except DarkroomError:
+        raise
+    except BaseException as error:  # SystemExit, too: it must not end more than one job
+        if is_out_of_memory(error) or is_device_lost(error):
+            raise
+        raise failure(contribution, hook, f"{type(error).__name__}: {_first_line(error)}") from error
+    finally:
+        key, seconds = (_owner(contribution), hook), time.monotonic() - began
+        if timed and seconds > SLOW_SECONDS and key not in _slow:
+            _slow.add(key)
+            log.warning("the plugin %r took long in %s, %.1f s, in which others waited", *key, seconds)
+
+
+def failure(contribution: Any, hook: str, exception: str) -> PluginFailed:
+    """The error of a hook, for instance with ``"ValueError: too few rows"``."""
+    plugin = _owner(contribution)
+    return PluginFailed(
+        f"the plugin {plugin!r} failed in {hook}: {exception}", plugin=plugin, hook=hook, exception=exception
+    )
+
+
+def parameters_of(contribution: Any, request: Request) -> Any:
+    """What the client sent for a contribution: an instance of its `Parameters`, or None."""
+    return request.extensions.get(contribution.plugin) if contribution.Parameters else None
+
+
+def begin(sample: Sample) -> None:
+    """Have conditioners and the task begin a sample, which has its prompt embeddings."""
+    if any(map(_acts, sample.conditioners)):  # embeddings of its own, as others may have the same prompt
+        sample.rows = tuple(map(_own, sample.rows))
+    for conditioner in sample.conditioners:
+        before = sample.rows
+        with calling(conditioner, "begin"):
+            conditioner.begin(sample, parameters_of(conditioner, sample.request))
+            _check_rows(sample.rows, before)
+    task, shape = sample.task, (1, *sample.model.latent_shape(sample.request.width, sample.request.height))
+    with calling(task, "begin"):
+        task.begin(sample, parameters_of(task, sample.request))
+        _check("latents", sample.latents, shape, sample.model.dtype)
+        if sample.extra_channels is not None:
+            extra = sample.extra_channels
+            _check("extra channels", extra, (1, extra.shape[1], *shape[2:]), sample.model.dtype)
+
+
+def condition(conditioner: Conditioner, evaluation: Evaluation) -> None:
+    """Have a conditioner condition its rows of an evaluation, and put together what it gave."""
+    indices = [index for index, row in enumerate(evaluation.rows) if conditioner in row.sample.conditioners]
+    if not indices or type(conditioner).condition is Conditioner.condition:
+        return
+    part = evaluation.select(indices)
+    shared = replace(part)
+    watch = _Watch([part.latents, part.timesteps, part.prompts, part.extra_channels, *_hidden(part)])
+    with calling(conditioner, "condition"):
+        conditioner.condition(part, [parameters_of(conditioner, row.sample.request) for row in part.rows])
+        if watch.written:
+            evaluation.batch_cache.clear()
+            raise ValueError("it wrote into a tensor that other evaluations share")
+        _check_part(conditioner, part, shared)
+        _merge(evaluation, part, shared, indices)
+
+
+@contextlib.contextmanager
+def adapted(adapters: Sequence[Adapter], model: Family, evaluation: Evaluation) -> Iterator[None]:
+    """A context in which these adapters are applied to a model, for an evaluation."""
+    watch = _Watch([evaluation.latents, evaluation.prompts, evaluation.timesteps, *_hidden(evaluation)])
+    with contextlib.ExitStack() as applied:
+        for adapter in adapters:
+            parameters = [
+                parameters_of(adapter, row.sample.request) if adapter in row.sample.adapters else None
+                for row in evaluation.rows
+            ]
+            with calling(adapter, "applied"):
+                context = adapter.applied(model, evaluation, parameters)
+                context.__enter__()
+            applied.push(_leaving(adapter, context))
+            _refuse_writes(adapter, watch, evaluation)
+        yield
+    for adapter in adapters:
+        _refuse_writes(adapter, watch, evaluation)
+
+
+def predict(model: Family, evaluation: Evaluation) -> torch.Tensor:
+    """The denoiser's output for each row: (rows, channels, h, w)."""
+    with calling(model, "predict", timed=False):
+        output = model.predict(evaluation)
+        if output.shape != evaluation.latents.shape:
+            raise ValueError(f"its output is of shape {tuple(output.shape)}, not {tuple(evaluation.latents.shape)}")
+    return output
+
+
+def after_evaluation(sample: Sample, latents: torch.Tensor) -> torch.Tensor:
+    """The latents to go on with, as the sample's task makes them of those that the scheduler's step made."""
+    with calling(sample.task, "after_evaluation"):
+        made = sample.task.after_evaluation(sample, latents, parameters_of(sample.task, sample.request))
+        if made is not latents:
+            _check("latents", made, tuple(latents.shape), latents.dtype)
+    return made
+
+
+def inspect(inspector: Inspector, samples: Sequence[Sample], pictures: Sequence[Pixels]) -> Sequence[Any]:
+    """What it finds in each picture."""
+    with calling(inspector, "inspect", timed=False):
+        found = inspector.inspect(samples, pictures)
+        if len(found) != len(pictures):
+            raise ValueError(f"{len(found)} findings in {len(pictures)} pictures")
+    return found
+
+
+def finish(finisher: Finisher, picture: Picture, request: Request) -> Picture:
+    """The picture as the finisher makes it."""
+    with calling(finisher, "finish"):
+        made = finisher.finish(picture, request, parameters_of(finisher, request))
+        if not isinstance(made, Picture):
+            raise TypeError(f"it gave {type(made).__name__}, not a Picture")
+        pixels = made.pixels
+        if not isinstance(pixels, np.ndarray) or pixels.dtype != np.uint8 or pixels.shape[2:] != (3,):
+            raise ValueError("its picture is not (height, width, 3) uint8")
+    return made
+
+
+def preprocess(preprocessor: Preprocessor, pixels: Pixels, options: Any) -> Pixels:
+    """The map that a preprocessor makes of a picture, both (height, width, 3) uint8."""
+    with calling(preprocessor, "run"):
+        made = preprocessor.run(pixels, options)
+        if made.shape != pixels.shape or made.dtype != pixels.dtype:
+            raise ValueError(f"it made {made.shape} {made.dtype} of {pixels.shape}")
+    return made
+
+
+class _Watch:
+    """Whether tensors were written into, by their version counters."""
+
+    def __init__(self, tensors: Sequence[torch.Tensor | None]) -> None:
+        counting = [each for each in tensors if each is not None and not each.is_inference()]
+        self._versions = [(each, each._version) for each in counting]
+
+    @property
+    def written(self) -> bool:
+        return any(tensor._version != version for tensor, version in self._versions)
+
+
+def _refuse_writes(adapter: Adapter, watch: _Watch, evaluation: Evaluation) -> None:
+    if watch.written:
+        evaluation.batch_cache.clear()
+        raise failure(adapter, "applied", "ValueError: it wrote into a tensor that other evaluations share")
+
+
+def _leaving(adapter: Adapter, context: contextlib.AbstractContextManager[None]) -> Any:
+    def leave(*exception: Any) -> None:
+        with calling(adapter, "applied"):
+            context.__exit__(*exception)
+
+    return leave
+
+
+def _hidden(evaluation: Evaluation) -> list[torch.Tensor]:
+    return [row.prompt.hidden for row in evaluation.rows]
+
+
+def _acts(conditioner: Conditioner) -> bool:
+    own = type(conditioner)
+    return own.begin is not Conditioner.begin or own.condition is not Conditioner.condition
+
+
+def _own(prompt: PromptEmbedding) -> PromptEmbedding:
+    with torch.inference_mode(False), torch.no_grad():  # as tensors that count writes
+        pooled = prompt.pooled.clone() if prompt.pooled is not None else None
+        return replace(prompt, hidden=prompt.hidden.clone(), pooled=pooled)
+
+
+def _check_rows(rows: Sequence[PromptEmbedding], before: Sequence[PromptEmbedding]) -> None:
+    if len(rows) != len(before):
+        raise ValueError(f"it left {len(rows)} rows of {len(before)}")
+    for row, own in zip(rows, before, strict=True):
+        if row is not own:
+            _check("prompts", row.hidden, tuple(own.hidden.shape), own.hidden.dtype)
+
+
+def _check_part(conditioner: Conditioner, part: Evaluation, shared: Evaluation) -> None:
+    for name in ("rows", "latents", "timesteps", "extra_channels"):
+        if getattr(part, name) is not getattr(shared, name):
+            raise ValueError(f"it put others in the place of {name}")
+    if part.prompts is not shared.prompts:
+        _check("prompts", part.prompts, tuple(shared.prompts.shape), shared.prompts.dtype)
+    for each in part.residuals or ():
+        _check("residuals", each, (len(part.rows), *each.shape[1:]), each.dtype)
+    if part.arguments and conditioner.contract is BatchContract.ROW_WISE:
+        raise ValueError("arguments are for all rows of a batch: its contract must be KEYED or SOLO")
+
+
+def _check(name: str, tensor: torch.Tensor, shape: Sequence[int], dtype: torch.dtype) -> None:
+    """:raises ValueError: it is not of this shape and dtype or, on a CPU, has values that are not finite"""
+    if tuple(tensor.shape) != tuple(shape):
+        raise ValueError(f"its {name} are of shape {tuple(tensor.shape)}, not {tuple(shape)}")
+    if tensor.dtype != dtype or not dtype.is_floating_point:
+        raise ValueError(f"its {name} are {tensor.dtype}, not {dtype}")
+    if tensor.device.type == "cpu" and not tensor.isfinite().all():  # elsewhere it would wait for the device
+        raise ValueError(f"its {name} have values that are not finite")
+
+
+def _merge(whole: Evaluation, part: Evaluation, shared: Evaluation, indices: Sequence[int]) -> None:
+    """Put what a conditioner gave for some rows into the evaluation of all."""
+    whole.arguments.update(part.arguments)
+    if len(indices) == len(whole.rows):
+        if part.prompts is not shared.prompts:
+            whole.prompts = part.prompts
+        if part.residuals is not None:
+            whole.add_residuals(part.residuals)
+        return
+    where = to_device(torch.tensor(indices), whole.latents.device)
+    if part.prompts is not shared.prompts:
+        whole.prompts = whole.prompts.index_copy(0, where, part.prompts)
+    if part.residuals is not None:
+        spread = (each.new_zeros(len(whole.rows), *each.shape[1:]) for each in part.residuals)
+        whole.add_residuals(
+            [zeros.index_copy_(0, where, each) for zeros, each in zip(spread, part.residuals, strict=True)]
+        )
+
+
+def _owner(contribution: Contribution | Any) -> str:
+    return str(contribution.plugin or contribution.name)
+
+
+def _first_line(error: BaseException) -> str:
+    """What an exception says, without addresses and folders, of which clients need not know."""
+    try:
+        line = str(error).strip().partition("\n")[0]
+    except Exception:
+        return ""
+    return PATH.sub(r"…/\1", ADDRESS.sub("0x…", line))[:MAX_LINE]

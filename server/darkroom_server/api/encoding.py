@@ -1,0 +1,115 @@
+"""From events to messages: pictures are encoded in a pool of threads, and only those that a stream gets to."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable
+from concurrent.futures import Executor, ThreadPoolExecutor
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any
+
+from darkroom_plugins import calls
+from darkroom_plugins.sample import Picture
+from darkroom_server.api import messages
+from darkroom_server.device.threads import single_threaded_pool
+from darkroom_server.errors import DeviceLost, to_domain_error
+from darkroom_server.jobs.events import (
+    Accepted,
+    ControlMade,
+    Ended,
+    Event,
+    ImageDecoded,
+    PreviewMade,
+    Queued,
+    Started,
+    StepDone,
+)
+from darkroom_server.models.residency import Loading
+from darkroom_server.pictures.encode import encode_picture, encode_preview
+
+if TYPE_CHECKING:
+    from darkroom_server.device.transfer import PendingImage
+    from darkroom_server.jobs.job import Job
+
+
+class Encoder:
+    """Turns the events of one job after the other into the fields of `JobEvent` messages."""
+
+    def __init__(self, threads: int, chunk_bytes: int, on_lost: Callable[[DeviceLost], None]) -> None:
+        """`on_lost` is called where a picture shows that the device is lost."""
+        self._pool = single_threaded_pool("encoder", threads)
+        # One waiting thread for each kind of picture; those of one kind are complete in their order.
+        self._arrivals = {kind: ThreadPoolExecutor(1, "arrivals") for kind in (PreviewMade, ImageDecoded)}
+        self._chunk_bytes = chunk_bytes
+        self._on_lost = on_lost
+
+    def close(self) -> None:
+        """Let go of the threads; a plugin that hangs in one does not hold up the end."""
+        for pool in (self._pool, *self._arrivals.values()):
+            pool.shutdown(wait=False, cancel_futures=True)
+
+    async def fields(self, job: Job, event: Event, encode_seconds: float) -> list[dict[str, Any]]:
+        """The messages of one event."""
+        if isinstance(event, PreviewMade | ImageDecoded) and not event.picture.ready:
+            await self._run(self._arrivals[type(event)], _wait, event.picture)
+        match event:
+            case Started():
+                return []
+            case Accepted():
+                return [{"accepted": messages.accepted(job)}]
+            case Queued():
+                return [{"queued": messages.queued(event)}]
+            case Loading():
+                return [{"loading": messages.loading(event)}]
+            case ControlMade():
+                return await self._run(self._pool, _control, event, self._chunk_bytes)
+            case StepDone():
+                return [{"step": messages.step(event)}]
+            case PreviewMade():
+                return await self._run(self._pool, _preview, job, event)
+            case ImageDecoded():
+                return await self._run(self._pool, _image, job, event, self._chunk_bytes)
+            case Ended():
+                return [{"completed": messages.completed(event, job, encode_seconds, time.monotonic())}]
+
+    async def _run(self, pool: Executor, function: Callable[..., Any], *arguments: Any) -> list[dict[str, Any]]:
+        try:
+            made: list[dict[str, Any]] = await asyncio.get_running_loop().run_in_executor(pool, function, *arguments)
+            return made
+        except DeviceLost as error:
+            self._on_lost(error)
+            raise
+
+
+def _wait(picture: PendingImage) -> None:
+    with suppress(Exception):  # who reads it is told
+        picture.wait()
+
+
+def _control(event: ControlMade, chunk_bytes: int) -> list[dict[str, Any]]:
+    return list(messages.control_image(event, chunk_bytes))
+
+
+def _preview(job: Job, event: PreviewMade) -> list[dict[str, Any]]:
+    """The message of a preview; none where its decoder made what is no picture."""
+    try:
+        data, size = encode_preview(event.picture.read(), job.request.preview)
+    except BaseException as error:
+        if isinstance(failure := to_domain_error(error), DeviceLost):
+            raise failure from None
+        return []
+    return [{"preview": messages.preview(event, job, data, size)}]
+
+
+def _image(job: Job, event: ImageDecoded, chunk_bytes: int) -> list[dict[str, Any]]:
+    """The messages of a finished picture; what is not finite, or a finisher that fails, fails the job."""
+    try:
+        seed = job.request.seed + event.image_index
+        picture = Picture(job.plan.canvas.restore(event.picture.read()), seed, findings=event.findings)
+        for finisher in job.plan.finishers:
+            picture = calls.finish(finisher, picture, job.request)
+        data = encode_picture(picture, job.request.output)
+        return list(messages.image(event.image_index, picture, data, job, chunk_bytes))
+    except BaseException as error:
+        raise to_domain_error(error) from None
