@@ -8,6 +8,9 @@ GRPC_TOOLS := grpcio-tools==1.75.1 grpcio==1.75.1 protobuf==6.31.1 setuptools==8
 # The quantiser is kept apart: where it is installed, diffusers imports it always, which takes a second and prints much.
 TORCHAO := .torchao
 BUF := @bufbuild/buf@1.75.0
+# What the protos must stay compatible with: the last tag, and before there is one main; nothing where neither is here.
+PROTOS_BASE = $(shell for ref in $$(git describe --tags --abbrev=0 2>/dev/null) origin/main main; do \
+	git cat-file -e "$$ref:protos" 2>/dev/null && echo "$$ref" && break; done)
 PROTOS := $(wildcard protos/darkroom/v1/*.proto)
 OUT ?= out
 
@@ -31,7 +34,7 @@ serve: $(VENV)/ready
 test: $(VENV)/ready $(PROTO_ENV)/ready $(TORCHAO)/ready
 	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist worksteal $(PYTEST)
 
-# lint: ruff, mypy and buf
+# lint: ruff, mypy and buf, which also refuses protos that break clients of the last tag
 .PHONY: lint
 lint: $(VENV)/ready
 	$(BIN)/ruff check .
@@ -39,6 +42,10 @@ lint: $(VENV)/ready
 	$(BIN)/mypy protos/darkroom plugins/darkroom_plugins server client
 	npm exec --yes --package=$(BUF) -- buf lint protos
 	npm exec --yes --package=$(BUF) -- buf format --diff --exit-code protos
+	@base="$(PROTOS_BASE)"; \
+	if [ -z "$$base" ]; then echo "buf breaking: skipped, as neither a tag nor main is here to compare with"; exit; fi; \
+	echo "buf breaking protos, compared with $$base"; \
+	git archive "$$base:protos" | npm exec --yes --package=$(BUF) -- buf breaking protos --against '-#format=tar'
 
 # protos: write the stubs again
 .PHONY: protos
