@@ -83,7 +83,7 @@ def sources(package: str) -> list[Path]:
 
 def test_the_top_level_is_the_layout() -> None:
     folders = {"protos", "server", "plugins", "client", "tests"}
-    files = {"Makefile", "README.md", "pyproject.toml", "constraints.txt", "LICENSE"}
+    files = {"Makefile", "README.md", "CHANGELOG.md", "pyproject.toml", "constraints.txt", "LICENSE"}
     made = {"out", "build", "dist"}  # by make and by builds; git ignores them
     found = {path.name for path in ROOT.iterdir() if not path.name.startswith(".")} - made
     assert found == folders | files
