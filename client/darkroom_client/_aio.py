@@ -10,8 +10,8 @@ import grpc.aio
 from darkroom.v1 import catalog_service_pb2 as catalog
 from darkroom.v1 import image_service_pb2
 from darkroom_client import _assembly
-from darkroom_client._calls import JobCalls
 from darkroom_client._connection import Connection
+from darkroom_client._job_calls import JobCalls
 from darkroom_client._status import to_exception
 from darkroom_client._stream import AsyncStream
 from darkroom_client.events import Loading

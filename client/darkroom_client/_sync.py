@@ -7,8 +7,8 @@ from typing import Any, Self, Unpack
 from darkroom.v1 import catalog_service_pb2 as catalog
 from darkroom_client import events
 from darkroom_client._aio import AsyncClient
-from darkroom_client._calls import JobCalls
 from darkroom_client._fork import refuse_after_fork
+from darkroom_client._job_calls import JobCalls
 from darkroom_client._loop import BackgroundLoop, shared_loop
 from darkroom_client._stream import AsyncStream
 from darkroom_client.options import ConnectionOptions

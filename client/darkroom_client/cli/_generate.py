@@ -1,4 +1,4 @@
-"""`darkroom generate` and `darkroom edit`. What they do is in `_work`, which `--help` need not load."""
+"""`darkroom generate` and `darkroom edit`. What they do is in `_job_options`, which `--help` need not load."""
 
 from pathlib import Path
 from typing import Annotated
@@ -23,7 +23,7 @@ def generate(
     prompts: _Prompts = None,
 ) -> None:
     """Makes pictures from text, shows them as they develop, and prints the paths of the files written."""
-    from darkroom_client.cli._work import Order
+    from darkroom_client.cli._job_options import Order
 
     Order(server, source, results, picture, sdxl, scheduling, conditions).generate(prompts or [])
 
@@ -42,6 +42,6 @@ def edit(
     prompts: _Prompts = None,
 ) -> None:
     """Changes a picture: under a --mask, beyond its edges by --outpaint, or as a whole."""
-    from darkroom_client.cli._work import Order
+    from darkroom_client.cli._job_options import Order
 
     Order(server, source, results, picture, sdxl, scheduling, conditions).edit(image, prompts or [], editing)

@@ -11,9 +11,9 @@ from darkroom_client._aio import AsyncClient
 from darkroom_client.cli._files import Namer
 from darkroom_client.cli._jobs import Job, Listener, run_jobs
 from darkroom_client.cli._json_lines import JsonLines
-from darkroom_client.cli._keep import MapKeeper, PictureKeeper, PreviewKeeper
 from darkroom_client.cli._options import Results
 from darkroom_client.cli._report import complain, warn
+from darkroom_client.cli._writers import MapKeeper, PictureKeeper, PreviewKeeper
 from darkroom_client.errors import DarkroomError
 from darkroom_client.events import Event
 
