@@ -12,6 +12,17 @@ import typing
 
 if typing.TYPE_CHECKING:
     from darkroom_client._aio import AsyncClient
+    from darkroom_client._enums import (
+        DisconnectPolicyName,
+        ImageFormatName,
+        LoadingPhaseName,
+        PreviewModeName,
+        PromptSyntaxName,
+        ResizeModeName,
+        SafetyVerdictName,
+        SigmaScheduleName,
+        TimestepSpacingName,
+    )
     from darkroom_client._stream import AsyncStream
     from darkroom_client._sync import Client, Stream
     from darkroom_client.errors import (
@@ -59,9 +70,11 @@ if typing.TYPE_CHECKING:
     from darkroom_client.options import (
         ConnectionOptions,
         ControlSpec,
+        ImageLike,
         JobOptions,
         LoraSpec,
         OutputOptions,
+        ParameterOptions,
         PreviewOptions,
         SchedulerSpec,
         SizeConditioning,
@@ -82,13 +95,17 @@ __all__ = [
     "DarkroomError",
     "DeadlineExceeded",
     "DeviceLost",
+    "DisconnectPolicyName",
     "Event",
     "Image",
+    "ImageFormatName",
+    "ImageLike",
     "InvalidRequest",
     "JobFailed",
     "JobOptions",
     "LoadFailed",
     "Loading",
+    "LoadingPhaseName",
     "LoraNotFound",
     "LoraSpec",
     "ModelNotFound",
@@ -97,24 +114,31 @@ __all__ = [
     "NotImplementedYet",
     "OutOfMemory",
     "OutputOptions",
+    "ParameterOptions",
     "PluginFailed",
     "PreprocessorNotFound",
     "Preview",
+    "PreviewModeName",
     "PreviewOptions",
+    "PromptSyntaxName",
     "QueueFull",
     "Queued",
     "Recipe",
     "RequestIdInUse",
     "RequestNotFound",
+    "ResizeModeName",
     "ResourceExhausted",
+    "SafetyVerdictName",
     "SchedulerNotFound",
     "SchedulerSpec",
     "ServerUnreachable",
     "ShuttingDown",
+    "SigmaScheduleName",
     "SizeConditioning",
     "Step",
     "Stream",
     "TaskNotFound",
+    "TimestepSpacingName",
     "Timings",
     "Unauthenticated",
     "Unavailable",
@@ -124,7 +148,7 @@ __all__ = [
 ]
 
 # Where the names are. They are imported when they are first used, so that `darkroom --help` need not wait for gRPC.
-_MODULES = ("errors", "recipes", "options", "events", "_stream", "_aio", "_sync")
+_MODULES = ("_enums", "errors", "recipes", "options", "events", "_stream", "_aio", "_sync")
 
 
 def __getattr__(name: str) -> typing.Any:

@@ -8,7 +8,7 @@ from google.protobuf.message import Message
 
 from darkroom.v1 import events_pb2
 from darkroom_client import events
-from darkroom_client._messages import word
+from darkroom_client._enums import field_names
 from darkroom_client.errors import DarkroomError
 
 _KINDS: dict[str, Any] = {
@@ -102,7 +102,7 @@ def _value(body: Message, name: str) -> Any:
     if field.has_presence and field.message_type is None and not body.HasField(name):
         return None
     if field.enum_type is not None:
-        return word(body, name)
+        return field_names(body, name)
     if name == "metadata":
         return json_format.MessageToDict(value)
     if name == "timings":

@@ -13,6 +13,7 @@ from google.protobuf.message import Message
 from google.protobuf.struct_pb2 import Struct
 
 from darkroom.v1 import parameters_pb2
+from darkroom_client._enums import value_number
 from darkroom_client.errors import Violation
 from darkroom_client.options import LoraSpec
 
@@ -100,36 +101,10 @@ def _mapping(target: Any, value: Any) -> Mapping[str, Any]:
 
 def _scalar(field: FieldDescriptor, value: Any) -> Any:
     if field.enum_type is not None and isinstance(value, str):
-        return enum_number(field.enum_type, value)
+        return value_number(field.enum_type, value)
     if field.type == FieldDescriptor.TYPE_BYTES:
         return image_bytes(value)
     return value
-
-
-def enum_number(enum: Any, word: str) -> int:
-    """The number of an enum's value by its name, which may be short: "karras" for SIGMA_SCHEDULE_KARRAS.
-
-    :raises ValueError: when there is no such value.
-    """
-    prefix = enum.values_by_number[0].name.removesuffix("UNSPECIFIED")
-    names = word, prefix + word.upper().replace("-", "_")
-    value = next((enum.values_by_name[name] for name in names if name in enum.values_by_name), None)
-    if value is None:
-        known = [each.name.removeprefix(prefix).lower() for each in enum.values if each.number]
-        raise ValueError(f"must be one of {', '.join(known)}, not {word!r}")
-    return int(value.number)
-
-
-def word(message: Any, name: str) -> Any:
-    """A field's enum value in short: "full_vae" for PREVIEW_MODE_FULL_VAE; of a repeated field, all of them.
-
-    None for what is unset, and for numbers that are not known here.
-    """
-    enum = message.DESCRIPTOR.fields_by_name[name].enum_type
-    prefix = enum.values_by_number[0].name.removesuffix("UNSPECIFIED")
-    words = {each.number: each.name.removeprefix(prefix).lower() for each in enum.values if each.number}
-    value = getattr(message, name)
-    return words.get(value) if isinstance(value, int) else [words[each] for each in value if each in words]
 
 
 def image_bytes(image: Any) -> bytes:

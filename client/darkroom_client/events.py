@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from darkroom.v1 import parameters_pb2
+from darkroom_client._enums import LoadingPhaseName, PreviewModeName, SafetyVerdictName
 
 if TYPE_CHECKING:
     import PIL.Image
@@ -77,7 +78,7 @@ class Loading(_Event):
 
     model: str
     component: str  # for instance "unet"; empty: the model as a whole
-    phase: str | None  # "download" or "read"; None: not known
+    phase: LoadingPhaseName | None  # None: not known
     bytes_done: int
     bytes_total: int  # 0: not known
 
@@ -102,7 +103,7 @@ class Preview(_Picture):
 
     image_index: int
     step: int
-    decoder: str | None  # "latent_rgb", "tiny_vae" or "full_vae"
+    decoder: PreviewModeName | None  # "latent-rgb", "tiny-vae" or "full-vae"; None: a mode unknown to this client
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,7 +120,7 @@ class Image(_Picture):
 
     image_index: int
     seed: int
-    safety: str | None  # "passed", "flagged" or "blocked"; None: the safety checker did not look
+    safety: SafetyVerdictName | None  # None: the safety checker did not look
     metadata: dict[str, Any]  # the recipe that the picture carries
 
 

@@ -7,23 +7,45 @@ is unset there, so that the server's default holds.
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypedDict, Union
+from typing import TYPE_CHECKING, Any, TypeAlias, TypedDict, Union
 
 from darkroom.v1 import parameters_pb2
+from darkroom_client._enums import (
+    DisconnectPolicyName,
+    ImageFormatName,
+    PreviewModeName,
+    PromptSyntaxName,
+    ResizeModeName,
+    SigmaScheduleName,
+    TimestepSpacingName,
+)
 from darkroom_client.recipes import Recipe
 
 if TYPE_CHECKING:
     import PIL.Image
 
+__all__ = [
+    "ConnectionOptions",
+    "ControlSpec",
+    "DisconnectPolicyName",
+    "ImageFormatName",
+    "ImageLike",
+    "JobOptions",
+    "LoraSpec",
+    "OutputOptions",
+    "ParameterOptions",
+    "PreviewModeName",
+    "PreviewOptions",
+    "PromptSyntaxName",
+    "ResizeModeName",
+    "SchedulerSpec",
+    "SigmaScheduleName",
+    "SizeConditioning",
+    "TimestepSpacingName",
+]
+
 # An encoded file, its path, or a picture.
 ImageLike: TypeAlias = Union[bytes, str, os.PathLike[str], "PIL.Image.Image"]
-SigmaScheduleName: TypeAlias = Literal["default", "karras", "exponential", "beta"]
-TimestepSpacingName: TypeAlias = Literal["linspace", "leading", "trailing"]
-PreviewModeName: TypeAlias = Literal["off", "latent_rgb", "tiny_vae", "full_vae"]
-ImageFormatName: TypeAlias = Literal["png", "jpeg", "webp"]
-PromptSyntaxName: TypeAlias = Literal["plain", "weighted"]
-DisconnectPolicyName: TypeAlias = Literal["cancel", "keep"]
-ResizeModeName: TypeAlias = Literal["crop", "pad", "stretch"]
 
 
 @dataclass(frozen=True, slots=True)

@@ -52,10 +52,9 @@ class Events:
         )
         return self._event(step=body)
 
-    def preview(self, step: int, image: int = 0) -> events_pb2.JobEvent:
-        body = events_pb2.PreviewEvent(
-            image_index=image, step=step, image_bytes=png(), media_type="image/png", width=64, height=64, decoder=4
-        )
+    def preview(self, step: int, image: int = 0, decoder: int = 4) -> events_pb2.JobEvent:
+        body = events_pb2.PreviewEvent(image_index=image, step=step, decoder=decoder)
+        body.image_bytes, body.media_type, body.width, body.height = png(), "image/png", 64, 64
         return self._event(preview=body)
 
     def image(self, data: bytes | None = None, total: int = 0, image: int = 0, seed: int = 7) -> events_pb2.JobEvent:
@@ -178,6 +177,7 @@ class ScriptedServer(
             default_height=64,
             default_num_inference_steps=25,
             default_scheduler="ddim",
+            preview_modes=[1, 2, 4],
         )
         return catalog_service_pb2.ListModelsResponse(models=[shapes])
 

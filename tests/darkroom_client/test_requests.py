@@ -71,7 +71,7 @@ def test_every_keyword_reaches_its_field(request_of):
         controls=[ControlSpec("canny", b"map", scale=0.0, end=0.5, guess_mode=True)],
         size_conditioning=SizeConditioning(original_width=1024),
         extensions={"vignette": {"strength": 0.5}},
-        preview=PreviewOptions("latent_rgb", every_n_steps=2, max_edge=128, format="webp"),
+        preview=PreviewOptions("latent-rgb", every_n_steps=2, max_edge=128, format="webp"),
         output=OutputOptions("jpeg", 90, embed_metadata=False),
         request_id="mine",
         disconnect_policy="keep",

@@ -51,7 +51,7 @@ def test_what_the_events_carry(client, tmp_path):
     accepted, step, preview, *_, image, completed = list(stream)
     assert (accepted.seeds, accepted.step_count, accepted.parameters.seed) == ((7,), 3, 7)
     assert (step.step, step.step_count, step.sigma, step.eta_seconds, step.batch_rows) == (1, 3, None, None, 2)
-    assert (preview.decoder, preview.image.size, preview.suffix) == ("full_vae", (64, 64), ".png")
+    assert (preview.decoder, preview.image.size, preview.suffix) == ("full-vae", (64, 64), ".png")
     assert (image.seed, image.safety, image.image.getpixel((0, 0))) == (7, "passed", (255, 0, 0))
     assert image.metadata["parameters"] == {"prompt": "a red circle", "seed": "7"}
     assert image.save(tmp_path / "a.png").read_bytes() == image.image_bytes

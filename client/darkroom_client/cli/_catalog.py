@@ -7,6 +7,7 @@ from typing import Any, TypeAlias
 
 import typer
 
+from darkroom_client._enums import field_names
 from darkroom_client.cli import _options
 from darkroom_client.cli._groups import grouped
 from darkroom_client.cli._options import Server
@@ -35,9 +36,7 @@ def _words(name: str) -> _Cell:
     """An enum's value in short, or several."""
 
     def cell(entry: Any) -> str:
-        from darkroom_client._messages import word
-
-        found = word(entry, name) or ""
+        found = field_names(entry, name) or ""
         return found if isinstance(found, str) else ", ".join(found)
 
     return cell
@@ -82,6 +81,7 @@ _LISTS = {
             "steps": _field("default_num_inference_steps"),
             "guidance": lambda entry: f"{entry.default_guidance_scale:g}",
             "scheduler": _field("default_scheduler"),
+            "previews": _words("preview_modes"),
             "state": _words("residency"),
             "weights": _size,
             "device": lambda entry: f"{entry.device} {entry.dtype}".strip(),

@@ -2,13 +2,12 @@
 
 import re
 from pathlib import Path
-from typing import cast
 
 import typer
 
-from darkroom_client.options import ImageFormatName
+from darkroom_client._enums import ImageFormatName
 
-_FORMATS = {".png": "png", ".jpg": "jpeg", ".jpeg": "jpeg", ".webp": "webp"}
+_FORMATS: dict[str, ImageFormatName] = {".png": "png", ".jpg": "jpeg", ".jpeg": "jpeg", ".webp": "webp"}
 _AUTOMATIC = "{prompt}-{seed}{suffix}"
 
 
@@ -68,10 +67,13 @@ def format_for(out: str | None, wanted: ImageFormatName | None) -> ImageFormatNa
 
     :raises typer.BadParameter: when the two contradict each other.
     """
-    ending = None if out is None or _is_folder(out) else _FORMATS.get(Path(out).suffix.lower())
+    if out is None or _is_folder(out):
+        return wanted
+    suffix = Path(out).suffix
+    ending = _FORMATS.get(suffix.lower())
     if wanted and ending and wanted != ending:
-        raise typer.BadParameter(f"--out ends in {Path(cast(str, out)).suffix}", param_hint="--format")
-    return wanted or cast("ImageFormatName | None", ending)
+        raise typer.BadParameter(f"--out ends in {suffix}", param_hint="--format")
+    return wanted or ending
 
 
 def slug(prompt: str) -> str:

@@ -2,8 +2,9 @@
 
 import inspect
 from collections.abc import Callable, Iterator
+from copy import copy
 from dataclasses import fields, is_dataclass
-from typing import Any, get_type_hints
+from typing import Annotated, Any, get_args, get_type_hints
 
 from typer.models import OptionInfo
 
@@ -37,8 +38,9 @@ def _options(parameter: inspect.Parameter) -> Iterator[inspect.Parameter]:
         return
     hints = get_type_hints(group, include_extras=True)
     for field in fields(group):
-        info = next(each for each in hints[field.name].__metadata__ if isinstance(each, OptionInfo))
+        kind, *rest = get_args(hints[field.name])
+        info = copy(next(each for each in rest if isinstance(each, OptionInfo)))  # others share the original
         info.rich_help_panel = getattr(group, "panel", None)
         yield inspect.Parameter(
-            field.name, inspect.Parameter.KEYWORD_ONLY, default=field.default, annotation=hints[field.name]
+            field.name, inspect.Parameter.KEYWORD_ONLY, default=field.default, annotation=Annotated[kind, info]
         )

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import typer
 from google.protobuf import json_format
@@ -17,7 +17,7 @@ from darkroom_client.cli._jobs import Job
 from darkroom_client.cli._options import Conditions, Editing, Picture, Results, Scheduling, Sdxl, Server, Source
 from darkroom_client.cli._values import by_key, margins, picture, wrong
 from darkroom_client.cli._view import View
-from darkroom_client.options import ImageFormatName, JobOptions, SchedulerSpec
+from darkroom_client.options import JobOptions, SchedulerSpec
 from darkroom_client.recipes import Recipe
 
 
@@ -48,7 +48,7 @@ class Order:
             "eta": scheduling.eta,
             "num_images": results.num_images,
             "deterministic": results.deterministic,
-            "output": format_for(results.out, cast("ImageFormatName | None", results.image_format)),
+            "output": format_for(results.out, results.image_format),
         }
 
     def generate(self, prompts: Sequence[str]) -> None:
@@ -113,8 +113,8 @@ def _refuse_contradictions(given: Editing) -> None:
 
 def _scheduler(given: Scheduling, recipe: Recipe | None) -> SchedulerSpec | dict[str, Any] | None:
     """The scheduler to ask for; where none is named, that of the recipe with what is given changed."""
-    sigmas, spacing = cast(Any, given.sigma_schedule), cast(Any, given.timestep_spacing)
-    spec = SchedulerSpec(given.scheduler, sigmas, spacing, by_key(given.option) or None)
+    options = by_key(given.option) or None
+    spec = SchedulerSpec(given.scheduler, given.sigma_schedule, given.timestep_spacing, options)
     if spec == SchedulerSpec():
         return None
     return _changed(recipe, spec) if recipe is not None and spec.name is None else spec

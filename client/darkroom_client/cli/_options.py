@@ -2,17 +2,42 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, get_args
 
 import typer
 
+from darkroom_client._enums import (
+    ImageFormatName,
+    PreviewModeName,
+    PromptSyntaxName,
+    ResizeModeName,
+    SigmaScheduleName,
+    TimestepSpacingName,
+    one_of,
+)
 from darkroom_client.cli import _values
 
 if TYPE_CHECKING:
     from darkroom_client.options import JobOptions
 
+
+def _choice(names: Any, *declarations: str, metavar: str, about: str = "") -> Any:
+    """An option that takes one of the names of a `Literal`, in any spelling; its help lists them."""
+    choices: tuple[str, ...] = get_args(names)
+
+    def read(text: str) -> str:
+        try:
+            return one_of(choices, text)
+        except ValueError as error:
+            raise typer.BadParameter(str(error)) from None
+
+    listed = f"{', '.join(choices[:-1])} or {choices[-1]}"
+    return typer.Option(*declarations, metavar=metavar, parser=read, help=f"{about}{listed}.")
+
+
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, for scripts.")]
 Timeout = Annotated[float | None, typer.Option(metavar="SECONDS", help="The most that each job may take.")]
+Format = Annotated[ImageFormatName | None, _choice(ImageFormatName, "--format", metavar="FORMAT")]
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +89,10 @@ class Picture:
     )
     negative_prompt: Annotated[str | None, typer.Option(help="What the picture should not be.")] = None
     prompt_syntax: Annotated[
-        str | None, typer.Option(help="plain, or weighted: (word:1.3) weighs more, long prompts are not cut.")
+        PromptSyntaxName | None,
+        _choice(
+            PromptSyntaxName, metavar="SYNTAX", about="With weighted, (word:1.3) weighs more and no prompt is cut off. "
+        ),
     ] = None
     width: Annotated[int | None, typer.Option(help="Pixels; by default the model's, or the edited picture's.")] = None
     height: Annotated[int | None, typer.Option(help="Pixels; by default the model's, or the edited picture's.")] = None
@@ -93,7 +121,7 @@ class Picture:
             "num_inference_steps": self.steps,
             "guidance_scale": self.guidance_scale,
             "negative_prompt": self.negative_prompt,
-            "prompt_syntax": self.prompt_syntax,  # type: ignore[typeddict-item]  # the client checks it
+            "prompt_syntax": self.prompt_syntax,
             "width": self.width,
             "height": self.height,
             "model": self.model,
@@ -145,8 +173,8 @@ class Scheduling:
     panel: ClassVar = "Scheduler"
 
     scheduler: Annotated[str | None, typer.Option(help="A name from `darkroom schedulers`.")] = None
-    sigma_schedule: Annotated[str | None, typer.Option(help="default, karras, exponential or beta.")] = None
-    timestep_spacing: Annotated[str | None, typer.Option(help="linspace, leading or trailing.")] = None
+    sigma_schedule: Annotated[SigmaScheduleName | None, _choice(SigmaScheduleName, metavar="NAME")] = None
+    timestep_spacing: Annotated[TimestepSpacingName | None, _choice(TimestepSpacingName, metavar="NAME")] = None
     option: Annotated[list[str] | None, typer.Option(metavar="KEY=VALUE", help="A scheduler's option.")] = None
     eta: Annotated[float | None, typer.Option(help="Weight of DDIM's noise, 0 to 1.")] = None
 
@@ -199,15 +227,15 @@ class Results:
     deterministic: Annotated[
         bool | None, typer.Option("--deterministic/--no-deterministic", help="Identical bytes each time; slower.")
     ] = None
-    image_format: Annotated[str | None, typer.Option("--format", help="png, jpeg or webp.")] = None
+    image_format: Format = None
     previews: Annotated[Path | None, typer.Option(metavar="DIR", help="Keep all previews, and a contact sheet.")] = None
-    preview: Annotated[str | None, typer.Option(metavar="MODE", help="off, latent-rgb, tiny-vae or full-vae.")] = None
+    preview: Annotated[PreviewModeName | None, _choice(PreviewModeName, metavar="MODE")] = None
     no_preview: Annotated[bool, typer.Option("--no-preview", help="Show and send no previews.")] = False
     echo_maps: Annotated[Path | None, typer.Option(metavar="DIR", help="Keep the maps of the ControlNets.")] = None
     as_json: AsJson = False
 
     @property
-    def preview_mode(self) -> str | None:
+    def preview_mode(self) -> PreviewModeName | None:
         """What --preview or --no-preview says; None: nothing."""
         return "off" if self.no_preview else self.preview
 
@@ -239,5 +267,6 @@ class Editing:
         typer.Option(metavar="L,T,R,B", help="Paint on beyond the edges: pixels at the left, top, right and bottom."),
     ] = None
     resize_mode: Annotated[
-        str | None, typer.Option(help="How it is fitted to --width and --height: crop (default), pad or stretch.")
+        ResizeModeName | None,
+        _choice(ResizeModeName, metavar="MODE", about="How it is fitted to --width and --height; by default crop: "),
     ] = None

@@ -19,17 +19,15 @@ def preprocess(
         list[str] | None, typer.Option(metavar="KEY=VALUE", help="An option of the preprocessor; may be repeated.")
     ] = None,
     out: Annotated[str | None, typer.Option(help="A file or a folder; by default IMAGE-NAME.png, here.")] = None,
-    image_format: Annotated[str | None, typer.Option("--format", help="png, jpeg or webp.")] = None,
+    image_format: _options.Format = None,
     timeout: _options.Timeout = None,
 ) -> None:
     """Makes a control map from a picture, for instance its edges, and prints the file's path."""
-    from typing import Any, cast
-
     from darkroom_client._sync import Client
     from darkroom_client.cli._files import Namer, format_for
 
     namer = Namer(out, 1, automatic="{prompt}{suffix}")
-    chosen: Any = format_for(out, cast(Any, image_format))
+    chosen = format_for(out, image_format)
     options, data = _values.by_key(option), _values.picture(image, "IMAGE")
     with Client(**server.keywords()) as client:
         stream = client.preprocess(data, name, options=options or None, format=chosen, timeout=timeout)

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 import typer
 
@@ -34,7 +34,7 @@ class View:
             watcher, looked_at = self._watcher(stack, keepers, jobs, images_per_job)
             # Without a mode, the model's own where anyone looks at previews, and else none.
             wanted = looked_at or self.results.previews is not None
-            mode: Any = self.results.preview_mode or (None if wanted else "off")
+            mode = self.results.preview_mode or (None if wanted else "off")
             for job in jobs:
                 job.options["preview"] = mode
             succeeded = run_jobs(client, jobs, [*keepers, *watcher, errors])
