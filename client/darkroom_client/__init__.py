@@ -147,7 +147,7 @@ __all__ = [
     "read_recipe",
 ]
 
-# Where the names are. They are imported when they are first used, so that `darkroom --help` need not wait for gRPC.
+# The modules of the public names, which are imported on first use, so that `darkroom --help` does not load gRPC.
 _MODULES = ("_enums", "errors", "recipes", "options", "events", "_stream", "_aio", "_sync")
 
 

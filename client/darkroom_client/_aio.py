@@ -26,10 +26,10 @@ class AsyncClient(JobCalls[AsyncStream]):
         async with AsyncClient() as client:
             picture = await client.generate("a red circle on a blue background").image()
 
-    It belongs to the event loop that it is first used in. What the lists return are messages of `darkroom.v1`.
+    Bound to the event loop of its first use. Catalog methods return messages of `darkroom.v1`.
 
-    :param address: HOST:PORT of the server; else DARKROOM_ADDRESS, else 127.0.0.1:50051.
-    :param options: `token`, `root_certificate` and `tls`, as `darkroom_client.options.ConnectionOptions` has them.
+    :param address: the server's HOST:PORT. Default: DARKROOM_ADDRESS, else 127.0.0.1:50051.
+    :param options: `token`, `root_certificate` and `tls`: see `darkroom_client.options.ConnectionOptions`.
     """
 
     def __init__(self, address: str | None = None, **options: Unpack[ConnectionOptions]) -> None:
@@ -38,7 +38,7 @@ class AsyncClient(JobCalls[AsyncStream]):
 
     @property
     def address(self) -> str:
-        """Where the server is, HOST:PORT."""
+        """The server's HOST:PORT."""
         return self._connection.address
 
     async def __aenter__(self) -> Self:
@@ -50,75 +50,76 @@ class AsyncClient(JobCalls[AsyncStream]):
         await self.close()
 
     async def close(self) -> None:
-        """Ends all calls and closes the connection."""
+        """Cancels all calls and closes the connection."""
         for stream in list(self._streams):
             stream.hang_up()
         await self._connection.close()
 
     async def cancel(self, request_id: str) -> bool:
-        """Stops a job; False when it had ended already.
+        """Cancels a job. Returns False for a job that has already ended.
 
-        :raises RequestNotFound: when there is no such job.
+        :raises RequestNotFound: if there is no such job.
         """
         images, _ = self._connection.stubs()
-        response = await self._unary(images.Cancel, image_service_pb2.CancelRequest(request_id=request_id))
+        response = await self._call(images.Cancel, image_service_pb2.CancelRequest(request_id=request_id))
         return bool(response.cancelled)
 
     async def server_info(self) -> catalog.GetServerInfoResponse:
-        """Version, devices, limits and plugins of the server.
+        """The server's version, devices, limits and plugins.
 
-        :raises DarkroomError: when the call fails.
+        :raises DarkroomError: if the call fails.
         """
-        info: catalog.GetServerInfoResponse = await self._catalog("GetServerInfo", catalog.GetServerInfoRequest())
+        info: catalog.GetServerInfoResponse = await self._call_catalog("GetServerInfo", catalog.GetServerInfoRequest())
         return info
 
     async def models(self) -> list[catalog.Model]:
-        """The models that `model` can name.
+        """The server's models; `model` takes their names.
 
-        :raises DarkroomError: when the call fails.
+        :raises DarkroomError: if the call fails.
         """
-        return list((await self._catalog("ListModels", catalog.ListModelsRequest())).models)
+        return list((await self._call_catalog("ListModels", catalog.ListModelsRequest())).models)
 
     async def tasks(self) -> list[catalog.Task]:
-        """The tasks that `task` can name.
+        """The server's tasks; `task` takes their names.
 
-        :raises DarkroomError: when the call fails.
+        :raises DarkroomError: if the call fails.
         """
-        return list((await self._catalog("ListTasks", catalog.ListTasksRequest())).tasks)
+        return list((await self._call_catalog("ListTasks", catalog.ListTasksRequest())).tasks)
 
     async def schedulers(self) -> list[catalog.Scheduler]:
-        """The noise schedulers that `scheduler` can name.
+        """The server's noise schedulers; `scheduler` takes their names.
 
-        :raises DarkroomError: when the call fails.
+        :raises DarkroomError: if the call fails.
         """
-        return list((await self._catalog("ListSchedulers", catalog.ListSchedulersRequest())).schedulers)
+        return list((await self._call_catalog("ListSchedulers", catalog.ListSchedulersRequest())).schedulers)
 
     async def loras(self) -> list[catalog.Lora]:
-        """The LoRAs that `loras` can name.
+        """The server's LoRAs; `loras` takes their names.
 
-        :raises DarkroomError: when the call fails.
+        :raises DarkroomError: if the call fails.
         """
-        return list((await self._catalog("ListLoras", catalog.ListLorasRequest())).loras)
+        return list((await self._call_catalog("ListLoras", catalog.ListLorasRequest())).loras)
 
     async def control_nets(self) -> list[catalog.ControlNet]:
-        """The ControlNets that `controls` can name.
+        """The server's ControlNets; `controls` takes their names.
 
-        :raises DarkroomError: when the call fails.
+        :raises DarkroomError: if the call fails.
         """
-        return list((await self._catalog("ListControlNets", catalog.ListControlNetsRequest())).control_nets)
+        return list((await self._call_catalog("ListControlNets", catalog.ListControlNetsRequest())).control_nets)
 
     async def preprocessors(self) -> list[catalog.Preprocessor]:
-        """The preprocessors that `preprocess` and `controls` can name.
+        """The server's preprocessors of control maps; `preprocess` and `controls` take their names.
 
-        :raises DarkroomError: when the call fails.
+        :raises DarkroomError: if the call fails.
         """
-        return list((await self._catalog("ListPreprocessors", catalog.ListPreprocessorsRequest())).preprocessors)
+        return list((await self._call_catalog("ListPreprocessors", catalog.ListPreprocessorsRequest())).preprocessors)
 
     async def load_model(self, model: str, on_progress: Callable[[Loading], object] | None = None) -> catalog.Model:
-        """Makes a model resident ahead of its first job; for operators.
+        """Loads a model before its first job. Needs an operator's token.
 
-        :raises ModelNotFound: when there is no such model.
-        :raises DarkroomError: when the call fails.
+        :param on_progress: called with each Loading event.
+        :raises ModelNotFound: if there is no such model.
+        :raises DarkroomError: if the call fails.
         """
         call = self._connection.stubs()[1].LoadModel(
             catalog.LoadModelRequest(model=model), metadata=self._connection.metadata
@@ -128,7 +129,7 @@ class AsyncClient(JobCalls[AsyncStream]):
             async for response in call:
                 loaded.MergeFrom(response.model)
                 if on_progress is not None and response.HasField("loading"):
-                    on_progress(_assembly.loading(response.loading))
+                    on_progress(_assembly.loading_event(response.loading))
         except grpc.aio.AioRpcError as error:
             raise to_exception(error, self.address, connected=False) from error
         finally:
@@ -136,30 +137,30 @@ class AsyncClient(JobCalls[AsyncStream]):
         return loaded
 
     async def unload_model(self, model: str) -> int:
-        """Frees a model's memory once no job uses it, and returns how many bytes that were; for operators.
+        """Unloads a model as soon as no job uses it. Returns the bytes freed. Needs an operator's token.
 
-        :raises ModelNotFound: when there is no such model.
+        :raises ModelNotFound: if there is no such model.
         """
-        response = await self._catalog("UnloadModel", catalog.UnloadModelRequest(model=model))
+        response = await self._call_catalog("UnloadModel", catalog.UnloadModelRequest(model=model))
         return int(response.freed_bytes)
 
-    def _start(self, rpc: str, request: Any, timeout: float | None, *, outlives: bool) -> AsyncStream:
+    def _start(self, rpc: str, request: Any, timeout: float | None, *, detached: bool) -> AsyncStream:
         images, _ = self._connection.stubs()
         call = getattr(images, rpc)(request, timeout=timeout, metadata=self._connection.metadata)
         request_id = request.request_id
 
-        async def stop_job() -> bool:
+        async def cancel_job() -> bool:
             return await self.cancel(request_id)
 
-        stop = stop_job if outlives else None
-        stream = AsyncStream(call, request_id=request_id, address=self.address, stop_job=stop)
+        cancel = cancel_job if detached else None
+        stream = AsyncStream(call, request_id=request_id, address=self.address, cancel_job=cancel)
         self._streams.add(stream)
         return stream
 
-    async def _catalog(self, rpc: str, request: Any) -> Any:
-        return await self._unary(getattr(self._connection.stubs()[1], rpc), request)
+    async def _call_catalog(self, rpc: str, request: Any) -> Any:
+        return await self._call(getattr(self._connection.stubs()[1], rpc), request)
 
-    async def _unary(self, method: Callable[..., Awaitable[_T]], request: Any) -> _T:
+    async def _call(self, method: Callable[..., Awaitable[_T]], request: Any) -> _T:
         try:
             return await method(request, metadata=self._connection.metadata)
         except grpc.aio.AioRpcError as error:

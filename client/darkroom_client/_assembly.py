@@ -1,4 +1,4 @@
-"""From the messages of a stream to events: one message is one event, or a part of a large picture."""
+"""Converts the messages of a stream to events, and reassembles chunked pictures."""
 
 from dataclasses import fields, replace
 from typing import Any, NamedTuple, TypeAlias
@@ -11,7 +11,7 @@ from darkroom_client import events
 from darkroom_client._enums import field_names
 from darkroom_client.errors import DarkroomError
 
-_KINDS: dict[str, Any] = {
+_EVENT_TYPES: dict[str, Any] = {  # by field of JobEvent's oneof `event`
     "accepted": events.Accepted,
     "queued": events.Queued,
     "loading": events.Loading,
@@ -21,82 +21,86 @@ _KINDS: dict[str, Any] = {
     "image": events.Image,
     "completed": events.Completed,
 }
-_Part: TypeAlias = events.Image | events.ControlImage
+_Chunked: TypeAlias = events.Image | events.ControlImage
 
 
-class _Pending(NamedTuple):
-    event: _Part
-    data: bytearray
-    total_bytes: int
+class _Incomplete(NamedTuple):
+    """A picture whose chunks have not all arrived."""
+
+    event: _Chunked
+    data: bytearray  # the bytes received so far
+    total_bytes: int  # of the whole file
 
 
 class Assembler:
-    """Turns the messages of one job into events, and puts chunked pictures together."""
+    """Converts the messages of one job to events; holds pictures back until their last chunk."""
 
     def __init__(self) -> None:
-        self._pending: dict[tuple[str, int], _Pending] = {}  # by the chunks' target: field name and index
+        self._incomplete: dict[tuple[str, int], _Incomplete] = {}  # by chunk target: field and index
 
     def feed(self, message: events_pb2.JobEvent) -> events.Event | None:
-        """The event that `message` makes or completes; None for a part of one, and for kinds not known here.
+        """The event that `message` is or completes; None for an incomplete picture or an unknown kind of event.
 
-        :raises DarkroomError: when the parts of a picture do not fit together.
+        :raises DarkroomError: if a chunk is missing.
         """
         kind = message.WhichOneof("event")
         if kind == "chunk":
-            return self._add(message)
-        if kind not in _KINDS:
+            return self._add_chunk(message)
+        if kind not in _EVENT_TYPES:
             return None
         event: events.Event = _to_event(message, kind)
         if isinstance(event, events.Image | events.ControlImage):
-            return self._whole(event, getattr(message, kind).total_bytes)
+            return self._hold_back(event, getattr(message, kind).total_bytes)
         return event
 
-    def _whole(self, event: _Part, total_bytes: int) -> _Part | None:
+    def _hold_back(self, event: _Chunked, total_bytes: int) -> _Chunked | None:
+        """Returns a complete picture; keeps an incomplete one and returns None."""
         if len(event.image_bytes) >= total_bytes:
             return event
-        self._pending[_target(event)] = _Pending(event, bytearray(event.image_bytes), total_bytes)
+        self._incomplete[_chunk_target(event)] = _Incomplete(event, bytearray(event.image_bytes), total_bytes)
         return None
 
-    def _add(self, message: events_pb2.JobEvent) -> events.Event | None:
+    def _add_chunk(self, message: events_pb2.JobEvent) -> events.Event | None:
         chunk = message.chunk
         target = chunk.WhichOneof("target") or "image_index"
         key = (target, getattr(chunk, target))
-        pending = self._pending.get(key)
-        if pending is None or chunk.offset != len(pending.data):
+        picture = self._incomplete.get(key)
+        if picture is None or chunk.offset != len(picture.data):
             raise DarkroomError(f"a part of a picture is missing before offset {chunk.offset} ({target} {key[1]})")
-        pending.data.extend(chunk.data)
-        if len(pending.data) < pending.total_bytes:
+        picture.data.extend(chunk.data)
+        if len(picture.data) < picture.total_bytes:
             return None
-        del self._pending[key]
-        # With the sequence of its last part, so that watching on after this event misses nothing of it.
-        return replace(pending.event, image_bytes=bytes(pending.data), sequence=message.sequence)
+        del self._incomplete[key]
+        # The last chunk's sequence: watch(after_sequence=…) then resumes after the whole picture.
+        return replace(picture.event, image_bytes=bytes(picture.data), sequence=message.sequence)
 
 
-def _target(event: _Part) -> tuple[str, int]:
+def _chunk_target(event: _Chunked) -> tuple[str, int]:
     if isinstance(event, events.Image):
         return "image_index", event.image_index
     return "control_index", event.control_index
 
 
 def _to_event(message: events_pb2.JobEvent, kind: str) -> Any:
-    """The event of a message whose oneof has `kind` set."""
-    body = getattr(message, kind)
-    values = _values(body, _KINDS[kind])
-    return _KINDS[kind](request_id=message.request_id, sequence=message.sequence, **values)
+    """The event in the oneof field `kind`."""
+    cls = _EVENT_TYPES[kind]
+    values = _values(getattr(message, kind), cls)
+    return cls(request_id=message.request_id, sequence=message.sequence, **values)
 
 
-def loading(body: events_pb2.LoadingEvent) -> events.Loading:
-    """A loading event from outside of a job."""
+def loading_event(body: events_pb2.LoadingEvent) -> events.Loading:
+    """The event for a LoadModel call, which has no job."""
     return events.Loading(request_id="", sequence=0, **_values(body, events.Loading))
 
 
 def _values(body: Message, cls: Any) -> dict[str, Any]:
+    """The message's values for the fields of a dataclass."""
     names = {field.name for field in fields(cls)} - {"request_id", "sequence"}
     return {name: _value(body, name) for name in names}
 
 
 def _value(body: Message, name: str) -> Any:
-    """A field of a message as the events hold it: None for unset, tuples, words for enums, a dictionary for JSON."""
+    """A field's value for an event: None if unset, a tuple if repeated, a name for an enum, a dictionary for JSON."""
     field = body.DESCRIPTOR.fields_by_name[name]
     value = getattr(body, name)
     if field.has_presence and field.message_type is None and not body.HasField(name):

@@ -1,4 +1,4 @@
-"""Where the server is, and how to speak to it."""
+"""Address, credentials and gRPC channel of a server."""
 
 import os
 from pathlib import Path
@@ -11,7 +11,7 @@ from darkroom.v1 import catalog_service_pb2_grpc, image_service_pb2_grpc
 from darkroom_client._fork import refuse_after_fork
 from darkroom_client.options import ConnectionOptions
 
-# The generated stubs have no types.
+# Any: the generated stubs are untyped.
 _images: Any = image_service_pb2_grpc
 _catalog: Any = catalog_service_pb2_grpc
 
@@ -19,9 +19,9 @@ DEFAULT_ADDRESS = "127.0.0.1:50051"
 
 
 class Connection:
-    """The channel to one server, opened at the first call.
+    """The channel to one server, opened by the first call.
 
-    The limits on message sizes are gRPC's own: 4 MiB to receive, which the API keeps to, and none to send.
+    Message sizes have gRPC's default limits: 4 MiB to receive, which the API respects, and none to send.
     """
 
     def __init__(self, address: str | None, **options: Unpack[ConnectionOptions]) -> None:
@@ -32,19 +32,19 @@ class Connection:
         token = options.get("token") or os.environ.get("DARKROOM_TOKEN")
         self.metadata = (("authorization", f"Bearer {token}"),) if token else ()
         certificate = options.get("root_certificate")
-        speaks_tls = options.get("tls", False) or certificate is not None
-        self._credentials = _credentials(certificate) if speaks_tls else None
+        uses_tls = options.get("tls", False) or certificate is not None
+        self._credentials = _credentials(certificate) if uses_tls else None
         self._channel: grpc.aio.Channel | None = None
 
     def stubs(self) -> tuple[Any, Any]:
-        """The stubs of ImageService and CatalogService. To be called in a running event loop."""
+        """The stubs of ImageService and CatalogService. Needs a running event loop."""
         refuse_after_fork()
         if self._channel is None:
             self._channel = self._open()
         return _images.ImageServiceStub(self._channel), _catalog.CatalogServiceStub(self._channel)
 
     async def close(self) -> None:
-        """Closes the channel, which ends all its calls; the next call would open another."""
+        """Closes the channel, which cancels its calls. The next call opens another."""
         channel, self._channel = self._channel, None
         if channel is not None:
             await channel.close(None)

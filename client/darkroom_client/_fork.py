@@ -1,20 +1,20 @@
-"""gRPC's asyncio side does not survive a fork: calls in the child would wait for ever. So they are refused."""
+"""Refuses calls in forked children: gRPC's asyncio API does not survive a fork, and they would hang."""
 
 import os
 
 from darkroom_client.errors import DarkroomError
 
-_first_used_in: int | None = None  # the process
+_owner: int | None = None  # PID of the process that used gRPC first
 
 
 def refuse_after_fork() -> None:
-    """To be called before each use of gRPC.
+    """Call it before each use of gRPC.
 
-    :raises DarkroomError: in a child that was forked after its parent had used a client.
+    :raises DarkroomError: in a child forked after its parent had used a client.
     """
-    global _first_used_in
-    _first_used_in = _first_used_in or os.getpid()
-    if _first_used_in != os.getpid():
+    global _owner
+    _owner = _owner or os.getpid()
+    if _owner != os.getpid():
         raise DarkroomError(
             "a Darkroom client was used before this process was forked, which gRPC does not survive: "
             "start processes by 'spawn' (multiprocessing.set_start_method), or use clients in the children only"

@@ -1,4 +1,4 @@
-"""The calls that make jobs, written once for both clients."""
+"""The methods of both clients that start jobs."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
@@ -12,28 +12,28 @@ StreamT = TypeVar("StreamT")
 
 
 class JobCalls(ABC, Generic[StreamT]):
-    """Each call starts a job on the server at once and returns the stream of its events."""
+    """Base of both clients. Each method starts a job at once and returns its event stream."""
 
     @abstractmethod
-    def _start(self, rpc: str, request: Any, timeout: float | None, *, outlives: bool) -> StreamT:
-        """Calls a streaming RPC of ImageService; `outlives`: the job goes on without its stream."""
+    def _start(self, rpc: str, request: Any, timeout: float | None, *, detached: bool) -> StreamT:
+        """Calls a streaming RPC of ImageService. `detached`: the job goes on after its stream ends."""
 
     def generate(self, prompt: str | None = None, **options: Unpack[JobOptions]) -> StreamT:
-        """Pictures from text.
+        """Text to image.
 
-        The keywords are those of `darkroom_client.options.JobOptions`; their names follow diffusers::
+        Takes the keywords of `darkroom_client.options.JobOptions`, whose names follow diffusers::
 
             client.generate("a red circle on a blue background", num_inference_steps=30, seed=7,
                             scheduler=SchedulerSpec("dpmpp-2m", sigma_schedule="karras"))
 
-        What is left out takes the server's default. `parameters` takes the recipe of an earlier picture, and the
-        prompt and the other keywords override what it says.
+        Omitted keywords take the server's defaults. `parameters` takes the recipe of an earlier picture; the prompt
+        and the other keywords override it.
 
-        :raises InvalidRequest: at once, when a value does not fit into the request at all.
-        :raises DarkroomError: from the stream, for everything that the server has to say.
+        :raises InvalidRequest: before the call, if the request cannot hold a value, such as a text as `width`.
+        :raises DarkroomError: from the stream, if the server refuses the request or the job fails.
         """
         request = _requests.generate(prompt, options)
-        return self._start("Generate", request, options.get("timeout"), outlives=_kept(request))
+        return self._start("Generate", request, options.get("timeout"), detached=_is_detached(request))
 
     def edit(
         self,
@@ -49,34 +49,39 @@ class JobCalls(ABC, Generic[StreamT]):
         resize_mode: ResizeModeName | None = None,
         **options: Unpack[JobOptions],
     ) -> StreamT:
-        """A picture changed: inpainted where a `mask` is given (white is repainted), outpainted where `margins` are
-        (left, top, right, bottom, in pixels), and else repainted as a whole::
+        """Inpainting with `mask`, outpainting with `margins`, image to image without either::
 
             client.edit("photo.png", "a watercolour", strength=0.5)
             client.edit("photo.png", "a red hat", mask="mask.png", keep_unmasked=True)
             client.edit("photo.png", "a wide beach", margins=(128, 0, 128, 0))
 
-        Pictures are paths, the bytes of files, or PIL pictures. `strength` is 0 (the picture stays) to 1 (nothing of it
-        is left); `mask_blur` and `padding_crop` are pixels. All keywords of `generate` apply too.
+        Also takes the keywords of `generate`. Pictures are paths, bytes of image files, or PIL images.
 
-        :raises InvalidRequest: at once, when a value does not fit into the request at all.
-        :raises TypeError: when keywords exclude each other.
-        :raises DarkroomError: from the stream, for everything that the server has to say.
+        :param strength: share of the denoising steps to run, 0 (picture unchanged) to 1 (nothing of it left).
+        :param mask: of the picture's size; white is repainted, black is kept.
+        :param mask_blur: softening of the mask's edge. Pixels.
+        :param padding_crop: repaint only the mask's bounding box plus this margin, at full resolution. Pixels.
+        :param keep_unmasked: copy the pixels outside of the mask from the input.
+        :param margins: left, top, right, bottom. Pixels.
+        :param resize_mode: how the picture is fitted to `width` and `height`.
+        :raises InvalidRequest: before the call, if the request cannot hold a value, such as a text as `width`.
+        :raises TypeError: before the call, for keywords that exclude each other.
+        :raises DarkroomError: from the stream, if the server refuses the request or the job fails.
         """
         inpaint = {"mask_blur": mask_blur, "padding_crop": padding_crop, "keep_unmasked": keep_unmasked}
-        change = _change(strength, mask, inpaint, margins) | {"resize_mode": resize_mode}
-        request = _requests.edit(image, prompt, change, options)
-        return self._start("Edit", request, options.get("timeout"), outlives=_kept(request))
+        fields = _edit_fields(strength, mask, inpaint, margins) | {"resize_mode": resize_mode}
+        request = _requests.edit(image, prompt, fields, options)
+        return self._start("Edit", request, options.get("timeout"), detached=_is_detached(request))
 
     def watch(self, request_id: str, *, after_sequence: int = 0, timeout: float | None = None) -> StreamT:
-        """The events of a job that runs already or ended lately, those after `after_sequence`.
+        """Attaches to a running or recently ended job; yields its events after `after_sequence`.
 
-        Closing this stream leaves the job alone; its `cancel()` stops it.
+        Closing this stream leaves the job running; its `cancel()` cancels the job.
 
-        :raises DarkroomError: from the stream; `RequestNotFound` when there is no such job.
+        :raises DarkroomError: from the stream; `RequestNotFound` if there is no such job.
         """
         request = image_service_pb2.WatchRequest(request_id=request_id, after_sequence=after_sequence)
-        return self._start("Watch", request, timeout, outlives=True)
+        return self._start("Watch", request, timeout, detached=True)
 
     def preprocess(
         self,
@@ -87,38 +92,39 @@ class JobCalls(ABC, Generic[StreamT]):
         format: ImageFormatName | None = None,
         timeout: float | None = None,
     ) -> StreamT:
-        """A control map made from a picture: the stream's `ControlImage` event::
+        """Makes a control map from a picture, which the stream yields as `ControlImage`::
 
             client.preprocess("photo.png", "canny").control_images()[0].save("edges.png")
 
-        :raises InvalidRequest: at once, when a value does not fit into the request at all.
-        :raises DarkroomError: from the stream, for everything that the server has to say.
+        :raises InvalidRequest: before the call, if the request cannot hold a value.
+        :raises DarkroomError: from the stream, if the server refuses the request or the job fails.
         """
         request = _requests.preprocess(image, preprocessor, options, format)
-        return self._start("Preprocess", request, timeout, outlives=False)
+        return self._start("Preprocess", request, timeout, detached=False)
 
 
-def _kept(request: Any) -> bool:
+def _is_detached(request: Any) -> bool:
+    """Whether the job goes on after its stream ends."""
     return bool(request.disconnect_policy)
 
 
-def _change(
+def _edit_fields(
     strength: float | None,
     mask: ImageLike | None,
-    inpaint: Mapping[str, Any],
+    inpaint_options: Mapping[str, Any],
     margins: tuple[int, int, int, int] | None,
 ) -> dict[str, Any]:
-    """The fields of EditRequest's `edit`; none where nothing says which kind of change is meant.
+    """The field of EditRequest's oneof `edit`; empty if no argument implies the kind of edit.
 
-    :raises TypeError: for values that exclude each other.
+    :raises TypeError: for arguments that exclude each other.
     """
-    stray = [name for name, value in inpaint.items() if value is not None and mask is None]
-    if stray:
-        raise TypeError(f"{', '.join(stray)} needs a mask")
+    maskless = [name for name, value in inpaint_options.items() if value is not None and mask is None]
+    if maskless:
+        raise TypeError(f"{', '.join(maskless)} needs a mask")
     if margins is not None and (mask is not None or strength is not None):
         raise TypeError("margins cannot be combined with mask or strength")
     if mask is not None:
-        return {"inpaint": {"mask": mask, "strength": strength, **inpaint}}
+        return {"inpaint": {"mask": mask, "strength": strength, **inpaint_options}}
     if margins is not None:
         return {"outpaint": dict(zip(("left", "top", "right", "bottom"), margins, strict=True))}
     return {"image_to_image": {"strength": strength}} if strength is not None else {}

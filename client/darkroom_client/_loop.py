@@ -1,6 +1,6 @@
-"""The event loop, in a thread of its own, that all sync clients of a process share.
+"""The background event loop that all blocking clients of a process share.
 
-One for all: gRPC's asyncio side keeps one poller per process and wakes every loop for every event.
+One loop, as gRPC's asyncio API has one poller per process, which wakes every loop for every event.
 """
 
 import asyncio
@@ -16,13 +16,13 @@ from darkroom_client._fork import refuse_after_fork
 from darkroom_client.errors import DarkroomError
 
 _T = TypeVar("_T")
-_aio: Any = grpc.aio  # typed as Any: the stubs do not know all of it
+_aio: Any = grpc.aio  # Any: its type stubs are incomplete
 _lock = threading.Lock()
 _shared: "BackgroundLoop | None" = None
 
 
 class BackgroundLoop:
-    """An event loop that runs in a daemon thread until the interpreter exits."""
+    """An event loop in a daemon thread, stopped when the interpreter exits."""
 
     def __init__(self) -> None:
         self._loop = asyncio.new_event_loop()
@@ -31,17 +31,17 @@ class BackgroundLoop:
         self._thread.start()
         atexit.register(self._stop)
 
-    def run(self, work: Coroutine[Any, Any, _T]) -> _T:
-        """Runs `work` in the loop and waits for it; an interrupt of the waiting cancels the work.
+    def run(self, coroutine: Coroutine[Any, Any, _T]) -> _T:
+        """Runs a coroutine in the loop and waits for its result. An interrupt (Ctrl-C) cancels it.
 
-        :raises DarkroomError: in a forked child, where the loop's thread is missing.
+        :raises DarkroomError: in a forked child, which lacks the loop's thread.
         """
         try:
             refuse_after_fork()
         except DarkroomError:
-            work.close()
+            coroutine.close()
             raise
-        future = asyncio.run_coroutine_threadsafe(work, self._loop)
+        future = asyncio.run_coroutine_threadsafe(coroutine, self._loop)
         try:
             return future.result()
         except BaseException:
@@ -49,11 +49,11 @@ class BackgroundLoop:
             raise
 
     def call_soon(self, function: Any) -> None:
-        """Calls `function` in the loop, without waiting for it."""
+        """Schedules `function` in the loop and returns at once."""
         self._loop.call_soon_threadsafe(function)
 
     def _run(self) -> None:
-        # Held for good: gRPC would stop its poller with the last channel while other loops still listen to it.
+        # Never shut down: with the last channel, gRPC would stop its poller, which other loops still use.
         self._loop.call_soon(_aio.init_grpc_aio)
         self._loop.run_forever()
 
@@ -63,7 +63,7 @@ class BackgroundLoop:
 
 
 def shared_loop() -> BackgroundLoop:
-    """The process's background loop, started at the first call."""
+    """The process's background loop, started by the first call."""
     global _shared
     with _lock:
         _shared = _shared or BackgroundLoop()
@@ -71,6 +71,6 @@ def shared_loop() -> BackgroundLoop:
 
 
 def _ignore_lost_wakeups(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
-    # With older grpcio (1.75, no longer 1.85), a loop that another one beats to a wake-up gets this error; it is none.
+    # grpcio 1.75 (no longer 1.85) raises BlockingIOError in a loop whose wake-up another loop has consumed: harmless.
     if not isinstance(context.get("exception"), BlockingIOError):
         loop.default_exception_handler(context)

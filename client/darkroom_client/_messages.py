@@ -1,4 +1,4 @@
-"""Fills protobuf messages from what Python users write: words for enums, dictionaries for JSON, pictures for bytes."""
+"""Fills protobuf messages from Python values: names for enums, dictionaries for JSON, pictures for bytes."""
 
 import os
 from collections.abc import Callable, Mapping, Sequence
@@ -19,9 +19,9 @@ from darkroom_client.options import LoraSpec
 
 
 def fill(message: Any, values: Mapping[str, Any], path: str) -> list[Violation]:
-    """Sets the fields named in `values` and returns what is wrong with them; None leaves a field as it is.
+    """Sets the fields in `values` and returns the violations. `path` is the message's own path in the request.
 
-    What is set replaces what the field had, except that a map keeps its other keys.
+    None leaves a field unchanged. Values replace a field's content; a map is updated key by key.
     """
     violations: list[Violation] = []
     for name, value in values.items():
@@ -30,12 +30,12 @@ def fill(message: Any, values: Mapping[str, Any], path: str) -> list[Violation]:
         if field is None:
             violations.append(Violation(where, f"is not a field of {message.DESCRIPTOR.name}"))
         elif value is not None:
-            violations += _guarded(_set, message, field, value, where)
+            violations += _violations(_set, message, field, value, where)
     return violations
 
 
-def _guarded(setter: Callable[..., list[Violation]], *args: Any) -> list[Violation]:
-    """What a setter finds wrong, its exceptions included; its last argument is the path."""
+def _violations(setter: Callable[..., list[Violation]], *args: Any) -> list[Violation]:
+    """A setter's violations; its exception is one, too. Its last argument is the path."""
     try:
         return setter(*args)
     except (TypeError, ValueError, OSError, json_format.ParseError) as error:
@@ -59,19 +59,19 @@ def _set_map(target: Any, values: Mapping[str, Any], where: str) -> list[Violati
     violations: list[Violation] = []
     for key, value in values.items():
         target[key].Clear()
-        violations += _guarded(_set_message, target[key], value, f"{where}[{key!r}]")
+        violations += _violations(_set_message, target[key], value, f"{where}[{key!r}]")
     return violations
 
 
 def _set_repeated(target: Any, field: Any, values: Any, where: str) -> list[Violation]:
     first, second = (each.name for each in field.message_type.fields[:2])
-    if isinstance(values, Mapping):  # such as {"lora name": weight}
+    if isinstance(values, Mapping):  # such as {"LoRA name": weight}
         values = [{first: key, second: value} for key, value in values.items()]
     if isinstance(values, str) or not isinstance(values, Sequence):
         raise TypeError(f"must be a sequence, not {type(values).__name__}")
     violations: list[Violation] = []
     for index, value in enumerate(values):
-        violations += _guarded(_set_message, target.add(), value, f"{where}[{index}]")
+        violations += _violations(_set_message, target.add(), value, f"{where}[{index}]")
     return violations
 
 
@@ -87,7 +87,7 @@ def _set_message(target: Any, value: Any, where: str) -> list[Violation]:
 
 
 def _mapping(target: Any, value: Any) -> Mapping[str, Any]:
-    """The fields that `value` stands for; a mere string is the message's first field, as in scheduler="euler"."""
+    """`value` as fields by name. A string is the message's first field, as in scheduler="euler"."""
     if isinstance(value, str) and target.DESCRIPTOR is parameters_pb2.LoraSpec.DESCRIPTOR:
         value = LoraSpec.parse(value)
     if isinstance(value, str):
@@ -108,10 +108,10 @@ def _scalar(field: FieldDescriptor, value: Any) -> Any:
 
 
 def image_bytes(image: Any) -> bytes:
-    """An image file's bytes, from the bytes themselves, a path, or a PIL picture (which goes as PNG).
+    """An encoded image: bytes as they are, the file at a path, or a PIL image as PNG.
 
-    :raises TypeError: for anything else.
-    :raises OSError: when the file cannot be read.
+    :raises TypeError: for other types.
+    :raises OSError: if the file cannot be read.
     """
     if isinstance(image, bytes | bytearray | memoryview):
         return bytes(image)

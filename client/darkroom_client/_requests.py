@@ -11,28 +11,28 @@ from darkroom_client.options import ImageLike, JobOptions, ParameterOptions
 from darkroom_client.recipes import Recipe
 
 _JOB_FIELDS = ("preview", "output", "disconnect_policy", "deterministic")
-_Request = TypeVar("_Request", image_service_pb2.GenerateRequest, image_service_pb2.EditRequest)
+_RequestT = TypeVar("_RequestT")
 
 
 def generate(prompt: str | None, options: JobOptions) -> image_service_pb2.GenerateRequest:
     """The request of `generate`.
 
-    :raises InvalidRequest: naming all values that do not fit into the request.
+    :raises InvalidRequest: with a violation for each value that the request cannot hold.
     """
     request = image_service_pb2.GenerateRequest()
     return _checked(request, _fill_job(request, prompt, options))
 
 
 def edit(
-    image: ImageLike, prompt: str | None, change: Mapping[str, Any], options: JobOptions
+    image: ImageLike, prompt: str | None, edit_fields: Mapping[str, Any], options: JobOptions
 ) -> image_service_pb2.EditRequest:
-    """The request of `edit`; `change` holds its own fields, `image_to_image`, `inpaint` or `outpaint` among them.
+    """The request of `edit`. `edit_fields`: EditRequest's own, such as `inpaint` and `resize_mode`.
 
-    :raises InvalidRequest: naming all values that do not fit into the request.
+    :raises InvalidRequest: with a violation for each value that the request cannot hold.
     """
     request = image_service_pb2.EditRequest()
     violations = _fill_job(request, prompt, options)
-    return _checked(request, violations + fill(request, {"image": image, **change}, ""))
+    return _checked(request, violations + fill(request, {"image": image, **edit_fields}, ""))
 
 
 def preprocess(
@@ -40,7 +40,7 @@ def preprocess(
 ) -> image_service_pb2.PreprocessRequest:
     """The request of `preprocess`.
 
-    :raises InvalidRequest: naming all values that do not fit into the request.
+    :raises InvalidRequest: with a violation for each value that the request cannot hold.
     """
     request = image_service_pb2.PreprocessRequest(request_id=new_request_id(), preprocessor=preprocessor)
     values = {"image": image, "preprocessor_options": options, "format": image_format}
@@ -48,7 +48,7 @@ def preprocess(
 
 
 def new_request_id() -> str:
-    """An id for a job, so that it can be named before the server answered."""
+    """A random job id, made here so that the job can be cancelled before the server answers."""
     return uuid.uuid4().hex
 
 
@@ -56,16 +56,16 @@ def _fill_job(request: Any, prompt: str | None, options: JobOptions) -> list[Vio
     unknown = sorted(options.keys() - JobOptions.__annotations__.keys())
     if unknown:
         raise TypeError(f"unknown keyword arguments: {', '.join(unknown)}")
-    given: dict[str, Any] = dict(options)
-    _start_from(request, given.get("parameters"))
-    request.request_id = given.get("request_id") or new_request_id()
-    wanted = {"prompt": prompt} | {name: given.get(name) for name in ParameterOptions.__annotations__}
-    violations = fill(request.parameters, wanted, "parameters")
-    return violations + fill(request, {name: given.get(name) for name in _JOB_FIELDS}, "")
+    values: dict[str, Any] = dict(options)
+    _set_base(request, values.get("parameters"))
+    request.request_id = values.get("request_id") or new_request_id()
+    parameters = {"prompt": prompt} | {name: values.get(name) for name in ParameterOptions.__annotations__}
+    violations = fill(request.parameters, parameters, "parameters")
+    return violations + fill(request, {name: values.get(name) for name in _JOB_FIELDS}, "")
 
 
-def _start_from(request: Any, base: parameters_pb2.Parameters | Recipe | Mapping[str, Any] | None) -> None:
-    """Sets what `parameters=` gave: a message, a recipe, or a recipe's JSON object."""
+def _set_base(request: Any, base: parameters_pb2.Parameters | Recipe | Mapping[str, Any] | None) -> None:
+    """Sets the base parameters: a message, a recipe, or a recipe's JSON object."""
     if base is None:
         return
     if isinstance(base, Mapping):
@@ -76,10 +76,8 @@ def _start_from(request: Any, base: parameters_pb2.Parameters | Recipe | Mapping
     request.parameters.CopyFrom(base)
 
 
-_Any = TypeVar("_Any")
-
-
-def _checked(request: _Any, violations: list[Violation]) -> _Any:
+def _checked(request: _RequestT, violations: list[Violation]) -> _RequestT:
+    """The request, if it has no violations."""
     if violations:
         raise InvalidRequest("the request is not valid", reason="INVALID_REQUEST", violations=violations)
     return request

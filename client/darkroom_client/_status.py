@@ -1,4 +1,4 @@
-"""From gRPC statuses to the exceptions of `errors`."""
+"""Maps gRPC statuses to the exceptions in `errors`."""
 
 from typing import Any
 
@@ -45,7 +45,7 @@ _BY_CODE: dict[grpc.StatusCode, type[errors.DarkroomError]] = {
 
 
 def to_exception(error: grpc.aio.AioRpcError, address: str, *, connected: bool) -> errors.DarkroomError:
-    """The exception for a failed call; `connected` says that the server had answered before."""
+    """The exception for a failed call. `connected`: the server had answered before it failed."""
     fields = _details(error)
     code = error.code()
     kind = _BY_REASON.get(fields["reason"]) or _BY_CODE.get(code, errors.DarkroomError)
@@ -65,7 +65,7 @@ def _unreachable(message: str, address: str, *, connected: bool) -> str:
 
 
 def _details(error: grpc.aio.AioRpcError) -> dict[str, Any]:
-    """Reason, violations and retry hint out of the status's details."""
+    """Reason, violations and retry delay from the status details."""
     found: dict[str, Any] = {"reason": "", "violations": (), "retry_after": None}
     for detail in _packed_details(error):
         if detail.Is(error_details_pb2.ErrorInfo.DESCRIPTOR):
@@ -82,7 +82,7 @@ def _details(error: grpc.aio.AioRpcError) -> dict[str, Any]:
 def _packed_details(error: Any) -> list[Any]:
     try:
         status = rpc_status.from_call(error)
-    except ValueError:  # details that contradict the status, as a proxy may leave behind
+    except ValueError:  # details that contradict the status, for instance from a proxy
         return []
     return list(status.details) if status is not None else []
 

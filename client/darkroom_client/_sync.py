@@ -1,4 +1,4 @@
-"""The client for ordinary, blocking code: `AsyncClient` and its streams, run by a background thread."""
+"""The blocking client: `AsyncClient` and its streams, run in the event loop of a background thread."""
 
 from collections.abc import Callable, Iterator
 from types import TracebackType
@@ -15,16 +15,16 @@ from darkroom_client.options import ConnectionOptions
 
 
 class Stream:
-    """A job's events as they happen.
+    """The event stream of a job.
 
-    Iterate over it, or ask for the picture at once::
+    Iterate over its events, or wait for the picture::
 
         for event in client.generate("a red circle"): ...
         picture = client.generate("a red circle").image()
 
-    The job runs from the moment of the call. It is stopped on the server when the stream is closed, when its loop is
-    left early (by `break` or an exception, Ctrl-C included), and when the stream is dropped. To go on reading after a
-    `break`, iterate over a name of your own: `events = iter(stream)`.
+    The job starts with the call, before the first read. The server cancels it when the stream is closed or
+    garbage-collected, and when the `for` loop ends early: by `break`, an exception or Ctrl-C. To continue after a
+    `break`, hold the iterator: `events = iter(stream)`.
     """
 
     def __init__(self, stream: AsyncStream, loop: BackgroundLoop) -> None:
@@ -38,12 +38,12 @@ class Stream:
 
     @property
     def accepted(self) -> events.Accepted | None:
-        """The event by which the server accepted the job; None until it is read."""
+        """The job's `Accepted` event; None until it has been read."""
         return self._stream.accepted
 
     @property
     def completed(self) -> events.Completed | None:
-        """The event by which the job ended; None until it is read."""
+        """The job's `Completed` event; None until it has been read."""
         return self._stream.completed
 
     def __iter__(self) -> Iterator[events.Event]:
@@ -62,35 +62,35 @@ class Stream:
         self.close()
 
     def image(self) -> events.Image:
-        """Waits for the job and returns its picture; of several, the first.
+        """Waits for the job; returns its picture, or the first of several.
 
-        :raises DarkroomError: the job's own error, or `Cancelled` when the stream was closed before.
+        :raises DarkroomError: the job's error; `Cancelled` if the stream was closed early.
         """
         return self._loop.run(self._stream.image())
 
     def images(self) -> list[events.Image]:
-        """Waits for the job and returns all its pictures, by image index.
+        """Waits for the job; returns its pictures in the order of their image indices.
 
-        :raises DarkroomError: the job's own error, or `Cancelled` when the stream was closed before.
+        :raises DarkroomError: the job's error; `Cancelled` if the stream was closed early.
         """
         return self._loop.run(self._stream.images())
 
     def control_images(self) -> list[events.ControlImage]:
-        """Waits for the job and returns the control maps that it sent, by control index.
+        """Waits for the job; returns its control maps in the order of their control indices.
 
-        :raises DarkroomError: the job's own error, or `Cancelled` when the stream was closed before.
+        :raises DarkroomError: the job's error; `Cancelled` if the stream was closed early.
         """
         return self._loop.run(self._stream.control_images())
 
     def cancel(self) -> None:
-        """Stops the job on the server; whoever reads the stream gets `Cancelled`.
+        """Cancels the job on the server; readers of the stream get `Cancelled`.
 
-        :raises DarkroomError: when a job that outlives its stream cannot be stopped.
+        :raises DarkroomError: if the Cancel call for a detached job fails.
         """
         self._loop.run(self._stream.cancel())
 
     def close(self) -> None:
-        """Ends the stream, and with it the job unless its disconnect policy is "keep". May be called again."""
+        """Ends the stream, and the job unless its disconnect policy is "keep". Idempotent."""
         self._loop.call_soon(self._stream.close)
 
 
@@ -100,10 +100,10 @@ class Client(JobCalls[Stream]):
         with Client() as client:
             client.generate("a red circle on a blue background").image().save("circle.png")
 
-    Any number of threads may use it. What the lists return are messages of `darkroom.v1`.
+    Thread-safe. Catalog methods return messages of `darkroom.v1`.
 
-    :param address: HOST:PORT of the server; else DARKROOM_ADDRESS, else 127.0.0.1:50051.
-    :param options: `token`, `root_certificate` and `tls`, as `darkroom_client.options.ConnectionOptions` has them.
+    :param address: the server's HOST:PORT. Default: DARKROOM_ADDRESS, else 127.0.0.1:50051.
+    :param options: `token`, `root_certificate` and `tls`: see `darkroom_client.options.ConnectionOptions`.
     """
 
     def __init__(self, address: str | None = None, **options: Unpack[ConnectionOptions]) -> None:
@@ -113,7 +113,7 @@ class Client(JobCalls[Stream]):
 
     @property
     def address(self) -> str:
-        """Where the server is, HOST:PORT."""
+        """The server's HOST:PORT."""
         return self._client.address
 
     def __enter__(self) -> Self:
@@ -125,82 +125,83 @@ class Client(JobCalls[Stream]):
         self.close()
 
     def close(self) -> None:
-        """Ends all calls and closes the connection."""
+        """Cancels all calls and closes the connection."""
         self._loop.run(self._client.close())
 
     def cancel(self, request_id: str) -> bool:
-        """Stops a job; False when it had ended already.
+        """Cancels a job. Returns False for a job that has already ended.
 
-        :raises RequestNotFound: when there is no such job.
+        :raises RequestNotFound: if there is no such job.
         """
         return self._loop.run(self._client.cancel(request_id))
 
     def server_info(self) -> catalog.GetServerInfoResponse:
-        """Version, devices, limits and plugins of the server.
+        """The server's version, devices, limits and plugins.
 
-        :raises DarkroomError: when the call fails.
+        :raises DarkroomError: if the call fails.
         """
         return self._loop.run(self._client.server_info())
 
     def models(self) -> list[catalog.Model]:
-        """The models that `model` can name.
+        """The server's models; `model` takes their names.
 
-        :raises DarkroomError: when the call fails.
+        :raises DarkroomError: if the call fails.
         """
         return self._loop.run(self._client.models())
 
     def tasks(self) -> list[catalog.Task]:
-        """The tasks that `task` can name.
+        """The server's tasks; `task` takes their names.
 
-        :raises DarkroomError: when the call fails.
+        :raises DarkroomError: if the call fails.
         """
         return self._loop.run(self._client.tasks())
 
     def schedulers(self) -> list[catalog.Scheduler]:
-        """The noise schedulers that `scheduler` can name.
+        """The server's noise schedulers; `scheduler` takes their names.
 
-        :raises DarkroomError: when the call fails.
+        :raises DarkroomError: if the call fails.
         """
         return self._loop.run(self._client.schedulers())
 
     def loras(self) -> list[catalog.Lora]:
-        """The LoRAs that `loras` can name.
+        """The server's LoRAs; `loras` takes their names.
 
-        :raises DarkroomError: when the call fails.
+        :raises DarkroomError: if the call fails.
         """
         return self._loop.run(self._client.loras())
 
     def control_nets(self) -> list[catalog.ControlNet]:
-        """The ControlNets that `controls` can name.
+        """The server's ControlNets; `controls` takes their names.
 
-        :raises DarkroomError: when the call fails.
+        :raises DarkroomError: if the call fails.
         """
         return self._loop.run(self._client.control_nets())
 
     def preprocessors(self) -> list[catalog.Preprocessor]:
-        """The preprocessors that `preprocess` and `controls` can name.
+        """The server's preprocessors of control maps; `preprocess` and `controls` take their names.
 
-        :raises DarkroomError: when the call fails.
+        :raises DarkroomError: if the call fails.
         """
         return self._loop.run(self._client.preprocessors())
 
     def load_model(self, model: str, on_progress: Callable[[events.Loading], object] | None = None) -> catalog.Model:
-        """Makes a model resident ahead of its first job; for operators. `on_progress` is called in another thread.
+        """Loads a model before its first job. Needs an operator's token.
 
-        :raises ModelNotFound: when there is no such model.
-        :raises DarkroomError: when the call fails.
+        :param on_progress: called with each Loading event, in another thread.
+        :raises ModelNotFound: if there is no such model.
+        :raises DarkroomError: if the call fails.
         """
         return self._loop.run(self._client.load_model(model, on_progress))
 
     def unload_model(self, model: str) -> int:
-        """Frees a model's memory once no job uses it, and returns how many bytes that were; for operators.
+        """Unloads a model as soon as no job uses it. Returns the bytes freed. Needs an operator's token.
 
-        :raises ModelNotFound: when there is no such model.
+        :raises ModelNotFound: if there is no such model.
         """
         return self._loop.run(self._client.unload_model(model))
 
-    def _start(self, rpc: str, request: Any, timeout: float | None, *, outlives: bool) -> Stream:
-        return Stream(self._loop.run(self._started(rpc, request, timeout, outlives)), self._loop)
+    def _start(self, rpc: str, request: Any, timeout: float | None, *, detached: bool) -> Stream:
+        return Stream(self._loop.run(self._start_in_loop(rpc, request, timeout, detached)), self._loop)
 
-    async def _started(self, rpc: str, request: Any, timeout: float | None, outlives: bool) -> AsyncStream:
-        return self._client._start(rpc, request, timeout, outlives=outlives)
+    async def _start_in_loop(self, rpc: str, request: Any, timeout: float | None, detached: bool) -> AsyncStream:
+        return self._client._start(rpc, request, timeout, detached=detached)

@@ -1,4 +1,4 @@
-"""Contact sheets: many pictures on one, each with its label."""
+"""Contact sheets: grids of labelled pictures."""
 
 import math
 from collections.abc import Sequence
@@ -10,36 +10,37 @@ import PIL.ImageFont
 
 _MARGIN = 8  # pixels between tiles
 _TEXT_SIZE = 13  # pixels
-_LINE = 17  # pixels from line to line
-_BACKGROUND, _INK = (24, 24, 27), (228, 228, 231)
+_LINE_HEIGHT = 17  # pixels
+_BACKGROUND, _TEXT_COLOR = (24, 24, 27), (228, 228, 231)
 
 
 @dataclass(frozen=True, slots=True)
 class Tile:
-    """A picture and its label, of one line or several."""
+    """A picture and its label of one or more lines."""
 
     image: PIL.Image.Image
     label: str
 
 
 def contact_sheet(tiles: Sequence[Tile], *, columns: int | None = None, min_edge: int = 128) -> PIL.Image.Image:
-    """All tiles on one sheet, in rows from the left to the right.
+    """A sheet of all tiles, row by row.
 
-    Tiles take the size of the largest picture; if that is less than `min_edge` pixels, everything is enlarged to it.
+    Tiles have the size of the largest picture, but at least `min_edge` pixels on the longer edge; each picture is scaled
+    to fit its tile.
 
-    :raises ValueError: when there are no tiles.
+    :raises ValueError: without tiles.
     """
     if not tiles:
         raise ValueError("a contact sheet needs at least one picture")
     columns = columns or _columns(len(tiles))
     width, height = _tile_size(tiles, min_edge)
-    text_height = _LINE * max(tile.label.count("\n") + 1 for tile in tiles)
+    text_height = _LINE_HEIGHT * max(tile.label.count("\n") + 1 for tile in tiles)
     across, down = width + _MARGIN, height + text_height + _MARGIN
     rows = math.ceil(len(tiles) / columns)
     sheet = PIL.Image.new("RGB", (columns * across + _MARGIN, rows * down + _MARGIN), _BACKGROUND)
     for index, tile in enumerate(tiles):
         row, column = divmod(index, columns)
-        _place(sheet, tile, (_MARGIN + column * across, _MARGIN + row * down), (width, height))
+        _draw_tile(sheet, tile, (_MARGIN + column * across, _MARGIN + row * down), (width, height))
     return sheet
 
 
@@ -55,7 +56,7 @@ def _tile_size(tiles: Sequence[Tile], min_edge: int) -> tuple[int, int]:
     return max(round(width * factor), math.ceil(widest)), round(height * factor)
 
 
-def _place(sheet: PIL.Image.Image, tile: Tile, corner: tuple[int, int], size: tuple[int, int]) -> None:
+def _draw_tile(sheet: PIL.Image.Image, tile: Tile, corner: tuple[int, int], size: tuple[int, int]) -> None:
     left, top = corner
     factor = min(size[0] / tile.image.width, size[1] / tile.image.height)
     scaled = (max(1, round(tile.image.width * factor)), max(1, round(tile.image.height * factor)))
@@ -64,7 +65,7 @@ def _place(sheet: PIL.Image.Image, tile: Tile, corner: tuple[int, int], size: tu
     draw = PIL.ImageDraw.Draw(sheet)
     for line, text in enumerate(tile.label.split("\n")):
         middle = left + (size[0] - _font().getlength(text)) / 2
-        draw.text((middle, top + size[1] + 1 + line * _LINE), text, fill=_INK, font=_font())
+        draw.text((middle, top + size[1] + 1 + line * _LINE_HEIGHT), text, fill=_TEXT_COLOR, font=_font())
 
 
 def _font() -> PIL.ImageFont.FreeTypeFont | PIL.ImageFont.ImageFont:

@@ -1,7 +1,7 @@
-"""The exceptions of the client. Every failure of a call leaves the client as one of these:
+"""The exceptions of the client. Every failed call raises one of these:
 
 DarkroomError                  .message .reason .code .violations .retry_after
-├── InvalidRequest             a bad field, an image that cannot be decoded; .violations names every field
+├── InvalidRequest             invalid fields or an undecodable image; .violations lists all of them
 ├── NotFound
 │   ├── ModelNotFound
 │   ├── LoraNotFound
@@ -9,24 +9,24 @@ DarkroomError                  .message .reason .code .violations .retry_after
 │   ├── SchedulerNotFound
 │   ├── PreprocessorNotFound
 │   ├── TaskNotFound
-│   └── RequestNotFound        no such job (any more)
-├── UnsupportedCombination     the model cannot do this together
+│   └── RequestNotFound        no such job, or no longer
+├── UnsupportedCombination     valid fields that the model does not support together
 ├── RequestIdInUse             an active job has this request_id
-├── NotImplementedYet          the server does not offer this yet; .violations may name the field
+├── NotImplementedYet          not offered by this server; .violations may name the field
 ├── ResourceExhausted
 │   ├── QueueFull              try again after .retry_after seconds
 │   └── OutOfMemory
 ├── Unavailable
-│   ├── ServerUnreachable      no server answers, or the connection was lost
+│   ├── ServerUnreachable      no server at the address, or the connection was lost
 │   ├── ShuttingDown
 │   └── DeviceLost
-├── DeadlineExceeded           the `timeout` has passed
-├── Cancelled                  by this client, or by a Cancel from elsewhere
-├── Unauthenticated            no token, or not one that is valid for the call
+├── DeadlineExceeded           the `timeout` expired
+├── Cancelled                  by this client or another one
+├── Unauthenticated            token missing or not valid for the call
 └── JobFailed
-    ├── LoadFailed             a model or what goes with it does not load
+    ├── LoadFailed             a model, LoRA or ControlNet failed to load
     ├── PluginFailed
-    └── NonFinite              the model's result is not finite
+    └── NonFinite              NaN or infinity in the model's output
 """
 
 from collections.abc import Iterable
@@ -34,7 +34,7 @@ from typing import NamedTuple
 
 
 class Violation(NamedTuple):
-    """What is wrong with one field of a request."""
+    """An invalid field of a request, and why."""
 
     field: str  # the field's path, for instance "parameters.width"
     description: str
@@ -44,7 +44,7 @@ class Violation(NamedTuple):
 
 
 class DarkroomError(Exception):
-    """Anything that went wrong with a call to the server."""
+    """Base class of all failures of calls."""
 
     def __init__(
         self,
@@ -57,36 +57,36 @@ class DarkroomError(Exception):
     ) -> None:
         super().__init__(message)
         self.message = message
-        self.reason = reason  # the server's word for it, for instance "MODEL_NOT_FOUND"; empty where it gave none
-        self.code = code  # the gRPC status code, for instance "NOT_FOUND"; empty where no call was made
+        self.reason = reason  # the cause for programs, for instance "MODEL_NOT_FOUND"; empty if the server gave none
+        self.code = code  # the gRPC status code, for instance "NOT_FOUND"; empty if no call was made
         self.violations = tuple(violations)
-        self.retry_after = retry_after  # seconds; None where the server gave no hint
+        self.retry_after = retry_after  # seconds; None if the server gave no delay
 
     def __str__(self) -> str:
-        untold = [violation for violation in self.violations if violation.description not in self.message]
-        if len(self.violations) > 1 and not untold:  # all of them stand in the message, in a row
+        unmentioned = [violation for violation in self.violations if violation.description not in self.message]
+        if len(self.violations) > 1 and not unmentioned:  # the message lists them on one line
             return "\n  ".join(["the request is not valid", *map(str, self.violations)])
-        return "\n  ".join([self.message, *map(str, untold)])
+        return "\n  ".join([self.message, *map(str, unmentioned)])
 
 
 class InvalidRequest(DarkroomError):
-    """The request is wrong; `violations` holds every field at fault."""
+    """The request is invalid; `violations` lists every invalid field."""
 
 
 class NotFound(DarkroomError):
-    """The request names something that the server does not have."""
+    """The server has nothing of a name in the request."""
 
 
 class ModelNotFound(NotFound):
-    """The server offers no such model."""
+    """The server has no such model."""
 
 
 class LoraNotFound(NotFound):
-    """The server offers no such LoRA."""
+    """The server has no such LoRA."""
 
 
 class ControlNetNotFound(NotFound):
-    """The server offers no such ControlNet."""
+    """The server has no such ControlNet."""
 
 
 class SchedulerNotFound(NotFound):
@@ -98,31 +98,31 @@ class PreprocessorNotFound(NotFound):
 
 
 class TaskNotFound(NotFound):
-    """The server knows no such task."""
+    """The server has no such task."""
 
 
 class RequestNotFound(NotFound):
-    """The server has no job of this request_id, or no longer keeps it."""
+    """The server has no job of this request_id, or no longer."""
 
 
 class UnsupportedCombination(DarkroomError):
-    """Each field is fine, but the model cannot do them together."""
+    """The fields are valid, but the model does not support their combination."""
 
 
 class RequestIdInUse(DarkroomError):
-    """An active job has this request_id already."""
+    """An active job already has this request_id."""
 
 
 class NotImplementedYet(DarkroomError):
-    """The API describes it, and this server does not offer it yet."""
+    """Part of the API that this server does not offer yet."""
 
 
 class ResourceExhausted(DarkroomError):
-    """The server has no room for the job."""
+    """The server lacks the resources for the job."""
 
 
 class QueueFull(ResourceExhausted):
-    """Too many jobs wait already; `retry_after` says when to try again."""
+    """The job queue is full; try again after `retry_after` seconds."""
 
 
 class OutOfMemory(ResourceExhausted):
@@ -130,23 +130,23 @@ class OutOfMemory(ResourceExhausted):
 
 
 class Unavailable(DarkroomError):
-    """The server cannot take or finish the job now."""
+    """The server cannot accept or finish the job now."""
 
 
 class ServerUnreachable(Unavailable):
-    """No server answers at the address, or the connection to it was lost."""
+    """There is no server at the address, or the connection was lost."""
 
 
 class ShuttingDown(Unavailable):
-    """The server is draining and takes no new jobs."""
+    """The server is draining: it finishes its jobs and accepts no new ones."""
 
 
 class DeviceLost(Unavailable):
-    """The server's device failed; it is about to restart."""
+    """The server's device failed; the server restarts."""
 
 
 class DeadlineExceeded(DarkroomError):
-    """The job was not done within its `timeout`."""
+    """The job exceeded its `timeout`."""
 
 
 class Cancelled(DarkroomError):
@@ -154,20 +154,20 @@ class Cancelled(DarkroomError):
 
 
 class Unauthenticated(DarkroomError):
-    """The token is missing or not valid for this call."""
+    """The token is missing, or not valid for this call."""
 
 
 class JobFailed(DarkroomError):
-    """The server failed on this job."""
+    """The job failed on the server."""
 
 
 class LoadFailed(JobFailed):
-    """A model, or what goes with it, does not load."""
+    """A model, LoRA or ControlNet failed to load."""
 
 
 class PluginFailed(JobFailed):
-    """A plugin failed on this job."""
+    """A plugin failed."""
 
 
 class NonFinite(JobFailed):
-    """The model's result is not finite."""
+    """The model's output contains NaN or infinity."""

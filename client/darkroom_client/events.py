@@ -1,7 +1,7 @@
-"""What a job tells of itself: the events that its stream yields.
+"""The events of a job's stream.
 
-The order is that of `darkroom.v1.ImageService`: `Accepted` first; `Queued` and `Loading` while it waits; `Step` 1 to N
-of each image, with its `Preview`s; `Image` for each finished picture; `Completed` last.
+Order, as in `darkroom.v1.ImageService`: `Accepted`; `Queued` and `Loading` while the job waits; `ControlImage`s; of each
+image `Step` 1 to N, a `Preview` some time after its step, then `Image`; `Completed`. Images may interleave.
 """
 
 import os
@@ -20,21 +20,21 @@ if TYPE_CHECKING:
 @dataclass(frozen=True, slots=True)
 class _Event:
     request_id: str
-    sequence: int  # grows from event to event; gaps are previews that were left out
+    sequence: int  # increases from event to event; gaps are skipped previews
 
 
 @dataclass(frozen=True, slots=True)
 class _Picture(_Event):
-    """An event with a picture in it."""
+    """An event with an encoded picture."""
 
-    image_bytes: bytes  # the file, exactly as the server sent it
+    image_bytes: bytes  # the image file as sent by the server
     media_type: str  # for instance "image/png"
     width: int  # pixels
     height: int  # pixels
 
     @property
     def image(self) -> "PIL.Image.Image":
-        """The picture, decoded anew at each access."""
+        """The decoded picture. Each access decodes it again."""
         import PIL.Image
 
         picture: PIL.Image.Image = PIL.Image.open(BytesIO(self.image_bytes))
@@ -43,11 +43,11 @@ class _Picture(_Event):
 
     @property
     def suffix(self) -> str:
-        """The file name's ending for this kind of file, for instance ".png"."""
+        """The file name extension for `media_type`, for instance ".png"."""
         return {"image/jpeg": ".jpg"}.get(self.media_type, "." + self.media_type.rpartition("/")[2])
 
     def save(self, path: str | os.PathLike[str]) -> Path:
-        """Writes the file exactly as the server sent it, its recipe included, and returns its path."""
+        """Writes the image file as sent by the server, recipe included. Returns its path."""
         target = Path(path)
         target.write_bytes(self.image_bytes)
         return target
@@ -55,11 +55,11 @@ class _Picture(_Event):
 
 @dataclass(frozen=True, slots=True)
 class Accepted(_Event):
-    """The request is valid and its job exists."""
+    """The request is valid; the job exists."""
 
-    parameters: parameters_pb2.Parameters  # resolved: with every default filled in
+    parameters: parameters_pb2.Parameters  # resolved: defaults filled in
     seeds: tuple[int, ...]  # by image index
-    step_count: int  # steps that each image will take
+    step_count: int  # denoising steps of each image
     preview: parameters_pb2.PreviewOptions  # resolved
     output: parameters_pb2.OutputOptions  # resolved
 
@@ -68,19 +68,19 @@ class Accepted(_Event):
 class Queued(_Event):
     """The job waits for its turn."""
 
-    position: int  # jobs before this one
-    estimated_wait_seconds: float | None  # None: not known
+    position: int  # jobs ahead of this one
+    estimated_wait_seconds: float | None  # None: unknown
 
 
 @dataclass(frozen=True, slots=True)
 class Loading(_Event):
-    """The job waits for a model that is being loaded."""
+    """The job waits while its model loads."""
 
     model: str
     component: str  # for instance "unet"; empty: the model as a whole
-    phase: LoadingPhaseName | None  # None: not known
-    bytes_done: int
-    bytes_total: int  # 0: not known
+    phase: LoadingPhaseName | None  # None: unknown
+    bytes_done: int  # of this phase
+    bytes_total: int  # of this phase; 0: unknown
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,28 +90,28 @@ class Step(_Event):
     image_index: int
     step: int  # 1 to step_count
     step_count: int
-    timestep: float
-    sigma: float | None  # None: the scheduler has none
-    elapsed_seconds: float  # since the image's first step began
-    eta_seconds: float | None  # None: not known yet
-    batch_rows: int  # rows of all jobs that shared the step
+    timestep: float  # training timestep at the step's start, usually 999 down to 0
+    sigma: float | None  # noise level at the step's start; None: the scheduler has none
+    elapsed_seconds: float  # since the start of the image's first step
+    eta_seconds: float | None  # for the image's remaining steps; None: not known yet
+    batch_rows: int  # batch size of the step; an image has two rows with guidance, one without
 
 
 @dataclass(frozen=True, slots=True)
 class Preview(_Picture):
-    """A small picture of the clean image as the model sees it after `step`."""
+    """The estimate of the clean image after `step`, as a small picture."""
 
     image_index: int
     step: int
-    decoder: PreviewModeName | None  # "latent-rgb", "tiny-vae" or "full-vae"; None: a mode unknown to this client
+    decoder: PreviewModeName | None  # "latent-rgb", "tiny-vae" or "full-vae"; None: unknown to this client
 
 
 @dataclass(frozen=True, slots=True)
 class ControlImage(_Picture):
-    """A control map, as it was used or as a preprocessor made it."""
+    """A control map: as a ControlNet used it, or made by `preprocess`."""
 
     control_index: int
-    preprocessor: str  # empty: the map came with the request
+    preprocessor: str  # its name; empty: the map came with the request
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,13 +120,13 @@ class Image(_Picture):
 
     image_index: int
     seed: int
-    safety: SafetyVerdictName | None  # None: the safety checker did not look
-    metadata: dict[str, Any]  # the recipe that the picture carries
+    safety: SafetyVerdictName | None  # None: not checked
+    metadata: dict[str, Any]  # the picture's recipe as a JSON object
 
 
 @dataclass(frozen=True, slots=True)
 class Timings:
-    """Where a job's time went. Seconds."""
+    """The durations of a job's phases. Seconds."""
 
     queue_seconds: float
     load_seconds: float
@@ -138,11 +138,11 @@ class Timings:
 
 @dataclass(frozen=True, slots=True)
 class Completed(_Event):
-    """The job is done."""
+    """The job is done: the last event."""
 
     timings: Timings
     warnings: tuple[str, ...]
-    approximations: tuple[str, ...]  # sentences that name what makes the pictures cheaper, but different
+    approximations: tuple[str, ...]  # a sentence for each approximation used, such as DeepCache
 
 
 Event: TypeAlias = Accepted | Queued | Loading | Step | Preview | ControlImage | Image | Completed

@@ -1,7 +1,7 @@
-"""What a request can say, typed: the keywords of `generate` and `edit`, and the small records that some of them take.
+"""The keywords of `generate` and `edit`, and the records that some of them take.
 
-Names, units, ranges and defaults are those of the protos (`darkroom/v1/parameters.proto`); what is left out, or None,
-is unset there, so that the server's default holds.
+Names, units, ranges and defaults are those of the protos (`darkroom/v1/parameters.proto`). Omitted values and None take
+the server's defaults.
 """
 
 import os
@@ -44,7 +44,7 @@ __all__ = [
     "TimestepSpacingName",
 ]
 
-# An encoded file, its path, or a picture.
+# The bytes of an image file, its path, or a PIL image.
 ImageLike: TypeAlias = Union[bytes, str, os.PathLike[str], "PIL.Image.Image"]
 
 
@@ -63,13 +63,13 @@ class LoraSpec:
     """A LoRA with its weight."""
 
     name: str
-    weight: float | None = None
+    weight: float | None = None  # -10 to 10
 
     @classmethod
     def parse(cls, text: str) -> "LoraSpec":
-        """A LoRA out of NAME or NAME:WEIGHT; names hold no colon.
+        """Parses NAME or NAME:WEIGHT. Names contain no colon.
 
-        :raises ValueError: when the weight is no number.
+        :raises ValueError: if the weight is not a number.
         """
         name, colon, weight = text.partition(":")
         try:
@@ -80,22 +80,22 @@ class LoraSpec:
 
 @dataclass(frozen=True, slots=True)
 class ControlSpec:
-    """A ControlNet with its map, or with a picture and the preprocessor that makes the map from it."""
+    """A ControlNet with its control map, or with a picture and the preprocessor that makes the map of it."""
 
     model: str
     image: ImageLike
-    preprocessor: str | None = None
+    preprocessor: str | None = None  # None: `image` is the control map
     preprocessor_options: Mapping[str, Any] | None = None
-    scale: float | None = None
-    start: float | None = None
-    end: float | None = None
+    scale: float | None = None  # conditioning scale, 0 to 10
+    start: float | None = None  # fraction of the steps, 0 to 1
+    end: float | None = None  # fraction of the steps, 0 to 1
     guess_mode: bool | None = None
-    echo_map: bool | None = None
+    echo_map: bool | None = None  # return the map as a ControlImage event
 
 
 @dataclass(frozen=True, slots=True)
 class SizeConditioning:
-    """What SDXL models are told about the sizes and the crop of the picture to imitate. Pixels."""
+    """SDXL's conditioning on original size, crop offset and target size. Pixels."""
 
     original_width: int | None = None
     original_height: int | None = None
@@ -107,12 +107,12 @@ class SizeConditioning:
 
 @dataclass(frozen=True, slots=True)
 class PreviewOptions:
-    """Which previews to send."""
+    """How and when previews are made."""
 
     mode: PreviewModeName | None = None
     every_n_steps: int | None = None
-    min_interval_seconds: float | None = None
-    max_edge: int | None = None
+    min_interval_seconds: float | None = None  # between two previews of an image
+    max_edge: int | None = None  # pixels
     format: ImageFormatName | None = None
 
 
@@ -121,20 +121,20 @@ class OutputOptions:
     """How finished pictures are encoded."""
 
     format: ImageFormatName | None = None
-    quality: int | None = None
-    embed_metadata: bool | None = None
+    quality: int | None = None  # of JPEG and WebP, 1 to 100
+    embed_metadata: bool | None = None  # write the recipe into the file
 
 
 class ConnectionOptions(TypedDict, total=False):
     """The keywords of `Client` and `AsyncClient`."""
 
-    token: str | None  # what the server asks for as a bearer token; None: DARKROOM_TOKEN, else none
-    root_certificate: str | os.PathLike[str] | bytes | None  # PEM file, or its bytes, of who signed the server's
-    tls: bool  # speak TLS, by default trusting gRPC's own list; a root certificate implies it
+    token: str | None  # bearer token; None: DARKROOM_TOKEN, else no token
+    root_certificate: str | os.PathLike[str] | bytes | None  # PEM of the server's CA: path or bytes; implies TLS
+    tls: bool  # use TLS; without a root certificate, with gRPC's default CAs
 
 
 class ParameterOptions(TypedDict, total=False):
-    """The keywords that fill `darkroom.v1.Parameters`."""
+    """The keywords for fields of `darkroom.v1.Parameters`."""
 
     task: str | None
     model: str | None
@@ -158,16 +158,18 @@ class ParameterOptions(TypedDict, total=False):
     loras: Mapping[str, float] | Sequence[str | LoraSpec | parameters_pb2.LoraSpec] | None  # "name", "name:0.8", …
     controls: Sequence[ControlSpec | parameters_pb2.ControlSpec] | None
     size_conditioning: SizeConditioning | parameters_pb2.SizeConditioning | None
-    extensions: Mapping[str, Mapping[str, Any]] | None  # by the plugin's name
+    extensions: Mapping[str, Mapping[str, Any]] | None  # by plugin name
 
 
 class JobOptions(ParameterOptions, total=False):
     """The keywords of `generate` and `edit`."""
 
-    parameters: parameters_pb2.Parameters | Recipe | Mapping[str, Any] | None  # what the other keywords override
+    parameters: (
+        parameters_pb2.Parameters | Recipe | Mapping[str, Any] | None
+    )  # base values; the other keywords override them
     preview: PreviewModeName | PreviewOptions | parameters_pb2.PreviewOptions | None
     output: ImageFormatName | OutputOptions | parameters_pb2.OutputOptions | None
-    request_id: str | None  # None: the client makes one
+    request_id: str | None  # None: a random one
     disconnect_policy: DisconnectPolicyName | None
     deterministic: bool | None
-    timeout: float | None  # seconds until the job ends with DeadlineExceeded
+    timeout: float | None  # seconds; then the job ends with DeadlineExceeded

@@ -1,8 +1,8 @@
-"""The recipe that a picture carries: what is needed to make it again.
+"""Recipes: the parameters embedded in a picture, which reproduce it.
 
-A PNG of the server holds it twice: as text `darkroom`, the JSON that is read here, and as text `parameters`, which many
-other programs show. The JSON is `{"darkroom": version, "parameters": {…}, "deterministic": …}`, its parameters being
-the proto JSON of `darkroom.v1.Parameters` with the proto's own field names.
+The server's PNGs have two text chunks: `darkroom`, the JSON read here, and `parameters`, the form that many other
+programs show. The JSON is `{"darkroom": version, "parameters": {…}, "deterministic": …}`; its parameters are the proto
+JSON of `darkroom.v1.Parameters` with the proto's field names.
 """
 
 import json
@@ -22,18 +22,20 @@ _KEY = "darkroom"
 
 @dataclass(frozen=True, slots=True)
 class Recipe:
-    """What is needed to make a picture again; pass it as `parameters=` to `generate`."""
+    """A picture's recipe. `generate(parameters=recipe)` reproduces a picture made from text."""
 
     parameters: parameters_pb2.Parameters
     deterministic: bool = False
-    version: str = ""  # of the server that made the picture
-    edit: Mapping[str, Any] = field(default_factory=dict)  # what was done to a picture: EditRequest's edit, as JSON
+    version: str = ""  # of the server
+    edit: Mapping[str, Any] = field(
+        default_factory=dict
+    )  # of an edited picture: EditRequest's `edit` as JSON, without pictures
 
     @classmethod
     def from_dict(cls, recipe: Mapping[str, Any]) -> "Recipe":
-        """A recipe from its JSON object, as in `Image.metadata`, or from the JSON object of parameters alone.
+        """Parses a recipe's JSON object, as in `Image.metadata`, or that of its parameters alone.
 
-        :raises InvalidRequest: when it is neither.
+        :raises InvalidRequest: if it is neither.
         """
         whole = recipe if "parameters" in recipe else {"parameters": recipe}
         parameters = parameters_pb2.Parameters()
@@ -46,10 +48,10 @@ class Recipe:
 
 
 def read_recipe(picture: str | os.PathLike[str]) -> Recipe:
-    """The recipe in a picture file that a Darkroom server made.
+    """Reads the recipe of a PNG file made by a Darkroom server.
 
-    :raises InvalidRequest: when the file is no picture, or carries no recipe.
-    :raises OSError: when the file cannot be read.
+    :raises InvalidRequest: if the file is no picture or has no recipe.
+    :raises OSError: if the file cannot be read.
     """
     text = _embedded_text(Path(picture))
     try:
@@ -68,7 +70,7 @@ def _embedded_text(path: Path) -> str:
         with PIL.Image.open(path) as image:
             text = image.info.get(_KEY)
             if text is None:
-                image.load()  # text may also stand behind the pixels
+                image.load()  # text chunks may follow the pixels
                 text = getattr(image, "text", {}).get(_KEY)
     except PIL.UnidentifiedImageError as error:
         raise InvalidRequest(f"{path} is not a picture") from error
