@@ -25,8 +25,8 @@ class Tile:
 def contact_sheet(tiles: Sequence[Tile], *, columns: int | None = None, min_edge: int = 128) -> PIL.Image.Image:
     """A sheet of all tiles, row by row.
 
-    Tiles have the size of the largest picture, but at least `min_edge` pixels on the longer edge; each picture is scaled
-    to fit its tile.
+    Tiles have the size of the largest picture, and at least `min_edge` pixels on the longer edge; each picture is
+    scaled to fit its tile.
 
     :raises ValueError: without tiles.
     """

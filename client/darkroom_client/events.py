@@ -1,7 +1,7 @@
 """The events of a job's stream.
 
-Order, as in `darkroom.v1.ImageService`: `Accepted`; `Queued` and `Loading` while the job waits; `ControlImage`s; of each
-image `Step` 1 to N, a `Preview` some time after its step, then `Image`; `Completed`. Images may interleave.
+Order, as in `darkroom.v1.ImageService`: `Accepted`; `Queued` and `Loading` while the job waits; `ControlImage`s; of
+each image `Step` 1 to N, each `Preview` some time after its step, then `Image`; `Completed`. Images may interleave.
 """
 
 import os

@@ -6,7 +6,7 @@ import PIL.Image
 import PIL.PngImagePlugin
 import pytest
 
-from darkroom_client.cli._values import scaled
+from darkroom_client.cli._values import parse_scaled_path
 
 
 @pytest.fixture(autouse=True)
@@ -90,7 +90,7 @@ def test_an_edit_names_its_files_by_prompt_or_picture(darkroom):
         ("--preprocess depth=blur", "--preprocess", "needs --control"),
         ("--control-map depth=mask.png --preprocess depth=blur", "--preprocess", "there is no --control depth="),
         ("--control-map depth=mask.png --control-option other.end=1", "--control-option", "no --control other="),
-        ("--control-map depth=mask.png --control-option depth.scale=1", "--control-option", "there is no 'scale'"),
+        ("--control-map depth=mask.png --control-option depth.scale=1", "--control-option", "'scale' must be one of start, end,"),
         ("--control-map depth=mask.png --control-option end=1", "--control-option", "is not MODEL.KEY=VALUE"),
         ("--echo-maps d", "--echo-maps", "needs --control"),
     ],
@@ -156,7 +156,7 @@ def test_a_control_net_that_is_not_there(darkroom):
     ],
 )
 def test_a_path_and_its_scale(text, path, scale):
-    found, number = scaled(text)
+    found, number = parse_scaled_path(text)
     assert (str(found), number) == (path, scale)
 
 

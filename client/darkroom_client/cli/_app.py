@@ -1,7 +1,7 @@
-"""The command line's root: the client's own commands, and those of other packages, found by entry points.
+"""The root of the command line: the client's commands, and those of other packages through entry points.
 
-An entry point of the group `darkroom.commands` names a plain function: its parameters, annotated for typer, are the
-command's options, and its docstring is the help.
+An entry point of the group `darkroom.commands` names a plain function. Its parameters, annotated for typer, are the
+command's options; its docstring is the help.
 """
 
 import functools
@@ -15,55 +15,55 @@ from typer.main import get_command_from_info
 from typer.models import CommandInfo
 
 from darkroom_client.cli import _catalog, _compare, _generate, _preprocess, _residency
-from darkroom_client.cli._report import fail, reported
+from darkroom_client.cli._report import fail, handle_errors
 
 _GROUP = "darkroom.commands"
 
 
 class _Commands(typer.core.TyperGroup):
-    """The registered commands, then those of entry points, each loaded when it is first asked for."""
+    """The client's commands, then those of entry points, which are loaded on first use."""
 
     @functools.cached_property
-    def _points(self) -> dict[str, metadata.EntryPoint]:
-        """By name, of which the first wins; looked up once, as that is a look at every distribution installed."""
+    def _entry_points(self) -> dict[str, metadata.EntryPoint]:
+        """By name; the first of a name wins. Cached, as the look-up scans every installed distribution."""
         return {point.name: point for point in reversed([*metadata.entry_points(group=_GROUP)])}
 
     def list_commands(self, ctx: Any) -> list[str]:
         own = list(self.commands)
-        return own + sorted(name for name in self._points if name not in own)
+        return own + sorted(name for name in self._entry_points if name not in own)
 
     def get_command(self, ctx: Any, cmd_name: str) -> Any:
         own = super().get_command(ctx, cmd_name)
-        point = self._points.get(cmd_name) if own is None else None
-        return own if point is None else _command(point)
+        point = self._entry_points.get(cmd_name) if own is None else None
+        return own if point is None else _plugin_command(point)
 
 
-def _command(point: metadata.EntryPoint) -> Any:
-    info = CommandInfo(name=point.name, callback=_loaded(point), cls=typer.core.TyperCommand)
+def _plugin_command(point: metadata.EntryPoint) -> Any:
+    info = CommandInfo(name=point.name, callback=_load(point), cls=typer.core.TyperCommand)
     command: Any = get_command_from_info(info, pretty_exceptions_short=True, rich_markup_mode="rich")
     return command
 
 
-def _loaded(point: metadata.EntryPoint) -> Callable[..., Any]:
-    """The function of an entry point, or one that says what to install for it."""
+def _load(point: metadata.EntryPoint) -> Callable[..., Any]:
+    """The entry point's function, or a stand-in that says what to install."""
     try:
         function = point.load()
     except ModuleNotFoundError as error:
-        return _missing(point.name, error)
+        return _stand_in(point.name, error)
 
     @functools.wraps(function)
     def command(*args: Any, **kwargs: Any) -> Any:
         try:
             return function(*args, **kwargs)
         except ModuleNotFoundError as error:
-            return _missing(point.name, error)()
+            return _stand_in(point.name, error)()
 
-    return reported(command)
+    return handle_errors(command)
 
 
-def _missing(name: str, error: ModuleNotFoundError) -> Callable[[], None]:
+def _stand_in(name: str, error: ModuleNotFoundError) -> Callable[[], None]:
     if (error.name or "").partition(".")[0] in {"darkroom_client", "darkroom_plugins"}:
-        raise error  # not a missing package, but a mistake in one of ours
+        raise error  # a bug in one of our packages, not a missing dependency
 
     def command() -> None:
         fail(f"`darkroom {name}` needs the server ({error}): pip install 'darkroom-diffusion[server]'")
@@ -72,6 +72,10 @@ def _missing(name: str, error: ModuleNotFoundError) -> Callable[[], None]:
     return command
 
 
+_HELP = """Diffusion images from a Darkroom server, with a live preview of every denoising step.
+
+Start a server with `darkroom serve`, then try `darkroom generate "a red circle on a blue background"`."""
+
 app = typer.Typer(
     name="darkroom",
     cls=_Commands,
@@ -79,16 +83,16 @@ app = typer.Typer(
     add_completion=False,
     rich_markup_mode="rich",
     pretty_exceptions_enable=False,
-    help="Darkroom makes pictures with diffusion models, and shows them as they develop.",
+    help=_HELP,
 )
-app.command("generate")(reported(_generate.generate))
-app.command("edit")(reported(_generate.edit))
-app.command("compare-schedulers")(reported(_compare.compare_schedulers))
-app.command("preprocess")(reported(_preprocess.preprocess))
-app.command("load")(reported(_residency.load))
-app.command("unload")(reported(_residency.unload))
+app.command("generate")(handle_errors(_generate.generate))
+app.command("edit")(handle_errors(_generate.edit))
+app.command("compare-schedulers")(handle_errors(_compare.compare_schedulers))
+app.command("preprocess")(handle_errors(_preprocess.preprocess))
+app.command("load")(handle_errors(_residency.load))
+app.command("unload")(handle_errors(_residency.unload))
 for _name, _list in _catalog.commands().items():
-    app.command(_name)(reported(_list))
+    app.command(_name)(handle_errors(_list))
 
 
 def main() -> None:

@@ -1,4 +1,4 @@
-"""The commands that list what a server offers: `darkroom models`, `schedulers`, `loras` and so on."""
+"""The catalog commands: `darkroom models`, `tasks`, `schedulers`, `loras`, `controlnets` and `preprocessors`."""
 
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -9,19 +9,20 @@ import typer
 
 from darkroom_client._enums import field_names
 from darkroom_client.cli import _options
-from darkroom_client.cli._groups import grouped
+from darkroom_client.cli._groups import with_option_groups
 from darkroom_client.cli._options import Server
 
-_Cell: TypeAlias = Callable[[Any], str]  # of an entry, as the API has it
+_Cell: TypeAlias = Callable[[Any], str]  # the text of a catalog entry's cell
 
 
 @dataclass(frozen=True, slots=True)
 class _List:
-    """A list of the catalog."""
+    """A catalog command."""
 
-    what: str  # for people
+    noun: str  # of the entries, plural
+    purpose: str  # for the help, after the noun
     method: str  # of Client
-    columns: Mapping[str, _Cell]  # by their heads
+    columns: Mapping[str, _Cell]  # by heading
 
 
 def _field(name: str) -> _Cell:
@@ -32,8 +33,8 @@ def _joined(name: str, between: str = ", ") -> _Cell:
     return lambda entry: between.join(getattr(entry, name))
 
 
-def _words(name: str) -> _Cell:
-    """An enum's value in short, or several."""
+def _enum(name: str) -> _Cell:
+    """The name of an enum value, or of several."""
 
     def cell(entry: Any) -> str:
         found = field_names(entry, name) or ""
@@ -42,25 +43,26 @@ def _words(name: str) -> _Cell:
     return cell
 
 
-def _options_of(entry: Any) -> str:
-    """A line for each property of the entry's JSON schema."""
+def _schema_lines(entry: Any) -> str:
+    """The properties of the entry's JSON schema, one per line."""
     from google.protobuf import json_format
 
     schema = json_format.MessageToDict(entry.parameters_schema)
-    return "\n".join(_option_line(name, each) for name, each in sorted(schema.get("properties", {}).items()))
+    return "\n".join(_property_line(name, each) for name, each in sorted(schema.get("properties", {}).items()))
 
 
-def _option_line(name: str, schema: Mapping[str, Any]) -> str:
+def _property_line(name: str, schema: Mapping[str, Any]) -> str:
+    """NAME=DEFAULT (VALUES): DESCRIPTION."""
     kind = next((each for each in schema.get("anyOf", []) if each.get("type") != "null"), schema)
-    bounds = [_plain(kind[key]) for key in ("minimum", "maximum") if key in kind]
-    values = " to ".join(bounds) or " | ".join(map(_plain, kind.get("enum", []))) or str(kind.get("type", ""))
+    bounds = [_option_value(kind[key]) for key in ("minimum", "maximum") if key in kind]
+    values = " to ".join(bounds) or " | ".join(map(_option_value, kind.get("enum", []))) or str(kind.get("type", ""))
     default = schema.get("default")
-    start = f"{name}={_plain(default)}" if default is not None else name
+    start = f"{name}={_option_value(default)}" if default is not None else name
     return f"{start} ({values}): {schema['description']}" if "description" in schema else f"{start} ({values})"
 
 
-def _plain(value: Any) -> str:
-    """A JSON value as --option takes it; the API's numbers are all floats."""
+def _option_value(value: Any) -> str:
+    """A JSON value in the form for --option. Whole numbers arrive as floats."""
     if isinstance(value, float):
         return str(int(value)) if value.is_integer() else str(value)
     return value if isinstance(value, str) else json.dumps(value)
@@ -73,6 +75,7 @@ def _size(entry: Any) -> str:
 _LISTS = {
     "models": _List(
         "models",
+        ", with their defaults and state",
         "models",
         {
             "model": lambda entry: f"{entry.name} (default)" if entry.is_default else entry.name,
@@ -81,8 +84,8 @@ _LISTS = {
             "steps": _field("default_num_inference_steps"),
             "guidance": lambda entry: f"{entry.default_guidance_scale:g}",
             "scheduler": _field("default_scheduler"),
-            "previews": _words("preview_modes"),
-            "state": _words("residency"),
+            "previews": _enum("preview_modes"),
+            "state": _enum("residency"),
             "weights": _size,
             "device": lambda entry: f"{entry.device} {entry.dtype}".strip(),
             "description": _field("description"),
@@ -90,6 +93,7 @@ _LISTS = {
     ),
     "tasks": _List(
         "tasks",
+        ", such as txt2img and inpaint",
         "tasks",
         {
             "task": _field("name"),
@@ -100,13 +104,14 @@ _LISTS = {
     ),
     "schedulers": _List(
         "noise schedulers",
+        ", with their step ranges, sigma schedules and timestep spacings",
         "schedulers",
         {
             "scheduler": _field("name"),
             "aliases": _joined("aliases"),
             "steps": lambda entry: f"{entry.min_steps}-{entry.max_steps}",
-            "sigmas": _words("sigma_schedules"),
-            "spacings": _words("timestep_spacings"),
+            "sigmas": _enum("sigma_schedules"),
+            "spacings": _enum("timestep_spacings"),
             "eta": lambda entry: "yes" if entry.takes_eta else "",
             "diffusers class": _field("diffusers_class"),
             "description": _field("description"),
@@ -114,6 +119,7 @@ _LISTS = {
     ),
     "loras": _List(
         "LoRAs",
+        "",
         "loras",
         {
             "lora": _field("name"),
@@ -125,26 +131,28 @@ _LISTS = {
     ),
     "controlnets": _List(
         "ControlNets",
+        "",
         "control_nets",
         {
             "controlnet": _field("name"),
             "models": _joined("models"),
             "preprocessor": _field("preprocessor"),
-            "state": _words("residency"),
+            "state": _enum("residency"),
             "size": _size,
             "description": _field("description"),
         },
     ),
     "preprocessors": _List(
-        "preprocessors of control maps",
         "preprocessors",
-        {"preprocessor": _field("name"), "description": _field("description"), "options": _options_of},
+        ", which make control maps from pictures",
+        "preprocessors",
+        {"preprocessor": _field("name"), "description": _field("description"), "options": _schema_lines},
     ),
 }
 
 
 def commands() -> dict[str, Callable[..., None]]:
-    """The commands by name."""
+    """The catalog commands by name."""
     return {name: _command(each) for name, each in _LISTS.items()}
 
 
@@ -159,10 +167,10 @@ def _command(listed: _List) -> Callable[..., None]:
         elif found:
             _print_table(listed.columns, found)
         else:
-            typer.echo(f"The server offers no {listed.what}.", err=True)
+            typer.echo(f"The server offers no {listed.noun}.", err=True)
 
-    show.__doc__ = f"Lists the {listed.what} that the server offers."
-    return grouped(show)
+    show.__doc__ = f"List the server's {listed.noun}{listed.purpose}."
+    return with_option_groups(show)
 
 
 def _print_table(columns: Mapping[str, _Cell], found: Iterable[Any]) -> None:
@@ -174,7 +182,7 @@ def _print_table(columns: Mapping[str, _Cell], found: Iterable[Any]) -> None:
     for entry in found:
         table.add_row(*(escape(cell(entry)) for cell in columns.values()))
     console = Console()
-    if not console.is_terminal:  # nothing to fit into, so nothing need be cut
+    if not console.is_terminal:  # without a width to fit, cells are not cut
         console.width = 1000
     console.print(table)
 
@@ -182,5 +190,5 @@ def _print_table(columns: Mapping[str, _Cell], found: Iterable[Any]) -> None:
 def _print_json(found: Sequence[Any]) -> None:
     from google.protobuf import json_format
 
-    plain = [json_format.MessageToDict(each, preserving_proto_field_name=True) for each in found]
-    typer.echo(json.dumps(plain, indent=2, ensure_ascii=False))
+    entries = [json_format.MessageToDict(each, preserving_proto_field_name=True) for each in found]
+    typer.echo(json.dumps(entries, indent=2, ensure_ascii=False))

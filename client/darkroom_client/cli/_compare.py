@@ -1,4 +1,4 @@
-"""`darkroom compare-schedulers`."""
+"""`darkroom compare-schedulers`: one picture per scheduler, on a contact sheet."""
 
 from __future__ import annotations
 
@@ -9,32 +9,34 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from darkroom_client.cli._groups import grouped
+from darkroom_client.cli._groups import with_option_groups
 from darkroom_client.cli._options import Conditions, Picture, Sdxl, Server
-from darkroom_client.cli._report import complain
+from darkroom_client.cli._report import print_error
 from darkroom_client.errors import DarkroomError, ModelNotFound, SchedulerNotFound
 
-if TYPE_CHECKING:  # `--help` need not load them
+if TYPE_CHECKING:  # not loaded for --help
     from darkroom.v1 import catalog_service_pb2 as catalog
     from darkroom_client._sync import Client
     from darkroom_client.events import Completed, Image
     from darkroom_client.options import JobOptions
 
 
-@grouped
+@with_option_groups
 def compare_schedulers(
-    prompt: Annotated[str, typer.Argument(help="What to make.")],
+    prompt: Annotated[str, typer.Argument(metavar="PROMPT", help="Text prompt.")],
     picture: Picture,
     conditions: Conditions,
     sdxl: Sdxl,
     server: Server,
-    scheduler: Annotated[list[str] | None, typer.Option(help="One to compare; may be repeated. Default: all.")] = None,
-    out: Annotated[Path, typer.Option(help="The contact sheet's file.")] = Path("schedulers.png"),
+    scheduler: Annotated[
+        list[str] | None, typer.Option(metavar="NAME", help="Scheduler to compare. Default: all. Repeatable.")
+    ] = None,
+    out: Annotated[Path, typer.Option(metavar="FILE", help="Contact sheet.")] = Path("schedulers.png"),
 ) -> None:
-    """Makes the same picture, of one seed, under each scheduler: one labelled contact sheet, with times.
+    """Compare schedulers: one picture of each, from the same seed, on a contact sheet with denoising times.
 
-    One after another, so that the times (of the denoising) can be compared. Steps that a scheduler does not take are
-    brought into its range, and its label says so.
+    Schedulers run one after another, for comparable times.
+    Step counts outside a scheduler's range are clamped; labels say so.
     """
     from darkroom_client._sync import Client
     from darkroom_client.cli._conditions import conditions as read_conditions
@@ -43,18 +45,18 @@ def compare_schedulers(
     options["seed"] = random.randrange(2**32) if picture.seed is None else picture.seed
     options["preview"] = "off"
     with Client(**server.keywords()) as client:
-        wanted = _wanted(client.schedulers(), scheduler or [])
-        asked = picture.steps or _default_steps(client.models(), picture.model)
-        made = [_make(client, prompt, entry, asked, options) for entry in wanted]
-    _save(out, [each for each in made if each is not None])
-    if None in made:
+        entries = _select(client.schedulers(), scheduler or [])
+        steps = picture.steps or _default_steps(client.models(), picture.model)
+        results = [_generate(client, prompt, entry, steps, options) for entry in entries]
+    _save_sheet(out, [result for result in results if result is not None])
+    if None in results:
         raise typer.Exit(1)
 
 
-def _wanted(entries: Sequence[catalog.Scheduler], names: Sequence[str]) -> list[catalog.Scheduler]:
-    """The entries of the schedulers named, or all of them.
+def _select(entries: Sequence[catalog.Scheduler], names: Sequence[str]) -> list[catalog.Scheduler]:
+    """The schedulers of these names or aliases; all without names.
 
-    :raises SchedulerNotFound: when a name is not known.
+    :raises SchedulerNotFound: for unknown names.
     """
     by_name = {name: entry for entry in entries for name in (*entry.aliases, entry.name)}
     unknown = [name for name in names if name not in by_name]
@@ -70,36 +72,36 @@ def _default_steps(models: Sequence[catalog.Model], name: str | None) -> int:
     raise ModelNotFound(f"the server has no model {name}; it has {', '.join(model.name for model in models)}")
 
 
-def _make(
-    client: Client, prompt: str, entry: catalog.Scheduler, asked: int, options: JobOptions
+def _generate(
+    client: Client, prompt: str, entry: catalog.Scheduler, requested: int, options: JobOptions
 ) -> tuple[Image, str] | None:
-    """The picture under one scheduler and its label; None when it failed, which is told at once."""
-    steps = max(entry.min_steps, min(asked, entry.max_steps or asked))
-    chosen: JobOptions = {**options, "scheduler": entry.name, "num_inference_steps": steps}
-    stream = client.generate(prompt, **chosen)
+    """The picture of one scheduler and its label; None after a failure, which is printed."""
+    steps = max(entry.min_steps, min(requested, entry.max_steps or requested))
+    job: JobOptions = {**options, "scheduler": entry.name, "num_inference_steps": steps}
+    stream = client.generate(prompt, **job)
     try:
         image = stream.image()
     except DarkroomError as error:
-        complain(f"{entry.name}: {error}")
+        print_error(f"{entry.name}: {error}")
         return None
-    label = f"{entry.name}\n{_count(steps, asked)}, {_seconds(stream.completed)}"
+    label = f"{entry.name}\n{_step_count(steps, requested)}, {_denoise_time(stream.completed)}"
     typer.echo(label.replace("\n", ": "), err=True)
     return image, label
 
 
-def _count(steps: int, asked: int) -> str:
-    return f"{steps} steps" if steps == asked else f"{steps} steps (not {asked})"
+def _step_count(steps: int, requested: int) -> str:
+    return f"{steps} steps" if steps == requested else f"{steps} steps (not {requested})"
 
 
-def _seconds(completed: Completed | None) -> str:
+def _denoise_time(completed: Completed | None) -> str:
     return f"{completed.timings.denoise_seconds:.2f} s" if completed is not None else "?"
 
 
-def _save(out: Path, made: Sequence[tuple[Image, str]]) -> None:
+def _save_sheet(out: Path, results: Sequence[tuple[Image, str]]) -> None:
     from darkroom_client.contact_sheet import Tile, contact_sheet
 
-    if not made:
+    if not results:
         return
     out.parent.mkdir(parents=True, exist_ok=True)
-    contact_sheet([Tile(image.image, label) for image, label in made]).save(out)
+    contact_sheet([Tile(image.image, label) for image, label in results]).save(out)
     typer.echo(out)

@@ -1,4 +1,4 @@
-"""A listener that shows the jobs in the terminal: a progress bar each, and the previews as they develop."""
+"""Live progress in the terminal: a progress bar and the newest preview of each job."""
 
 from collections.abc import Sequence
 from types import TracebackType
@@ -16,11 +16,11 @@ from darkroom_client.errors import DarkroomError
 from darkroom_client.events import Accepted, Completed, Event, Image, Loading, Preview, Queued, Step
 
 _MAX_COLUMNS, _MAX_ROWS = 48, 24  # character cells of a picture
-_TITLE = 32  # characters
+_MAX_TITLE = 32  # characters
 
 
 def progress_console() -> Console | None:
-    """The console to show progress on: stdout if it is a terminal, else stderr, else none."""
+    """The console for progress: stdout if it is a terminal, else stderr, else None."""
     for console in (Console(), Console(stderr=True)):
         if console.is_terminal and not console.is_dumb_terminal:
             return console
@@ -28,16 +28,16 @@ def progress_console() -> Console | None:
 
 
 def shows_pictures(console: Console | None) -> bool:
-    """Whether previews can be shown: only where stdout is a terminal with colours."""
+    """Whether the console can show pictures: stdout, with colours."""
     return console is not None and not console.stderr and console.color_system is not None and not console.no_color
 
 
 class Display:
-    """A context manager: shown while it is entered."""
+    """A listener that shows the jobs while its context is entered."""
 
     def __init__(self, console: Console, jobs: Sequence[Job], images_per_job: int, *, pictures: bool) -> None:
         self._console = console
-        self._pictures_wanted = pictures
+        self._shows_pictures = pictures
         self._images_per_job = images_per_job
         self._progress = Progress(
             TextColumn("{task.description}"),
@@ -48,7 +48,7 @@ class Display:
             console=console,
         )
         self._tasks = [self._progress.add_task(_title(job), total=None, state="") for job in jobs]
-        self._pictures: dict[int, HalfBlocks] = {}  # by job: the newest
+        self._pictures: dict[int, HalfBlocks] = {}  # the newest by job
         self._live = Live(console=console, get_renderable=self._renderable, refresh_per_second=8)
 
     def __enter__(self) -> Self:
@@ -80,7 +80,7 @@ class Display:
         self._progress.update(self._tasks[job.index], state="failed")
 
     def _show(self, job: Job, event: Preview | Image) -> None:
-        if not self._pictures_wanted or event.image_index != 0:
+        if not self._shows_pictures or event.image_index != 0:
             return
         columns = min(_MAX_COLUMNS, max(8, self._console.width // len(self._tasks) - 2))
         rows = min(_MAX_ROWS, max(4, self._console.height - len(self._tasks) - 3))
@@ -92,7 +92,7 @@ class Display:
 
 
 def _title(job: Job) -> str:
-    return escape(job.title if len(job.title) <= _TITLE else job.title[: _TITLE - 1] + "…")
+    return escape(job.title if len(job.title) <= _MAX_TITLE else job.title[: _MAX_TITLE - 1] + "…")
 
 
 def _loading(event: Loading) -> str:

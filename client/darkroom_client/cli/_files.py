@@ -1,4 +1,4 @@
-"""Where pictures go: the names of files."""
+"""File names and formats of the pictures written."""
 
 import re
 from pathlib import Path
@@ -12,32 +12,32 @@ _AUTOMATIC = "{prompt}-{seed}{suffix}"
 
 
 class Namer:
-    """Gives each picture of a run its own path, by what --out says.
+    """Chooses a distinct path for each picture of a run, by --out.
 
-    A folder, a name without an ending, or nothing means automatic names, which never meet a file that is there
-    already. A name with {prompt}, {seed}, {index} or {suffix} in it is a pattern. Any other name is the file itself;
-    of several pictures, each gets its number.
+    - None, a folder, or a name without extension: automatic names, which avoid existing files.
+    - A name with {prompt}, {seed}, {index} or {suffix}: a pattern.
+    - Any other name: that file, overwritten if it exists; numbered if the run has several pictures.
     """
 
     def __init__(self, out: str | None, total: int, automatic: str = _AUTOMATIC) -> None:
         self._digits = len(str(total))
         self._taken: set[Path] = set()
-        self._fresh = out is None or _is_folder(out)
+        self._avoids_existing = out is None or _is_folder(out)
         self._pattern = _pattern(out, total, automatic)
-        self._expanded(1, "prompt", 0, ".png")
+        self._expand(1, "prompt", 0, ".png")  # refuses an invalid pattern before any job
 
     def path(self, *, index: int, prompt: str, seed: int, suffix: str) -> Path:
-        """The path of the run's picture number `index`, which counts from 1. Its folder is made."""
-        wanted = self._expanded(index, prompt, seed, suffix)
-        path, number = wanted, 2
-        while path in self._taken or (self._fresh and path.exists()):
-            path = wanted.with_stem(f"{wanted.stem}-{number}")
+        """The path of picture `index`, which counts from 1. Creates its folder."""
+        first = self._expand(index, prompt, seed, suffix)
+        path, number = first, 2
+        while path in self._taken or (self._avoids_existing and path.exists()):
+            path = first.with_stem(f"{first.stem}-{number}")
             number += 1
         self._taken.add(path)
         path.parent.mkdir(parents=True, exist_ok=True)
         return path
 
-    def _expanded(self, index: int, prompt: str, seed: int, suffix: str) -> Path:
+    def _expand(self, index: int, prompt: str, seed: int, suffix: str) -> Path:
         number = str(index).zfill(self._digits)
         try:
             return Path(self._pattern.format(index=number, prompt=slug(prompt), seed=seed, suffix=suffix))
@@ -62,21 +62,21 @@ def _pattern(out: str | None, total: int, automatic: str) -> str:
     return str(path.with_name(f"{path.stem}-{{index}}{path.suffix}"))
 
 
-def format_for(out: str | None, wanted: ImageFormatName | None) -> ImageFormatName | None:
-    """The format to ask for: the one wanted, else what --out ends in.
+def format_for(out: str | None, chosen: ImageFormatName | None) -> ImageFormatName | None:
+    """The image format: --format, else by the extension of --out, else None.
 
-    :raises typer.BadParameter: when the two contradict each other.
+    :raises typer.BadParameter: if the two contradict each other.
     """
     if out is None or _is_folder(out):
-        return wanted
+        return chosen
     suffix = Path(out).suffix
-    ending = _FORMATS.get(suffix.lower())
-    if wanted and ending and wanted != ending:
+    implied = _FORMATS.get(suffix.lower())
+    if chosen and implied and chosen != implied:
         raise typer.BadParameter(f"--out ends in {suffix}", param_hint="--format")
-    return wanted or ending
+    return chosen or implied
 
 
 def slug(prompt: str) -> str:
-    """A prompt as a part of a file name: its letters and digits, at most 48 of them."""
+    """A prompt for a file name: letters, digits and hyphens, at most 48 characters."""
     words = re.sub(r"[^\w]+", "-", prompt.lower()).strip("-")
     return words[:48].rstrip("-") or "picture"

@@ -1,17 +1,17 @@
-"""`darkroom generate` and `darkroom edit`. What they do is in `_job_options`, which `--help` need not load."""
+"""`darkroom generate` and `darkroom edit`. Their work is in `_job_options`, which `--help` does not load."""
 
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from darkroom_client.cli._groups import grouped
+from darkroom_client.cli._groups import with_option_groups
 from darkroom_client.cli._options import Conditions, Editing, Picture, Results, Scheduling, Sdxl, Server, Source
 
-_Prompts = Annotated[list[str] | None, typer.Argument(metavar="PROMPT", help="Each is a job of its own.")]
+_Prompts = Annotated[list[str] | None, typer.Argument(metavar="PROMPT", help="Text prompt; each one is a job.")]
 
 
-@grouped
+@with_option_groups
 def generate(
     picture: Picture,
     scheduling: Scheduling,
@@ -22,15 +22,15 @@ def generate(
     server: Server,
     prompts: _Prompts = None,
 ) -> None:
-    """Makes pictures from text, shows them as they develop, and prints the paths of the files written."""
-    from darkroom_client.cli._job_options import Order
+    """Generate pictures from text, with a live preview, and print the paths of the files written."""
+    from darkroom_client.cli._job_options import JobRunner
 
-    Order(server, source, results, picture, sdxl, scheduling, conditions).generate(prompts or [])
+    JobRunner(server, source, results, picture, sdxl, scheduling, conditions).generate(prompts or [])
 
 
-@grouped
+@with_option_groups
 def edit(
-    image: Annotated[Path, typer.Argument(metavar="IMAGE", help="The picture to change.")],
+    image: Annotated[Path, typer.Argument(metavar="IMAGE", help="Picture to edit.")],
     editing: Editing,
     picture: Picture,
     scheduling: Scheduling,
@@ -41,7 +41,7 @@ def edit(
     server: Server,
     prompts: _Prompts = None,
 ) -> None:
-    """Changes a picture: under a --mask, beyond its edges by --outpaint, or as a whole."""
-    from darkroom_client.cli._job_options import Order
+    """Edit a picture: inpainting with --mask, outpainting with --outpaint, else image to image."""
+    from darkroom_client.cli._job_options import JobRunner
 
-    Order(server, source, results, picture, sdxl, scheduling, conditions).edit(image, prompts or [], editing)
+    JobRunner(server, source, results, picture, sdxl, scheduling, conditions).edit(image, prompts or [], editing)

@@ -1,4 +1,4 @@
-"""Groups of options that several commands share: each is a dataclass, written once."""
+"""Option groups: dataclasses of options that several commands share."""
 
 import inspect
 from collections.abc import Callable, Iterator
@@ -9,11 +9,11 @@ from typing import Annotated, Any, get_args, get_type_hints
 from typer.models import OptionInfo
 
 
-def grouped(command: Callable[..., None]) -> Callable[..., None]:
-    """A command for typer out of one that takes groups: for typer, a group's fields are options like all others.
+def with_option_groups(command: Callable[..., None]) -> Callable[..., None]:
+    """Flattens a command's option groups into options for typer.
 
-    A group is a dataclass whose fields are annotated for typer, each with a default; its `panel`, where it has one, is
-    the heading under which `--help` shows them. All names must differ.
+    A group is a dataclass whose fields are annotated for typer and have defaults. Its attribute `panel`, if any, is
+    their heading in `--help`. Names must be unique across groups.
     """
     parameters = inspect.signature(command, eval_str=True).parameters.values()
     groups: dict[str, Any] = {each.name: each.annotation for each in parameters if is_dataclass(each.annotation)}
@@ -31,7 +31,7 @@ def grouped(command: Callable[..., None]) -> Callable[..., None]:
 
 
 def _options(parameter: inspect.Parameter) -> Iterator[inspect.Parameter]:
-    """What typer is to see of a parameter."""
+    """The parameter itself, or the fields of its group."""
     group: Any = parameter.annotation
     if not is_dataclass(group):
         yield parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY)
@@ -39,7 +39,7 @@ def _options(parameter: inspect.Parameter) -> Iterator[inspect.Parameter]:
     hints = get_type_hints(group, include_extras=True)
     for field in fields(group):
         kind, *rest = get_args(hints[field.name])
-        info = copy(next(each for each in rest if isinstance(each, OptionInfo)))  # others share the original
+        info = copy(next(each for each in rest if isinstance(each, OptionInfo)))  # a copy, as groups share some
         info.rich_help_panel = getattr(group, "panel", None)
         yield inspect.Parameter(
             field.name, inspect.Parameter.KEYWORD_ONLY, default=field.default, annotation=Annotated[kind, info]

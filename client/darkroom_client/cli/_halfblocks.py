@@ -1,4 +1,4 @@
-"""A picture in the terminal: each character cell shows two pixels, one above the other."""
+"""Pictures in the terminal by half blocks: each character cell shows an upper and a lower pixel."""
 
 from collections.abc import Iterator
 

@@ -1,4 +1,4 @@
-"""Runs jobs side by side and tells listeners what happens to them."""
+"""Runs jobs concurrently and passes their events to listeners."""
 
 import asyncio
 from collections.abc import Mapping, Sequence
@@ -11,54 +11,54 @@ from darkroom_client.errors import DarkroomError
 from darkroom_client.events import Event
 from darkroom_client.options import JobOptions
 
-_AT_ONCE = 16  # jobs; more would only fill the server's queue
+_MAX_CONCURRENT = 16  # jobs; more would only fill the server's queue
 
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """A prompt with what to make of it."""
+    """A prompt with its options."""
 
-    index: int  # its place among the run's jobs, from 0
-    prompt: str | None  # None: that of the options' `parameters`
+    index: int  # of the run's jobs, from 0
+    prompt: str | None  # None: the prompt of `options["parameters"]`
     options: JobOptions
-    title: str  # the prompt, for people
-    change: Mapping[str, Any] | None = None  # of an edit: the keywords that only `edit` has, the picture among them
+    title: str  # for messages and file names
+    edit_options: Mapping[str, Any] | None = None  # keywords of `edit` alone, picture included; None: `generate`
 
     def start(self, client: AsyncClient) -> AsyncStream:
-        """Begins it on the server."""
-        if self.change is None:
+        """Starts the job on the server."""
+        if self.edit_options is None:
             return client.generate(self.prompt, **self.options)
-        return client.edit(prompt=self.prompt, **self.change, **self.options)
+        return client.edit(prompt=self.prompt, **self.edit_options, **self.options)
 
 
 class Listener(Protocol):
-    """Someone who follows the jobs."""
+    """An observer of the jobs."""
 
     def on_event(self, job: Job, event: Event) -> None:
-        """Called for each event of each job."""
+        """Called for every event of every job."""
 
     def on_error(self, job: Job, error: DarkroomError) -> None:
-        """Called when a job fails."""
+        """Called once for a failed job."""
 
 
 def run_jobs(client: AsyncClient, jobs: Sequence[Job], listeners: Sequence[Listener]) -> bool:
-    """Runs the jobs and returns whether all of them succeeded; an interrupt cancels them on the server."""
-    return asyncio.run(_all(client, jobs, listeners))
+    """Runs the jobs and returns whether all succeeded. An interrupt (Ctrl-C) cancels them on the server."""
+    return asyncio.run(_run_all(client, jobs, listeners))
 
 
-async def _all(client: AsyncClient, jobs: Sequence[Job], listeners: Sequence[Listener]) -> bool:
-    room = asyncio.Semaphore(_AT_ONCE)
+async def _run_all(client: AsyncClient, jobs: Sequence[Job], listeners: Sequence[Listener]) -> bool:
+    slots = asyncio.Semaphore(_MAX_CONCURRENT)
     try:
         async with client, asyncio.TaskGroup() as group:
-            tasks = [group.create_task(_one(client, job, listeners, room)) for job in jobs]
-    except BaseExceptionGroup as failed:
-        raise failed.exceptions[0] from None  # the first one cancelled the others
+            tasks = [group.create_task(_run(client, job, listeners, slots)) for job in jobs]
+    except BaseExceptionGroup as group_error:
+        raise group_error.exceptions[0] from None  # the first, which cancelled the other jobs
     return all(task.result() for task in tasks)
 
 
-async def _one(client: AsyncClient, job: Job, listeners: Sequence[Listener], room: asyncio.Semaphore) -> bool:
+async def _run(client: AsyncClient, job: Job, listeners: Sequence[Listener], slots: asyncio.Semaphore) -> bool:
     try:
-        async with room, job.start(client) as stream:
+        async with slots, job.start(client) as stream:
             async for event in stream:
                 for listener in listeners:
                     listener.on_event(job, event)

@@ -1,4 +1,4 @@
-"""A listener that prints each event as a line of JSON."""
+"""JSON lines: one JSON object per event on stdout."""
 
 import json
 from collections.abc import Callable, Sequence
@@ -14,18 +14,18 @@ from darkroom_client.cli._jobs import Job
 from darkroom_client.errors import DarkroomError
 from darkroom_client.events import Event, Timings
 
-_WORDS = {"ControlImage": "control_image"}
+_EVENT_NAMES = {"ControlImage": "control_image"}  # others: the class name in lower case
 
 
 class JsonLines:
-    """Prints events without their bytes, but with how many those are and the path that they were written to."""
+    """A listener that prints events. Picture bytes are replaced by their number and the path of the file."""
 
     def __init__(self, path_of: Sequence[Callable[[Job, Event], Path | None]]) -> None:
         self._path_of = path_of
 
     def on_event(self, job: Job, event: Event) -> None:
         name = type(event).__name__
-        line = {"event": _WORDS.get(name, name.lower()), "job": job.index, **_plain(event)}
+        line = {"event": _EVENT_NAMES.get(name, name.lower()), "job": job.index, **_to_dict(event)}
         path = next((path for find in self._path_of if (path := find(job, event)) is not None), None)
         print_line(line if path is None else line | {"path": str(path)})
 
@@ -34,7 +34,7 @@ class JsonLines:
 
 
 def error_fields(error: DarkroomError) -> dict[str, Any]:
-    """An error as JSON."""
+    """An error's JSON object."""
     return {
         "error": type(error).__name__,
         "message": error.message,
@@ -50,18 +50,18 @@ def print_line(line: Any) -> None:
     typer.echo(json.dumps(line, ensure_ascii=False))
 
 
-def _plain(value: Any) -> dict[str, Any]:
-    plain: dict[str, Any] = {}
+def _to_dict(value: Any) -> dict[str, Any]:
+    result: dict[str, Any] = {}
     for field in fields(value):
         content = getattr(value, field.name)
         if field.name == "image_bytes":
-            plain["bytes"] = len(content)
+            result["bytes"] = len(content)
         else:
-            plain[field.name] = _json(content)
-    return plain
+            result[field.name] = _to_json(content)
+    return result
 
 
-def _json(content: Any) -> Any:
+def _to_json(content: Any) -> Any:
     if isinstance(content, Message):
         return json_format.MessageToDict(content, preserving_proto_field_name=True)
-    return _plain(content) if isinstance(content, Timings) else content
+    return _to_dict(content) if isinstance(content, Timings) else content

@@ -1,4 +1,4 @@
-"""The options of the commands that make pictures, in groups that they share. Nothing here loads gRPC."""
+"""The option groups of the commands. Imports no gRPC, so that `--help` stays fast."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,55 +21,62 @@ if TYPE_CHECKING:
     from darkroom_client.options import JobOptions
 
 
-def _choice(names: Any, *declarations: str, metavar: str, about: str = "") -> Any:
-    """An option that takes one of the names of a `Literal`, in any spelling; its help lists them."""
+def _choice(names: Any, *declarations: str, metavar: str, before: str = "", after: str = ".") -> Any:
+    """An option for one of the names of a `Literal`, in any spelling. Its help lists them."""
     choices: tuple[str, ...] = get_args(names)
 
-    def read(text: str) -> str:
+    def parse(text: str) -> str:
         try:
             return one_of(choices, text)
         except ValueError as error:
             raise typer.BadParameter(str(error)) from None
 
     listed = f"{', '.join(choices[:-1])} or {choices[-1]}"
-    return typer.Option(*declarations, metavar=metavar, parser=read, help=f"{about}{listed}.")
+    return typer.Option(*declarations, metavar=metavar, parser=parse, help=f"{before}{listed}{after}")
 
 
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, for scripts.")]
-Timeout = Annotated[float | None, typer.Option(metavar="SECONDS", help="The most that each job may take.")]
-Format = Annotated[ImageFormatName | None, _choice(ImageFormatName, "--format", metavar="FORMAT")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+Timeout = Annotated[float | None, typer.Option(metavar="SECONDS", help="Time limit of each job.")]
+Format = Annotated[
+    ImageFormatName | None,
+    _choice(ImageFormatName, "--format", metavar="FORMAT", after=". Default: by the extension of --out, else png."),
+]
 
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """The recipe to begin with."""
+    """The recipe to start from."""
 
     recipe_of: Annotated[
         Path | None,
-        typer.Option("--from", metavar="PICTURE", help="Take the recipe of this PNG; other options override it."),
+        typer.Option(
+            "--from", metavar="PICTURE", help="Start from the recipe of this PNG file; other options override it."
+        ),
     ] = None
-    no_controls: Annotated[bool, typer.Option("--no-controls", help="Leave out the recipe's ControlNets.")] = False
+    no_controls: Annotated[
+        bool, typer.Option("--no-controls", help="Drop the recipe's ControlNets, whose pictures it does not contain.")
+    ] = False
 
 
 @dataclass(frozen=True, slots=True)
 class Server:
-    """Where the server is."""
+    """The server's address and credentials."""
 
     panel: ClassVar = "Server"
 
     address: Annotated[
         str | None,
-        typer.Option(envvar="DARKROOM_ADDRESS", metavar="HOST:PORT", help="The server; by default 127.0.0.1:50051."),
+        typer.Option(envvar="DARKROOM_ADDRESS", metavar="HOST:PORT", help="Server address. Default: 127.0.0.1:50051."),
     ] = None
     token: Annotated[
-        str | None, typer.Option(envvar="DARKROOM_TOKEN", help="The bearer token, where the server asks.")
+        str | None, typer.Option(envvar="DARKROOM_TOKEN", help="Bearer token, if the server requires one.")
     ] = None
     root_certificate: Annotated[
         Path | None,
         typer.Option(
             envvar="DARKROOM_ROOT_CERTIFICATE",
             metavar="FILE",
-            help="PEM file of who signed the server's; switches TLS on.",
+            help="PEM file of the CA that signed the server's certificate. Enables TLS.",
         ),
     ] = None
 
@@ -80,37 +87,56 @@ class Server:
 
 @dataclass(frozen=True, slots=True)
 class Picture:
-    """What to make."""
+    """The parameters of a picture."""
 
-    seed: Annotated[int | None, typer.Option(help="Starts the random numbers; by default random.")] = None
-    steps: Annotated[int | None, typer.Option(help="Denoising steps; by default the model's.")] = None
-    guidance_scale: Annotated[float | None, typer.Option(help="Classifier-free guidance; by default the model's.")] = (
-        None
-    )
-    negative_prompt: Annotated[str | None, typer.Option(help="What the picture should not be.")] = None
+    seed: Annotated[int | None, typer.Option(help="Random seed. Default: a random one.")] = None
+    steps: Annotated[int | None, typer.Option(help="Denoising steps. Default: the model's.")] = None
+    guidance_scale: Annotated[
+        float | None,
+        typer.Option(help="Classifier-free guidance scale; no guidance up to 1. Default: the model's."),
+    ] = None
+    negative_prompt: Annotated[
+        str | None, typer.Option(help="What the picture should not show. Needs a guidance scale above 1.")
+    ] = None
     prompt_syntax: Annotated[
         PromptSyntaxName | None,
         _choice(
-            PromptSyntaxName, metavar="SYNTAX", about="With weighted, (word:1.3) weighs more and no prompt is cut off. "
+            PromptSyntaxName,
+            metavar="SYNTAX",
+            after=". Weighted: (word:1.3) emphasizes, and long prompts are not truncated. Default: plain.",
         ),
     ] = None
-    width: Annotated[int | None, typer.Option(help="Pixels; by default the model's, or the edited picture's.")] = None
-    height: Annotated[int | None, typer.Option(help="Pixels; by default the model's, or the edited picture's.")] = None
+    width: Annotated[
+        int | None, typer.Option(metavar="PIXELS", help="Default: the model's, or that of the picture to edit.")
+    ] = None
+    height: Annotated[
+        int | None, typer.Option(metavar="PIXELS", help="Default: the model's, or that of the picture to edit.")
+    ] = None
     model: Annotated[
-        str | None, typer.Option(help="A name from `darkroom models`; by default the server's default.")
+        str | None, typer.Option(metavar="NAME", help="Model from `darkroom models`. Default: the server's.")
     ] = None
-    task: Annotated[str | None, typer.Option(help="A name from `darkroom tasks`; by default what is asked for.")] = None
-    guidance_rescale: Annotated[float | None, typer.Option(help="0 (off) to 1.")] = None
+    task: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", help="Task from `darkroom tasks`. Default: by the command and its options."),
+    ] = None
+    guidance_rescale: Annotated[
+        float | None, typer.Option(help="Rescaling of the guided prediction against over-exposure, 0 (off) to 1.")
+    ] = None
     guidance_start: Annotated[
-        float | None, typer.Option(help="Guide from this share of the steps on; those without cost half.")
+        float | None,
+        typer.Option(help="Fraction of the steps at which guidance starts. Approximate: steps without it cost half."),
     ] = None
-    guidance_end: Annotated[float | None, typer.Option(help="Guide up to this share of the steps.")] = None
+    guidance_end: Annotated[float | None, typer.Option(help="Fraction of the steps at which guidance ends.")] = None
     cache_interval: Annotated[
-        int | None, typer.Option(help="Run the whole denoiser only this often, its outer layers alone between: faster.")
+        int | None,
+        typer.Option(
+            metavar="N", help="DeepCache: run all layers of the denoiser at every Nth evaluation only. Approximate."
+        ),
     ] = None
-    clip_skip: Annotated[int | None, typer.Option(help="Final layers of the text encoder to leave out.")] = None
+    clip_skip: Annotated[int | None, typer.Option(help="Final layers of the text encoder to skip.")] = None
     extension: Annotated[
-        list[str] | None, typer.Option(metavar="NAME.KEY=VALUE", help="A parameter of a plugin; VALUE is JSON.")
+        list[str] | None,
+        typer.Option(metavar="NAME.KEY=VALUE", help="Parameter of plugin NAME; VALUE is JSON or text. Repeatable."),
     ] = None
     timeout: Timeout = None
 
@@ -131,34 +157,37 @@ class Picture:
             "guidance_end": self.guidance_end,
             "cache_interval": self.cache_interval,
             "clip_skip": self.clip_skip,
-            "extensions": _values.by_name(self.extension, "--extension", "NAME.KEY=VALUE"),
+            "extensions": _values.parse_dotted_pairs(self.extension, "--extension", "NAME.KEY=VALUE"),
             "timeout": self.timeout,
         }
 
 
 @dataclass(frozen=True, slots=True)
 class Sdxl:
-    """What only models of two text encoders take."""
+    """Parameters of models with two text encoders."""
 
     panel: ClassVar = "SDXL"
 
-    prompt_2: Annotated[str | None, typer.Option(help="For the second text encoder; by default the prompt.")] = None
+    prompt_2: Annotated[str | None, typer.Option(help="Prompt for the second text encoder. Default: the prompt.")] = (
+        None
+    )
     negative_prompt_2: Annotated[
-        str | None, typer.Option(help="For the second text encoder; by default the negative prompt.")
+        str | None, typer.Option(help="Negative prompt for the second text encoder. Default: the negative prompt.")
     ] = None
     original_size: Annotated[
-        str | None, typer.Option(metavar="WxH", help="Of the picture to imitate; by default the picture's own size.")
+        str | None, typer.Option(metavar="WxH", help="Conditioning on an original size. Default: the picture's size.")
     ] = None
     crop_offset: Annotated[
-        str | None, typer.Option(metavar="LEFT,TOP", help="Pixels cut off of it; by default none.")
+        str | None,
+        typer.Option(metavar="LEFT,TOP", help="Conditioning on a crop of the original, in pixels. Default: 0,0."),
     ] = None
     target_size: Annotated[
-        str | None, typer.Option(metavar="WxH", help="To which it was scaled; by default the picture's own size.")
+        str | None, typer.Option(metavar="WxH", help="Conditioning on a target size. Default: the picture's size.")
     ] = None
 
     def keywords(self) -> "JobOptions":
         """The keywords of `generate` and `edit`."""
-        sizes = _values.sizes(self.original_size, self.crop_offset, self.target_size)
+        sizes = _values.parse_sizes(self.original_size, self.crop_offset, self.target_size)
         return {
             "prompt_2": self.prompt_2,
             "negative_prompt_2": self.negative_prompt_2,
@@ -168,15 +197,25 @@ class Sdxl:
 
 @dataclass(frozen=True, slots=True)
 class Scheduling:
-    """The noise scheduler."""
+    """The noise scheduler and its options."""
 
     panel: ClassVar = "Scheduler"
 
-    scheduler: Annotated[str | None, typer.Option(help="A name from `darkroom schedulers`.")] = None
-    sigma_schedule: Annotated[SigmaScheduleName | None, _choice(SigmaScheduleName, metavar="NAME")] = None
-    timestep_spacing: Annotated[TimestepSpacingName | None, _choice(TimestepSpacingName, metavar="NAME")] = None
-    option: Annotated[list[str] | None, typer.Option(metavar="KEY=VALUE", help="A scheduler's option.")] = None
-    eta: Annotated[float | None, typer.Option(help="Weight of DDIM's noise, 0 to 1.")] = None
+    scheduler: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", help="Noise scheduler from `darkroom schedulers`. Default: the model's."),
+    ] = None
+    sigma_schedule: Annotated[
+        SigmaScheduleName | None, _choice(SigmaScheduleName, metavar="NAME", before="Spacing of the noise levels: ")
+    ] = None
+    timestep_spacing: Annotated[
+        TimestepSpacingName | None, _choice(TimestepSpacingName, metavar="NAME", before="Choice of the timesteps: ")
+    ] = None
+    option: Annotated[
+        list[str] | None,
+        typer.Option(metavar="KEY=VALUE", help="Further option of the scheduler; VALUE is JSON or text. Repeatable."),
+    ] = None
+    eta: Annotated[float | None, typer.Option(help="Noise weight of DDIM, 0 to 1.")] = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -187,86 +226,120 @@ class Conditions:
 
     lora: Annotated[
         list[str] | None,
-        typer.Option(metavar="NAME[:WEIGHT]", help="From `darkroom loras`; may be repeated. Weight: -10 to 10, or 1."),
+        typer.Option(
+            metavar="NAME[:WEIGHT]", help="LoRA from `darkroom loras`. WEIGHT: -10 to 10, default 1. Repeatable."
+        ),
     ] = None
     control: Annotated[
         list[str] | None,
         typer.Option(
             metavar="MODEL=PHOTO[:SCALE]",
-            help="A ControlNet from `darkroom controlnets`, and a picture of which its usual preprocessor makes the "
-            "map; may be repeated. Scale: 0 to 10, or 1.",
+            help="ControlNet from `darkroom controlnets`, whose preprocessor makes the control map of PHOTO. "
+            "SCALE: 0 to 10, default 1. Repeatable.",
         ),
     ] = None
     control_map: Annotated[
         list[str] | None,
-        typer.Option(metavar="MODEL=MAP[:SCALE]", help="The same with a map that is made already."),
+        typer.Option(metavar="MODEL=MAP[:SCALE]", help="ControlNet with a finished control map. Repeatable."),
     ] = None
     preprocess: Annotated[
         list[str] | None,
-        typer.Option(metavar="MODEL=NAME", help="Another one from `darkroom preprocessors` for --control MODEL."),
+        typer.Option(
+            metavar="MODEL=NAME",
+            help="Other preprocessor for --control MODEL, from `darkroom preprocessors`. Repeatable.",
+        ),
     ] = None
     preprocess_option: Annotated[
-        list[str] | None, typer.Option(metavar="MODEL.KEY=VALUE", help="An option of that preprocessor.")
+        list[str] | None,
+        typer.Option(metavar="MODEL.KEY=VALUE", help="Option of the preprocessor of MODEL. Repeatable."),
     ] = None
     control_option: Annotated[
         list[str] | None,
-        typer.Option(metavar="MODEL.KEY=VALUE", help="start or end (0 to 1, of the steps), or guess_mode=true."),
+        typer.Option(
+            metavar="MODEL.KEY=VALUE",
+            help="start or end (fraction of the steps), or guess_mode (true or false). Repeatable.",
+        ),
     ] = None
 
 
 @dataclass(frozen=True, slots=True)
 class Results:
-    """What becomes of the pictures."""
+    """The output of the command."""
 
     panel: ClassVar = "Results"
 
     out: Annotated[
-        str | None, typer.Option(help="A file, a folder, or a pattern of {prompt}, {seed}, {index} and {suffix}.")
+        str | None,
+        typer.Option(
+            metavar="PATH",
+            help="File, folder, or pattern with {prompt}, {seed}, {index} and {suffix}. Default: PROMPT-SEED.png.",
+        ),
     ] = None
-    num_images: Annotated[int | None, typer.Option(min=1, help="Pictures of each prompt.")] = None
+    num_images: Annotated[
+        int | None, typer.Option(min=1, help="Pictures per prompt, with consecutive seeds. Default: 1.")
+    ] = None
     deterministic: Annotated[
-        bool | None, typer.Option("--deterministic/--no-deterministic", help="Identical bytes each time; slower.")
+        bool | None,
+        typer.Option(
+            "--deterministic/--no-deterministic", help="Run alone, for identical bytes at each repetition; slower."
+        ),
     ] = None
     image_format: Format = None
-    previews: Annotated[Path | None, typer.Option(metavar="DIR", help="Keep all previews, and a contact sheet.")] = None
-    preview: Annotated[PreviewModeName | None, _choice(PreviewModeName, metavar="MODE")] = None
-    no_preview: Annotated[bool, typer.Option("--no-preview", help="Show and send no previews.")] = False
-    echo_maps: Annotated[Path | None, typer.Option(metavar="DIR", help="Keep the maps of the ControlNets.")] = None
-    as_json: AsJson = False
+    previews: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Save all previews and a contact sheet in this folder.")
+    ] = None
+    preview: Annotated[
+        PreviewModeName | None,
+        _choice(
+            PreviewModeName,
+            metavar="MODE",
+            after=". Default: the model's; off if previews are neither shown nor saved.",
+        ),
+    ] = None
+    no_preview: Annotated[bool, typer.Option("--no-preview", help="Same as --preview off.")] = False
+    echo_maps: Annotated[Path | None, typer.Option(metavar="DIR", help="Save the control maps in this folder.")] = None
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object per event.")] = False
 
     @property
     def preview_mode(self) -> PreviewModeName | None:
-        """What --preview or --no-preview says; None: nothing."""
+        """The mode of --preview or --no-preview; None without either."""
         return "off" if self.no_preview else self.preview
 
 
 @dataclass(frozen=True, slots=True)
 class Editing:
-    """The kind of change."""
+    """The kind of edit and its parameters."""
 
     panel: ClassVar = "Edit"
 
     strength: Annotated[
         float | None,
-        typer.Option(help="0 (the picture stays) to 1 (nothing of it is left); by default 0.8, under a mask 1."),
+        typer.Option(help="0 (picture unchanged) to 1 (nothing of it left). Default: 0.8, with --mask 1."),
     ] = None
     mask: Annotated[
         Path | None,
-        typer.Option(help="Repaint only where this picture, of the same size, is white; what is black is kept."),
+        typer.Option(metavar="PICTURE", help="Inpaint. Mask of the picture's size: white is repainted, black is kept."),
     ] = None
-    mask_blur: Annotated[int | None, typer.Option(help="Pixels, 0 to 64, by which its edge is softened.")] = None
+    mask_blur: Annotated[
+        int | None, typer.Option(metavar="PIXELS", help="Blur radius of the mask's edge, 0 to 64. Default: 4.")
+    ] = None
     padding_crop: Annotated[
         int | None,
-        typer.Option(help="Repaint the mask's box alone, with so many pixels around it, at the model's full size."),
+        typer.Option(
+            metavar="PIXELS",
+            help="Inpaint only the mask's bounding box and this margin, at the model's full resolution.",
+        ),
     ] = None
     keep_unmasked: Annotated[
-        bool, typer.Option("--keep-unmasked", help="Put the picture's own pixels back outside of the mask.")
+        bool, typer.Option("--keep-unmasked", help="Copy the pixels outside of the mask from the picture.")
     ] = False
     outpaint: Annotated[
         str | None,
-        typer.Option(metavar="L,T,R,B", help="Paint on beyond the edges: pixels at the left, top, right and bottom."),
+        typer.Option(
+            metavar="L,T,R,B", help="Outpaint. Margins in pixels: left, top, right and bottom, or one number for all."
+        ),
     ] = None
     resize_mode: Annotated[
         ResizeModeName | None,
-        _choice(ResizeModeName, metavar="MODE", about="How it is fitted to --width and --height; by default crop: "),
+        _choice(ResizeModeName, metavar="MODE", before="Fit to --width and --height: ", after=". Default: crop."),
     ] = None

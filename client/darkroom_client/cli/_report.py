@@ -1,4 +1,4 @@
-"""What the commands say when something goes wrong: one clean message and an exit code, never a traceback."""
+"""Errors and warnings of the commands: a message on stderr and an exit code, no traceback."""
 
 import functools
 import os
@@ -10,19 +10,19 @@ import typer
 
 from darkroom_client.errors import DarkroomError
 
-INTERRUPTED = 130  # as shells count it: 128 + SIGINT
+INTERRUPTED = 130  # exit code of shells: 128 + SIGINT
 _P = ParamSpec("_P")
 _R = TypeVar("_R")
 
 
-def reported(command: Callable[_P, _R]) -> Callable[_P, _R]:
-    """A command whose failures end it with a message: exit code 1, or 130 when it was interrupted."""
+def handle_errors(command: Callable[_P, _R]) -> Callable[_P, _R]:
+    """Wraps a command: errors exit with a message and code 1, interrupts with 130."""
 
     @functools.wraps(command)
     def run(*args: _P.args, **kwargs: _P.kwargs) -> _R:
         try:
             return command(*args, **kwargs)
-        except BrokenPipeError:  # whoever read our output has had enough
+        except BrokenPipeError:  # the reader of stdout is gone, as in `darkroom models | head`
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             raise typer.Exit(1) from None
         except (DarkroomError, OSError) as error:
@@ -34,20 +34,20 @@ def reported(command: Callable[_P, _R]) -> Callable[_P, _R]:
     return run
 
 
-def complain(message: str) -> None:
-    """Writes an error to stderr."""
+def print_error(message: str) -> None:
+    """Prints an error to stderr."""
     typer.secho(f"error: {message}", fg=typer.colors.RED, err=True)
 
 
-def warn(message: str) -> None:
-    """Writes a warning to stderr."""
+def print_warning(message: str) -> None:
+    """Prints a warning to stderr."""
     typer.secho(f"warning: {message}", fg=typer.colors.YELLOW, err=True)
 
 
 def fail(message: str) -> NoReturn:
-    """Ends the command with an error.
+    """Prints an error and exits.
 
     :raises typer.Exit: always, with exit code 1.
     """
-    complain(message)
+    print_error(message)
     raise typer.Exit(1)

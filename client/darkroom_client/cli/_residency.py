@@ -4,15 +4,15 @@ from typing import Annotated
 
 import typer
 
-from darkroom_client.cli._groups import grouped
+from darkroom_client.cli._groups import with_option_groups
 from darkroom_client.cli._options import Server
 
-Model = Annotated[str, typer.Argument(metavar="MODEL", help="A name from `darkroom models`.")]
+Model = Annotated[str, typer.Argument(metavar="MODEL", help="Model from `darkroom models`.")]
 
 
-@grouped
+@with_option_groups
 def load(model: Model, server: Server) -> None:
-    """Loads a model into the server's memory, ahead of its first job; needs an operator's token."""
+    """Load a model into memory before its first job. Needs an operator's token."""
     from rich.console import Console
     from rich.progress import Progress
 
@@ -29,9 +29,9 @@ def load(model: Model, server: Server) -> None:
     typer.echo(f"{loaded.name} is loaded on {loaded.device}: {loaded.weight_bytes / 1e6:.1f} MB")
 
 
-@grouped
+@with_option_groups
 def unload(model: Model, server: Server) -> None:
-    """Frees a model's memory as soon as no job uses it; needs an operator's token."""
+    """Unload a model as soon as no job uses it, and free its memory. Needs an operator's token."""
     from darkroom_client._sync import Client
 
     with Client(**server.keywords()) as client:

@@ -1,4 +1,4 @@
-"""What a run of jobs shows and leaves behind: files, progress, JSON lines, the paths at the end."""
+"""Output of a run of jobs: files, live progress or JSON lines, messages and paths."""
 
 from collections.abc import Sequence
 from contextlib import ExitStack
@@ -12,49 +12,49 @@ from darkroom_client.cli._files import Namer
 from darkroom_client.cli._jobs import Job, Listener, run_jobs
 from darkroom_client.cli._json_lines import JsonLines
 from darkroom_client.cli._options import Results
-from darkroom_client.cli._report import complain, warn
-from darkroom_client.cli._writers import MapKeeper, PictureKeeper, PreviewKeeper
+from darkroom_client.cli._report import print_error, print_warning
+from darkroom_client.cli._writers import ControlMapWriter, PictureWriter, PreviewWriter
 from darkroom_client.errors import DarkroomError
 from darkroom_client.events import Event
 
-_Keeper: TypeAlias = PictureKeeper | PreviewKeeper | MapKeeper
+_Writer: TypeAlias = PictureWriter | PreviewWriter | ControlMapWriter
 
 
 @dataclass(frozen=True, slots=True)
 class View:
-    """How `generate` and `edit` present their jobs."""
+    """Runs the jobs of `generate` and `edit` with the output that `results` selects."""
 
     results: Results
 
     def run(self, client: AsyncClient, jobs: Sequence[Job], images_per_job: int) -> bool:
-        """Runs the jobs and prints the paths of what was written; false when one of them failed."""
-        keepers = self._keepers(len(jobs), images_per_job)
-        errors = _Errors()
+        """Runs the jobs, prints the paths of the files, and returns whether all jobs succeeded."""
+        writers = self._make_writers(len(jobs), images_per_job)
+        messages = _Messages()
         with ExitStack() as stack:
-            watcher, looked_at = self._watcher(stack, keepers, jobs, images_per_job)
-            # Without a mode, the model's own where anyone looks at previews, and else none.
-            wanted = looked_at or self.results.previews is not None
-            mode = self.results.preview_mode or (None if wanted else "off")
+            display, shows_previews = self._make_display(stack, writers, jobs, images_per_job)
+            # Default mode: the model's if previews are shown or saved, else off.
+            needs_previews = shows_previews or self.results.previews is not None
+            mode = self.results.preview_mode or (None if needs_previews else "off")
             for job in jobs:
                 job.options["preview"] = mode
-            succeeded = run_jobs(client, jobs, [*keepers, *watcher, errors])
-        self._tell(errors, keepers, several=len(jobs) > 1)
+            succeeded = run_jobs(client, jobs, [*writers, *display, messages])
+        self._print(messages, writers, several=len(jobs) > 1)
         return succeeded
 
-    def _keepers(self, jobs: int, images_per_job: int) -> list[_Keeper]:
-        keepers: list[_Keeper] = [PictureKeeper(Namer(self.results.out, jobs * images_per_job), images_per_job)]
+    def _make_writers(self, jobs: int, images_per_job: int) -> list[_Writer]:
+        writers: list[_Writer] = [PictureWriter(Namer(self.results.out, jobs * images_per_job), images_per_job)]
         if self.results.previews is not None:
-            keepers.append(PreviewKeeper(self.results.previews, jobs, images_per_job))
+            writers.append(PreviewWriter(self.results.previews, jobs, images_per_job))
         if self.results.echo_maps is not None:
-            keepers.append(MapKeeper(self.results.echo_maps, jobs))
-        return keepers
+            writers.append(ControlMapWriter(self.results.echo_maps, jobs))
+        return writers
 
-    def _watcher(
-        self, stack: ExitStack, keepers: Sequence[_Keeper], jobs: Sequence[Job], images_per_job: int
+    def _make_display(
+        self, stack: ExitStack, writers: Sequence[_Writer], jobs: Sequence[Job], images_per_job: int
     ) -> tuple[list[Listener], bool]:
-        """Who shows the events, and whether previews are among what is shown."""
+        """The listener for stdout or the terminal, if any, and whether it shows previews."""
         if self.results.as_json:
-            return [JsonLines([keeper.path_of for keeper in keepers])], True
+            return [JsonLines([writer.path_of for writer in writers])], True
         from darkroom_client.cli._display import Display, progress_console, shows_pictures
 
         console = progress_console()
@@ -63,18 +63,18 @@ class View:
         pictures = shows_pictures(console) and self.results.preview_mode != "off"
         return [stack.enter_context(Display(console, jobs, images_per_job, pictures=pictures))], pictures
 
-    def _tell(self, errors: "_Errors", keepers: Sequence[_Keeper], *, several: bool) -> None:
-        for text in errors.warnings:
-            warn(text)
-        for job, error in errors.errors:
-            complain(f"{job.title}: {error}" if several else str(error))
-        for keeper in keepers if not self.results.as_json else []:
-            for path in keeper.written():
+    def _print(self, messages: "_Messages", writers: Sequence[_Writer], *, several: bool) -> None:
+        for text in messages.warnings:
+            print_warning(text)
+        for job, error in messages.errors:
+            print_error(f"{job.title}: {error}" if several else str(error))
+        for writer in writers if not self.results.as_json else []:
+            for path in writer.written():
                 typer.echo(path)
 
 
-class _Errors:
-    """A listener that keeps the failures and the warnings for the end."""
+class _Messages:
+    """A listener that collects errors and warnings, which are printed after the run."""
 
     def __init__(self) -> None:
         self.errors: list[tuple[Job, DarkroomError]] = []

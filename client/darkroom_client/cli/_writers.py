@@ -1,4 +1,4 @@
-"""Listeners that write what comes: the pictures, the previews with their contact sheets, the control maps."""
+"""Listeners that write files: pictures, previews with contact sheets, control maps."""
 
 from collections import defaultdict
 from pathlib import Path
@@ -9,58 +9,58 @@ from darkroom_client.errors import DarkroomError
 from darkroom_client.events import ControlImage, Event, Image, Preview
 
 
-class PictureKeeper:
-    """Writes each finished picture to its file."""
+class PictureWriter:
+    """Writes finished pictures."""
 
     def __init__(self, namer: Namer, images_per_job: int) -> None:
         self._namer = namer
         self._images_per_job = images_per_job
-        self.paths: dict[tuple[int, int], Path] = {}  # by job and image
+        self._paths: dict[tuple[int, int], Path] = {}  # by job and image index
 
     def on_event(self, job: Job, event: Event) -> None:
         if isinstance(event, Image):
             index = job.index * self._images_per_job + event.image_index + 1
             path = self._namer.path(index=index, prompt=job.title, seed=event.seed, suffix=event.suffix)
-            self.paths[job.index, event.image_index] = event.save(path)
+            self._paths[job.index, event.image_index] = event.save(path)
 
     def on_error(self, job: Job, error: DarkroomError) -> None:
-        """Nothing to write."""
+        """Writes nothing."""
 
     def written(self) -> list[Path]:
-        """The pictures' paths, in the order of the jobs."""
-        return [self.paths[key] for key in sorted(self.paths)]
+        """The paths of the pictures, in the order of the jobs."""
+        return [self._paths[key] for key in sorted(self._paths)]
 
     def path_of(self, job: Job, event: Event) -> Path | None:
-        """Where an event's picture was written."""
-        return self.paths.get((job.index, event.image_index)) if isinstance(event, Image) else None
+        """The path of an event's picture; None for other events."""
+        return self._paths.get((job.index, event.image_index)) if isinstance(event, Image) else None
 
 
-class PreviewKeeper:
-    """Writes every preview into a folder, and for each picture a contact sheet of its previews."""
+class PreviewWriter:
+    """Writes all previews into a folder, and a contact sheet for each picture."""
 
     def __init__(self, folder: Path, jobs: int, images_per_job: int) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self._folder = folder
-        self._several = (jobs > 1, images_per_job > 1)
-        self._previews: dict[tuple[int, int], list[Preview]] = defaultdict(list)  # by job and image
-        self.sheets: dict[tuple[int, int], Path] = {}
+        self._numbers = (jobs > 1, images_per_job > 1)  # whether names have the job's and the image's number
+        self._previews: dict[tuple[int, int], list[Preview]] = defaultdict(list)  # by job and image index
+        self._sheets: dict[tuple[int, int], Path] = {}  # by job and image index
 
     def on_event(self, job: Job, event: Event) -> None:
         if isinstance(event, Preview):
             self._previews[job.index, event.image_index].append(event)
             event.save(self._path(job, event))
         elif isinstance(event, Image) and self._previews[job.index, event.image_index]:
-            self.sheets[job.index, event.image_index] = self._save_sheet(job, event)
+            self._sheets[job.index, event.image_index] = self._save_sheet(job, event)
 
     def on_error(self, job: Job, error: DarkroomError) -> None:
-        """What came is kept."""
+        """Keeps the files written so far."""
 
     def written(self) -> list[Path]:
-        """The contact sheets' paths, in the order of the jobs."""
-        return [self.sheets[key] for key in sorted(self.sheets)]
+        """The paths of the contact sheets, in the order of the jobs."""
+        return [self._sheets[key] for key in sorted(self._sheets)]
 
     def path_of(self, job: Job, event: Event) -> Path | None:
-        """Where an event's preview was written."""
+        """The path of an event's preview; None for other events."""
         return self._path(job, event) if isinstance(event, Preview) else None
 
     def _path(self, job: Job, event: Preview) -> Path:
@@ -68,7 +68,7 @@ class PreviewKeeper:
 
     def _prefix(self, job: Job, image: int) -> str:
         parts = [f"job-{job.index + 1:02}", f"image-{image + 1:02}"]
-        return "".join(f"{part}-" for part, several in zip(parts, self._several, strict=True) if several)
+        return "".join(f"{part}-" for part, numbered in zip(parts, self._numbers, strict=True) if numbered)
 
     def _save_sheet(self, job: Job, final: Image) -> Path:
         from darkroom_client.contact_sheet import Tile, contact_sheet
@@ -80,29 +80,29 @@ class PreviewKeeper:
         return path
 
 
-class MapKeeper:
-    """Writes every control map into a folder."""
+class ControlMapWriter:
+    """Writes all control maps into a folder."""
 
     def __init__(self, folder: Path, jobs: int) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self._folder = folder
-        self._several = jobs > 1
-        self._paths: dict[tuple[int, int], Path] = {}  # by job and control
+        self._numbers_jobs = jobs > 1
+        self._paths: dict[tuple[int, int], Path] = {}  # by job and control index
 
     def on_event(self, job: Job, event: Event) -> None:
         if isinstance(event, ControlImage):
             model = (job.options.get("controls") or [])[event.control_index].model
-            start = f"job-{job.index + 1:02}-" if self._several else ""
+            start = f"job-{job.index + 1:02}-" if self._numbers_jobs else ""
             path = self._folder / f"{start}control-{event.control_index + 1}-{slug(model)}{event.suffix}"
             self._paths[job.index, event.control_index] = event.save(path)
 
     def on_error(self, job: Job, error: DarkroomError) -> None:
-        """What came is kept."""
+        """Keeps the files written so far."""
 
     def written(self) -> list[Path]:
-        """The maps' paths, in the order of the jobs."""
+        """The paths of the control maps, in the order of the jobs."""
         return [self._paths[key] for key in sorted(self._paths)]
 
     def path_of(self, job: Job, event: Event) -> Path | None:
-        """Where an event's map was written."""
+        """The path of an event's control map; None for other events."""
         return self._paths.get((job.index, event.control_index)) if isinstance(event, ControlImage) else None
