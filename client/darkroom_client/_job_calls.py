@@ -4,7 +4,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from typing import Any, Generic, TypeVar, Unpack
 
-from darkroom.v1 import image_service_pb2
+from darkroom.v1 import image_service_pb2, parameters_pb2
 from darkroom_client import _requests
 from darkroom_client.options import ImageFormatName, ImageLike, JobOptions, ResizeModeName
 
@@ -105,7 +105,7 @@ class JobCalls(ABC, Generic[StreamT]):
 
 def _is_detached(request: Any) -> bool:
     """Whether the job goes on after its stream ends."""
-    return bool(request.disconnect_policy)
+    return bool(request.disconnect_policy == parameters_pb2.DISCONNECT_POLICY_KEEP)
 
 
 def _edit_fields(
