@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 
 from darkroom.v1 import catalog_service_pb2_grpc, image_service_pb2_grpc
 from darkroom_client import AsyncClient, Client
-from darkroom_client.cli._app import app
+from darkroom_client.cli import app
 from tests.darkroom_client.scripted import Events, ScriptedServer, abort
 
 

@@ -1,6 +1,6 @@
 """A server with scripted answers, behind a real socket: what the client makes of them is what is tested here."""
 
-import queue
+import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
@@ -130,8 +130,10 @@ class ScriptedServer(
     requests: list[Any] = field(default_factory=list)
     metadata: list[dict[str, Any]] = field(default_factory=list)
     cancel_calls: list[str] = field(default_factory=list)
-    ended: "queue.Queue[str]" = field(default_factory=queue.Queue)  # request ids of calls that ended
-    active: set[str] = field(default_factory=set)
+    active: set[str] = field(default_factory=set)  # request ids of running calls
+    ended: list[str] = field(default_factory=list)  # request ids of calls that ended
+    endless_steps: int = 0  # sent by `endless`
+    changed: threading.Condition = field(default_factory=threading.Condition)  # guards and announces all of these
 
     def Generate(self, request: Any, context: grpc.ServicerContext) -> Iterator[Any]:
         yield from self._stream(request, context, image_service_pb2.GenerateResponse)
@@ -146,13 +148,17 @@ class ScriptedServer(
         yield from self._stream(request, context, image_service_pb2.PreprocessResponse)
 
     def _stream(self, request: Any, context: grpc.ServicerContext, response: Any) -> Iterator[Any]:
-        self.requests.append(request)
-        self.metadata.append(dict(context.invocation_metadata()))
-        self.active.add(request.request_id)
+        with self.changed:
+            self.requests.append(request)
+            self.metadata.append(dict(context.invocation_metadata()))
+            self.active.add(request.request_id)
+            self.changed.notify_all()
 
         def on_end() -> None:
-            self.active.discard(request.request_id)
-            self.ended.put(request.request_id)
+            with self.changed:
+                self.active.discard(request.request_id)
+                self.ended.append(request.request_id)
+                self.changed.notify_all()
 
         if not context.add_callback(on_end):
             on_end()
@@ -215,22 +221,26 @@ class ScriptedServer(
         yield events.accepted(10**6)
         for step in range(1, 10**6):
             yield events.step(step, 10**6)
+            with self.changed:
+                self.endless_steps += 1
+                self.changed.notify_all()
             time.sleep(0.002)
             if not context.is_active():
                 return
 
-    def wait_started(self, request_id: str, timeout: float = 5) -> None:
-        """Waits until the call of a job has come here."""
-        deadline = time.monotonic() + timeout
-        while not any(request.request_id == request_id for request in self.requests):
-            assert time.monotonic() < deadline, "the call did not come"
-            time.sleep(0.005)
+    def wait_started(self, request_id: str) -> None:
+        """Waits until the call of a job has arrived."""
+        self.wait(lambda: any(request.request_id == request_id for request in self.requests))
 
-    def wait_ended(self, request_id: str, timeout: float = 5) -> None:
-        """Waits until the call of a job has ended here.
+    def wait_ended(self, request_id: str) -> None:
+        """Waits until the call of a job has ended."""
+        self.wait(lambda: request_id in self.ended)
 
-        :raises queue.Empty: when it has not.
+    def wait(self, condition: Callable[[], bool]) -> None:
+        """Waits until a condition on the server's attributes holds.
+
+        :raises TimeoutError: if it does not come to hold.
         """
-        deadline = time.monotonic() + timeout
-        while self.ended.get(timeout=max(0.0, deadline - time.monotonic())) != request_id:
-            pass
+        with self.changed:
+            if not self.changed.wait_for(condition, timeout=30):
+                raise TimeoutError(f"running: {sorted(self.active)}, ended: {self.ended}")

@@ -90,7 +90,11 @@ def test_an_edit_names_its_files_by_prompt_or_picture(darkroom):
         ("--preprocess depth=blur", "--preprocess", "needs --control"),
         ("--control-map depth=mask.png --preprocess depth=blur", "--preprocess", "there is no --control depth="),
         ("--control-map depth=mask.png --control-option other.end=1", "--control-option", "no --control other="),
-        ("--control-map depth=mask.png --control-option depth.scale=1", "--control-option", "'scale' must be one of start, end,"),
+        (
+            "--control-map depth=mask.png --control-option depth.scale=1",
+            "--control-option",
+            "'scale' must be one of",
+        ),
         ("--control-map depth=mask.png --control-option end=1", "--control-option", "is not MODEL.KEY=VALUE"),
         ("--echo-maps d", "--echo-maps", "needs --control"),
     ],

@@ -9,7 +9,7 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
-from darkroom_client.cli import _app
+from darkroom_client.cli import app
 
 
 def hello(name: str, times: Annotated[int, typer.Option(help="How often.")] = 1) -> None:
@@ -53,7 +53,7 @@ def points(monkeypatch):
 
 
 def darkroom(*arguments):
-    return CliRunner().invoke(_app.app, list(arguments))
+    return CliRunner().invoke(app, list(arguments))
 
 
 def test_a_function_is_a_command(points):
@@ -86,7 +86,7 @@ def test_a_mistake_in_a_package_of_ours_is_not_called_a_missing_one(points):
 
 def test_help_lists_the_servers_commands_without_loading_torch():
     code = (
-        "import sys; from darkroom_client.cli._app import app\n"
+        "import sys; from darkroom_client.cli import app\n"
         "try: app(['--help'])\n"
         "except SystemExit as end: assert end.code in (0, None)\n"
         "print('torch' in sys.modules, file=sys.stderr)"

@@ -9,7 +9,7 @@ import pytest
 from typer.testing import CliRunner
 
 from darkroom_client import Client
-from darkroom_client.cli._app import app
+from darkroom_client.cli import app
 from tests.tiny import save_controlnet, save_lora
 
 

@@ -1,5 +1,5 @@
-"""The command `darkroom`."""
+"""The command `darkroom`: `main` runs it, `app` is its typer application."""
 
-from darkroom_client.cli._app import main
+from darkroom_client.cli._app import app, main
 
-__all__ = ["main"]
+__all__ = ["app", "main"]
