@@ -151,15 +151,17 @@ __all__ = [
 _MODULES = ("_enums", "errors", "recipes", "options", "events", "_stream", "_aio", "_sync")
 
 
-def __getattr__(name: str) -> typing.Any:
-    if name not in __all__:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    for module in _MODULES:
-        found = vars(importlib.import_module(f"{__name__}.{module}")).get(name)
-        if found is not None:
-            globals()[name] = found
-            return found
-    raise AttributeError(name)
+if not typing.TYPE_CHECKING:  # with it, type checkers would accept any name
+
+    def __getattr__(name: str) -> typing.Any:
+        if name not in __all__:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        for module in _MODULES:
+            found = vars(importlib.import_module(f"{__name__}.{module}")).get(name)
+            if found is not None:
+                globals()[name] = found
+                return found
+        raise AttributeError(name)
 
 
 def __dir__() -> list[str]:
