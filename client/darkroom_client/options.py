@@ -164,9 +164,7 @@ class ParameterOptions(TypedDict, total=False):
 class JobOptions(ParameterOptions, total=False):
     """The keywords of `generate` and `edit`."""
 
-    parameters: (
-        parameters_pb2.Parameters | Recipe | Mapping[str, Any] | None
-    )  # base values; the other keywords override them
+    parameters: parameters_pb2.Parameters | Recipe | Mapping[str, Any] | None  # base, overridden by other keywords
     preview: PreviewModeName | PreviewOptions | parameters_pb2.PreviewOptions | None
     output: ImageFormatName | OutputOptions | parameters_pb2.OutputOptions | None
     request_id: str | None  # None: a random one

@@ -27,9 +27,7 @@ class Recipe:
     parameters: parameters_pb2.Parameters
     deterministic: bool = False
     version: str = ""  # of the server
-    edit: Mapping[str, Any] = field(
-        default_factory=dict
-    )  # of an edited picture: EditRequest's `edit` as JSON, without pictures
+    edit: Mapping[str, Any] = field(default_factory=dict)  # EditRequest's `edit` as JSON, without pictures
 
     @classmethod
     def from_dict(cls, recipe: Mapping[str, Any]) -> "Recipe":
