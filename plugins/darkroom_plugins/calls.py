@@ -62,9 +62,8 @@ def calling(contribution: Any, hook: str, timed: bool = True) -> Iterator[None]:
 def failure(contribution: Any, hook: str, exception: str) -> PluginFailed:
     """The error of a hook, for instance with ``"ValueError: too few rows"``."""
     plugin = _owner(contribution)
-    return PluginFailed(
-        f"the plugin {plugin!r} failed in {hook}: {exception}", plugin=plugin, hook=hook, exception=exception
-    )
+    message = f"the plugin {plugin!r} failed in {hook}: {exception}"
+    return PluginFailed(message, contribution, plugin=plugin, hook=hook, exception=exception)
 
 
 def parameters_of(contribution: Any, request: Request) -> Any:

@@ -70,12 +70,14 @@ class JobFailed(DarkroomError):
 
 
 class PluginFailed(JobFailed):
-    """`metadata` names the plugin, the hook and the exception, as far as they are known."""
+    """`metadata` names the plugin, the hook and the exception, as far as they are known; `contribution` is which of the
+    plugin's failed."""
 
     reason = "PLUGIN_FAILED"
 
-    def __init__(self, message: str, **metadata: str) -> None:
+    def __init__(self, message: str, contribution: object = None, **metadata: str) -> None:
         super().__init__(message)
+        self.contribution = contribution
         self.metadata = metadata
 
 

@@ -50,7 +50,7 @@ def status_of(error: DarkroomError) -> tuple[grpc.StatusCode, str, tuple[tuple[s
     status = status_pb2.Status(code=code.value[0], message=message)
     trailers: list[tuple[str, str | bytes]] = []
     if error.reason:
-        _add(status, error_details_pb2.ErrorInfo(reason=error.reason, domain=DOMAIN))
+        _add(status, error_details_pb2.ErrorInfo(reason=error.reason, domain=DOMAIN, metadata=error.metadata))
     if isinstance(error, RequestRefused) and error.violations:
         _add(status, _bad_request(error.violations))
     if retry_after := getattr(error, "retry_after", None):

@@ -9,6 +9,7 @@ from typing import TypeAlias
 import torch
 
 from darkroom_plugins import calls
+from darkroom_plugins.contract import Adapter, Conditioner
 from darkroom_plugins.errors import DarkroomError
 from darkroom_plugins.sample import Evaluation, Row, Sample, own_prompts
 from darkroom_plugins.tensors import to_device
@@ -21,7 +22,7 @@ SlotRow: TypeAlias = tuple[Slot, Row]
 def predict(begun: Sequence[tuple[Slot, Sample]], recovery: Recovery) -> list[Outcome[list[torch.Tensor]]]:
     """The denoiser's output for each row of each sample, (1, channels, h, w)."""
     rows = [(slot, row) for slot, sample in begun for row in rows_of(sample)]
-    found = recovery.each(work("denoise", begun[0][1].request), _predict, rows)
+    found = recovery.each(work("denoise", begun[0][1].request), _predict, rows, suspected=_suspected)
     outcomes = iter(found)
     return [_together(list(islice(outcomes, len(sample.conditions)))) for _, sample in begun]
 
@@ -31,6 +32,15 @@ def rows_of(sample: Sample) -> list[Row]:
     prompts = sample.conditions
     guided = len(prompts) == 2
     return [Row(sample, prompt, unconditional=guided and n == 0) for n, prompt in enumerate(prompts)]
+
+
+def _suspected(error: DarkroomError, row: SlotRow) -> bool:
+    """Whether a row may be the cause: where a conditioner or an adapter failed, those that it was called for."""
+    culprit = getattr(error, "contribution", None)
+    if not isinstance(culprit, Conditioner | Adapter):
+        return True
+    sample = row[1].sample
+    return culprit in (*sample.conditioners, *sample.adapters)
 
 
 def _predict(rows: Sequence[SlotRow]) -> list[torch.Tensor]:

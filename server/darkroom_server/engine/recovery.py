@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import sys
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias, TypeVar
 
@@ -107,9 +107,11 @@ class Recovery:
         items: Sequence[S],
         most: int = sys.maxsize,
         relieve: bool = True,
+        suspected: Callable[[DarkroomError, S], bool] = lambda error, item: True,
     ) -> list[Outcome[T]]:
         """For each item what `run` makes of it, or the error that it fails with alone. `run` gets as many items at once
-        as the limit of this work allows, and up to `most`; fewer where so many fail.
+        as the limit of this work allows, and up to `most`; fewer where so many fail. Of a batch that failed otherwise
+        the items that cannot be the cause go on together.
 
         :raises DeviceLost: nothing works any more
         """
@@ -131,7 +133,7 @@ class Recovery:
                 outcome = _attempt(run, part)
             if isinstance(outcome, OutOfMemory):  # larger parts may have failed by this one's fault
                 size = limit
-            settled = self._settled(work, run, part, outcome, relieve)
+            settled = self._settled(work, run, part, outcome, relieve, suspected)
             outcomes += settled
         self._learn(work, limit, size, outcomes)
         return outcomes
@@ -143,6 +145,7 @@ class Recovery:
         part: Sequence[S],
         outcome: Outcome[list[T]],
         relieve: bool,
+        suspected: Callable[[DarkroomError, S], bool],
     ) -> list[Outcome[T]]:
         """A part's outcomes. One that failed by somebody's fault is run again in halves, until that one is alone."""
         if not isinstance(outcome, DarkroomError):
@@ -151,9 +154,16 @@ class Recovery:
             raise outcome
         if len(part) == 1:
             return [outcome]
-        middle = len(part) // 2
-        halves = (part[:middle], part[middle:])
-        return [found for half in halves for found in self.each(work, run, half, relieve=relieve)]
+        guilty = [suspected(outcome, item) for item in part]
+        if all(guilty) or not any(guilty):
+            middle = len(part) // 2
+            guilty = [number < middle for number in range(len(part))]
+        found: dict[bool, Iterator[Outcome[T]]] = {}
+        for kind in (True, False):
+            some = [item for item, its in zip(part, guilty, strict=True) if its is kind]
+            made = self.each(work, run, some, relieve=relieve, suspected=suspected)
+            found[kind] = iter(made)
+        return [next(found[its]) for its in guilty]
 
     def _learn(self, work: Hashable, limit: int, size: int, outcomes: Sequence[object]) -> None:
         if any(isinstance(outcome, OutOfMemory) for outcome in outcomes):
