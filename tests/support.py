@@ -1,9 +1,12 @@
 """A server in a thread, and a plain gRPC client that collects what it streams."""
 
 import asyncio
+import concurrent.futures
+import contextlib
 import io
 import threading
-from collections.abc import Callable, Coroutine, Mapping
+import time
+from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
@@ -59,9 +62,33 @@ class RunningServer:
         self._thread.join()
         self._loop.close()
 
+    def begin(self, coroutine: Coroutine[Any, Any, T]) -> "concurrent.futures.Future[T]":
+        """Begin to run it on the server's event loop."""
+        return asyncio.run_coroutine_threadsafe(coroutine, self._loop)
+
     def run(self, coroutine: Coroutine[Any, Any, T]) -> T:
         """Run on the server's event loop."""
-        return asyncio.run_coroutine_threadsafe(coroutine, self._loop).result(60)
+        return self.begin(coroutine).result(60)
+
+    @contextlib.contextmanager
+    def paused(self) -> Iterator[None]:
+        """The engine steps nothing, so that all that is asked for meanwhile begins together."""
+        pause = self.app.engine.paused()
+        self.run(pause.__aenter__())
+        try:
+            yield
+        finally:
+            self.run(pause.__aexit__(None, None, None))
+
+    def together(self, requests: Sequence[Any]) -> list["Stream"]:
+        """The streams of requests that the engine gets between two ticks; none is read to its end."""
+        with self.paused():
+            streams = [self.start(request) for request in requests]
+            for stream in streams:
+                stream.read_until("accepted")
+            while self.app.engine.pending < len(streams):  # until all have what they need
+                time.sleep(0.001)
+        return streams
 
     def start(self, request: Any, timeout: float = 60) -> "Stream":
         """Begin a Generate or an Edit, by the request's kind, without reading yet."""

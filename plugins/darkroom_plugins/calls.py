@@ -256,7 +256,8 @@ def _merge(whole: Evaluation, part: Evaluation, shared: Evaluation, indices: Seq
         return
     where = to_device(torch.tensor(indices), whole.latents.device)
     if part.prompts is not shared.prompts:
-        whole.prompts = whole.prompts.index_copy(0, where, part.prompts)
+        with torch.inference_mode(False), torch.no_grad():  # as tensors that count writes
+            whole.prompts = whole.prompts.index_copy(0, where, part.prompts)
     if part.residuals is not None:
         spread = (each.new_zeros(len(whole.rows), *each.shape[1:]) for each in part.residuals)
         whole.add_residuals(

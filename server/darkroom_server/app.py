@@ -20,7 +20,7 @@ from darkroom_plugins.manager import Plugins, load_plugins
 from darkroom_server.api.catalog_service import CatalogService
 from darkroom_server.api.encoding import Encoder
 from darkroom_server.api.image_service import ImageService
-from darkroom_server.api.interceptors import DecodeCheck, TokenCheck
+from darkroom_server.api.interceptors import ErrorStatuses, TokenCheck
 from darkroom_server.api.warmup import warm_up
 from darkroom_server.config.settings import Settings, with_demo
 from darkroom_server.device.threads import background
@@ -158,7 +158,7 @@ class App:
             ("grpc.http2.max_pings_without_data", 0),
             ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
         ]
-        checks = [*([TokenCheck(self.settings.tokens)] if self.settings.tokens else []), DecodeCheck()]
+        checks = [*([TokenCheck(self.settings.tokens)] if self.settings.tokens else []), ErrorStatuses()]
         server = aio.server(interceptors=checks, options=options)
         images = ImageService(self.catalog, self.jobs, self._encoder)
         image_service_pb2_grpc.add_ImageServiceServicer_to_server(images, server)

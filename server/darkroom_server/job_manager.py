@@ -36,7 +36,7 @@ class JobManager:
         self._jobs: dict[tuple[str, str], Job] = {}  # by token and id
         self._idle = asyncio.Event()
         self._idle.set()
-        self._draining = False
+        self._closed: DarkroomError | None = None  # why new jobs are refused
 
     @property
     def active_jobs(self) -> int:
@@ -56,8 +56,8 @@ class JobManager:
 
         :raises ShuttingDown, RequestIdInUse, QueueFull: it is refused
         """
-        if self._draining:
-            raise ShuttingDown("the server is shutting down")
+        if self._closed is not None:
+            raise self._closed
         if (token, request_id) in self._jobs:
             raise RequestIdInUse(f"request_id {request_id!r} is in use by an active job")
         job = Job(request_id, token, arrived=time.monotonic(), held_bytes=size)
@@ -115,7 +115,7 @@ class JobManager:
 
     async def drain(self, seconds: float) -> None:
         """Refuse new jobs, and wait for those that run, at most so long."""
-        self._draining = True
+        self._closed = self._closed or ShuttingDown("the server is shutting down")
         try:
             await asyncio.wait_for(self._idle.wait(), seconds)
         except TimeoutError:
@@ -124,7 +124,7 @@ class JobManager:
 
     def lose(self, error: DarkroomError) -> None:
         """End every job with this error, and take no more."""
-        self._draining = True
+        self._closed = error
         for job in list(self._jobs.values()):
             self.end(job, error)
 

@@ -180,5 +180,5 @@ def test_a_model_without_a_checker_cannot_have_a_policy(tmp_path: Path, save: Ca
 
 def test_a_policy_without_the_plugin_is_refused(folder: Path) -> None:
     settings = Settings(models=[{"name": "x", "path": folder, "safety": "block"}])
-    with pytest.raises(ModelError, match="model 'x': safety: is 'block', but the plugin safety is blocked"):
+    with pytest.raises(ModelError, match="model 'x': safety: is 'block', but no plugin checks pictures"):
         open_models(settings, load_plugins(blocked=["safety"]))

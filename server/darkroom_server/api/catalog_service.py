@@ -15,7 +15,6 @@ from darkroom.v1 import catalog_service_pb2_grpc
 from darkroom_plugins.errors import InvalidRequest, Violation
 from darkroom_plugins.version import VERSION
 from darkroom_server.api import messages
-from darkroom_server.api.interceptors import answers_errors
 from darkroom_server.api.messages import preview_mode
 from darkroom_server.errors import NotFound
 from darkroom_server.jobs.events import Ended
@@ -52,7 +51,6 @@ class CatalogService(catalog_service_pb2_grpc.CatalogServiceServicer):
         self._catalog = catalog
         self._resident = residency
 
-    @answers_errors
     async def GetServerInfo(self, request: pb.GetServerInfoRequest, context: Context) -> pb.GetServerInfoResponse:
         limits = self._catalog.limits
         return pb.GetServerInfoResponse(
@@ -66,11 +64,9 @@ class CatalogService(catalog_service_pb2_grpc.CatalogServiceServicer):
             default_model=self._catalog.default_model,
         )
 
-    @answers_errors
     async def ListModels(self, request: pb.ListModelsRequest, context: Context) -> pb.ListModelsResponse:
         return pb.ListModelsResponse(models=[self._model(m) for _, m in sorted(self._catalog.models.items())])
 
-    @answers_errors
     async def ListTasks(self, request: pb.ListTasksRequest, context: Context) -> pb.ListTasksResponse:
         plugins = self._catalog.plugins
         tasks = [
@@ -85,19 +81,16 @@ class CatalogService(catalog_service_pb2_grpc.CatalogServiceServicer):
         ]
         return pb.ListTasksResponse(tasks=tasks)
 
-    @answers_errors
     async def ListSchedulers(self, request: pb.ListSchedulersRequest, context: Context) -> pb.ListSchedulersResponse:
         entries = sorted(self._catalog.plugins.schedulers.items())
         return pb.ListSchedulersResponse(schedulers=[self._scheduler(entry) for _, entry in entries])
 
-    @answers_errors
     async def ListLoras(self, request: pb.ListLorasRequest, context: Context) -> pb.ListLorasResponse:
         loras = [
             pb.Lora(components=asset.info.components, **self._asset(asset)) for asset in self._assets("lora").values()
         ]
         return pb.ListLorasResponse(loras=loras)
 
-    @answers_errors
     async def ListControlNets(self, request: pb.ListControlNetsRequest, context: Context) -> pb.ListControlNetsResponse:
         nets = [
             pb.ControlNet(
@@ -109,7 +102,6 @@ class CatalogService(catalog_service_pb2_grpc.CatalogServiceServicer):
         ]
         return pb.ListControlNetsResponse(control_nets=nets)
 
-    @answers_errors
     async def ListPreprocessors(
         self, request: pb.ListPreprocessorsRequest, context: Context
     ) -> pb.ListPreprocessorsResponse:
@@ -125,7 +117,6 @@ class CatalogService(catalog_service_pb2_grpc.CatalogServiceServicer):
         ]
         return pb.ListPreprocessorsResponse(preprocessors=entries)
 
-    @answers_errors
     async def LoadModel(self, request: pb.LoadModelRequest, context: Context) -> None:
         model, progress = self._named(request.model), Mailbox()
         key = ("model", model.name)
@@ -140,7 +131,6 @@ class CatalogService(catalog_service_pb2_grpc.CatalogServiceServicer):
             loading.cancel()
         await context.write(pb.LoadModelResponse(model=self._model(model)))
 
-    @answers_errors
     async def UnloadModel(self, request: pb.UnloadModelRequest, context: Context) -> pb.UnloadModelResponse:
         freed = await self._resident.unload(("model", self._named(request.model).name))
         return pb.UnloadModelResponse(freed_bytes=freed)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 from darkroom.v1 import events_pb2, image_service_pb2, image_service_pb2_grpc
 from darkroom_plugins.errors import InvalidRequest, UnsupportedCombination, Violation
 from darkroom_server.api import messages
-from darkroom_server.api.interceptors import answers_errors, not_there_yet, token_of
+from darkroom_server.api.interceptors import not_there_yet, token_of
 from darkroom_server.api.preprocess import preprocess
 from darkroom_server.api.validation.request import check_edit, check_generate
 from darkroom_server.errors import Cancelled, LoadFailed, NotFound
@@ -36,11 +36,9 @@ class ImageService(image_service_pb2_grpc.ImageServiceServicer):
         self._jobs = jobs
         self._encoder = encoder
 
-    @answers_errors
     async def Generate(self, request: image_service_pb2.GenerateRequest, context: Context) -> None:
         await self._serve(request, context, check_generate, image_service_pb2.GenerateResponse)
 
-    @answers_errors
     async def Edit(self, request: image_service_pb2.EditRequest, context: Context) -> None:
         await self._serve(request, context, check_edit, image_service_pb2.EditResponse)
 
@@ -62,7 +60,6 @@ class ImageService(image_service_pb2_grpc.ImageServiceServicer):
         finally:
             self._jobs.release(job)
 
-    @answers_errors
     async def Preprocess(self, request: image_service_pb2.PreprocessRequest, context: Context) -> None:
         job = self._register(request, context)
         try:
@@ -74,7 +71,6 @@ class ImageService(image_service_pb2_grpc.ImageServiceServicer):
         finally:
             self._jobs.release(job)
 
-    @answers_errors
     async def Cancel(
         self, request: image_service_pb2.CancelRequest, context: Context
     ) -> image_service_pb2.CancelResponse:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import hashlib
 import hmac
 import logging
@@ -20,20 +19,21 @@ from darkroom_server.errors import NotImplementedYet, Unauthenticated
 
 log = logging.getLogger(__name__)
 
-Handler = Callable[[Any, Any, Any], Awaitable[Any]]
+Call = Callable[[Any, Any], Awaitable[Any]]  # with a request and its context
 UNDECODABLE = object()  # stands for a request that is no message
 OPEN_METHODS = ("/grpc.health.v1.Health/",)  # for probes, which have no token
 OPERATOR_METHODS = ("/darkroom.v1.CatalogService/LoadModel", "/darkroom.v1.CatalogService/UnloadModel")
 
 
-def answers_errors(handler: Handler) -> Handler:
+def answering_errors(call: Call, method: str) -> Call:
     """A handler whose errors become statuses. What is not ours is logged, and hidden from the client."""
 
-    @functools.wraps(handler)
-    async def answering(service: Any, request: Any, context: aio.ServicerContext[Any, Any]) -> Any:
+    async def answering(request: Any, context: aio.ServicerContext[Any, Any]) -> Any:
         failure: DarkroomError
         try:
-            return await handler(service, request, context)
+            if request is UNDECODABLE:
+                raise InvalidRequest(message="the request is not a message of this API")
+            return await call(request, context)
         except aio.AbortError:
             raise
         except DarkroomError as error:
@@ -41,7 +41,7 @@ def answers_errors(handler: Handler) -> Handler:
         except Exception as error:
             if _client_is_gone(error):
                 return None
-            log.exception("%s failed", handler.__name__)
+            log.exception("%s failed", method)
             failure = JobFailed("the server failed; its log says more")
         code, message, trailers = status_of(failure)
         return await context.abort(code, message, trailers)
@@ -59,10 +59,9 @@ def token_of(metadata: Iterable[tuple[str, Any]] | None) -> str:
     return next((str(value) for key, value in metadata or () if key == "authorization"), "")
 
 
-def not_there_yet(what: str) -> Handler:
+def not_there_yet(what: str) -> Callable[[Any, Any, Any], Awaitable[None]]:
     """A handler for an RPC whose work is not there yet."""
 
-    @answers_errors
     async def handler(service: Any, request: Any, context: Any) -> None:
         raise NotImplementedYet(message=f"{what} not there yet")
 
@@ -98,8 +97,9 @@ class TokenCheck(aio.ServerInterceptor):  # type: ignore[misc]
         return roles[0] if roles and scheme == "Bearer" else None
 
 
-class DecodeCheck(aio.ServerInterceptor):  # type: ignore[misc]
-    """Answers bytes that are no message in our words; gRPC would tell the client of the exception."""
+class ErrorStatuses(aio.ServerInterceptor):  # type: ignore[misc]
+    """Turns the errors of Darkroom's handlers into statuses, and bytes that are no message into one of ours; gRPC would
+    tell the client of the exception."""
 
     async def intercept_service(
         self,
@@ -110,7 +110,7 @@ class DecodeCheck(aio.ServerInterceptor):  # type: ignore[misc]
         if handler is None or not details.method.startswith("/darkroom."):
             return handler
         kind = "unary_stream" if handler.response_streaming else "unary_unary"
-        changes = {kind: _decoded_only(getattr(handler, kind))}
+        changes = {kind: answering_errors(getattr(handler, kind), details.method)}
         return handler._replace(request_deserializer=_lenient(handler.request_deserializer), **changes)
 
 
@@ -126,22 +126,11 @@ def _lenient(deserialize: Callable[[bytes], Any]) -> Callable[[bytes], Any]:
     return lenient
 
 
-def _decoded_only(call: Callable[[Any, Any], Awaitable[Any]]) -> Callable[[Any, Any], Awaitable[Any]]:
-    @answers_errors
-    async def checked(service: Any, request: Any, context: Any) -> Any:
-        if request is UNDECODABLE:
-            raise InvalidRequest(message="the request is not a message of this API")
-        return await call(request, context)
-
-    return functools.partial(checked, None)
-
-
 def _refusing(handler: grpc.RpcMethodHandler, why: str) -> grpc.RpcMethodHandler:
-    @answers_errors
-    async def refuse(service: Any, request: Any, context: Any) -> None:
+    async def refuse(request: Any, context: Any) -> None:
         raise Unauthenticated(why)
 
-    call = functools.partial(refuse, None)
+    call = answering_errors(refuse, "refusal")
     if handler is None or handler.request_streaming:
         return grpc.stream_stream_rpc_method_handler(call)
     kind = grpc.unary_stream_rpc_method_handler if handler.response_streaming else grpc.unary_unary_rpc_method_handler

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import concurrent.futures
+import contextlib
 import logging
 import queue
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from functools import partial
 from typing import TypeVar
 
@@ -73,6 +74,22 @@ class Engine:
     def idle(self) -> bool:
         """Whether no job has a slot. From another thread it is a glance."""
         return not self._batcher
+
+    @property
+    def pending(self) -> int:
+        """How many jobs and calls wait for the next tick."""
+        return self._inbox.qsize()
+
+    @contextlib.asynccontextmanager
+    async def paused(self) -> AsyncIterator[None]:
+        """A context in which nothing is stepped: the jobs that come in meanwhile begin together."""
+        gate = threading.Event()
+        holding = asyncio.ensure_future(self.call(gate.wait))
+        try:
+            yield
+        finally:
+            gate.set()
+            await holding
 
     def attach(self, on_lost: Callable[[], None], relieve: Callable[[], bool]) -> None:
         """Who is to be called, on the engine's thread: `on_lost` when the device is lost, and `relieve` when something

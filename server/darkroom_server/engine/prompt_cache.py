@@ -44,6 +44,10 @@ class PromptCache:
                 if isinstance(embedding, PromptEmbedding):
                     self._keep(whole, embedding)
 
+    def __len__(self) -> int:
+        """How many are kept."""
+        return len(self._kept)
+
     def clear(self) -> None:
         """Keep none: memory is short."""
         self._kept.clear()

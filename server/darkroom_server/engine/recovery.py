@@ -47,6 +47,10 @@ class RowLimits:
     def __init__(self) -> None:
         self._limits: dict[Hashable, RowLimit] = {}
 
+    def __len__(self) -> int:
+        """Of how many kinds of work a limit is known."""
+        return len(self._limits)
+
     def of(self, work: Hashable, most: int) -> int:
         """How many rows to run at once, up to `most`; 0 where none is worth an attempt."""
         limit = self._limits.get(work)

@@ -30,7 +30,7 @@ def open_extras(
         except (OSError, ValueError) as error:
             problems.append(str(error))
     if settings.safety != "off" and SAFETY_CHECKER not in added and not problems:
-        problems.append(f"safety: is {settings.safety!r}, but no plugin looks at pictures; is safety blocked?")
+        problems.append(f"safety: is {settings.safety!r}, but no plugin checks pictures; safety may be blocked")
     return added, problems
 
 

@@ -106,8 +106,8 @@ class ResidencyManager:
     ) -> None:
         """Sizes in bytes; no budget is no limit. `on_freed` is called when memory of the device
         was freed, and not for something else that takes its place."""
-        self._holdings = holdings
-        self._budget = float("inf") if budget is None else budget
+        self.holdings = holdings
+        self.budget = float("inf") if budget is None else budget
         self._park_budget = park_budget
         self._idle_seconds = idle_seconds
         self._on_freed = on_freed
@@ -119,12 +119,17 @@ class ResidencyManager:
         self._tasks: set[asyncio.Future[Any]] = set()
 
     def __getitem__(self, key: Key) -> Holding:
-        return self._holdings[key]
+        return self.holdings[key]
+
+    @property
+    def waiting(self) -> int:
+        """How many wait for holdings."""
+        return len(self._tickets)
 
     @property
     def device_bytes(self) -> int:
         """What is on the device now, or on its way there or away."""
-        here = (h for h in self._holdings.values() if h.residency not in (Residency.ABSENT, Residency.PARKED))
+        here = (h for h in self.holdings.values() if h.residency not in (Residency.ABSENT, Residency.PARKED))
         return sum(h.device_bytes for h in here)
 
     async def acquire(
@@ -136,9 +141,9 @@ class ResidencyManager:
         :raises OutOfMemory: there is no room
         :raises LoadFailed: one of them does not load
         """
-        holdings = tuple(self._holdings[key] for key in dict.fromkeys(keys))
+        holdings = tuple(self.holdings[key] for key in dict.fromkeys(keys))
         needed = sum(h.device_bytes for h in holdings)
-        if needed > self._budget:
+        if needed > self.budget:
             raise OutOfMemory(f"{_names(holdings)} take {needed >> 20} MiB, more than the server's budget for models")
         if not wait and self._victims(holdings) is None:
             raise OutOfMemory(f"the models in use leave no room for {_names(holdings)}")
@@ -158,11 +163,11 @@ class ResidencyManager:
 
     def release(self, keys: Iterable[Key]) -> None:
         """Give back what was acquired."""
-        self._release([self._holdings[key] for key in dict.fromkeys(keys)])
+        self._release([self.holdings[key] for key in dict.fromkeys(keys)])
 
     async def unload(self, key: Key) -> int:
         """Take a holding out of memory as soon as nobody uses it; how many bytes that freed on the device."""
-        holding = self._holdings[key]
+        holding = self.holdings[key]
         holding.closing = True
         try:
             while holding.users or holding.residency in (Residency.LOADING, Residency.LEAVING):
@@ -227,7 +232,7 @@ class ResidencyManager:
     def _victims(self, holdings: Sequence[Holding]) -> list[Holding] | None:
         """Who must leave so that all of these are resident; None where there is no room even so."""
         missing = [h for h in holdings if h.residency in (Residency.ABSENT, Residency.PARKED)]
-        excess = self.device_bytes + sum(h.device_bytes for h in missing) - self._budget
+        excess = self.device_bytes + sum(h.device_bytes for h in missing) - self.budget
         victims = []
         for holding in self._idle():
             if excess > 0 and holding not in holdings:
@@ -237,7 +242,7 @@ class ResidencyManager:
 
     def _idle(self) -> list[Holding]:
         """Those that nobody uses, the one used longest ago first."""
-        idle = (h for h in self._holdings.values() if h.residency is Residency.RESIDENT and not h.users)
+        idle = (h for h in self.holdings.values() if h.residency is Residency.RESIDENT and not h.users)
         return sorted(idle, key=lambda h: h.used)
 
     async def _load(self, missing: Sequence[Holding], room: Awaitable[int]) -> None:
@@ -328,7 +333,7 @@ class ResidencyManager:
 
     async def _make_parking_room(self, holding: Holding) -> bool:
         """Drop what was parked longest ago until there is room for this one."""
-        parked = sorted((h for h in self._holdings.values() if h.residency is Residency.PARKED), key=lambda h: h.used)
+        parked = sorted((h for h in self.holdings.values() if h.residency is Residency.PARKED), key=lambda h: h.used)
         taken = sum(h.device_bytes for h in parked)
         while parked and taken + holding.device_bytes > self._park_budget:
             gone = parked.pop(0)

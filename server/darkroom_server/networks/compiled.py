@@ -60,7 +60,7 @@ class _Compiled:
             self._try(shapes, args, kwargs)
             return
         try:
-            given = mapped((args, kwargs), torch.clone)  # as their owner may write to them
+            given = mapped((args, kwargs), _copied)  # as their owner may write to them
             threading.Thread(target=self._try_aside, args=(shapes, *given), name=COMPILER, daemon=True).start()
         except BaseException:
             self._at_work.release()
@@ -98,10 +98,16 @@ def _twin(network: nn.Module) -> nn.Module:
     return copy.deepcopy(network, {id(table): table for table in tables})
 
 
+def _copied(tensor: torch.Tensor) -> torch.Tensor:
+    """A copy that is an inference tensor where the tensor is one, which compiled code depends on."""
+    with torch.inference_mode(tensor.is_inference()), torch.no_grad():
+        return tensor.clone()
+
+
 def _shapes(value: Any) -> Hashable:
     """What compiled code may depend on: of tensors all but the values."""
     if isinstance(value, torch.Tensor):
-        return value.shape, value.stride(), value.dtype, value.device
+        return value.shape, value.stride(), value.dtype, value.device, value.is_inference()
     if isinstance(value, Mapping):
         return tuple((name, _shapes(each)) for name, each in value.items())
     if isinstance(value, list | tuple):

@@ -1,6 +1,5 @@
 """Refusals of what is unknown, not there yet or beyond a model, and of jobs while the server is full or stops."""
 
-import asyncio
 from pathlib import Path
 from typing import Any
 
@@ -131,7 +130,7 @@ def test_draining_refuses_new_jobs_and_finishes_those_that_run(tiny_model: Path)
         assert next(watch).status == health_pb2.HealthCheckResponse.SERVING
         with server.gate.closed():
             first = server.patient()
-            stopping = asyncio.run_coroutine_threadsafe(server.app.stop(), server._loop)
+            stopping = server.begin(server.app.stop())
             assert next(watch).status == health_pb2.HealthCheckResponse.NOT_SERVING
             failed = refused(lambda: server.start(server.request("x")).read())
         assert (failed.code, failed.reason) == (StatusCode.UNAVAILABLE, "SHUTTING_DOWN")
@@ -146,7 +145,7 @@ def test_jobs_that_do_not_end_in_time_are_told(tiny_model: Path) -> None:
     with FailingServer(tiny_model, drain_seconds=0) as server:
         long = server.start(server.request("x", num_inference_steps=500))
         long.read_until("step")
-        stopping = asyncio.run_coroutine_threadsafe(server.app.stop(), server._loop)
+        stopping = server.begin(server.app.stop())
         failed = refused(long.read)
         assert (failed.code, failed.reason) == (StatusCode.UNAVAILABLE, "SHUTTING_DOWN")
         stopping.result(20)

@@ -23,7 +23,7 @@ class Explosive(Conditioner):
     def condition(self, evaluation, parameters):
         for row in evaluation.rows:
             if row.sample.request.prompt == "boom" and row.sample.evaluation == 3:
-                raise RuntimeError("secret words")
+                raise RuntimeError("out of order")
 
 
 class Keyed(Conditioner):
@@ -81,13 +81,13 @@ def test_a_failing_sample_fails_alone(server: RunningServer) -> None:
         server.generate(prompt="boom", num_inference_steps=10)
     assert caught.value.code() is grpc.StatusCode.INTERNAL
     assert details(caught.value)[0] == "PLUGIN_FAILED"
-    assert "secret" not in caught.value.details()
+    assert caught.value.details() == "the plugin 'test' failed in condition: RuntimeError: out of order"
     for other in others:
         assert [step.step for step in other.read().of("step")] == list(range(1, 61))
     assert abs(fine.read().pixels - alone.pixels).max() <= 1
 
 
-def test_a_plugin_that_exits_takes_the_server_down_rather_than_hanging_it(tiny_model: Path) -> None:
+def test_a_plugin_that_exits_fails_its_job_alone(tiny_model: Path) -> None:
     class Exits(Scaling):
         name = "exits"
 
@@ -105,8 +105,8 @@ def test_a_plugin_that_exits_takes_the_server_down_rather_than_hanging_it(tiny_m
     with RunningServer(plugins={"exits": ExitPlugin()}, models=models) as server:
         with pytest.raises(grpc.RpcError) as caught:
             server.generate(prompt="scaled")
-        assert details(caught.value)[0] == "DEVICE_LOST"
-        server.run(server.app.failed.wait())
+        assert details(caught.value)[0] == "PLUGIN_FAILED"
+        assert server.generate(prompt="x", num_inference_steps=1).kinds[-1] == "completed"
 
 
 def test_rows_are_shared_and_counted(server: RunningServer) -> None:

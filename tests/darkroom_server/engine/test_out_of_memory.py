@@ -1,10 +1,6 @@
 """Too little memory: batches go on in parts, limits are learnt, and only what fits nowhere fails."""
 
-import asyncio
-import contextlib
 import gc
-import threading
-import time
 import weakref
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -87,28 +83,6 @@ def request(seed: int = 0, **parameters: Any) -> Any:
     return make(**{"model": "sd", "prompt": f"picture {seed}", "seed": seed, "num_inference_steps": 5, **parameters})
 
 
-@contextlib.contextmanager
-def held(server: RunningServer) -> Iterator[None]:
-    """The engine waits, so that all that is asked for meanwhile begins together."""
-    gate = threading.Event()
-    call = asyncio.run_coroutine_threadsafe(server.app.engine.call(gate.wait), server._loop)
-    try:
-        yield
-    finally:
-        gate.set()
-        call.result(60)
-
-
-def together(server: RunningServer, requests: Sequence[Any]) -> list[Stream]:
-    with held(server):
-        streams = [server.start(each) for each in requests]
-        for stream in streams:
-            stream.read_until("accepted")
-        while server.app.engine._inbox.qsize() < len(streams):  # until all are planned
-            time.sleep(0.001)
-    return streams
-
-
 def reason(stream: Stream) -> tuple[StatusCode, str]:
     """How a stream that must fail does."""
     with pytest.raises(grpc.RpcError) as caught:
@@ -123,7 +97,7 @@ OUT_OF_MEMORY = (StatusCode.RESOURCE_EXHAUSTED, "OUT_OF_MEMORY")
 def expected(edit_server: RunningServer) -> list[np.ndarray]:
     """The burst's pictures where memory is plenty."""
     requests = [request(seed, **{"num_inference_steps": 3 + seed % 5, **each}) for seed, each in enumerate(BURST)]
-    return [stream.read().pixels for stream in together(edit_server, requests)]
+    return [stream.read().pixels for stream in edit_server.together(requests)]
 
 
 @pytest.mark.parametrize("rows", [1, 2, 4, 8])
@@ -136,7 +110,7 @@ def test_a_burst_ends_right_however_few_rows_fit(
     ticks = server.app.engine.ticks
     gc.disable()  # what failed must be free at once
     try:
-        streams = [stream.read() for stream in together(server, requests)]
+        streams = [stream.read() for stream in server.together(requests)]
     finally:
         gc.enable()
     for stream, pixels in zip(streams, expected, strict=True):
@@ -149,7 +123,7 @@ def test_a_burst_ends_right_however_few_rows_fit(
 
 def test_waiting_jobs_are_told_their_place_by_what_fits(server: RunningServer, monkeypatch: pytest.MonkeyPatch) -> None:
     Shortage(monkeypatch, UNetMidBlock2DCrossAttn, "forward", lambda hidden: len(hidden) <= 2)
-    running = together(server, [request(seed, num_inference_steps=40) for seed in range(2)])
+    running = server.together([request(seed, num_inference_steps=40) for seed in range(2)])
     running[0].read_until("step")
     waiting = [server.start(request(seed)) for seed in range(2)]
     assert sorted(stream.read_until("queued").position for stream in waiting) == [0, 1]
@@ -165,7 +139,7 @@ def test_what_fits_nowhere_fails_alone(server: RunningServer, monkeypatch: pytes
     alone = [server.start(request(seed)).read().pixels for seed in range(6)]
     shortage = Shortage(monkeypatch, ControlNetModel, "forward", lambda latents: False)
     requests = [request(seed) for seed in range(6)]
-    *others, culprit = together(server, [*requests[:3], request(7, **CONTROL), *requests[3:], request(8, **CONTROL)])
+    *others, culprit = server.together([*requests[:3], request(7, **CONTROL), *requests[3:], request(8, **CONTROL)])
     fine, culprits = [*others[:3], *others[4:]], [others[3], culprit]
     assert [reason(each) for each in culprits] == [OUT_OF_MEMORY] * 2
     for stream, pixels in zip(fine, alone, strict=True):
@@ -177,7 +151,7 @@ def test_what_fits_nowhere_fails_alone(server: RunningServer, monkeypatch: pytes
 def test_one_size_that_does_not_fit_hurts_no_other(server: RunningServer, monkeypatch: pytest.MonkeyPatch) -> None:
     alone = server.start(request()).read().pixels
     Shortage(monkeypatch, UNetMidBlock2DCrossAttn, "forward", lambda hidden: hidden.shape[-1] <= 8)
-    small, large = together(server, [request(), request(width=64, height=64)])
+    small, large = server.together([request(), request(width=64, height=64)])
     assert reason(large) == OUT_OF_MEMORY
     assert np.abs(small.read().pixels - alone).max() <= 1
 
@@ -202,17 +176,17 @@ def test_room_is_made_and_the_work_tried_once_more(
     shortage = Shortage(monkeypatch, kind, method, lambda first: False)
     held_then = []
 
-    def relieve() -> bool:
+    async def relieve() -> int:
         shortage.over = True
-        held_then.append((len(engine._prompts._kept), len(engine._plugins.adapters["lora"]._sets)))
-        return True
+        held_then.append(len(engine.prompts))
+        return 1
 
-    monkeypatch.setattr(engine, "_relieve", relieve)
+    monkeypatch.setattr(server.app.residency, "relieve", relieve)
     stream = server.start(request(**given)).read()
     assert np.abs(stream.pixels - alone).max() <= 1
-    assert held_then == [(0, 0)]
+    assert held_then == [0]
     assert 1 <= shortage.failed <= 3
-    assert not engine.recovery.limits._limits
+    assert len(engine.recovery.limits) == 0
 
 
 @pytest.mark.parametrize("place", PLACES)

@@ -1,7 +1,5 @@
 """Prompts of jobs that begin together are encoded together."""
 
-import asyncio
-import threading
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -43,14 +41,7 @@ def request(prompt: str, **more: Any) -> Any:
 
 def together(server: RunningServer, requests: Sequence[Any]) -> list[Any]:
     """The streams, or errors, of requests that the engine takes in at one moment."""
-    gate = threading.Event()
-    held = asyncio.run_coroutine_threadsafe(server.app.engine.call(gate.wait), server._loop)
-    streams = [server.start(each) for each in requests]
-    for stream in streams:
-        stream.read_until("accepted")
-    server.run(asyncio.sleep(0.1))  # their jobs are handed over after their clients heard of them
-    gate.set()
-    held.result(10)
+    streams = server.together(requests)
     return [read(stream) for stream in streams]
 
 

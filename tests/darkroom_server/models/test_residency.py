@@ -270,8 +270,8 @@ class TestFailures:
         nets = [{"name": name, "path": folder / f"sd-{name}"} for name in ("edges", "depth")]
         with RunningServer(models=[{"name": "sd", "path": folder / "sd"}], controlnets=nets) as server:
             store = server.app.residency
-            net = next(h for h in store._holdings.values() if isinstance(h, AssetHolding))
-            monkeypatch.setattr(store, "_budget", models(server)["sd"].weight_bytes + net.device_bytes)
+            net = next(h for h in store.holdings.values() if isinstance(h, AssetHolding))
+            monkeypatch.setattr(store, "budget", models(server)["sd"].weight_bytes + net.device_bytes)
             image = png(np.zeros((32, 32, 3), np.uint8))
             one, other = (parameters_pb2.ControlSpec(model=name, image=image) for name in ("edges", "depth"))
             for control in (one, other, one):  # each leaves for the other
@@ -335,7 +335,7 @@ def test_who_stops_waiting_leaves_nothing(folders: dict[str, Path], weight: int)
             assert each.read().kinds[-1] == "completed"
         store = server.app.residency
         deadline = time.monotonic() + 20
-        while any(holding.users for holding in store._holdings.values()):
+        while any(holding.users for holding in store.holdings.values()):
             assert time.monotonic() < deadline
             time.sleep(0.02)
-        assert store._tickets == []
+        assert store.waiting == 0

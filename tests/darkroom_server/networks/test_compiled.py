@@ -162,18 +162,18 @@ def test_a_server_that_waits_for_the_compiler_stops_when_it_is_told_to(backend: 
     assert at_work()
 
 
-def test_a_model_that_cannot_rehearse_is_loaded(
+def test_a_model_that_cannot_warm_up_is_loaded(
     backend: Backend, tiny_model: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(Txt2Img, "incompatibility", lambda *_: "it wants a picture to begin with")
     with RunningServer(models=[{"name": "tiny", "path": tiny_model, "compile": "load"}]) as server:
         (listed,) = server.catalog.ListModels(catalog_pb.ListModelsRequest()).models
-    (warning,) = [record.getMessage() for record in caplog.records if "no rehearsal" in record.message]
+    (warning,) = [record.getMessage() for record in caplog.records if "no warm-up" in record.message]
     assert "wants a picture" in warning
     assert listed.residency == catalog_pb.RESIDENCY_RESIDENT
 
 
-def test_a_model_whose_rehearsal_fails_is_loaded(
+def test_a_model_whose_warm_up_fails_is_loaded(
     backend: Backend, tiny_model: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     def fail(*_: Any) -> Any:
@@ -183,7 +183,7 @@ def test_a_model_whose_rehearsal_fails_is_loaded(
         patch.setattr(UNetFamily, "predict", fail)
         models = [{"name": "tiny", "path": tiny_model, "compile": "load"}]
         server = stack.enter_context(RunningServer(models=models))
-        assert any("no rehearsal" in record.message for record in caplog.records)
+        assert any("no warm-up" in record.message for record in caplog.records)
         (listed,) = server.catalog.ListModels(catalog_pb.ListModelsRequest()).models
         assert listed.residency == catalog_pb.RESIDENCY_RESIDENT
 

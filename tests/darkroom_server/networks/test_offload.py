@@ -1,7 +1,6 @@
 """Memory options with everything at once: step batching, LoRAs, ControlNets and edits, beside a model without any."""
 
 import math
-import threading
 from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
@@ -104,22 +103,12 @@ def server(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterat
 
 
 def swaps(server: RunningServer, name: str = "model") -> int:
-    assert server.app.images is not None
     return server.app.catalog.models[name].placement.swaps
 
 
 def together(server: RunningServer, requests: list[Any]) -> list[Stream]:
     """The streams of requests that the engine gets between two ticks."""
-    held, streams = threading.Event(), []
-    server.app.engine._inbox.put(held.wait)
-    try:
-        for request in requests:
-            streams.append(server.start(request))
-            streams[-1].read_until("accepted")
-    finally:
-        server.app.engine._inbox.put(lambda: None)
-        held.set()
-    return [stream.read() for stream in streams]
+    return [stream.read() for stream in server.together(requests)]
 
 
 def everything(server: RunningServer, model: str) -> list[np.ndarray]:
@@ -201,7 +190,6 @@ def test_pictures_of_edits_are_encoded_after_all_prompts(server: RunningServer) 
 
 @pytest.mark.parametrize("steps", [3, 11])
 def test_nothing_waits_longer_than_the_bound(server: RunningServer, steps: int, monkeypatch) -> None:
-    assert server.app.images is not None
     notes, family = Recorder.notes, server.app.catalog.models["model"].family
     notes.clear()
     decode = family.decode

@@ -280,7 +280,7 @@ def test_a_table_ends_before_what_is_not_linear() -> None:
 
 def test_tables_are_made_once_and_the_oldest_forgotten() -> None:
     async def ask() -> None:
-        tables = Tables(capacity=8)
+        tables = Tables(capacity=9)
         first, second, third = (Case(SchedulerChoice(name="ddim"), steps=steps).scheduler for steps in (3, 4, 5))
         table, same = await asyncio.gather(tables.of(first, 0, 0.0), tables.of(first, 0, 0.0))
         assert same is table
