@@ -29,9 +29,9 @@ STAGES = {
     "previews": [f"{ENGINE}.previews:PreviewDecoders.show"],
     "decode": [f"{ENGINE}.decode:decode"],
     "text encoding": [f"{ENGINE}.prompt_cache:PromptCache.fetch", f"{ENGINE}.prompt_cache:PromptCache.rows"],
-    "beginning samples": [f"{ENGINE}.prepare:seated", f"{ENGINE}.prepare:begin"],
-    "events": [f"{ENGINE}.engine:Engine._post"],
-    "waiting for work": [f"{ENGINE}.engine:Engine._take_in"],
+    "beginning samples": [f"{ENGINE}.prepare:make_sample", f"{ENGINE}.prepare:begin"],
+    "events": [f"{ENGINE}.engine:Engine._flush_events"],
+    "waiting for work": [f"{ENGINE}.engine:Engine._drain_inbox"],
     "other Python": [f"{ENGINE}.engine:Engine._take_turn"],
 }
 THREADS = {  # what they do, by their names

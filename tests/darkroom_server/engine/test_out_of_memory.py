@@ -204,7 +204,7 @@ def test_room_is_made_and_the_work_tried_once_more(
 
     def relieve() -> bool:
         shortage.over = True
-        held_then.append((len(engine._prompts._kept), len(engine._plugins.adapters["lora"]._sets)))
+        held_then.append((len(engine.prompts._entries), len(engine._plugins.adapters["lora"]._sets)))
         return True
 
     monkeypatch.setattr(engine, "_relieve", relieve)
