@@ -36,13 +36,7 @@ from darkroom_plugins.contract import (
     SchedulerEntry,
     Task,
 )
-from darkroom_plugins.errors import (
-    DarkroomError,
-    InvalidRequest,
-    PluginFailed,
-    UnsupportedCombination,
-    Violation,
-)
+from darkroom_plugins.errors import DarkroomError, InvalidRequest, PluginFailed, UnsupportedCombination, Violation
 from darkroom_plugins.request import ImageToImage, Inpaint, Outpaint, Request
 from darkroom_plugins.sample import Evaluation, Picture, PromptEmbedding, PromptPiece, Row, Sample
 

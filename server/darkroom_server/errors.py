@@ -1,6 +1,6 @@
-"""The server's errors beside those of the plugin contract, and what any exception means in them.
+"""The server's domain errors, beside those of the plugin contract, and the classification of exceptions.
 
-DarkroomError                 (darkroom_plugins.errors, as all that are marked *)
+DarkroomError                 (darkroom_plugins.errors, like all marked *)
 ├── RequestRefused *
 │   ├── InvalidRequest *
 │   ├── UnsupportedCombination *
@@ -59,7 +59,7 @@ class RequestIdInUse(DarkroomError):
 
 
 class ResourceExhausted(DarkroomError):
-    """Too much at once; `retry_after` is in seconds, None where waiting does not help."""
+    """A resource limit is exceeded; `retry_after` is in seconds, None if a retry cannot succeed."""
 
     retry_after: float | None = None
 
@@ -100,7 +100,7 @@ class DeadlineExceeded(DarkroomError):
 
 
 class LoadFailed(JobFailed):
-    """`key` is what does not load: its kind, and its name."""
+    """A model or asset does not load; `key` is its kind and name."""
 
     reason = "LOAD_FAILED"
 
@@ -110,7 +110,7 @@ class LoadFailed(JobFailed):
 
 
 def to_domain_error(error: BaseException) -> DarkroomError:
-    """The domain's error for whatever a plugin or a model raised. Its traceback goes to the log alone, once."""
+    """The domain error for an exception of a plugin or model; the traceback is logged, once, and not kept."""
     cause, found = error.__cause__ or error, classify(error)
     if isinstance(found, DeviceLost | PluginFailed) and cause is not found:
         log.error("%s", found, exc_info=cause)
@@ -118,15 +118,15 @@ def to_domain_error(error: BaseException) -> DarkroomError:
 
 
 def forget_cause(error: DarkroomError) -> DarkroomError:
-    """The error without what it came of, which would keep the batch's tensors."""
+    """The error without cause, context and traceback, which would keep the batch's tensors alive."""
     error.__cause__ = error.__context__ = None
     return error.with_traceback(None)
 
 
 def classify(error: BaseException) -> DarkroomError:
-    """The same without logging."""
+    """The domain error for an exception, without logging."""
     if isinstance(error, DarkroomError):
-        return error.with_traceback(None)  # which would keep the batch's tensors
+        return error.with_traceback(None)  # which would keep the batch's tensors alive
     if is_out_of_memory(error):
         return OutOfMemory(TOO_LITTLE_MEMORY)
     if is_device_lost(error):

@@ -1,4 +1,4 @@
-"""The job manager: the registry of active jobs, from their registration to their release. For the event loop."""
+"""The job manager: registry, admission, planning, submission and drain of jobs. For the event loop."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ T = TypeVar("T")
 
 
 class JobManager:
-    """Admits, plans and submits jobs, keeps them by token and id, and ends them."""
+    """Admits, plans, submits and ends jobs; active jobs are keyed by token and id."""
 
     def __init__(self, engine: Engine, planner: Planner, residency: ResidencyManager, settings: Settings) -> None:
         self._engine = engine
@@ -40,19 +40,19 @@ class JobManager:
 
     @property
     def active_jobs(self) -> int:
-        """How many jobs have not ended."""
+        """The number of jobs not yet released."""
         return len(self._jobs)
 
     async def idle(self) -> None:
-        """Return when there are no active jobs."""
+        """Wait until there are no active jobs."""
         await self._idle.wait()
 
     def find(self, token: str, request_id: str) -> Job | None:
-        """The active job of this id, of this token."""
+        """The active job of this token and id."""
         return self._jobs.get((token, request_id))
 
     def register(self, token: str, request_id: str, size: int) -> Job:
-        """Take a job in, or refuse it before any work; `size` is that of its message, in bytes.
+        """Admit a job, or refuse it before any work. `size` is its message's, in bytes.
 
         :raises ShuttingDown, RequestIdInUse, QueueFull: it is refused
         """
@@ -67,21 +67,21 @@ class JobManager:
         return job
 
     async def read(self, function: Callable[..., Any], *arguments: Any) -> Any:
-        """The result of a function that decodes or checks what came with a request, run beside the event loop."""
-        return await self._minding_the_device(self._planner.read(function, *arguments))
+        """The result of a function that decodes or checks inputs of a request, run off the event loop."""
+        return await self._report_device_loss(self._planner.read(function, *arguments))
 
     async def plan(self, job: Job, request: Request) -> None:
         """Plan a registered job.
 
-        :raises DarkroomError: it cannot be done, or there is no room for its pictures in the queue
+        :raises DarkroomError: it cannot be planned, or its images exceed the queue's memory limit
         """
-        job.plan = await self._minding_the_device(self._planner.plan(request))
+        job.plan = await self._report_device_loss(self._planner.plan(request))
         job.held_bytes = job.plan.held_bytes
         self._refuse_if_full(besides=job)
 
     def submit(self, job: Job) -> None:
-        """Give a planned job to the engine, as soon as its model, and what goes with it, is there. Its mailbox gets its
-        events, the last one `Ended`."""
+        """Submit a planned job to the engine once its model and assets are resident. Its events go to its mailbox, the
+        last one is `Ended`."""
         job.waiting = asyncio.create_task(self._submit(job))
 
     async def _submit(self, job: Job) -> None:
@@ -96,14 +96,14 @@ class JobManager:
         self._engine.submit(job)
 
     def end(self, job: Job, error: DarkroomError) -> bool:
-        """End a job from outside, at once, even if its stream hangs in a client that does not read; false when it has
-        ended already."""
+        """End a job at once, even if its stream is blocked by a client that does not read. Returns False if it had
+        ended."""
         ended = job.mailbox.close(error)
         self.release(job)
         return ended
 
     def release(self, job: Job) -> None:
-        """However its stream ended: the job does not go on without it."""
+        """Unregister a job whose stream is over, and cancel what is left of it."""
         if job.waiting is not None:
             job.waiting.cancel()
         self._engine.cancel(job, then=partial(self._free, job))
@@ -114,7 +114,7 @@ class JobManager:
             self._idle.set()
 
     async def drain(self, seconds: float) -> None:
-        """Refuse new jobs, and wait for those that run, at most so long."""
+        """Refuse new jobs, wait for the active ones, and end those left after `seconds`."""
         self._closed = self._closed or ShuttingDown("the server is shutting down")
         try:
             await asyncio.wait_for(self._idle.wait(), seconds)
@@ -123,16 +123,16 @@ class JobManager:
                 self.end(job, ShuttingDown("the server stopped before the job was done"))
 
     def lose(self, error: DarkroomError) -> None:
-        """End every job with this error, and take no more."""
+        """End all jobs with this error, and refuse new ones."""
         self._closed = error
         for job in list(self._jobs.values()):
             self.end(job, error)
 
     def close(self) -> None:
-        """Let go of the planner's threads."""
+        """Shut the planner's threads down."""
         self._planner.close()
 
-    async def _minding_the_device(self, work: Coroutine[Any, Any, T]) -> T:
+    async def _report_device_loss(self, work: Coroutine[Any, Any, T]) -> T:
         try:
             return await work
         except DeviceLost as error:
@@ -140,7 +140,7 @@ class JobManager:
             raise
 
     def _refuse_if_full(self, besides: Job) -> None:
-        """:raises QueueFull: too many others wait, or there is no room for this one's pictures beside theirs"""
+        """:raises QueueFull: too many jobs wait, or the images of waiting jobs take too much memory"""
         waiting = [other for other in self._jobs.values() if other.queued and other is not besides]
         if len(waiting) >= self._max_queued_jobs:
             raise QueueFull(f"{len(waiting)} jobs are waiting already")
@@ -149,7 +149,7 @@ class JobManager:
             raise QueueFull(f"the pictures of the jobs that wait take {held // 2**20} MiB already")
 
     def _free(self, job: Job) -> None:
-        """On the event loop, when the engine has let go of a job."""
+        """Release the model and assets of a job that the engine no longer uses."""
         keys, job.acquired = job.acquired, ()
         if keys:
             self._residency.release(keys)

@@ -26,7 +26,7 @@ STAGES = {
     ],
     "gathering rows": [f"{ENGINE}.denoise:gather"],
     "guidance and scheduler": [f"{ENGINE}.step:advance"],
-    "previews": [f"{ENGINE}.previews:PreviewDecoders.show"],
+    "previews": [f"{ENGINE}.previews:PreviewDecoders.decode"],
     "decode": [f"{ENGINE}.decode:decode"],
     "text encoding": [f"{ENGINE}.prompt_cache:PromptCache.fetch", f"{ENGINE}.prompt_cache:PromptCache.rows"],
     "beginning samples": [f"{ENGINE}.prepare:make_sample", f"{ENGINE}.prepare:begin"],

@@ -12,7 +12,8 @@ import torch
 from pydantic import BaseModel
 
 from darkroom_plugins import Adapter, BatchContract, Conditioner, Finisher, PluginFailed, Preprocessor, Task
-from darkroom_plugins.testing import Made, make, preprocess
+from darkroom_plugins.testing import Made, make
+from darkroom_server.api.preprocess import preprocess
 
 
 class Residual(Conditioner):

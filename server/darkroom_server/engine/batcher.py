@@ -1,4 +1,4 @@
-"""Picks which samples share the next evaluation."""
+"""Step-level batching: selects the slots that share the next evaluation of the denoiser."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from darkroom_server.jobs.job import Job
 
 
 class Lane:
-    """The samples of one batch key, oldest first. Those within the row limit are in the making, the others wait."""
+    """The slots of one batch key, oldest first. Those within the row limit are active, the others wait."""
 
     def __init__(self, solo: bool) -> None:
         self.solo = solo
@@ -19,18 +19,18 @@ class Lane:
         """The oldest slots that fit into one batch; at least one."""
         if self.solo:
             return self.slots[:1]
-        gathered: list[Slot] = []
+        batch: list[Slot] = []
         rows = 0
         for slot in self.slots:
             rows += slot.rows
-            if gathered and rows > row_limit:
+            if batch and rows > row_limit:
                 break
-            gathered.append(slot)
-        return gathered
+            batch.append(slot)
+        return batch
 
 
 class Batcher:
-    """Lanes by batch key, which take turns: each gets one evaluation, then goes behind the others."""
+    """Lanes by batch key, served round-robin, one evaluation each."""
 
     def __init__(self) -> None:
         self._lanes: dict[Hashable, Lane] = {}
@@ -39,11 +39,11 @@ class Batcher:
         return bool(self._lanes)
 
     def lanes(self) -> list[Lane]:
-        """All lanes, the one whose turn is next first."""
+        """All lanes, the next one first."""
         return list(self._lanes.values())
 
     def jobs(self) -> set[Job]:
-        """All jobs that have slots."""
+        """All jobs with slots."""
         return {slot.job for lane in self.lanes() for slot in lane.slots}
 
     def add(self, job: Job) -> None:
@@ -53,16 +53,16 @@ class Batcher:
         job.progress.slots_left = job.request.num_images
 
     def next_lane(self) -> Lane:
-        """The lane whose turn it is; there must be one."""
+        """The next lane of the round; there must be one."""
         key = next(iter(self._lanes))
         lane = self._lanes[key] = self._lanes.pop(key)
         return lane
 
     def drop(self, slots: Collection[Slot]) -> None:
-        """Free these slots."""
-        gone = set(slots)
+        """Free slots."""
+        freed = set(slots)
         for key, lane in list(self._lanes.items()):
-            lane.slots = [slot for slot in lane.slots if slot not in gone]
+            lane.slots = [slot for slot in lane.slots if slot not in freed]
             if not lane.slots:
                 del self._lanes[key]
 

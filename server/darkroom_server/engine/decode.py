@@ -1,4 +1,4 @@
-"""Finished samples become pictures."""
+"""VAE decoding of finished samples."""
 
 from __future__ import annotations
 
@@ -17,25 +17,25 @@ from darkroom_server.device.transfer import PendingImage, beside, to_pictures
 from darkroom_server.engine.recovery import Outcome, Recovery, work
 from darkroom_server.errors import OutOfMemory
 
-DECODED_AT_ONCE = 8  # pictures: bounds the memory that the VAE takes
+DECODED_AT_ONCE = 8  # images: bounds the memory of the VAE
 
 
 @dataclass(frozen=True, slots=True)
 class Decoded:
-    """A sample's picture."""
+    """A sample's image."""
 
     picture: PendingImage
-    tiled: bool = False  # whether it was put together from tiles, for want of memory
-    findings: dict[str, Any] = field(default_factory=dict)  # of inspectors, by name
+    tiled: bool = False  # whether the VAE decoded it in tiles, as memory was short
+    findings: dict[str, Any] = field(default_factory=dict)  # by inspector
 
 
-def decode(samples: Sequence[Sample], recovery: Recovery, aside: bool) -> list[Outcome[Decoded]]:
-    """Each sample's picture, with what inspectors found in it. One that does not fit into memory even alone is made in
-    tiles. With `aside` a CUDA device goes on with other work meanwhile, which must leave the weights where they are."""
+def decode(samples: Sequence[Sample], recovery: Recovery, side_stream: bool) -> list[Outcome[Decoded]]:
+    """Each sample's image with the findings of inspectors. One that does not fit into memory even alone is decoded in
+    tiles. With `side_stream` CUDA devices decode on a side stream; weights must not move meanwhile."""
     if not samples:
         return []
     latents = [sample.latents for sample in samples]
-    with beside(samples[0].model.device, latents) if aside else contextlib.nullcontext():
+    with beside(samples[0].model.device, latents) if side_stream else contextlib.nullcontext():
         whole = recovery.each(work("decode", samples[0].request), _decode, samples, DECODED_AT_ONCE)
         return [
             _in_tiles(sample, outcome, recovery) if isinstance(outcome, OutOfMemory) else outcome
@@ -51,7 +51,7 @@ def _decode(samples: Sequence[Sample]) -> list[Decoded]:
 
 
 def _in_tiles(sample: Sample, failure: OutOfMemory, recovery: Recovery) -> Outcome[Decoded]:
-    """Its picture in tiles; the failure where its model makes none of this size."""
+    """Its image, decoded in tiles; `failure` where its model does not tile this size."""
     (outcome,) = recovery.each(work("tiles", sample.request), _decode_tiled, [sample])
     if isinstance(outcome, Decoded):
         recovery.limits.exclude(work("decode", sample.request))
@@ -74,13 +74,13 @@ def _pictures(samples: Sequence[Sample], images: torch.Tensor, tiled: bool = Fal
 
 
 def _inspect(inspector: Inspector, decoded: Sequence[tuple[Sample, Decoded]]) -> None:
-    """Keep with each picture what this inspector finds in it. It has to wait for them."""
-    read = []
+    """Add this inspector's finding to each image. Blocks until the pixels are on the CPU."""
+    ready = []
     for sample, each in decoded:
-        with contextlib.suppress(NonFinite):  # who reads it later is told
-            read.append((sample, each, each.picture.read()))
-    if not read:
+        with contextlib.suppress(NonFinite):  # raised again by the next read
+            ready.append((sample, each, each.picture.read()))
+    if not ready:
         return
-    found = calls.inspect(inspector, [sample for sample, _, _ in read], [pixels for *_, pixels in read])
-    for (_, each, _), finding in zip(read, found, strict=True):
+    found = calls.inspect(inspector, [sample for sample, _, _ in ready], [pixels for *_, pixels in ready])
+    for (_, each, _), finding in zip(ready, found, strict=True):
         each.findings[inspector.name] = finding

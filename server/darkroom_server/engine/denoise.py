@@ -1,4 +1,4 @@
-"""One evaluation of the denoiser over the rows of many samples."""
+"""One evaluation of the denoiser on a batch: the rows of many samples."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ SlotRow: TypeAlias = tuple[Slot, Row]
 
 
 def predict(begun: Sequence[tuple[Slot, Sample]], recovery: Recovery) -> list[Outcome[list[torch.Tensor]]]:
-    """The denoiser's output for each row of each sample, (1, channels, h, w)."""
+    """The denoiser's output for each row of each sample, (1, channels, h, w) each."""
     rows = [(slot, row) for slot, sample in begun for row in rows_of(sample)]
     found = recovery.each(work("denoise", begun[0][1].request), _predict, rows, suspected=_suspected)
     outcomes = iter(found)
-    return [_together(list(islice(outcomes, len(sample.conditions)))) for _, sample in begun]
+    return [_sample_outputs(list(islice(outcomes, len(sample.conditions)))) for _, sample in begun]
 
 
 def rows_of(sample: Sample) -> list[Row]:
-    """The rows of a sample's next evaluation, the unconditional one first where there is guidance."""
+    """The rows of a sample's next evaluation: under guidance the unconditional, then the conditional one."""
     prompts = sample.conditions
     guided = len(prompts) == 2
     return [Row(sample, prompt, unconditional=guided and n == 0) for n, prompt in enumerate(prompts)]
@@ -65,7 +65,7 @@ def _evaluate(rows: Sequence[SlotRow]) -> list[torch.Tensor]:
 
 
 def gather(slot_rows: Sequence[SlotRow]) -> Evaluation:
-    """The evaluation of these rows, each at its own timestep. Changes nothing but the first slot's cache."""
+    """The evaluation of these rows, each at its own timestep. Fills only the first slot's batch cache."""
     rows = [row for _, row in slot_rows]
     slots = {slot: number for number, slot in enumerate(dict.fromkeys(slot for slot, _ in slot_rows))}
     samples = [slot.sample for slot in slots if slot.sample is not None]
@@ -87,7 +87,7 @@ def gather(slot_rows: Sequence[SlotRow]) -> Evaluation:
 
 
 def _scaled(slots: Sequence[Slot], samples: Sequence[Sample]) -> Sequence[torch.Tensor]:
-    """Each sample's latents, (1, channels, h, w), as the denoiser takes them."""
+    """Each sample's latents, (1, channels, h, w), scaled as the denoiser's input."""
     scales, latents = [], []
     for slot, sample in zip(slots, samples, strict=True):
         step = slot.step
@@ -96,13 +96,13 @@ def _scaled(slots: Sequence[Slot], samples: Sequence[Sample]) -> Sequence[torch.
         latents.append(sample.scheduler.scale_model_input(sample.latents, sample.timestep) if own else sample.latents)
     if all(scale == 1.0 for scale in scales):
         return latents
-    together = torch.cat(latents)
-    factors = to_device(torch.tensor(scales), together.device).view(-1, 1, 1, 1)
-    return list((together * factors).to(together.dtype).split(1))
+    stacked = torch.cat(latents)
+    factors = to_device(torch.tensor(scales), stacked.device).view(-1, 1, 1, 1)
+    return list((stacked * factors).to(stacked.dtype).split(1))
 
 
-def _together(outcomes: Sequence[Outcome[torch.Tensor]]) -> Outcome[list[torch.Tensor]]:
-    """The rows of one sample, which fails with any of them."""
+def _sample_outputs(outcomes: Sequence[Outcome[torch.Tensor]]) -> Outcome[list[torch.Tensor]]:
+    """The outputs of one sample's rows; an error if any of them failed."""
     outputs = []
     for outcome in outcomes:
         if isinstance(outcome, DarkroomError):

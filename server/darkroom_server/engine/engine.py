@@ -1,4 +1,4 @@
-"""The loop that steps all images in the making, on a thread of its own."""
+"""The engine's loop: step-level batching of all active images, on one thread."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from darkroom_server.engine.batcher import Batcher, Lane
 from darkroom_server.engine.offload_turns import swap_is_due
 from darkroom_server.engine.previews import PreviewDecoders, wants_preview
 from darkroom_server.engine.prompt_cache import PromptCache
-from darkroom_server.engine.queue_positions import WaitingRoom
+from darkroom_server.engine.queue_positions import QueuePositions
 from darkroom_server.engine.recovery import Outcome, Recovery, work
 from darkroom_server.engine.slot import Slot
 from darkroom_server.errors import Cancelled, DeviceLost, to_domain_error
@@ -41,9 +41,9 @@ T = TypeVar("T")
 
 
 class Engine:
-    """Steps every job's samples, and puts what happens into the jobs' mailboxes on the event loop.
+    """Steps the samples of all jobs, and posts events to the jobs' mailboxes on the event loop.
 
-    `start`, `call`, `submit`, `cancel`, `forget_limits` and `stop` are for the event loop; all else runs on the
+    `start`, `call`, `submit`, `cancel`, `forget_limits`, `lose` and `stop` are for the event loop; all else runs on the
     engine's thread, the only one that runs torch while the server serves.
     """
 
@@ -64,7 +64,7 @@ class Engine:
         self._outbox: list[tuple[Job, Event]] = []
         self.prompts = PromptCache()
         self._batcher = Batcher()
-        self._waiting = WaitingRoom(self._batcher, self._row_limit)
+        self._positions = QueuePositions(self._batcher, self._row_limit)
         self._launches = LaunchLimiter()
         self._stopping = False
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
@@ -72,7 +72,7 @@ class Engine:
 
     @property
     def idle(self) -> bool:
-        """Whether no job has a slot. From another thread it is a glance."""
+        """Whether no job has a slot. From another thread the answer may be out of date."""
         return not self._batcher
 
     @property
@@ -92,21 +92,21 @@ class Engine:
             await holding
 
     def attach(self, on_lost: Callable[[], None], relieve: Callable[[], bool]) -> None:
-        """Who is to be called, on the engine's thread: `on_lost` when the device is lost, and `relieve` when something
-        does not fit into its memory even alone; it lets go of idle models, and says whether there were any."""
+        """Set callbacks for the engine's thread: `on_lost` runs when the device is lost; `relieve` when a single item
+        does not fit into its memory: it evicts idle models, and returns whether there were any."""
         self._on_lost, self._relieve = on_lost, relieve
 
     def start(self) -> None:
-        """Begin to step."""
+        """Start the thread."""
         self._thread.start()
 
     async def stop(self) -> None:
-        """End the jobs that are left, and the thread."""
+        """Cancel all jobs, and join the thread."""
         self._inbox.put(self._stop)
         await asyncio.to_thread(self._thread.join)
 
     async def call(self, function: Callable[[], T]) -> T:
-        """The result of a function that uses torch, run between two ticks."""
+        """The result of a function that uses torch, run on the engine's thread between two ticks."""
         future: concurrent.futures.Future[T] = concurrent.futures.Future()
 
         def run() -> None:
@@ -119,12 +119,12 @@ class Engine:
         return await asyncio.wrap_future(future)
 
     def submit(self, job: Job) -> None:
-        """Take a job in. Its mailbox gets its events, the last one `Ended`."""
+        """Enqueue a job. Its events go to its mailbox, the last one is `Ended`."""
         self._inbox.put(lambda: self._admit(job))
 
     def cancel(self, job: Job, then: Callable[[], None]) -> None:
-        """End a job before its next step; one that has ended stays as it is. `then` is called on the event loop when
-        nothing uses its model any more."""
+        """Cancel a job before its next step, unless it has ended. `then` is called on the event loop when the engine no
+        longer uses the job's model."""
 
         def run() -> None:
             self._end(job, Cancelled("the job was cancelled"))
@@ -133,11 +133,11 @@ class Engine:
         self._inbox.put(run)
 
     def forget_limits(self) -> None:
-        """Memory was freed: learn anew how much fits into it."""
+        """Reset the learnt row limits, after memory was freed."""
         self._inbox.put(self.recovery.limits.forget)
 
     def lose(self, error: DeviceLost) -> None:
-        """End everything: the device was seen to be lost elsewhere."""
+        """End all jobs: another thread found the device lost."""
         self._inbox.put(lambda: self._lose(error))
 
     @torch.inference_mode()
@@ -149,13 +149,13 @@ class Engine:
                     self._take_turn()
             except DeviceLost as error:
                 self._lose(error)
-            except BaseException as error:  # without this thread nothing goes on: say so rather than hang
+            except BaseException as error:  # without this thread all streams would hang
                 log.critical("the engine failed", exc_info=error)
                 self._lose(DeviceLost("the engine failed; the server will be restarted"))
             self._flush_events()
 
     def _drain_inbox(self) -> None:
-        """Do what was asked for since the last tick; with nothing to step, wait for it."""
+        """Run the calls that arrived since the last tick; block for one while no job is active."""
         if not self._batcher:
             self._inbox.get()()
         while not self._inbox.empty():
@@ -173,7 +173,7 @@ class Engine:
         if job.progress.ended:
             return
         self._batcher.add(job)
-        self._waiting.stale = True
+        self._positions.stale = True
 
     def _row_limit(self, lane: Lane) -> int:
         return self.recovery.limits.of(work("denoise", lane.slots[0].job.request), self._max_batch_rows)
@@ -191,12 +191,12 @@ class Engine:
             self._launches.keep(slots[0].job.plan.model.family.device)
         except DeviceLost:
             raise
-        except Exception as error:  # a fault of our own: its jobs end, the server goes on
+        except Exception as error:  # a bug of the engine: fail the batch's jobs only
             for slot in slots:
                 self._fail(slot.job, error)
 
     def _tick(self, slots: Sequence[Slot]) -> None:
-        """One evaluation: the whole of the loop's work."""
+        """One iteration of the loop: prepare new slots, evaluate the denoiser, step, preview, decode."""
         self.ticks += 1
         if not slots[0].job.plan.model.placement.swapping:
             self._begin(slots)
@@ -212,14 +212,14 @@ class Engine:
             self._finish(_begun(slots, done=True))
 
     def _step(self, begun: Sequence[tuple[Slot, Sample]]) -> None:
-        if not begun:  # a strength can leave no step
+        if not begun:  # a low strength can skip all steps
             return
         outcomes = denoise.predict(begun, self.recovery)
-        self._show(self._advance(begun, outcomes))
+        self._preview(self._advance(begun, outcomes))
 
     def _begin(self, slots: Sequence[Slot]) -> None:
-        """Begin those whose turn comes for the first time: the prompts of all, then the rest, so that under offload
-        each network comes once."""
+        """Prepare new slots: first the prompts of all, then their latents, so that offload swaps each network in only
+        once."""
         new = [slot for slot in slots if slot.sample is None]
         for slot in new:
             self._begin_one(slot, self._make)
@@ -235,8 +235,8 @@ class Engine:
         if job.progress.started is None:
             job.progress.started, job.progress.swaps = arrived, job.plan.model.placement.swaps
             self._emit(job, Started())
-            self._waiting.started(arrived)
-            self._waiting.stale = True
+            self._positions.record_start(arrived)
+            self._positions.stale = True
         try:
             part(slot)
         except BaseException as error:
@@ -268,25 +268,25 @@ class Engine:
     def _advance(
         self, begun: Sequence[tuple[Slot, Sample]], outcomes: Sequence[Outcome[list[torch.Tensor]]]
     ) -> list[tuple[Slot, torch.Tensor]]:
-        """Step the samples and say so; the clean estimates where previews are due."""
+        """Step the samples, and emit `StepDone`. Returns the estimates of clean latents for due previews."""
         for (slot, _), outcome in zip(begun, outcomes, strict=True):
             if isinstance(outcome, DarkroomError):
                 self._fail(slot.job, outcome)
-        going = [
+        active = [
             (slot, slot.job.plan.steps.ends.get(sample.evaluation), sample, outcome)
             for (slot, sample), outcome in zip(begun, outcomes, strict=True)
             if not isinstance(outcome, DarkroomError)
-            and not slot.job.progress.ended  # nor has another image of its job failed
+            and not slot.job.progress.ended  # by the failure of another image of its job
         ]
         rows, now = sum(slot.rows for slot, _ in begun), time.monotonic()
-        turns = [
-            stepping.Turn(
+        inputs = [
+            stepping.StepInput(
                 sample, slot.job.plan.entry, slot.step, outputs, step is not None and wants_preview(slot, step, now)
             )
-            for slot, step, sample, outputs in going
+            for slot, step, sample, outputs in active
         ]
         estimates = []
-        for (slot, step, sample, _), advanced in zip(going, stepping.advance(turns, self.recovery), strict=True):
+        for (slot, step, sample, _), advanced in zip(active, stepping.advance(inputs, self.recovery), strict=True):
             if isinstance(advanced, DarkroomError):
                 self._fail(slot.job, advanced)
                 continue
@@ -296,15 +296,15 @@ class Engine:
                 estimates.append((slot, advanced))
         return estimates
 
-    def _show(self, estimates: Sequence[tuple[Slot, torch.Tensor]]) -> None:
-        """Make the previews that are due. One that fails is left out with a warning: the picture is worth more."""
+    def _preview(self, estimates: Sequence[tuple[Slot, torch.Tensor]]) -> None:
+        """Make the due previews. A failed one becomes a warning, not a failed job."""
         for mode in dict.fromkeys(slot.job.request.preview.mode for slot, _ in estimates):
             wanted = [
                 each
                 for each in estimates
                 if each[0].job.request.preview.mode == mode and not each[0].job.progress.ended
             ]
-            for (slot, _), outcome in zip(wanted, self._decoders.show(wanted, self.recovery), strict=True):
+            for (slot, _), outcome in zip(wanted, self._decoders.decode(wanted, self.recovery), strict=True):
                 slot.previewed = time.monotonic()
                 if isinstance(outcome, DarkroomError):
                     _warn(slot.job, f"a preview is missing: {outcome}")
@@ -316,15 +316,15 @@ class Engine:
     def _finish(self, done: Sequence[tuple[Slot, Sample]]) -> None:
         done = [(slot, sample) for slot, sample in done if not slot.job.progress.ended]
         began = time.monotonic()
-        aside = not any(slot.job.plan.model.placement.swapping for slot, _ in done)
-        outcomes = decode.decode([sample for _, sample in done], self.recovery, aside)
+        side_stream = not any(slot.job.plan.model.placement.swapping for slot, _ in done)
+        outcomes = decode.decode([sample for _, sample in done], self.recovery, side_stream)
         seconds = time.monotonic() - began
         for job in {slot.job for slot, _ in done}:
             job.progress.decode_seconds += seconds
         for (slot, _), outcome in zip(done, outcomes, strict=True):
-            self._deliver(slot, outcome)
+            self._complete(slot, outcome)
 
-    def _deliver(self, slot: Slot, outcome: Outcome[decode.Decoded]) -> None:
+    def _complete(self, slot: Slot, outcome: Outcome[decode.Decoded]) -> None:
         job = slot.job
         if isinstance(outcome, DarkroomError):
             self._end(job, outcome)
@@ -338,12 +338,12 @@ class Engine:
             self._end(job, None)
 
     def _end(self, job: Job, error: Exception | None) -> None:
-        """The one way in which a job ends: its slots are free, its client is told."""
+        """End a job: free its slots, emit `Ended`, log. All jobs end here."""
         if job.progress.ended:
             return
         job.progress.ended = True
         self._batcher.drop_job(job)
-        self._waiting.stale = True
+        self._positions.stale = True
         now = time.monotonic()
         self._emit(job, Ended(error, job.timings(now), tuple(job.progress.warnings)))
         seconds = round(now - job.arrived, 3)
@@ -352,9 +352,9 @@ class Engine:
         log.info("job %s ended after %s s%s: %s", job.request_id, seconds, moved, error or "done")
 
     def _fail(self, job: Job, error: BaseException) -> None:
-        """End a job by what a plugin or the model raised.
+        """End a job with an error of a plugin or the model.
 
-        :raises DeviceLost: it is more than this job that failed
+        :raises DeviceLost: which ends all jobs
         """
         failure = to_domain_error(error)
         if isinstance(failure, DeviceLost):
@@ -370,22 +370,22 @@ class Engine:
             self._outbox.append((job, event))
 
     def _flush_events(self) -> None:
-        """Hand over what happened, once a tick: waking the event loop costs more than an event."""
-        for job, queued in self._waiting.news(time.monotonic()):
+        """Hand the tick's events to the event loop in one call: a wake-up costs more than an event."""
+        for job, queued in self._positions.updates(time.monotonic()):
             self._emit(job, queued)
         if self._outbox:
-            self._loop.call_soon_threadsafe(_deliver, self._outbox)
+            self._loop.call_soon_threadsafe(_put_in_mailboxes, self._outbox)
             self._outbox = []
 
 
 def _begun(slots: Sequence[Slot], done: bool) -> list[tuple[Slot, Sample]]:
-    """Those that have begun and go on, or are done."""
+    """The slots of active jobs with their samples: the finished ones with `done`, else the unfinished."""
     begun = [(slot, slot.sample) for slot in slots if slot.sample is not None and not slot.job.progress.ended]
     return [(slot, sample) for slot, sample in begun if sample.done is done]
 
 
-def _deliver(outbox: Sequence[tuple[Job, Event]]) -> None:
-    """On the event loop."""
+def _put_in_mailboxes(outbox: Sequence[tuple[Job, Event]]) -> None:
+    """For the event loop's thread."""
     for job, event in outbox:
         if isinstance(event, Started):
             job.queued = False

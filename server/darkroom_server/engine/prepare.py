@@ -1,4 +1,4 @@
-"""Samples up to their first evaluation."""
+"""Prepares samples for their first evaluation."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from darkroom_server.schedulers.scheduler import begin_at
 
 
 def make_sample(slot: Slot) -> Sample:
-    """The sample of this slot, before anything is computed for it."""
+    """The sample of this slot, without prompt embeddings and latents."""
     request, plan = slot.job.request, slot.job.plan
     return Sample(
         request=request,
@@ -36,7 +36,7 @@ def make_sample(slot: Slot) -> Sample:
 
 
 def begin(encoded: Sample) -> Sample:
-    """A copy with its first latents. The sample itself stays as it is, so that this can be tried again."""
+    """A copy with initial latents. The argument is unchanged, so that this can be retried."""
     sample = replace(encoded, generator=torch.Generator().manual_seed(encoded.seed), state={})
     calls.begin(sample)
     return sample

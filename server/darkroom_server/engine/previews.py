@@ -1,4 +1,4 @@
-"""Small pictures of images in the making, on the engine's thread."""
+"""Previews: decodes estimates of clean latents. For the engine's thread."""
 
 from __future__ import annotations
 
@@ -18,26 +18,26 @@ from darkroom_server.models.model import Model
 
 
 def wants_preview(slot: Slot, step: int, now: float) -> bool:
-    """Whether this step of this image is to be shown now."""
+    """Whether to make a preview after this step: it is due, and needs no network swap where that is to be skipped."""
     return preview_is_due(slot, step, now) and not (slot.skip_network_swap and slot.job.plan.preview_by_network)
 
 
 def preview_is_due(slot: Slot, step: int, now: float) -> bool:
-    """Whether this step of this image is to be shown, as far as its client's options go."""
+    """Whether the request's preview options ask for a preview after this step."""
     options: PreviewOptions = slot.job.request.preview
     due = step % options.every_n_steps == 0 and now - slot.previewed >= options.min_interval_seconds
     return options.mode != "off" and due
 
 
 class PreviewDecoders:
-    """The preview decoders of each model, built when first needed or at `prepare`."""
+    """The preview decoders of each model, built on first use or by `prepare`."""
 
     def __init__(self, plugins: Plugins) -> None:
         self._plugins = plugins
         self.built: dict[tuple[str, PreviewMode], Callable[[torch.Tensor], torch.Tensor]] = {}
 
     def prepare(self, model: Model) -> None:
-        """Build the decoders that cost time, so that no job waits for them."""
+        """Build all decoders of a model ahead of its jobs."""
         for mode in model.preview_modes:
             if mode != "off":
                 self._decoder(model, mode)
@@ -50,20 +50,20 @@ class PreviewDecoders:
                 self.built[key] = entry.build(model.family)
         return self.built[key]
 
-    def show(self, wanted: Sequence[tuple[Slot, torch.Tensor]], recovery: Recovery) -> list[Outcome[PendingImage]]:
-        """Each slot's picture of its (1, channels, h, w) estimate. All are of one model, mode and
-        shape. Where one does not fit into memory, none are tried for a while: pictures go on without."""
+    def decode(self, wanted: Sequence[tuple[Slot, torch.Tensor]], recovery: Recovery) -> list[Outcome[PendingImage]]:
+        """The preview of each slot's (1, channels, h, w) estimate; all of one model, mode and shape. After one that did
+        not fit into memory even alone, previews of this kind are skipped for a while."""
         if not wanted:
             return []
         request = wanted[0][0].job.request
-        showing = work(f"preview {request.preview.mode}", request)
-        outcomes = recovery.each(showing, self._show, wanted, DECODED_AT_ONCE, relieve=False)
+        preview_work = work(f"preview {request.preview.mode}", request)
+        outcomes = recovery.each(preview_work, self._decode, wanted, DECODED_AT_ONCE, relieve=False)
         if any(isinstance(outcome, OutOfMemory) for outcome in outcomes):
-            recovery.limits.exclude(showing)
+            recovery.limits.exclude(preview_work)
         return outcomes
 
-    def _show(self, wanted: Sequence[tuple[Slot, torch.Tensor]]) -> list[PendingImage]:
+    def _decode(self, wanted: Sequence[tuple[Slot, torch.Tensor]]) -> list[PendingImage]:
         job = wanted[0][0].job
-        decode = self._decoder(job.plan.model, job.request.preview.mode)
+        decoder = self._decoder(job.plan.model, job.request.preview.mode)
         with calls.calling(self._plugins.preview_decoders[job.request.preview.mode], "preview"):
-            return to_pictures(decode(torch.cat([estimate for _, estimate in wanted])))
+            return to_pictures(decoder(torch.cat([estimate for _, estimate in wanted])))

@@ -1,4 +1,4 @@
-"""Keeps prompt embeddings, so that a prompt that comes again is not encoded again."""
+"""LRU cache of prompt embeddings."""
 
 from __future__ import annotations
 
@@ -12,64 +12,65 @@ from darkroom_plugins.sample import PromptEmbedding, Sample
 from darkroom_server.engine.recovery import Recovery
 
 ENCODED_AT_ONCE = 16  # prompts
-KEPT_BYTES = 64 * 2**20  # an embedding of SD 1.5 has 118 KB in half precision
+CAPACITY_BYTES = 64 * 2**20  # an embedding of SD 1.5 has 118 KB in half precision
 
 
 class PromptCache:
-    """The embeddings used last."""
+    """Embeddings by model, prompt and adapters of the text encoders, with LRU eviction."""
 
     def __init__(self) -> None:
-        self._kept: OrderedDict[Hashable, PromptEmbedding] = OrderedDict()
+        self._entries: OrderedDict[Hashable, PromptEmbedding] = OrderedDict()
         self._bytes = 0
 
     def rows(self, sample: Sample, keys: Sequence[PromptKey]) -> tuple[PromptEmbedding, ...]:
-        """What each row of this sample is conditioned on."""
-        changes = _changes(sample)
-        return tuple(self._embedding(sample, key, changes) for key in keys)
+        """The embedding of each row of this sample."""
+        adapter_keys = _adapter_keys(sample)
+        return tuple(self._embedding(sample, key, adapter_keys) for key in keys)
 
     def fetch(self, wanted: Sequence[tuple[Sample, Sequence[PromptKey]]], recovery: Recovery) -> None:
-        """Encode together what `rows` will want of these samples. What fails here is left to `rows`, which says why."""
+        """Encode in batches the prompts of these samples that are not cached. A failure here is ignored: `rows` tries
+        again, and raises it for its own sample."""
         missing: dict[Hashable, dict[Hashable, tuple[Sample, PromptKey]]] = {}
         for sample, keys in wanted:
-            changes = _changes(sample)
+            adapter_keys = _adapter_keys(sample)
             for key in keys if not sample.request.deterministic else ():
-                whole = _whole(sample, key, changes)
-                if whole not in self._kept:
-                    missing.setdefault((sample.request.model, changes), {})[whole] = sample, key
+                cache_key = _cache_key(sample, key, adapter_keys)
+                if cache_key not in self._entries:
+                    missing.setdefault((sample.request.model, adapter_keys), {})[cache_key] = sample, key
         for group in missing.values():
             request = next(iter(group.values()))[0].request
             texts = [*group.values()]
             found = recovery.each(("text", request.model), _encode, texts, ENCODED_AT_ONCE)
-            for whole, embedding in zip(group, found, strict=True):
+            for cache_key, embedding in zip(group, found, strict=True):
                 if isinstance(embedding, PromptEmbedding):
-                    self._keep(whole, embedding)
+                    self._keep(cache_key, embedding)
 
     def __len__(self) -> int:
         """How many are kept."""
         return len(self._kept)
 
     def clear(self) -> None:
-        """Keep none: memory is short."""
-        self._kept.clear()
+        """Evict all, to free memory."""
+        self._entries.clear()
         self._bytes = 0
 
-    def _embedding(self, sample: Sample, key: PromptKey, changes: Hashable) -> PromptEmbedding:
-        whole = _whole(sample, key, changes)
-        if whole not in self._kept:
+    def _embedding(self, sample: Sample, key: PromptKey, adapter_keys: Hashable) -> PromptEmbedding:
+        cache_key = _cache_key(sample, key, adapter_keys)
+        if cache_key not in self._entries:
             (made,) = _encode([(sample, key)])
-            self._keep(whole, made)
-        self._kept.move_to_end(whole)
-        return self._kept[whole]
+            self._keep(cache_key, made)
+        self._entries.move_to_end(cache_key)
+        return self._entries[cache_key]
 
-    def _keep(self, whole: Hashable, embedding: PromptEmbedding) -> None:
-        self._kept[whole] = embedding
+    def _keep(self, cache_key: Hashable, embedding: PromptEmbedding) -> None:
+        self._entries[cache_key] = embedding
         self._bytes += embedding.hidden.nbytes
-        while self._bytes > KEPT_BYTES and len(self._kept) > 1:
-            self._bytes -= self._kept.popitem(last=False)[1].hidden.nbytes
+        while self._bytes > CAPACITY_BYTES and len(self._entries) > 1:
+            self._bytes -= self._entries.popitem(last=False)[1].hidden.nbytes
 
 
-def _changes(sample: Sample) -> Hashable:
-    """What adapters change in the text encoders for this sample."""
+def _adapter_keys(sample: Sample) -> Hashable:
+    """Identify the adapters' changes to the text encoders for this sample."""
     return tuple((adapter.name, _key(adapter, sample)) for adapter in sample.adapters)
 
 
@@ -78,13 +79,13 @@ def _key(adapter: Adapter, sample: Sample) -> Hashable:
         return adapter.prompt_key(sample.request, calls.parameters_of(adapter, sample.request))
 
 
-def _whole(sample: Sample, key: PromptKey, changes: Hashable) -> Hashable:
-    # One that was encoded among others is not the same to the last bit.
-    return sample.request.model, key, changes, sample.request.deterministic
+def _cache_key(sample: Sample, key: PromptKey, adapter_keys: Hashable) -> Hashable:
+    # Embeddings from a batch differ in the last bit from those encoded alone.
+    return sample.request.model, key, adapter_keys, sample.request.deterministic
 
 
 def _encode(texts: Sequence[tuple[Sample, PromptKey]]) -> list[PromptEmbedding]:
-    """The embeddings of keys of samples for which adapters change the same."""
+    """The embeddings of prompts, in one batch; all their samples have equal `_adapter_keys`."""
     sample = texts[0][0]
     with contextlib.ExitStack() as adapted:
         for adapter in sample.adapters:

@@ -1,7 +1,7 @@
-"""Runs what may fail by a plugin's or a model's fault, or for want of memory, so that one failure costs no more than it
-must.
+"""Runs batched work with failure isolation: on OOM retries with smaller batches, on other errors bisects to the failing
+item.
 
-Everything run here changes nothing until it succeeded, so the others of a batch that fails go on from where they are.
+Work run here has no side effects before it succeeds, so it can be retried.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from darkroom_server.errors import TOO_LITTLE_MEMORY, DeviceLost, OutOfMemory, c
 
 log = logging.getLogger(__name__)
 
-PATIENCE = 64  # runs at a limit before twice as much is tried
+PATIENCE = 64  # successful batches at a limit before it is doubled
 
 S = TypeVar("S")
 T = TypeVar("T")
@@ -29,19 +29,19 @@ Outcome: TypeAlias = T | DarkroomError
 
 @dataclass(slots=True)
 class RowLimit:
-    """How many rows of one kind of work to run at once."""
+    """The row limit of one kind of work."""
 
     rows: int
-    good: int  # the most that fitted
-    patience: int
-    passed: int = 0  # runs about as large as it allows, since it was set
+    max_fitted: int  # the largest successful batch
+    patience: int  # successes before the limit is doubled
+    successes: int = 0  # since the limit was set, of batches near it
 
 
 class RowLimits:
-    """How much of each kind of work fits at once, learnt: nothing is known of it before it failed.
+    """Row limits by kind of work, learnt from OOM failures.
 
-    What else takes memory comes and goes, so after `PATIENCE` runs twice as much is tried again. Each time that fails,
-    patience doubles: failed attempts grow rarer, and cost nothing in the end.
+    Free memory varies, so after `PATIENCE` successful batches a limit is doubled again. Each failure doubles the
+    patience (exponential backoff): the cost of failed attempts vanishes.
     """
 
     def __init__(self) -> None:
@@ -52,50 +52,50 @@ class RowLimits:
         return len(self._limits)
 
     def of(self, work: Hashable, most: int) -> int:
-        """How many rows to run at once, up to `most`; 0 where none is worth an attempt."""
+        """The number of rows to run at once, up to `most`; 0 while this work is excluded."""
         limit = self._limits.get(work)
         return most if limit is None else min(most, limit.rows)
 
     def below(self, work: Hashable, rows: int) -> int:
-        """How many rows to try when so many did not fit: half, or more where more are known to."""
+        """The next batch size after OOM with `rows`: half, or the largest known to fit."""
         limit = self._limits.get(work)
-        return max(rows // 2, limit.good) if limit is not None and limit.good < rows else rows // 2
+        return max(rows // 2, limit.max_fitted) if limit is not None and limit.max_fitted < rows else rows // 2
 
     def lower(self, work: Hashable, rows: int) -> None:
-        """So many rows fit, and more do not."""
+        """Set the limit: so many rows fit, more do not."""
         log.info("%s: %s at once fit into memory", work, rows)
         before = self._limits.get(work)
         self._limits[work] = RowLimit(rows, rows, 2 * before.patience if before else PATIENCE)
 
     def exclude(self, work: Hashable) -> None:
-        """Not even one fits, and there is a way without."""
+        """Skip this work for a while: not even one row fits, and the caller has a fallback."""
         if self.of(work, 1):
             self.lower(work, 0)
 
-    def passed(self, work: Hashable, rows: int) -> None:
-        """So many rows fitted; or the way without was taken."""
+    def record_success(self, work: Hashable, rows: int) -> None:
+        """A batch of so many rows fitted; 0: the fallback was used."""
         limit = self._limits.get(work)
-        if limit is None or 2 * rows < limit.rows:  # a small batch says nothing of the limit
+        if limit is None or 2 * rows < limit.rows:  # a small batch tells nothing about the limit
             return
-        limit.passed, limit.good = limit.passed + 1, max(limit.good, rows)
-        if limit.passed == limit.patience:
-            limit.rows, limit.passed = max(1, 2 * limit.rows), 0
+        limit.successes, limit.max_fitted = limit.successes + 1, max(limit.max_fitted, rows)
+        if limit.successes == limit.patience:
+            limit.rows, limit.successes = max(1, 2 * limit.rows), 0
 
     def forget(self) -> None:
-        """Memory was freed: what was learnt no longer holds."""
+        """Reset all limits, after memory was freed."""
         self._limits.clear()
 
 
 class Recovery:
-    """Runs work on the engine's thread. `relieve` is called when something does not fit even alone: it frees what it
-    can, and says whether that was enough to learn all limits anew."""
+    """Runs work on the engine's thread. `relieve` is called on OOM of a single item: it frees memory, and returns
+    whether to reset the row limits."""
 
     def __init__(self, relieve: Callable[[], bool]) -> None:
         self.limits = RowLimits()
         self._relieve = relieve
 
     def once(self, run: Callable[[], T]) -> T:
-        """The result of `run`, which is tried a second time where memory was short."""
+        """The result of `run`; on OOM it is retried once, after memory was freed."""
         try:
             return run()
         except BaseException as error:
@@ -113,16 +113,16 @@ class Recovery:
         relieve: bool = True,
         suspected: Callable[[DarkroomError, S], bool] = lambda error, item: True,
     ) -> list[Outcome[T]]:
-        """For each item what `run` makes of it, or the error that it fails with alone. `run` gets as many items at once
-        as the limit of this work allows, and up to `most`; fewer where so many fail. Of a batch that failed otherwise
-        the items that cannot be the cause go on together.
+        """For each item its result of `run`, or the error that it raises alone. The batch size is the row limit of this
+        work, at most `most`; after OOM it shrinks. After another failure the items that are not `suspected` of it go on
+        together.
 
-        :raises DeviceLost: nothing works any more
+        :raises DeviceLost: the device is unusable
         """
         outcomes: list[Outcome[T]] = []
         limit = size = self.limits.of(work, most)
         if not limit:
-            self.limits.passed(work, 0)
+            self.limits.record_success(work, 0)
             return [OutOfMemory(TOO_LITTLE_MEMORY) for _ in items]
         while part := items[len(outcomes) : len(outcomes) + size]:
             outcome: Outcome[list[T]] = _attempt(run, part)
@@ -131,18 +131,18 @@ class Recovery:
                 size = self.limits.below(work, len(part))
                 continue
             if isinstance(outcome, OutOfMemory) and relieve:
-                relieve = self._make_room()  # where nothing was left to free, nothing will be
+                relieve = self._make_room()  # once nothing could be freed, it is not tried again
                 if relieve:
                     limit = size = most
                 outcome = _attempt(run, part)
-            if isinstance(outcome, OutOfMemory):  # larger parts may have failed by this one's fault
+            if isinstance(outcome, OutOfMemory):  # this item may have been why larger batches failed
                 size = limit
-            settled = self._settled(work, run, part, outcome, relieve, suspected)
-            outcomes += settled
-        self._learn(work, limit, size, outcomes)
+            part_outcomes = self._isolate(work, run, part, outcome, relieve, suspected)
+            outcomes += part_outcomes
+        self._update_limits(work, limit, size, outcomes)
         return outcomes
 
-    def _settled(
+    def _isolate(
         self,
         work: Hashable,
         run: Callable[[Sequence[S]], list[T]],
@@ -151,7 +151,7 @@ class Recovery:
         relieve: bool,
         suspected: Callable[[DarkroomError, S], bool],
     ) -> list[Outcome[T]]:
-        """A part's outcomes. One that failed by somebody's fault is run again in halves, until that one is alone."""
+        """A part's outcomes. Bisects a failing part until the failing item is isolated."""
         if not isinstance(outcome, DarkroomError):
             return [*outcome]
         if isinstance(outcome, DeviceLost):
@@ -169,13 +169,13 @@ class Recovery:
             found[kind] = iter(made)
         return [next(found[its]) for its in guilty]
 
-    def _learn(self, work: Hashable, limit: int, size: int, outcomes: Sequence[object]) -> None:
+    def _update_limits(self, work: Hashable, limit: int, size: int, outcomes: Sequence[object]) -> None:
         if any(isinstance(outcome, OutOfMemory) for outcome in outcomes):
-            return  # by the fault of one, or for want of any memory: neither tells what fits
+            return  # a single item failed, which tells nothing about row limits
         if size < limit:
             self.limits.lower(work, size)
         elif outcomes:
-            self.limits.passed(work, min(size, len(outcomes)))
+            self.limits.record_success(work, min(size, len(outcomes)))
 
     def _make_room(self) -> bool:
         freed = self._relieve()
@@ -186,16 +186,16 @@ class Recovery:
 
 
 def _attempt(run: Callable[[Sequence[S]], list[T]], items: Sequence[S]) -> Outcome[list[T]]:
-    """The error is returned: the caller goes on when its traceback, which keeps the batch's tensors, is gone."""
+    """Returns the error, without its traceback, which would keep the batch's tensors alive."""
     try:
         results = run(items)
         if len(results) != len(items):
             raise ValueError(f"{len(results)} results of {len(items)}")
         return results
-    except BaseException as error:  # SystemExit in a plugin, too
+    except BaseException as error:  # plugins may raise SystemExit, too
         return to_domain_error(error) if len(items) == 1 else forget_cause(classify(error))
 
 
 def work(kind: str, request: Request) -> Hashable:
-    """What decides how many rows of this kind of work fit into memory."""
+    """The key of a row limit: work of equal memory per row."""
     return (kind, request.model, request.width, request.height)

@@ -1,4 +1,4 @@
-"""A sample's state in the engine."""
+"""Slots: the engine's state of samples."""
 
 from __future__ import annotations
 
@@ -15,25 +15,25 @@ if TYPE_CHECKING:
 
 @dataclass(slots=True, eq=False)
 class Slot:
-    """A sample's place in the engine."""
+    """One image of a job in the engine: its sample, and the state that batching and previews need."""
 
     job: Job
     index: int  # which image of its job
-    sample: Sample | None = None  # None until its turn comes
+    sample: Sample | None = None  # None until its first batch
     began: float = 0.0  # time.monotonic at its first evaluation
-    previewed: float = float("-inf")  # the same at its last preview
-    evaluations: int = 0  # under offload: of its lane since the last network swap
-    skip_network_swap: bool = False  # under offload: no network but the denoiser is brought to the device in this tick
-    batch_cache: BatchCache = field(default_factory=BatchCache)  # of the batch that it is the first of
+    previewed: float = float("-inf")  # time.monotonic at its last preview
+    evaluations: int = 0  # under offload: its lane's since the last network swap
+    skip_network_swap: bool = False  # under offload: this tick uses no network but the denoiser
+    batch_cache: BatchCache = field(default_factory=BatchCache)  # of the batch in which this slot is first
 
     @property
     def rows(self) -> int:
-        """How many rows it takes in the next batch."""
+        """Its number of rows in the next batch."""
         if self.sample is None or self.sample.done:
             return len(self.job.plan.prompts)
         return len(self.sample.conditions)
 
     @property
     def step(self) -> Step | None:
-        """The coefficients of its sample's next step, where its job has a table with them."""
+        """The coefficients of its sample's next scheduler step; None without a table of them."""
         return self.job.plan.table.at(self.sample.evaluation) if self.sample is not None else None

@@ -1,5 +1,5 @@
-"""Guidance and the scheduler's step of a batch's samples: all at once by tables of coefficients, where there are any,
-else by each sample's own scheduler object."""
+"""Classifier-free guidance and scheduler steps of a batch: vectorized for samples with a table of coefficients, one by
+one through scheduler objects for the others."""
 
 from __future__ import annotations
 
@@ -29,42 +29,42 @@ Estimate: TypeAlias = torch.Tensor | None
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Turn:
-    """What one sample's step begins with."""
+class StepInput:
+    """The inputs of one sample's scheduler step."""
 
     sample: Sample
     entry: SchedulerEntry
-    coefficients: Step | None  # of this step; None: its scheduler object takes it
-    outputs: Sequence[torch.Tensor]  # the denoiser's, of each of its rows: (1, channels, h, w)
+    coefficients: Step | None  # of this step; None: the scheduler object steps
+    outputs: Sequence[torch.Tensor]  # of the denoiser, one a row: (1, channels, h, w)
     want_estimate: bool
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Stepped:
-    """What a step came to; its sample does not have it yet."""
+class StepResult:
+    """The result of a step, before `commit` writes it to the sample."""
 
     scheduler: Any
     generator: torch.Generator
     latents: torch.Tensor  # (1, channels, h, w)
-    clean: Callable[[], torch.Tensor] | None  # the estimate of the clean latents, of this shape, where it is wanted
+    clean: Callable[[], torch.Tensor] | None  # the estimate of the clean latents, same shape, if requested
 
 
-def advance(turns: Sequence[Turn], recovery: Recovery) -> list[Outcome[Estimate]]:
-    """Take one evaluation's step of each of a batch's samples.
+def advance(inputs: Sequence[StepInput], recovery: Recovery) -> list[Outcome[Estimate]]:
+    """Step each sample of a batch by one evaluation.
 
-    Returns, for each, the estimate of its clean latents, (1, channels, h, w), where it is wanted, or the error that it
-    failed with; a sample that failed is as it was.
+    Returns, for each, the requested estimate of clean latents, (1, channels, h, w), or its error; a failed sample is
+    unchanged.
     """
-    stepped: dict[Turn, Outcome[Stepped]] = {}
-    for way, take in (("table", _by_table), ("object", _by_object)):
-        part = [turn for turn in turns if (turn.coefficients is not None) is (take is _by_table)]
+    stepped: dict[StepInput, Outcome[StepResult]] = {}
+    for kind, step in (("table", _by_table), ("object", _by_object)):
+        part = [item for item in inputs if (item.coefficients is not None) is (step is _by_table)]
         if part:
-            outcomes = recovery.each(work(f"step by {way}", part[0].sample.request), take, part)
+            outcomes = recovery.each(work(f"step by {kind}", part[0].sample.request), step, part)
             stepped.update(zip(part, outcomes, strict=True))
-    return [_finish(turn.sample, stepped[turn], recovery) for turn in turns]
+    return [_finish(item.sample, stepped[item], recovery) for item in inputs]
 
 
-def _finish(sample: Sample, stepped: Outcome[Stepped], recovery: Recovery) -> Outcome[Estimate]:
+def _finish(sample: Sample, stepped: Outcome[StepResult], recovery: Recovery) -> Outcome[Estimate]:
     if isinstance(stepped, DarkroomError):
         return stepped
     try:
@@ -73,79 +73,79 @@ def _finish(sample: Sample, stepped: Outcome[Stepped], recovery: Recovery) -> Ou
         return to_domain_error(error)
 
 
-def guide(turns: Sequence[Turn]) -> list[torch.Tensor]:
+def guide(inputs: Sequence[StepInput]) -> list[torch.Tensor]:
     """Classifier-free guidance (Ho and Salimans 2022) of each sample's rows, (1, channels, h, w), the unconditional one
     first; with rescale as Lin et al. 2023, section 3.4. A single row stays as it is."""
-    pairs = {turn: turn.outputs for turn in turns if len(turn.outputs) == 2}
+    pairs = {item: item.outputs for item in inputs if len(item.outputs) == 2}
     if not pairs:
-        return [turn.outputs[0] for turn in turns]
+        return [item.outputs[0] for item in inputs]
     unconditional, conditional = (torch.cat(rows) for rows in zip(*pairs.values(), strict=True))
-    scales = torch.tensor([turn.sample.request.guidance_scale for turn in pairs]).view(-1, 1, 1, 1)
+    scales = torch.tensor([item.sample.request.guidance_scale for item in pairs]).view(-1, 1, 1, 1)
     towards = to_device(scales, conditional.device) * (conditional - unconditional)
     guided = dict(zip(pairs, (unconditional + towards.to(unconditional.dtype)).split(1), strict=True))
-    for turn in pairs:
-        if rescale := turn.sample.request.guidance_rescale:
-            guided[turn] = rescale_noise_cfg(guided[turn], turn.outputs[1], guidance_rescale=rescale)
-    return [guided.get(turn, turn.outputs[0]) for turn in turns]
+    for item in pairs:
+        if rescale := item.sample.request.guidance_rescale:
+            guided[item] = rescale_noise_cfg(guided[item], item.outputs[1], guidance_rescale=rescale)
+    return [guided.get(item, item.outputs[0]) for item in inputs]
 
 
-def _by_object(turns: Sequence[Turn]) -> list[Stepped]:
+def _by_object(inputs: Sequence[StepInput]) -> list[StepResult]:
     stepped = []
-    for turn, output in zip(turns, guide(turns), strict=True):
-        with calls.calling(turn.entry, "step"):
-            stepped.append(_step(turn.sample, output, turn.want_estimate))
+    for item, output in zip(inputs, guide(inputs), strict=True):
+        with calls.calling(item.entry, "step"):
+            stepped.append(_step(item.sample, output, item.want_estimate))
     return stepped
 
 
-def _step(sample: Sample, output: torch.Tensor, want_estimate: bool) -> Stepped:
-    """By a copy of the sample's own scheduler."""
+def _step(sample: Sample, output: torch.Tensor, want_estimate: bool) -> StepResult:
+    """One step on a copy of the sample's scheduler."""
     scheduler, generator = copy_scheduler(sample.scheduler), sample.generator.clone_state()
     arguments = step_arguments(scheduler, generator, sample.request.eta)
     result = scheduler.step(output, sample.timestep, sample.latents, **arguments)
     clean = partial(clean_estimate, scheduler, sample.timestep, sample.latents, result, output)
-    return Stepped(scheduler, generator, result.prev_sample, clean if want_estimate else None)
+    return StepResult(scheduler, generator, result.prev_sample, clean if want_estimate else None)
 
 
-def _by_table(turns: Sequence[Turn]) -> list[Stepped]:
-    """One multiply-add for all: each result is the sum of its sample's terms, times their coefficients."""
-    batch = [(turn, turn.coefficients) for turn in turns if turn.coefficients is not None]
+def _by_table(inputs: Sequence[StepInput]) -> list[StepResult]:
+    """One multiply-add for the batch: each result is a linear combination of its sample's terms."""
+    batch = [(item, item.coefficients) for item in inputs if item.coefficients is not None]
     generators, noise = _draw(batch)
     terms = []
-    for (turn, step), output in zip(batch, guide(turns), strict=True):
-        kept = [read(turn.sample.scheduler, slot) for slot in step.slots]
-        terms.append([turn.sample.latents, output, *kept, *(next(noise) for _ in step.draws)])
+    for (item, step), output in zip(batch, guide(inputs), strict=True):
+        kept = [read(item.sample.scheduler, slot) for slot in step.slots]
+        terms.append([item.sample.latents, output, *kept, *(next(noise) for _ in step.draws)])
     results = _combine(
-        [step.coefficients if turn.want_estimate else step.coefficients[:-1] for turn, step in batch],
+        [step.coefficients if item.want_estimate else step.coefficients[:-1] for item, step in batch],
         [[tensors[index] for index in step.used] for (_, step), tensors in zip(batch, terms, strict=True)],
     )
-    return list(map(_stepped, batch, generators, terms, results))
+    return list(map(_result, batch, generators, terms, results))
 
 
-def _stepped(
-    each: tuple[Turn, Step], generator: torch.Generator, terms: list[torch.Tensor], made: Sequence[torch.Tensor]
-) -> Stepped:
-    turn, step = each
-    scheduler = copy_scheduler(turn.sample.scheduler)
+def _result(
+    each: tuple[StepInput, Step], generator: torch.Generator, terms: list[torch.Tensor], made: Sequence[torch.Tensor]
+) -> StepResult:
+    item, step = each
+    scheduler = copy_scheduler(item.sample.scheduler)
     tensors = [*terms, *made]
     vars(scheduler).update((name, fill(value, tensors)) for name, value in step.changes.items())
-    estimate = made[len(step.coefficients) - 1] if turn.want_estimate else None
-    return Stepped(scheduler, generator, made[0], None if estimate is None else lambda: estimate)
+    estimate = made[len(step.coefficients) - 1] if item.want_estimate else None
+    return StepResult(scheduler, generator, made[0], None if estimate is None else lambda: estimate)
 
 
-def _draw(batch: Sequence[tuple[Turn, Step]]) -> tuple[list[torch.Generator], Iterator[torch.Tensor]]:
-    """The generators as they are after each sample's draws; the draws, (1, channels, h, w), on the latents' device."""
+def _draw(batch: Sequence[tuple[StepInput, Step]]) -> tuple[list[torch.Generator], Iterator[torch.Tensor]]:
+    """The generators after each sample's draws; the noise, (1, channels, h, w) each, on the latents' device."""
     generators, noise = [], []
-    for turn, step in batch:
-        latents, generator = turn.sample.latents, turn.sample.generator
+    for item, step in batch:
+        latents, generator = item.sample.latents, item.sample.generator
         generators.append(generator.clone_state() if step.draws else generator)
-        for dtype in step.draws:  # as diffusers draws: on the CPU, in this shape and dtype
-            dtype = dtype or turn.outputs[0].dtype
+        for dtype in step.draws:  # like diffusers: on the CPU, in this shape and dtype
+            dtype = dtype or item.outputs[0].dtype
             noise.append(torch.randn(latents.shape, generator=generators[-1], dtype=dtype))
     return generators, iter(to_device(torch.cat(noise), batch[0][0].outputs[0].device).split(1) if noise else ())
 
 
 def _combine(coefficients: Sequence[Floats], terms: Sequence[list[torch.Tensor]]) -> list[tuple[torch.Tensor, ...]]:
-    """The results of each sample, (1, channels, h, w) of its latents' dtype, computed in single precision or better."""
+    """The results of each sample, (1, channels, h, w) in its latents' dtype, computed in at least float32."""
     latents = terms[0][0]
     widest = max(map(len, terms))
     padded = np.zeros((len(terms), max(map(len, coefficients)), widest))
@@ -155,7 +155,7 @@ def _combine(coefficients: Sequence[Floats], terms: Sequence[list[torch.Tensor]]
     precision = torch.promote_types(stacked.dtype, torch.float32)
     factors = to_device(torch.from_numpy(padded).to(precision), latents.device)
     stacked = stacked.to(precision).reshape(len(terms), 1, widest, -1)
-    # Not a matrix product, which a process may have set to lower precision.
+    # Not a matrix product, whose precision is a setting of the process (TF32).
     results = factors[:, :, :1] * stacked[:, :, 0]
     for index in range(1, widest):
         results.addcmul_(factors[:, :, index : index + 1], stacked[:, :, index])
@@ -164,10 +164,10 @@ def _combine(coefficients: Sequence[Floats], terms: Sequence[list[torch.Tensor]]
     return [made[start : start + rows] for start in range(0, len(made), rows)]
 
 
-def commit(sample: Sample, stepped: Stepped) -> Estimate:
-    """Give a sample what its step came to: scheduler, generator and latents change together, or not at all.
+def commit(sample: Sample, stepped: StepResult) -> Estimate:
+    """Write a step's result to its sample, atomically: scheduler, generator and latents, or nothing.
 
-    Returns the estimate of the clean latents as its task makes it, where there is one.
+    Returns the task's estimate of clean latents, if requested.
     """
     before = sample.scheduler, sample.generator, sample.latents
     sample.scheduler, sample.generator = stepped.scheduler, stepped.generator
@@ -184,6 +184,6 @@ def commit(sample: Sample, stepped: Stepped) -> Estimate:
 def _estimate(sample: Sample, clean: Callable[[], torch.Tensor]) -> Estimate:
     try:
         return sample.task.estimate(sample, clean(), calls.parameters_of(sample.task, sample.request))
-    except BaseException as error:  # of a plugin: the picture does not depend on it
+    except BaseException as error:  # of a plugin; only the preview depends on it
         log.warning("no preview under %s: %r", type(sample.scheduler).__name__, error)
         return None

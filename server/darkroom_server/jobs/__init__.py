@@ -1,1 +1,1 @@
-"""What crosses threads: jobs, plans, events and mailboxes; and the planner."""
+"""Jobs, plans, events and mailboxes, which cross threads; and the planner."""

@@ -1,4 +1,4 @@
-"""What the engine says of a job, before any of it is encoded."""
+"""Events of a job, before images are encoded and messages built."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Accepted:
-    """The job exists."""
+    """The job is registered and planned."""
 
 
 @dataclass(frozen=True, slots=True)
 class Started:
-    """The job waits no more. For the server itself: its stream says nothing of it."""
+    """The job left the queue. Internal: not sent to clients."""
 
 
 @dataclass(frozen=True, slots=True)
 class Queued:
-    """The job waits behind `position` others, for about so many seconds."""
+    """The job waits behind `position` others; the estimate is in seconds."""
 
     position: int
     estimated_wait: float | None
@@ -34,7 +34,7 @@ class Queued:
 
 @dataclass(frozen=True, slots=True)
 class ControlMade:
-    """A control's map is made, by a preprocessor unless it came with the request."""
+    """A control's map, from a preprocessor or from the request."""
 
     control_index: int
     pixels: np.ndarray[Any, Any]  # (height, width, 3) uint8
@@ -44,7 +44,7 @@ class ControlMade:
 
 @dataclass(frozen=True, slots=True)
 class StepDone:
-    """A step that the user asked for is done. `step` counts from 1; times are in seconds."""
+    """An inference step is done. `step` counts from 1; times are in seconds."""
 
     image_index: int
     step: int
@@ -58,7 +58,7 @@ class StepDone:
 
 @dataclass(frozen=True, slots=True)
 class PreviewMade:
-    """The estimate of the clean image after a step, still in the decoder's own size."""
+    """A preview: the estimate of the clean image after a step, in the decoder's output size."""
 
     image_index: int
     step: int
@@ -68,16 +68,16 @@ class PreviewMade:
 
 @dataclass(frozen=True, slots=True)
 class ImageDecoded:
-    """An image is done, but for its finishers and its encoding."""
+    """A decoded image, before finishers and encoding."""
 
     image_index: int
     picture: PendingImage
-    findings: dict[str, Any] = field(default_factory=dict)  # what inspectors found, by their names
+    findings: dict[str, Any] = field(default_factory=dict)  # by inspector
 
 
 @dataclass(frozen=True, slots=True)
 class Timings:
-    """Where a job's time went, in seconds."""
+    """A job's seconds by phase."""
 
     queue: float = 0.0
     load: float = 0.0
@@ -88,7 +88,7 @@ class Timings:
 
 @dataclass(frozen=True, slots=True)
 class Ended:
-    """The job's last event: well when there is no error."""
+    """The job's last event; without an error it succeeded."""
 
     error: Exception | None = None
     timings: Timings = Timings()

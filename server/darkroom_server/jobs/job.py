@@ -17,12 +17,12 @@ if TYPE_CHECKING:
 
 @dataclass(slots=True, eq=False)
 class Progress:
-    """A job in the engine; for the engine's thread alone."""
+    """A job's state in the engine. For the engine's thread only."""
 
     started: float | None = None  # time.monotonic
     slots_left: int = 0
-    swaps: int = 0  # of its model's placement, when it started
-    position: int | None = None  # in the queue, as the client was told last
+    swaps: int = 0  # its model's network swaps when the job started
+    position: int | None = None  # in the queue, in the latest Queued event
     ended: bool = False
     warnings: list[str] = field(default_factory=list)
     encode_prompt_seconds: float = 0.0
@@ -31,28 +31,28 @@ class Progress:
 
 @dataclass(slots=True, eq=False)
 class Job:
-    """The work of one RPC. The event loop owns it until it is submitted; from then on nothing of it changes but
-    `progress`, which is the engine's, and `queued`."""
+    """The work of one RPC. The event loop owns it until submission; afterwards only `progress`, owned by the engine's
+    thread, and `queued`, owned by the event loop, change."""
 
     request_id: str
-    token: str = field(repr=False)  # that it was started with; ids are looked up with it
+    token: str = field(repr=False)  # of the client; ids are unique by token
     arrived: float  # time.monotonic
-    held_bytes: int  # of its message, and once it is planned of its pictures
+    held_bytes: int  # of its message; once planned, of its images
     mailbox: Mailbox = field(default_factory=Mailbox)
     plan: Plan = field(init=False)  # set before the job is submitted
     load_seconds: float = 0.0
-    acquired: tuple[Key, ...] = ()  # what is to be released when it has ended
-    waiting: asyncio.Task[None] | None = None  # for what it needs
-    queued: bool = True  # until the engine says that it started
+    acquired: tuple[Key, ...] = ()  # residency keys to release after its end
+    waiting: asyncio.Task[None] | None = None  # submission, which waits for its models and assets
+    queued: bool = True  # until the engine's Started event
     progress: Progress = field(default_factory=Progress)
 
     @property
     def request(self) -> Request:
-        """What is asked, once it is planned."""
+        """The final request, once planned."""
         return self.plan.request
 
     def timings(self, now: float) -> Timings:
-        """Where the time went, at the end."""
+        """Its seconds by phase, at its end."""
         progress = self.progress
         started = progress.started or now
         busy = progress.encode_prompt_seconds + progress.decode_seconds

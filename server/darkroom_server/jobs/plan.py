@@ -1,4 +1,4 @@
-"""What is decided of a job before its turn comes."""
+"""Plans: all that is resolved for a job before the engine runs it."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ NO_TABLE, NO_ASSETS = Table(), AcquiredAssets()
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Plan:
-    """Who makes a job's images, and how: everything that is known before its turn comes."""
+    """How to make a job's images: model, plugins, scheduler, prompts, inputs and batch key."""
 
-    request: Request  # final: without the pictures that maps were made of
+    request: Request  # final: without the images that maps were made from
     model: Model
     task: Task
     conditioners: tuple[Conditioner, ...]
@@ -34,24 +34,24 @@ class Plan:
     entry: SchedulerEntry
     scheduler: Any  # a diffusers scheduler with its timesteps set; each sample gets a copy
     steps: Steps
-    prompts: tuple[PromptKey, ...]  # of each sample's rows
+    prompts: tuple[PromptKey, ...]  # one for each of a sample's rows
     canvas: Canvas
     controls: tuple[Pixels, ...]  # the map of each of the request's controls
-    needs: tuple[Key, ...]  # what must be resident
-    batch_key: tuple[Hashable, ...]  # what must be equal to share an evaluation
-    solo: bool  # whether each of its samples is evaluated alone
-    table: Table = NO_TABLE  # of the scheduler
-    assets: AcquiredAssets = NO_ASSETS  # those of `needs`, once they are there
+    needs: tuple[Key, ...]  # must be resident while the job runs
+    batch_key: tuple[Hashable, ...]  # jobs with equal keys share evaluations
+    solo: bool  # each of its samples is evaluated alone
+    table: Table = NO_TABLE  # of the scheduler's step coefficients
+    assets: AcquiredAssets = NO_ASSETS  # the values of `needs`, once acquired
 
-    preview_by_network: bool = False  # whether its previews run one of the model's networks
+    preview_by_network: bool = False  # its previews run one of the model's networks
 
     @property
     def held_bytes(self) -> int:
-        """What its pictures take in memory, which they do while it waits."""
+        """Bytes of its images in memory while it waits."""
         frame, image = self.canvas.frame, self.canvas.image
         pixels = sum(each.nbytes for each in self.controls)
         return pixels + (image.nbytes if image is not None else 0) + (6 * frame.width * frame.height if frame else 0)
 
     def with_assets(self, values: Mapping[tuple[str, str], Any]) -> Plan:
-        """The plan with what its job acquired."""
+        """The plan with the assets that its job acquired."""
         return replace(self, assets=AcquiredAssets(values))

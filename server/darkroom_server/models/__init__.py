@@ -1,1 +1,1 @@
-"""The models and assets that are offered, and what of them is in memory."""
+"""The catalog of models and assets, and their residency in memory."""

@@ -1,4 +1,4 @@
-"""The files that go with models: ControlNets, LoRAs, embeddings."""
+"""Assets: ControlNets, LoRAs and embeddings."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Asset:
-    """A file that the operator lists, with the models that it fits. `incompatibilities` says of the others why not."""
+    """A configured asset, the models that it fits, and by model why it does not fit the others."""
 
     settings: AssetSettings
     path: Path
@@ -32,24 +32,24 @@ class Asset:
 
 @dataclass(frozen=True, slots=True)
 class AcquiredAssets:
-    """What plugins made of the assets that a job acquired: the `Assets` of its samples."""
+    """The loaded assets of a job: the `Assets` of its samples."""
 
     values: Mapping[tuple[str, str], Any] = field(default_factory=dict)  # by kind and name
 
     def names(self, kind: AssetKind) -> Sequence[str]:
-        """Sorted."""
+        """The names of this kind, sorted."""
         return sorted(name for each, name in self.values if each == kind)
 
     def get(self, kind: AssetKind, name: str) -> Any:
-        """What the plugin of this kind made of the file."""
+        """The asset as its plugin loaded it."""
         return self.values[kind, name]
 
 
 class AssetFiles:
-    """All assets, by kind and name."""
+    """All configured assets, by kind and name."""
 
     def __init__(self, settings: Settings, plugins: Plugins, models: Mapping[str, Model]) -> None:
-        """:raises ModelError: a file is not what it is listed as"""
+        """:raises ModelError: a file is not of its configured kind"""
         users = [*plugins.conditioners.values(), *plugins.adapters.values()]
         self._users = {user.asset_kind: user for user in users if user.asset_kind}
         listed: dict[AssetKind, list[AssetSettings]] = {
@@ -73,13 +73,13 @@ class AssetFiles:
             path = located(path)
             info = user.describe_asset(path)
             incompatibilities = {name: user.incompatibility(path, model.family) for name, model in models.items()}
-        except Exception as error:  # safetensors raises an error of its own
+        except Exception as error:  # safetensors has its own error class
             raise ModelError(f"{kind} {settings.name!r}: {path} cannot be used: {error}") from error
         whys = {name: why for name, why in incompatibilities.items() if why}
         return Asset(settings, path, user, info, whys, tuple(sorted(set(models) - set(whys))))
 
     def fitting(self, model: str) -> dict[AssetKind, dict[str, Asset]]:
-        """Those that fit a model, by kind and name."""
+        """The assets that fit a model, by kind and name."""
         return {
             kind: {name: asset for name, asset in entries.items() if model in asset.fits}
             for kind, entries in self.entries.items()

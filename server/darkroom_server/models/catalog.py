@@ -1,4 +1,4 @@
-"""Everything that a request may name."""
+"""The catalog: all that a request may name."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Catalog:
-    """The models and plugins of this server, and the limits that it sets."""
+    """The models, assets and plugins of this server, and its limits."""
 
     plugins: Plugins
     models: dict[str, Model]
@@ -23,15 +23,15 @@ class Catalog:
     limits: Limits
 
     def tasks(self, model: Model) -> list[str]:
-        """The names of the tasks that a model can do, sorted."""
+        """The names of a model's tasks, sorted."""
         return sorted(name for name, task in self.plugins.tasks.items() if not task.incompatibility(model.info))
 
     def step_range(self, scheduler: str) -> tuple[int, int]:
-        """The least and the greatest number of steps that a scheduler may be asked for here."""
+        """The minimum and maximum step count of a scheduler on this server."""
         entry = self.plugins.schedulers[scheduler]
         return entry.min_steps, min(entry.max_steps, self.limits.max_inference_steps)
 
     def size_range(self, model: Model) -> tuple[int, int]:
-        """The least and the greatest width and height of a model's pictures: pixels, multiples of its factor."""
+        """The minimum and maximum width and height of a model's images: pixels, multiples of its size factor."""
         factor = model.info.size_factor
         return factor, self.limits.max_edge // factor * factor

@@ -1,5 +1,4 @@
-"""Networks that the operator's settings add to a model's own, by the plugins that know them: a safety checker, a tiny
-VAE for previews."""
+"""Optional networks of a model, configured by settings and opened by plugins: safety checker, tiny VAE for previews."""
 
 from __future__ import annotations
 
@@ -20,8 +19,8 @@ if TYPE_CHECKING:
 def open_extras(
     family: Family, files: ModelFiles, settings: ModelSettings, plugins: Plugins
 ) -> tuple[dict[str, torch.nn.Module], list[str]]:
-    """The networks that these settings add, without weights, by their names among the model's components; and why some
-    cannot be had, each reason beginning with the key."""
+    """The networks that these settings add, on the meta device, by component name; and the problems of others, each
+    beginning with its settings key."""
     added: dict[str, torch.nn.Module] = {}
     problems = []
     for each in plugins.with_components():
@@ -35,7 +34,7 @@ def open_extras(
 
 
 def preview_modes(family: Family, settings: ModelSettings, plugins: Plugins) -> tuple[PreviewMode, ...]:
-    """The modes that a model offers: off alone where finds are blocked, as previews would show them."""
+    """A model's preview modes. Only off with `safety = "block"`: previews would show blocked images."""
     if settings.safety == "block":
         return ("off",)
     added = {name for name, each in plugins.preview_decoders.items() if each.component in family.meta_components}

@@ -1,4 +1,4 @@
-"""How models, and the files that go with them, get into memory and out of it."""
+"""How models and assets are loaded, parked in host memory, and dropped."""
 
 from __future__ import annotations
 
@@ -35,31 +35,30 @@ def load(
     options: MemoryOptions | None = None,
     report: Callable[[str, int], None] = lambda *_: None,
 ) -> Placement:
-    """Read the weights of a model, and put them where the options say. `report` gets a component's name, and how many
-    bytes of it were put there since.
+    """Read the weights of a model, and place them as the memory options say. `report` gets a component's name and the
+    number of bytes read since its last call.
 
-    :raises OSError, ValueError: they cannot be read, or are not those of the model
+    :raises OSError, ValueError: the weights cannot be read, or do not fit the model
     """
     components, options = {}, options or MemoryOptions()
     for name, meta in family.meta_components.items():
         components[name], dtype = copy.deepcopy(meta), family.dtype_of(name)
         tell = functools.partial(_tell, report, name, dtype)
-        # Rounded to the model's own type, whatever the component's is, as diffusers' pipelines have it.
+        # Rounded to the model's dtype first, whatever the component's, like in diffusers' pipelines.
         load_weights(components[name], files.weights(name), family.dtype, first_device(family, options), tell)
-        nn.Module.to(components[name], dtype)  # diffusers' own warns of what it may not cast
+        nn.Module.to(components[name], dtype)  # not diffusers' override, which warns
     placement = place(components, family, options)
     family.components = components
     return placement
 
 
 class ModelHolding(Holding):
-    """A model."""
+    """A model's networks."""
 
     def __init__(self, model: Model, ready: Callable[[Model], Awaitable[None]]) -> None:
         """`ready` is awaited after each loading."""
         super().__init__(("model", model.name), f"model {model.name}", model.device_bytes)
-        # What is not used of a model under offload is in the CPU's memory in any case; and what torchao made of
-        # weights cannot be read again as weights.
+        # Offloaded networks are in host memory anyway; torchao's quantized weights do not reload from a state dict.
         self.parks = model.settings.offload == "none" and model.settings.quantize is None
         self._model = model
         self._ready = ready
@@ -100,17 +99,17 @@ class ModelHolding(Holding):
     def park(self) -> None:
         family = self._model.family
         self._parked = {
-            component: {name: _parked(tensor) for name, tensor in network.state_dict().items()}
+            component: {name: _host_copy(tensor) for name, tensor in network.state_dict().items()}
             for component, network in family.components.items()
         }
-        self._leave()
+        self._release_networks()
 
     def drop(self) -> None:
         self._parked = {}
-        self._leave()
+        self._release_networks()
 
     def _unpark(self) -> None:
-        """Copies, so that a loading that fails can be tried again."""
+        """Copy the parked weights to the device; a copy, so that a failed loading can be retried."""
         family, components = self._model.family, {}
         for component, weights in self._parked.items():
             components[component] = copy.deepcopy(family.meta_components[component])
@@ -119,7 +118,7 @@ class ModelHolding(Holding):
         self._model.placement = place(components, family, self._model.settings)
         family.components, self._parked = components, {}
 
-    def _leave(self) -> None:
+    def _release_networks(self) -> None:
         if self._model.family.components:
             settle(self._model.family.device)
         self._model.family.components, self._model.placement = {}, Placement()
@@ -127,7 +126,7 @@ class ModelHolding(Holding):
 
 
 class AssetHolding(Holding):
-    """A file that goes with models, for one of them."""
+    """An asset, loaded for one of its models."""
 
     def __init__(self, asset: Asset, model: Model) -> None:
         kind, name = str(asset.user.asset_kind), asset.settings.name
@@ -147,8 +146,8 @@ class AssetHolding(Holding):
 def holdings(
     models: Mapping[str, Model], assets: AssetFiles, ready: Callable[[Model], Awaitable[None]]
 ) -> dict[Key, Holding]:
-    """Everything that can be loaded, by its key. `ready` is awaited after each loading of a model."""
-    # Embeddings are so small that the planner reads them with the prompt.
+    """All holdings by key. `ready` is awaited after each loading of a model."""
+    # Without embeddings, which are small: the planner reads them with the prompt.
     listed = [asset for kind, entries in assets.entries.items() if kind != "embedding" for asset in entries.values()]
     found: list[Holding] = [ModelHolding(model, ready) for model in models.values()]
     found += (AssetHolding(asset, models[name]) for asset in listed for name in asset.fits)
@@ -156,14 +155,14 @@ def holdings(
 
 
 def free() -> None:
-    """Give back to the device what nothing refers to any more."""
+    """Collect garbage, and return cached memory to the device."""
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
 
 
-def _parked(tensor: torch.Tensor) -> torch.Tensor:
-    """A copy in the CPU's memory, pinned where that makes the way back faster."""
+def _host_copy(tensor: torch.Tensor) -> torch.Tensor:
+    """A copy in host memory, pinned if it comes from CUDA, for a fast transfer back."""
     copied = tensor.to("cpu", copy=True)
     return copied.pin_memory() if tensor.is_cuda else copied
 

@@ -1,4 +1,4 @@
-"""The models that the server offers."""
+"""The models of the catalog."""
 
 from __future__ import annotations
 
@@ -15,38 +15,38 @@ if TYPE_CHECKING:
 
 
 class ModelError(Exception):
-    """A model that cannot be offered as it is configured; the server does not start."""
+    """A model's configuration is invalid; the server does not start."""
 
 
 @dataclass(slots=True, eq=False)
 class Model:
-    """A model by name."""
+    """A configured model, loaded or not."""
 
     settings: ModelSettings
     files: ModelFiles
-    family: Family  # without its networks while it is not loaded
+    family: Family  # has networks only while it is loaded
     default_scheduler: str
     preview_modes: tuple[PreviewMode, ...]
-    device_bytes: int  # that its weights take on the device, at most
-    placement: Placement = field(default_factory=Placement)  # of its networks, while it is loaded
+    device_bytes: int  # of its weights on the device, at most
+    placement: Placement = field(default_factory=Placement)  # of its networks; empty unless it is loaded
 
     @property
     def info(self) -> ModelInfo:
-        """What its files say of it."""
+        """Its properties, read from its configuration files."""
         return self.family.info
 
     @property
     def max_cache_interval(self) -> int:
-        """In evaluations. Groups of layers come in the order of the first evaluation, so that none can be left out."""
+        """In evaluations. Group offload prefetches layers in their first order, so that none can be skipped."""
         return 1 if self.settings.offload == "group" else self.info.max_cache_interval
 
     @property
     def default_preview_mode(self) -> PreviewMode:
-        """What requests without a mode get: what is configured, where that is possible."""
+        """The preview mode of requests without one: the configured mode, or off if the model lacks it."""
         wanted = self.settings.default_preview_mode
         return wanted if wanted in self.preview_modes else "off"
 
     @property
     def name(self) -> str:
-        """What clients call it."""
+        """Its name for clients."""
         return self.settings.name

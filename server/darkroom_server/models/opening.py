@@ -1,4 +1,4 @@
-"""Opens the models of the settings: what their files say, without their weights."""
+"""Opens the configured models: reads their configuration files, without weights."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ if TYPE_CHECKING:
 
 
 def open_models(settings: Settings, plugins: Plugins) -> dict[str, Model]:
-    """All models, by name, without their weights.
+    """All configured models, by name, without weights.
 
-    :raises ModelError: a folder has no model that a family knows
+    :raises ModelError: a model is invalid, or no family supports it
     """
     return {
         each.name: _open(each, plugins, choose_device(each.device or settings.device), each.dtype or settings.dtype)
@@ -36,7 +36,7 @@ def open_models(settings: Settings, plugins: Plugins) -> dict[str, Model]:
 
 
 def check_budget(models: Mapping[str, Model], budget: int | None) -> None:
-    """:raises ModelError: some models can never be loaded"""
+    """:raises ModelError: some models exceed the memory budget alone"""
     sizes = {name: model.device_bytes for name, model in models.items()}
     if budget is not None and (large := {name: size for name, size in sizes.items() if size > budget}):
         taken = ", ".join(f"{name!r} takes {size:,}" for name, size in large.items())
@@ -44,7 +44,7 @@ def check_budget(models: Mapping[str, Model], budget: int | None) -> None:
 
 
 def choose_device(name: str) -> torch.device:
-    """The device of this name; ``auto`` is CUDA where there is one.
+    """The device of this name; ``auto`` is CUDA if available, else the CPU.
 
     :raises ModelError: there is no such device
     """
@@ -88,7 +88,7 @@ def _open(settings: ModelSettings, plugins: Plugins, device: torch.device, dtype
 
 
 def entry_of(config: Mapping[str, object], entries: Mapping[str, SchedulerEntry]) -> str:
-    """The name of the entry that is the model's own scheduler; where there is none, ddim."""
+    """The name of the scheduler entry that matches the model's configuration most closely, by default ddim."""
     fitting = [
         entry
         for entry in entries.values()
@@ -105,16 +105,16 @@ def _dtype(name: str, device: torch.device) -> torch.dtype:
 
 
 def files_of(settings: ModelSettings) -> ModelFiles:
-    """The files of a model. Of one of the hub the configuration is fetched where it is not in the cache, and of what
-    goes with it in single files or folders everything.
+    """A model's files. Downloads from the hub what is not cached: the configuration of a model repository; single-file
+    checkpoints and separate components entirely.
 
-    :raises OSError: there is no such repository, or it cannot be reached
+    :raises OSError: the repository does not exist or cannot be reached
     """
     parts = {name: located(path) for name, path in (("vae", settings.vae), (TINY_VAE, settings.tiny_vae)) if path}
     place = hub_place(settings.path)
     if settings.config is not None:
         config = located_config(settings.config)
-        if settings.safety != "off":  # which is never in a checkpoint
+        if settings.safety != "off":  # single-file checkpoints never contain it
             parts[SAFETY_CHECKER] = located(settings.config / SAFETY_CHECKER)
         return ModelFiles(config, checkpoint=located(settings.path), parts=parts)
     if place:

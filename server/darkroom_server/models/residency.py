@@ -1,4 +1,5 @@
-"""Decides what is in memory: who is loaded, who leaves when there is no room, and who waits for whom."""
+"""Residency manager: loads models and assets on demand, evicts idle ones (LRU) within a memory budget, and queues jobs
+that wait for room."""
 
 from __future__ import annotations
 
@@ -19,15 +20,15 @@ from darkroom_server.errors import LoadFailed, OutOfMemory, classify
 log = logging.getLogger(__name__)
 
 T = TypeVar("T")
-Key: TypeAlias = tuple[str, ...]  # its kind, its name, and of an asset the model that it is for
+Key: TypeAlias = tuple[str, ...]  # kind, name, and for an asset its model
 
 
 @dataclass(frozen=True, slots=True)
 class Loading:
-    """What the job waits for is being loaded: so many bytes of this phase are done."""
+    """Loading progress of a model or asset that a job waits for."""
 
     model: str
-    component: str  # a network of the model, or a ControlNet or LoRA
+    component: str  # a network of the model, a ControlNet or a LoRA
     phase: Literal["download", "read"]
     bytes_done: int
     bytes_total: int
@@ -37,7 +38,7 @@ Report: TypeAlias = Callable[[Loading], None]
 
 
 class Residency(enum.Enum):
-    """Where something is."""
+    """The residency state of a holding."""
 
     ABSENT = "absent"
     LOADING = "loading"
@@ -47,41 +48,41 @@ class Residency(enum.Enum):
 
 
 class Holding(ABC):
-    """Something that takes memory on the device while it is loaded. `load`, `park` and `drop` run in threads, one at
-    a time, and only while nobody uses it."""
+    """A model or asset that can be resident on the device. `load`, `park` and `drop` run in threads, one at a time, and
+    only while it has no users."""
 
-    parks: bool = False  # whether it can leave its weights in the CPU's memory
+    parks: bool = False  # whether eviction can keep its weights in host memory
 
     def __init__(self, key: Key, name: str, device_bytes: int) -> None:
-        """Its name is for people; the bytes are what it takes on the device while it is resident."""
+        """`name` is for log lines and errors; `device_bytes` is its size on the device while resident."""
         self.key = key
         self.name = name
         self.device_bytes = device_bytes
         self.residency = Residency.ABSENT
-        self.value: Any = None  # what users get, while it is resident; None of a model
+        self.value: Any = None  # for users while it is resident; None for a model
         self.users = 0
-        self.used = 0.0  # time.monotonic when it was let go of last
-        self.closing = False  # no more users until it has left
+        self.used = 0.0  # time.monotonic of its latest release or loading
+        self.closing = False  # being unloaded: accepts no new users
 
     @abstractmethod
     def load(self, report: Report) -> None:
-        """Bring it onto the device, from the CPU's memory if it is parked there."""
+        """Load onto the device, from host memory if parked."""
 
     def park(self) -> None:
-        """Leave the device, but stay in the CPU's memory."""
+        """Move from the device to host memory."""
         self.drop()
 
     @abstractmethod
     def drop(self) -> None:
-        """Leave all memory."""
+        """Free its memory on device and host."""
 
     async def ready(self) -> None:  # noqa: B027
-        """What is to be done after each loading."""
+        """Called after each loading, before users get it."""
 
 
 @dataclass(slots=True, eq=False)
 class Ticket:
-    """Somebody who waits for holdings."""
+    """A place in the queue for holdings."""
 
     holdings: tuple[Holding, ...]
     report: Report
@@ -89,11 +90,12 @@ class Ticket:
 
 
 class ResidencyManager:
-    """Holdings under a budget, for the event loop's thread.
+    """Keeps holdings within a memory budget. For the event loop's thread.
 
-    Who needs holdings that are not resident waits in a queue. Its head is served first: those that nobody uses leave,
-    the ones used longest ago first, until there is room. Nobody behind it may keep in use what it waits for; but when
-    something has been loaded, all who wait for it have it at once, so that models do not change places for each job.
+    Tickets for holdings that are not resident wait in a FIFO queue. For its head, idle holdings are evicted, least
+    recently used first, until there is room. While it waits for users to release holdings, no later ticket is granted,
+    so it cannot starve. After a loading all tickets for resident holdings are granted at once, whatever their position,
+    to avoid thrashing between models.
     """
 
     def __init__(
@@ -104,8 +106,8 @@ class ResidencyManager:
         idle_seconds: float | None = None,
         on_freed: Callable[[], None] = lambda: None,
     ) -> None:
-        """Sizes in bytes; no budget is no limit. `on_freed` is called when memory of the device
-        was freed, and not for something else that takes its place."""
+        """Sizes in bytes; None is unlimited. `on_freed` is called when device memory was freed by unloading or idle
+        expiry, not by eviction for another holding."""
         self.holdings = holdings
         self.budget = float("inf") if budget is None else budget
         self._park_budget = park_budget
@@ -115,7 +117,7 @@ class ResidencyManager:
         self._changed = asyncio.Event()
         self._loading: asyncio.Future[None] | None = None
         self._loader = single_threaded_pool("loader")
-        self._leaver = single_threaded_pool("leaver")  # another one: the loader may be loading what waits for the room
+        self._leaver = single_threaded_pool("leaver")  # separate: the loader may be busy while room is made
         self._tasks: set[asyncio.Future[Any]] = set()
 
     def __getitem__(self, key: Key) -> Holding:
@@ -128,15 +130,15 @@ class ResidencyManager:
 
     @property
     def device_bytes(self) -> int:
-        """What is on the device now, or on its way there or away."""
-        here = (h for h in self.holdings.values() if h.residency not in (Residency.ABSENT, Residency.PARKED))
-        return sum(h.device_bytes for h in here)
+        """The size of all holdings on the device, including those loading or leaving."""
+        on_device = (h for h in self.holdings.values() if h.residency not in (Residency.ABSENT, Residency.PARKED))
+        return sum(h.device_bytes for h in on_device)
 
     async def acquire(
         self, keys: Iterable[Key], report: Report = lambda _: None, wait: bool = True
     ) -> dict[tuple[str, str], Any]:
-        """Have these holdings resident, and kept so until `release`: their values, by kind and name. Without `wait`
-        only if there is room now.
+        """Load these holdings unless resident, and pin them until `release`. Returns their values by kind and name.
+        Without `wait` fails unless there is room now.
 
         :raises OutOfMemory: there is no room
         :raises LoadFailed: one of them does not load
@@ -149,7 +151,7 @@ class ResidencyManager:
             raise OutOfMemory(f"the models in use leave no room for {_names(holdings)}")
         ticket = Ticket(holdings, report)
         self._tickets.append(ticket)
-        self._pump()
+        self._serve_queue()
         try:
             await ticket.granted
         except asyncio.CancelledError:
@@ -157,16 +159,16 @@ class ResidencyManager:
                 self._tickets.remove(ticket)
             elif not ticket.granted.cancelled() and ticket.granted.exception() is None:
                 self._release(holdings)
-            self._pump()
+            self._serve_queue()
             raise
         return {(holding.key[0], holding.key[1]): holding.value for holding in holdings}
 
     def release(self, keys: Iterable[Key]) -> None:
-        """Give back what was acquired."""
+        """Unpin holdings that were acquired."""
         self._release([self.holdings[key] for key in dict.fromkeys(keys)])
 
     async def unload(self, key: Key) -> int:
-        """Take a holding out of memory as soon as nobody uses it; how many bytes that freed on the device."""
+        """Drop a holding as soon as it has no users. Returns the bytes freed on the device."""
         holding = self.holdings[key]
         holding.closing = True
         try:
@@ -175,14 +177,14 @@ class ResidencyManager:
             return await self._free([holding], park=False)
         finally:
             holding.closing = False
-            self._pump()
+            self._serve_queue()
 
     async def relieve(self) -> int:
-        """Take everything that nobody uses off the device; how many bytes that freed there."""
+        """Evict all idle holdings. Returns the bytes freed on the device."""
         return await self._evict(self._idle())
 
     def close(self) -> None:
-        """Let go of the threads."""
+        """Shut the threads down."""
         for task in self._tasks:
             task.cancel()
         for thread in (self._loader, self._leaver):
@@ -194,7 +196,7 @@ class ResidencyManager:
             holding.used = time.monotonic()
         if self._idle_seconds is not None:
             asyncio.get_running_loop().call_later(self._idle_seconds, self._expire, self._idle_seconds)
-        self._pump()
+        self._serve_queue()
 
     def _expire(self, seconds: float) -> None:
         past = time.monotonic() - seconds
@@ -206,8 +208,8 @@ class ResidencyManager:
         self._on_freed()
         return freed
 
-    def _pump(self) -> None:
-        """Serve who waits, as far as it goes. Called after each change."""
+    def _serve_queue(self) -> None:
+        """Grant tickets and begin loading, in queue order. Called after each change of state."""
         self._changed.set()
         self._changed.clear()
         for ticket in list(self._tickets):
@@ -230,7 +232,7 @@ class ResidencyManager:
             ticket.granted.set_result(None)
 
     def _victims(self, holdings: Sequence[Holding]) -> list[Holding] | None:
-        """Who must leave so that all of these are resident; None where there is no room even so."""
+        """The idle holdings to evict for these, LRU first; None if that would not make enough room."""
         missing = [h for h in holdings if h.residency in (Residency.ABSENT, Residency.PARKED)]
         excess = self.device_bytes + sum(h.device_bytes for h in missing) - self.budget
         victims = []
@@ -241,7 +243,7 @@ class ResidencyManager:
         return victims if excess <= 0 else None
 
     def _idle(self) -> list[Holding]:
-        """Those that nobody uses, the one used longest ago first."""
+        """Resident holdings without users, least recently used first."""
         idle = (h for h in self.holdings.values() if h.residency is Residency.RESIDENT and not h.users)
         return sorted(idle, key=lambda h: h.used)
 
@@ -252,14 +254,14 @@ class ResidencyManager:
                 await self._load_one(holding)
         finally:
             self._loading = None
-            # A round for all who wait for what is there now, whoever stands before them.
+            # Grant all tickets for resident holdings, whatever their position.
             for ticket in list(self._tickets):
                 if all(h.residency is Residency.RESIDENT and not h.closing for h in ticket.holdings):
                     self._grant(ticket)
-            self._pump()
+            self._serve_queue()
 
     async def _load_one(self, holding: Holding) -> None:
-        was, began = holding.residency, time.monotonic()
+        state, began = holding.residency, time.monotonic()
         holding.residency = Residency.LOADING
         try:
             try:
@@ -268,8 +270,8 @@ class ResidencyManager:
                 if not isinstance(classify(error), OutOfMemory):
                     raise
             else:
-                was = Residency.RESIDENT
-            if was is not Residency.RESIDENT:  # outside the except block, which keeps tensors alive
+                state = Residency.RESIDENT
+            if state is not Residency.RESIDENT:  # outside the except block, whose traceback keeps tensors alive
                 await self.relieve()
                 await self._run(holding.load, self._reporter(holding))
             await holding.ready()
@@ -277,13 +279,13 @@ class ResidencyManager:
             log.error("%s does not load", holding.name, exc_info=error)
             holding.residency = Residency.ABSENT
             await self._run(holding.drop)
-            self._refuse(holding, error)
+            self._fail_tickets(holding, error)
             return
         holding.residency = Residency.RESIDENT
         holding.used = time.monotonic()
         log.info("%s loaded in %.2f s, %d MiB", holding.name, holding.used - began, holding.device_bytes >> 20)
 
-    def _refuse(self, holding: Holding, error: Exception) -> None:
+    def _fail_tickets(self, holding: Holding, error: Exception) -> None:
         failure: Exception = LoadFailed(f"{holding.name} does not load; the server's log says why", holding.key)
         if isinstance(classify(error), OutOfMemory):
             failure = OutOfMemory(f"the device has too little memory for {holding.name}")
@@ -294,7 +296,7 @@ class ResidencyManager:
                 ticket.granted.set_exception(failure)
 
     def _reporter(self, holding: Holding) -> Report:
-        """Tells all who wait for it how far it is, from any thread."""
+        """Forwards loading progress to all tickets for a holding, from any thread."""
         loop = asyncio.get_running_loop()
 
         def tell(progress: Loading) -> None:
@@ -308,8 +310,8 @@ class ResidencyManager:
         return report
 
     def _evict(self, victims: Sequence[Holding], park: bool = True) -> Awaitable[int]:
-        """Take these off the device, into the CPU's memory as far as they may; how many bytes that freed there.
-        From now on nobody gets them, whenever this is awaited."""
+        """Evict these from the device, parking those that may. Returns the bytes freed on the device. They are
+        marked as leaving at once, before this is awaited."""
         parking = {h for h in victims if park and self._may_park(h)}
         freed = sum(h.device_bytes for h in victims if h.residency is Residency.RESIDENT)
         for holding in victims:
@@ -322,9 +324,9 @@ class ResidencyManager:
             await self._run_in(self._leaver, holding.park if parks else holding.drop)
             await self._run_in(self._leaver, trim_heap)
             holding.residency = Residency.PARKED if parks else Residency.ABSENT
-            log.info("%s %s", holding.name, "is parked" if parks else "left memory")
+            log.info("%s %s", holding.name, "parked in host memory" if parks else "evicted")
         if victims:
-            self._pump()
+            self._serve_queue()
         return freed
 
     def _may_park(self, holding: Holding) -> bool:
@@ -332,15 +334,15 @@ class ResidencyManager:
         return resident and holding.parks and holding.device_bytes <= self._park_budget
 
     async def _make_parking_room(self, holding: Holding) -> bool:
-        """Drop what was parked longest ago until there is room for this one."""
+        """Drop parked holdings, least recently used first, until there is room to park this one."""
         parked = sorted((h for h in self.holdings.values() if h.residency is Residency.PARKED), key=lambda h: h.used)
         taken = sum(h.device_bytes for h in parked)
         while parked and taken + holding.device_bytes > self._park_budget:
-            gone = parked.pop(0)
-            gone.residency = Residency.LEAVING  # nobody loads it meanwhile
-            await self._run_in(self._leaver, gone.drop)
-            gone.residency = Residency.ABSENT
-            taken -= gone.device_bytes
+            evicted = parked.pop(0)
+            evicted.residency = Residency.LEAVING  # so that it is not loaded meanwhile
+            await self._run_in(self._leaver, evicted.drop)
+            evicted.residency = Residency.ABSENT
+            taken -= evicted.device_bytes
         return taken + holding.device_bytes <= self._park_budget
 
     async def _run(self, function: Callable[..., None], *arguments: object) -> None:

@@ -1,1 +1,1 @@
-"""Stepping diffusers' noise schedulers: evaluations per step, and tables of coefficients."""
+"""Helpers for diffusers' noise schedulers: evaluations per step, and tables of step coefficients."""

@@ -1,4 +1,4 @@
-"""Which evaluations of the denoiser make the steps that a user asked for."""
+"""Maps evaluations of the denoiser to inference steps."""
 
 from __future__ import annotations
 
@@ -11,22 +11,22 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True, weakref_slot=True)
 class Steps:
-    """The evaluations of one image, and which of them end a step that the user asked for."""
+    """The evaluations of one image, grouped by inference step."""
 
     timesteps: torch.Tensor  # (evaluations,), on the CPU
-    first: int  # the evaluation to begin with
-    ends: dict[int, int]  # evaluation to step, from 1
-    begins: dict[int, int]  # step to its first evaluation
+    first: int  # the first evaluation
+    ends: dict[int, int]  # last evaluation of a step → step, from 1
+    begins: dict[int, int]  # step, from 1 → its first evaluation
 
     @property
     def count(self) -> int:
-        """How many steps the user sees."""
+        """The number of inference steps."""
         return len(self.ends)
 
 
 def count_steps(timesteps: torch.Tensor, first: int, order: int, num_inference_steps: int) -> Steps:
-    """The steps of a scheduler that evaluates `order` times a step, counted as the progress bar of diffusers'
-    pipelines counts them: evaluations that are too many come before the first step."""
+    """The steps of a scheduler with `order` evaluations a step, counted like the progress bar of diffusers' pipelines:
+    surplus evaluations are warm-up, and belong to the first step."""
     evaluations = len(timesteps) - first
     warmup = evaluations - (num_inference_steps - first // order) * order
     done = [i for i in range(evaluations) if i == evaluations - 1 or (i + 1 > warmup and (i + 1) % order == 0)]

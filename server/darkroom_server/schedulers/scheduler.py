@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 def copy_scheduler(scheduler: Any) -> Any:
-    """A scheduler of its own: schedulers change their attributes, and lists in place, but never tensors."""
+    """A copy that shares tensors: schedulers change attributes and lists in place, never tensors."""
     copied = copy.copy(scheduler)
     for name, value in vars(scheduler).items():
         if isinstance(value, list):
@@ -21,15 +21,15 @@ def copy_scheduler(scheduler: Any) -> Any:
 
 
 def begin_at(scheduler: Any, first: int) -> Any:
-    """A scheduler of its own that begins with this evaluation."""
+    """A copy that begins at this evaluation."""
     begun = copy_scheduler(scheduler)
     if hasattr(begun, "set_begin_index"):
-        begun.set_begin_index(first)  # else schedulers look for it, and take the second of two equal timesteps
+        begun.set_begin_index(first)  # else schedulers search by timestep, and take the second of two equal ones
     return begun
 
 
 def step_arguments(scheduler: Any, generator: torch.Generator, eta: float) -> dict[str, Any]:
-    """Those of these arguments that the scheduler's step takes."""
+    """The keyword arguments for the scheduler's `step`, those that its signature has."""
     arguments = _step_arguments(scheduler.__class__)
     return {name: value for name, value in (("generator", generator), ("eta", eta)) if name in arguments}
 
@@ -42,11 +42,11 @@ def _step_arguments(scheduler: Any) -> frozenset[str]:
 def clean_estimate(
     scheduler: Any, timestep: torch.Tensor, latents: torch.Tensor, result: Any, output: torch.Tensor
 ) -> torch.Tensor:
-    """The clean latents that a step predicts (x0), from the scheduler where it says, else from x_t and the output. The
-    scheduler is after the step, the latents are those before it."""
+    """The clean latents (x_0) predicted at a step: from the scheduler's result if it has them, else from x_t and the
+    output. `scheduler` is in its state after the step, `latents` are those before it."""
     for name in ("pred_original_sample", "denoised"):
         if (estimate := getattr(result, name, None)) is not None:
-            return estimate.to(output.dtype)  # type: ignore[no-any-return]  # some compute in float32
+            return estimate.to(output.dtype)  # type: ignore[no-any-return]  # some schedulers compute in float32
     alpha, sigma = _noise_levels(scheduler, timestep)
     prediction_type = scheduler.config.get("prediction_type", "epsilon")
     if prediction_type == "sample":
@@ -57,7 +57,7 @@ def clean_estimate(
 
 
 def _noise_levels(scheduler: Any, timestep: torch.Tensor) -> tuple[Any, Any]:
-    """alpha_t and sigma_t of x_t = alpha_t x_0 + sigma_t noise, at the evaluation that the scheduler just took."""
+    """alpha_t and sigma_t in x_t = alpha_t x_0 + sigma_t noise, at the scheduler's latest evaluation."""
     if hasattr(scheduler, "_sigma_to_alpha_sigma_t"):  # DPM-Solver, UniPC, DEIS, SA-Solver
         return scheduler._sigma_to_alpha_sigma_t(scheduler.sigmas[scheduler.step_index - 1])  # type: ignore[no-any-return]
     if hasattr(scheduler, "alphas_cumprod"):  # PNDM, TCD
@@ -68,6 +68,6 @@ def _noise_levels(scheduler: Any, timestep: torch.Tensor) -> tuple[Any, Any]:
 
 
 def noise_level(scheduler: Any, evaluation: int) -> float | None:
-    """The sigma at which an evaluation begins, for schedulers that have a table of them."""
+    """The sigma of an evaluation; None for schedulers without sigmas."""
     sigmas = getattr(scheduler, "sigmas", None)
     return float(sigmas[evaluation]) if sigmas is not None and evaluation < len(sigmas) else None

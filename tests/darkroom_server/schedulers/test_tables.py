@@ -18,7 +18,7 @@ from darkroom_plugins.errors import DarkroomError, PluginFailed
 from darkroom_plugins.request import OutputOptions, PreviewOptions, Request, SchedulerChoice
 from darkroom_plugins.sample import Sample
 from darkroom_server.engine.recovery import Recovery
-from darkroom_server.engine.step import Turn, advance
+from darkroom_server.engine.step import StepInput, advance
 from darkroom_server.schedulers.tables import NotLinear, Step, Table, Tables, make_table, tabulate
 
 SHAPE = (1, 4, 5, 3)
@@ -111,8 +111,8 @@ class Case:
 STRICT = Recovery(lambda: False)
 
 
-def turn(sample: Sample, coefficients: Step | None, output: torch.Tensor, want_estimate: bool) -> Turn:
-    return Turn(sample, BY_NAME["ddim"], coefficients, [output], want_estimate)
+def step_input(sample: Sample, coefficients: Step | None, output: torch.Tensor, want_estimate: bool) -> StepInput:
+    return StepInput(sample, BY_NAME["ddim"], coefficients, [output], want_estimate)
 
 
 def random(seed: int, dtype: torch.dtype) -> torch.Tensor:
@@ -167,7 +167,7 @@ def course(case: Case) -> Course | None:
         course = Course(case, [sample.latents], [], sample)
         while not sample.done:
             sample.scheduler.scale_model_input(sample.latents, sample.timestep)
-            (estimate,) = advance([turn(sample, None, random(sample.evaluation + 1, case.dtype), True)], STRICT)
+            (estimate,) = advance([step_input(sample, None, random(sample.evaluation + 1, case.dtype), True)], STRICT)
             if isinstance(estimate, DarkroomError):
                 return None
             assert estimate is not None
@@ -200,11 +200,11 @@ def run(samples: list[Sample], courses: list[Course], coefficients: Coefficients
         going = [each for each in going if each[1].case.dtype == dtype]
         at = [sample.evaluation - sample.first for sample, _ in going]
         outputs = [random(sample.evaluation + 1, dtype) for sample, _ in going]
-        turns = [
-            turn(sample, coefficients(sample, course), output, k % 3 > 0)
+        inputs = [
+            step_input(sample, coefficients(sample, course), output, k % 3 > 0)
             for (sample, course), output, k in zip(going, outputs, at, strict=True)
         ]
-        estimates = advance(turns, STRICT)
+        estimates = advance(inputs, STRICT)
         for (sample, course), k, estimate in zip(going, at, estimates, strict=True):
             before, after = course.latents[k : k + 2]
             worst = max(worst, check(sample.latents, after, before))
@@ -263,8 +263,10 @@ def test_a_sample_that_fails_is_as_it_was() -> None:
     samples = [case.sample() for _ in range(3)]
     latents, state = samples[1].latents, samples[1].generator.get_state()
     outputs = [random(1, torch.float32), torch.zeros(1, 4, 5, 4), random(1, torch.float32)]
-    turns = [turn(sample, case.table.at(0), output, True) for sample, output in zip(samples, outputs, strict=True)]
-    estimates = advance(turns, STRICT)
+    inputs = [
+        step_input(sample, case.table.at(0), output, True) for sample, output in zip(samples, outputs, strict=True)
+    ]
+    estimates = advance(inputs, STRICT)
     assert isinstance(estimates[1], PluginFailed)
     assert samples[1].latents is latents
     assert samples[1].generator.get_state().equal(state)
