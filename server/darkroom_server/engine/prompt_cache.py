@@ -47,7 +47,7 @@ class PromptCache:
 
     def __len__(self) -> int:
         """How many are kept."""
-        return len(self._kept)
+        return len(self._entries)
 
     def clear(self) -> None:
         """Evict all, to free memory."""

@@ -96,13 +96,12 @@ def place(components: Mapping[str, nn.Module], family: Family, options: MemoryOp
     if (part := denoiser(family)) is not None:
         _prepare_denoiser(components[part], family, options)
     vae: Any = components.get("vae")
-    meta: Any = family.meta_components.get("vae")
     if options.vae_slicing:
         vae.enable_slicing()
     if options.vae_tiling:
         vae.enable_tiling()
     if _traceable(family, options) and hasattr(vae, "decoder"):
-        vae.decoder.forward = traced(vae.decoder, meta.decoder)
+        vae.decoder.forward = traced(vae.decoder)
     placement = Placement(options.offload)
     for name, network in components.items():
         _offload(network, options.offload, family.device, placement, streams=name == part)
@@ -124,7 +123,7 @@ def _prepare_denoiser(network: Any, family: Family, options: MemoryOptions) -> N
         # Weights that come and go are there for the engine alone.
         network.forward = compiled(network, background=options.offload == "none")
     elif _traceable(family, options) and options.attention_slicing is None:  # which is a loop over rows
-        network.forward = traced(network, family.meta_components[denoiser(family) or ""])
+        network.forward = traced(network)
     if kernel := ATTENTION_KERNELS.get(options.attention_backend or "native"):
         network.forward = _with_kernel(network.forward, kernel)
 

@@ -1,9 +1,9 @@
 """A network's forward without Python between its operations, which it is a third of for small pictures on a CPU.
 
 Python asks for some 600 operations in an evaluation of a UNet, which takes 7 to 14 ms, more than a few rows of small
-latents take to be computed. A trace (torch.jit.trace) asks for the same ones without. It is made beside the engine, for
-inputs of each kind, and used once it was seen to make what the network makes, to the last bit. A trace takes about
-16 MiB, which torch never gives back: there are few of them, and those of a model outlive its unloading.
+latents take to be computed. A trace asks for the same ones without. It is made beside the engine, for inputs of each
+kind, and used once it was seen to make what the network makes, to the last bit. A trace takes about 16 MiB, until its
+network goes. torch.jit.trace is not what makes it, as that would keep each trace for as long as the process lives.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import warnings
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
-from weakref import WeakKeyDictionary
+from weakref import WeakValueDictionary
 
 import torch
 from torch import nn
@@ -31,27 +31,25 @@ from darkroom_server.networks.tensors import mapped, tensors
 log = logging.getLogger(__name__)
 
 LONGEST = 0.25  # seconds of an evaluation: of one that takes longer, Python's part is not worth a trace
-MOST = 12  # traces in this process, of use or not
+MOST = 12  # traces of all networks in memory, of use or not
 MANY = 64  # rows, from which upsampling in diffusers goes another way
 
 Trace: TypeAlias = Callable[[list[torch.Tensor]], Any]
-Traces: TypeAlias = dict[Hashable, Trace | None]  # by the kind of input; None: it is being made, or is of no use
 
-_traces: WeakKeyDictionary[nn.Module, Traces] = WeakKeyDictionary()
-_count = 0
+_alive: WeakValueDictionary[int, _Traced] = WeakValueDictionary()  # by their identity
 _at_work = threading.Lock()  # one at a time, so that the end of the process does not wait for many
 
 warnings.filterwarnings("ignore", category=torch.jit.TracerWarning)  # type: ignore[attr-defined]  # all is checked
 
 
-def traced(network: nn.Module, kept_with: nn.Module) -> Callable[..., Any]:
-    """Its forward, which takes rows: tensors of any number of them, first. Its traces are kept as long as `kept_with`,
-    a module that stands for all networks of this structure and setting.
+def traced(network: nn.Module) -> Callable[..., Any]:
+    """Its forward, which takes rows: tensors of any number of them, first.
 
     Whatever is changed about the network (hooks, layers and attention processors in others' places) is minded by
     running it as it is, as are inputs that there is no trace for yet. Its forward has to be that of its class.
     """
-    forward = _Traced(network, _traces.setdefault(kept_with, {}))
+    forward = _Traced(network)
+    _alive[id(forward)] = forward
     taking = functools.wraps(network.forward)(lambda *args, **kwargs: forward(*args, **kwargs))
     taking.supports_fixed_outputs = True  # type: ignore[attr-defined]  # see FixedOutput
     return taking
@@ -114,8 +112,9 @@ class _Call:
 
 
 class _Traced:
-    def __init__(self, network: nn.Module, traces: Traces) -> None:
-        self._network, self._traces = network, traces
+    def __init__(self, network: nn.Module) -> None:
+        self._network = network
+        self.traces: dict[Hashable, Trace | None] = {}  # by the kind of input; None: it is being made, or is of no use
         self._modules = [(module, _parts(module)) for module in network.modules()]
         self._places = [(table, name) for table, name, _ in tensors(network)]
         self._twin = _Twin(network)
@@ -128,14 +127,14 @@ class _Traced:
         kind = call.kind
         if kind is None:
             return self._plain(*args, **kwargs)
-        if (trace := self._traces.get(kind)) is None:
+        if (trace := self.traces.get(kind)) is None:
             return self._as_it_is(kind, call)
         try:
             return _run(trace, call, self._weights())
         except Exception as error:
             made = self._plain(*args, **kwargs)  # which raises what is not the trace's fault
             log.warning("a trace of %s failed, and is not used again", self._name, exc_info=error)
-            self._traces[kind] = None
+            self.traces[kind] = None
             return made
 
     def _plain(self, *args: Any, **kwargs: Any) -> Any:
@@ -161,18 +160,16 @@ class _Traced:
         return [table[name] for table, name in self._places]
 
     def _as_it_is(self, kind: Hashable, call: _Call) -> Any:
-        global _count
         began = time.monotonic()
         made = self._plain(*call.args, **call.kwargs)
         quick = time.monotonic() - began < LONGEST
-        if quick and kind not in self._traces and _count < MOST and _at_work.acquire(blocking=False):
+        if quick and kind not in self.traces and _count() < MOST and _at_work.acquire(blocking=False):
             try:
                 background().submit(self._try, kind, call.mapped(torch.clone))
             except Exception:  # there is no room for the copies now
                 _at_work.release()
                 return made
-            self._traces.setdefault(kind, None)
-            _count += 1
+            self.traces.setdefault(kind, None)
         return made
 
     @torch.inference_mode()
@@ -183,7 +180,7 @@ class _Traced:
             for other in map(call.with_rows, _to_check(call.rows)):
                 if not _same(_run(trace, other, weights), self._twin.run(other, weights)):
                     raise ValueError(f"of {call.rows} rows, it makes something else of {other.rows}")
-            self._traces[kind] = trace
+            self.traces[kind] = trace
             log.info("%s is traced for one more kind of input, in %.2f s", self._name, time.monotonic() - began)
         except Exception as error:  # whatever a tracer raises: the network is there without it
             log.info("no trace of %s: %s", self._name, str(error).strip().partition("\n")[0])
@@ -206,9 +203,9 @@ class _Twin:
             taken = iter(inputs)
             return self.run(call.mapped(lambda _: next(taken)), [*taken])
 
-        trace: Any = torch.jit.trace(run, ([*call.tensors, *weights],), check_trace=False)
-        vars(trace).clear()  # it would keep these layers, and the weights they have
-        return trace  # type: ignore[no-any-return]
+        inputs = ([*call.tensors, *weights],)
+        graph, _ = torch._C._create_graph_by_tracing(run, inputs, lambda _: "", True, False, None, ["inputs"])
+        return torch._C._create_function_from_graph("forward", graph)
 
     def run(self, call: _Call, weights: Sequence[torch.Tensor]) -> Any:
         """What the network makes with these weights."""
@@ -220,6 +217,12 @@ class _Twin:
                 layer["forward"] = lambda *_, value=value: value
                 changed.callback(layer.pop, "forward")
             return self._network(*call.args, **call.kwargs)
+
+
+def _count() -> int:
+    """Of all networks' traces."""
+    found = [ref() for ref in _alive.valuerefs()]  # at once, as models are loaded meanwhile
+    return sum(len(each.traces) for each in found if each is not None)
 
 
 def _run(trace: Trace, call: _Call, weights: Sequence[torch.Tensor]) -> Any:

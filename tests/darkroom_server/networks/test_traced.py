@@ -5,6 +5,7 @@ import weakref
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+from weakref import WeakValueDictionary
 
 import numpy as np
 import pytest
@@ -38,7 +39,7 @@ class Network(nn.Module):
 @pytest.fixture(autouse=True)
 def fresh(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """As if there were no traces yet."""
-    monkeypatch.setattr(module, "_count", 0)
+    monkeypatch.setattr(module, "_alive", WeakValueDictionary())
     with torch.inference_mode():
         yield
     settle()
@@ -51,7 +52,7 @@ def settle() -> None:
 
 def prepared(network: Network, *args: Any, **kwargs: Any) -> Network:
     """The network traced for such a call; `runs` counts from there."""
-    network.forward = traced(network, network)  # type: ignore[method-assign]
+    network.forward = traced(network)  # type: ignore[method-assign]
     network(*args, **kwargs)
     settle()
     network.runs = 0
@@ -161,10 +162,18 @@ def test_slow_networks_and_many_kinds_are_left_alone(monkeypatch: pytest.MonkeyP
         network = prepared(Network(), rows(2))
         network(rows(2))
         assert network.runs == 1
-    monkeypatch.setattr(module, "_count", module.MOST)
-    network = prepared(Network(), rows(2))
-    network(rows(2))
-    assert network.runs == 1
+    monkeypatch.setattr(module, "MOST", 2)
+    network, other = prepared(Network(), rows(2)), prepared(Network(), rows(2))
+    last = prepared(Network(), rows(2))
+    last(rows(2))
+    assert last.runs == 1
+    del network
+    gc.collect()
+    last(rows(2))
+    settle()
+    last(rows(2))
+    other(rows(2))
+    assert (last.runs, other.runs) == (2, 0)
 
 
 def test_a_trace_that_fails_is_used_no_more(caplog: pytest.LogCaptureFixture) -> None:
@@ -173,8 +182,8 @@ def test_a_trace_that_fails_is_used_no_more(caplog: pytest.LogCaptureFixture) ->
     def fail(inputs: list[torch.Tensor]) -> Any:
         raise RuntimeError("out of order")
 
-    module._traces[network] = dict.fromkeys(module._traces[network], fail)
-    vars(network)["forward"] = traced(network, network)
+    (forward,) = module._alive.values()
+    forward.traces = dict.fromkeys(forward.traces, fail)
     for _ in range(2):
         assert torch.equal(network(rows(2)), expected(network, rows(2)))
     assert len([record for record in caplog.records if "not used again" in record.message]) == 1
@@ -194,31 +203,28 @@ def test_a_call_that_is_wrong_says_so_and_costs_no_trace() -> None:
     assert network.runs == 0
 
 
-def test_traces_outlive_a_network_and_keep_no_weights() -> None:
-    kept_with, networks = nn.Identity(), [Network() for _ in range(2)]
-    networks[0].forward = traced(networks[0], kept_with)  # type: ignore[method-assign]
-    networks[0](rows(2))
-    settle()
-    weight = weakref.ref(networks[0].first.weight)
-    networks[1].forward = traced(networks[1], kept_with)  # type: ignore[method-assign]
-    networks.pop(0)
+def test_nothing_of_a_trace_outlives_its_network() -> None:
+    kept = torch.ones(4)
+    network = prepared(Network(lambda x, kept=kept: x + kept), rows(2))
+    network(rows(2))
+    assert network.runs == 0
+    weight, constant = weakref.ref(network.first.weight), weakref.ref(kept)
+    del network, kept
     gc.collect()
     assert weight() is None
-    (network,) = networks
-    assert torch.equal(network(rows(4)), expected(network, rows(4)))
-    assert network.runs == 1
+    assert constant() is None  # which is a part of the trace
 
 
 def test_a_servers_pictures_are_the_same_from_traces(tiny_model: Path) -> None:
     request = {"prompt": "x", "seed": 3, "num_inference_steps": 4}
     with RunningServer(models=[{"name": "tiny", "path": tiny_model}]) as server:
-        family: Any = server.app.catalog.models["tiny"].family
-        networks = [family.meta_components["unet"], family.meta_components["vae"].decoder]
         before = []
         for count in (1, 3, 3):  # each network traced in its turn, as one is at a time
             before.append(server.start(generate_request(**request, num_images=count)).read())
             settle()
-        assert all(any(module._traces[network].values()) for network in networks)
+        unet, decoder = module._alive.values()
+        assert any(unet.traces.values())
+        assert any(decoder.traces.values())
         after = [server.start(generate_request(**request, num_images=count)).read() for count in (1, 3, 3)]
     for one, other in zip(before, after, strict=True):
         assert np.array_equal(one.pixels, other.pixels)
