@@ -36,7 +36,8 @@ MANY = 64  # rows, from which upsampling in diffusers goes another way
 
 Trace: TypeAlias = Callable[[list[torch.Tensor]], Any]
 
-_alive: WeakValueDictionary[int, _Traced] = WeakValueDictionary()  # by their identity
+enabled = True  # whether traces are made and used
+alive: WeakValueDictionary[int, _Traced] = WeakValueDictionary()  # the traced forwards in memory, by their identity
 _at_work = threading.Lock()  # one at a time, so that the end of the process does not wait for many
 
 warnings.filterwarnings("ignore", category=torch.jit.TracerWarning)  # type: ignore[attr-defined]  # all is checked
@@ -49,7 +50,7 @@ def traced(network: nn.Module) -> Callable[..., Any]:
     running it as it is, as are inputs that there is no trace for yet. Its forward has to be that of its class.
     """
     forward = _Traced(network)
-    _alive[id(forward)] = forward
+    alive[id(forward)] = forward
     taking = functools.wraps(network.forward)(lambda *args, **kwargs: forward(*args, **kwargs))
     taking.supports_fixed_outputs = True  # type: ignore[attr-defined]  # see FixedOutput
     return taking
@@ -120,7 +121,7 @@ class _Traced:
         self._twin = _Twin(network)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        given = self._given()
+        given = self._given() if enabled else None
         if given is None:
             return self._plain(*args, **kwargs)
         call = _Call.of(args, kwargs, given)
@@ -221,7 +222,7 @@ class _Twin:
 
 def _count() -> int:
     """Of all networks' traces."""
-    found = [ref() for ref in _alive.valuerefs()]  # at once, as models are loaded meanwhile
+    found = [ref() for ref in alive.valuerefs()]  # at once, as models are loaded meanwhile
     return sum(len(each.traces) for each in found if each is not None)
 
 

@@ -21,7 +21,7 @@ from darkroom.v1.edits_pb2 import ImageToImage, Inpaint
 from darkroom.v1.parameters_pb2 import ControlSpec, LoraSpec
 from darkroom_plugins.errors import PluginFailed
 from darkroom_server.engine.recovery import PATIENCE, Recovery
-from darkroom_server.networks.traced import _Traced
+from darkroom_server.networks import traced
 from tests.support import RunningServer, Stream, details, edit_request, generate_request, png
 
 NOISE = np.random.default_rng(2)
@@ -65,7 +65,7 @@ class Shortage:
 @pytest.fixture(autouse=True)
 def without_traces(monkeypatch: pytest.MonkeyPatch) -> None:
     """What is patched here is run by Python."""
-    monkeypatch.setattr(_Traced, "_given", lambda self: None)
+    monkeypatch.setattr(traced, "enabled", False)
 
 
 @pytest.fixture

@@ -46,7 +46,7 @@ class Backend:
         self.began.set()
         if self.compiled_by[-1] == "compiler":
             self.niceness.add(os.getpriority(os.PRIO_PROCESS, threading.get_native_id()))
-            self.go.wait(20)
+            self.go.wait(100)
         if self.error is not None:
             raise self.error
 
@@ -94,7 +94,7 @@ def test_no_job_waits_for_the_compiler(backend: Backend, tiny_model: Path) -> No
         first = server.generate(**REQUEST).pixels
         assert time.monotonic() - began < 15
         assert not backend.run_by  # it was made while the compiler was at work
-        assert backend.began.wait(20)
+        assert backend.began.wait(100)
         assert backend.compiled_by == ["compiler"]
         backend.go.set()
         assert backend.niceness == {NICENESS}
