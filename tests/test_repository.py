@@ -155,6 +155,26 @@ def test_imports_go_down_the_layers() -> None:
     assert not upward
 
 
+def attributes(path: Path) -> set[str]:
+    """The names of all attributes that a file reads or sets."""
+    return {node.attr for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Attribute)}
+
+
+def test_a_jobs_progress_is_the_engines() -> None:
+    """What the engine's thread notes of a job is read nowhere else: admission goes by what the engine said."""
+    for path in sources("darkroom_server"):
+        if unit(path) != "engine" and path.name != "job.py":
+            assert "progress" not in attributes(path), path.relative_to(ROOT)
+
+
+def test_the_residency_manager_is_the_event_loops() -> None:
+    """The engine and the planner get values, not the manager."""
+    for path in sources("darkroom_server"):
+        if unit(path) in ("engine", "jobs"):
+            taken = {name for module, name in imports(path) if module == "darkroom_server.models.residency"}
+            assert taken <= {"Key", "Loading"}, path.relative_to(ROOT)
+
+
 def test_only_the_manager_imports_what_is_built_in() -> None:
     """What comes in the box uses the contract that outsiders use, and nothing depends on it."""
     users = {

@@ -4,7 +4,6 @@ import itertools
 import math
 import random
 import re
-import time
 from typing import Any, TypeAlias
 
 import pytest
@@ -124,10 +123,10 @@ def test_any_text_is_read(seed: int) -> None:
 @pytest.mark.parametrize(
     "prompt", ["(a" * 5000, "(" * 3333 + "a)" * 3333, ": " * 5000, " " * 10_000, "(:" + "1" * 9998, "BREAK " * 1666]
 )
-def test_long_prompts_take_no_time(prompt: str) -> None:
-    begin = time.perf_counter()
+@pytest.mark.timeout(20)
+def test_long_prompts_are_read(prompt: str) -> None:
+    """In linear time: the square of their length would take longer than a test may."""
     read(prompt)
-    assert time.perf_counter() - begin < 1
 
 
 def test_huge_weights_do_not_raise() -> None:

@@ -11,7 +11,7 @@ import pytest
 import torch
 from pydantic import BaseModel
 
-from darkroom_plugins import Adapter, BatchContract, Conditioner, Finisher, PluginFailed, Preprocessor, Task
+from darkroom_plugins import Adapter, BatchContract, Conditioner, Finisher, PluginFailed, Preprocessor, Task, calls
 from darkroom_plugins.testing import Made, make
 from darkroom_server.api.preprocess import preprocess
 
@@ -181,6 +181,16 @@ def test_paths_and_addresses_stay_here() -> None:
     with pytest.raises(PluginFailed) as caught:
         make(Bad(fail))
     assert str(caught.value) == "the plugin 'bad' failed in condition: OSError: cannot read …/secret.bin at 0x…"
+
+
+def test_a_slow_hook_is_logged_once(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    monkeypatch.setattr(calls, "SLOW_SECONDS", 0.0)
+    finisher = Inverted()
+    finisher.plugin = "slow"
+    for _ in range(3):
+        make(finisher)
+    (message,) = [record.getMessage() for record in caplog.records if "in finish" in record.getMessage()]
+    assert message.startswith("the plugin 'slow' took long in finish")
 
 
 def test_it_needs_no_diffusers() -> None:
