@@ -12,8 +12,7 @@ import torch
 from pydantic import BaseModel
 
 from darkroom_plugins import Adapter, BatchContract, Conditioner, Finisher, PluginFailed, Preprocessor, Task, calls
-from darkroom_plugins.testing import Made, make
-from darkroom_server.api.preprocess import preprocess
+from darkroom_plugins.testing import Made, make, preprocess
 
 
 class Residual(Conditioner):
