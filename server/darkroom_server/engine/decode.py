@@ -13,7 +13,7 @@ from darkroom_plugins import calls
 from darkroom_plugins.contract import Inspector
 from darkroom_plugins.errors import NonFinite
 from darkroom_plugins.sample import Sample
-from darkroom_server.device.transfer import PendingImage, beside, to_pictures
+from darkroom_server.device.transfer import PendingImage, side_stream, to_pictures
 from darkroom_server.engine.recovery import Outcome, Recovery, work
 from darkroom_server.errors import OutOfMemory
 
@@ -35,7 +35,7 @@ def decode(samples: Sequence[Sample], recovery: Recovery, aside: bool) -> list[O
     if not samples:
         return []
     latents = [sample.latents for sample in samples]
-    with beside(samples[0].model.device, latents) if aside else contextlib.nullcontext():
+    with side_stream(samples[0].model.device, latents) if aside else contextlib.nullcontext():
         whole = recovery.each(work("decode", samples[0].request), _decode, samples, DECODED_AT_ONCE)
         return [
             _in_tiles(sample, outcome, recovery) if isinstance(outcome, OutOfMemory) else outcome
