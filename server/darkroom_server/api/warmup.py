@@ -32,7 +32,7 @@ async def warm_up(model: str, catalog: Catalog, planner: Planner, engine: Engine
         except Exception as error:  # of a model that makes none without a picture to begin with, for instance
             log.warning("model %s: no warm-up with %d pictures at once: %s", model, count, error)
             return
-        while compiled.at_work():  # noqa: ASYNC110  # a thread that waited for it would hold up a server that stops
+        while compiled.is_compiling():  # noqa: ASYNC110  # a thread that waited for it would hold up a server that stops
             await asyncio.sleep(0.1)
         count *= 2
 

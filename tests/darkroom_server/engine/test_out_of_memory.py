@@ -69,7 +69,7 @@ class Shortage:
 @pytest.fixture(autouse=True)
 def without_traces(monkeypatch: pytest.MonkeyPatch) -> None:
     """What is patched here is run by Python."""
-    monkeypatch.setattr(_Traced, "_given", lambda self: None)
+    monkeypatch.setattr(_Traced, "_fixed_outputs", lambda self: None)
 
 
 @pytest.fixture
