@@ -44,10 +44,10 @@ def test_who_reads_waits_until_it_is_there() -> None:
     picture, read = PendingImage(pixels, finite, event), []
     reader = threading.Thread(target=lambda: read.append(picture.read()))
     reader.start()
-    assert not picture.there
+    assert not picture.ready
     pixels.fill_(7)  # as the copy does, which is not there before its event
     finite.fill_(True)
     event.came.set()
-    assert picture.there
+    assert picture.ready
     reader.join(20)
     assert (read[0] == 7).all()
