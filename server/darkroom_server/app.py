@@ -1,4 +1,4 @@
-"""Puts a server together, and runs it."""
+"""Composition root: builds, starts and stops a server."""
 
 from __future__ import annotations
 
@@ -49,14 +49,14 @@ T = TypeVar("T")
 
 
 class AddressInUse(Exception):
-    """The server cannot listen where it should."""
+    """The listen address is in use."""
 
 
 class App:
-    """A server. `address` is where it listens; `failed` is set when the device is lost."""
+    """A server. `address` is its listen address; `failed` is set when the device is lost."""
 
     def __init__(self, settings: Settings, engine: Engine, catalog: Catalog, decoders: PreviewDecoders) -> None:
-        """For `open`, which starts the engine and opens the models first."""
+        """Called by `open`, which first starts the engine and opens the models."""
         self.settings, self.engine, self.catalog = settings, engine, catalog
         self.address = ""
         self.failed = asyncio.Event()
@@ -78,9 +78,9 @@ class App:
 
     @classmethod
     async def open(cls, settings: Settings, plugins: Plugins) -> App:
-        """A server with its models opened, whose weights are not loaded yet.
+        """A server with its models opened, weights not loaded yet.
 
-        :raises ModelError: something cannot be offered as it is configured
+        :raises ModelError: a model or asset cannot be served as configured
         """
         settings = settings if settings.models else with_demo(settings)
         decoders = PreviewDecoders(plugins)
@@ -91,17 +91,17 @@ class App:
             torch.set_num_threads(1)
             background()
             app = cls(settings, engine, await engine.call(partial(open_catalog, settings, plugins)), decoders)
-            await engine.call(partial(torch.set_num_threads, threads))  # see threads.py
+            await engine.call(partial(torch.set_num_threads, threads))  # see device/threads.py
         except BaseException:
             await engine.stop()
             raise
         return app
 
     async def start(self) -> None:
-        """Load the models, and serve.
+        """Preload the models, and serve.
 
         :raises ModelError: a model does not load
-        :raises AddressInUse: nothing can listen at the address
+        :raises AddressInUse: cannot bind to the address
         """
         await self._preload()
         try:
@@ -115,7 +115,7 @@ class App:
             await self._health.set(service, health_pb2.HealthCheckResponse.SERVING)
 
     async def stop(self) -> None:
-        """Refuse new jobs, let those that run end within `drain_seconds`, and stop."""
+        """Drain: refuse new jobs, give running ones `drain_seconds` to end; then stop."""
         await self._health.enter_graceful_shutdown()
         await self.jobs.drain(0 if self.failed.is_set() else self.settings.drain_seconds)
         await self._server.stop(1)
@@ -125,15 +125,15 @@ class App:
         self._encoder.close()
 
     async def _prepare(self, model: Model) -> None:
-        """What a model needs once its weights are there. On the engine's thread, as it uses torch."""
+        """Prepare a loaded model: preview decoders, on the engine's thread as they use torch; warm-up."""
         await self.engine.call(lambda: self.previews.prepare(model))
         if model.settings.compile == "load":
             await warm_up(model.name, self.catalog, self._planner, self.engine)
 
     async def _preload(self) -> None:
-        """Load the models that are to be there from the beginning, as far as there is room.
+        """Load the models with `preload`, in order, if they fit the memory budget.
 
-        :raises ModelError: one does not load
+        :raises ModelError: a model does not load
         """
         budget = self.settings.memory_budget
         for model in self.catalog.models.values():
@@ -149,11 +149,11 @@ class App:
 
     def _build(self) -> aio.Server:
         options = [
-            ("grpc.so_reuseport", 0),  # else a second server takes the same port in silence
+            ("grpc.so_reuseport", 0),  # else a second server silently shares the port
             ("grpc.max_receive_message_length", self.settings.limits.max_request_bytes),
             ("grpc.max_send_message_length", -1),
             ("grpc.keepalive_permit_without_calls", 1),
-            ("grpc.keepalive_time_ms", 20_000),  # to notice clients that vanished without a word
+            ("grpc.keepalive_time_ms", 20_000),  # detects clients that vanished
             ("grpc.keepalive_timeout_ms", 10_000),
             ("grpc.http2.max_pings_without_data", 0),
             ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
@@ -169,11 +169,11 @@ class App:
         return server
 
     def _relieve(self) -> bool:
-        """Called on the engine's thread: take what nobody uses off the device; whether there was anything."""
+        """Called on the engine's thread: evict idle models and assets from the device; whether there were any."""
         return asyncio.run_coroutine_threadsafe(self.residency.relieve(), self._loop).result() > 0
 
     def _on_device_lost(self) -> None:
-        """Called on the engine's thread: nothing can be made any more, so the process is to end."""
+        """Called on the engine's thread: the process has to end."""
         self._loop.call_soon_threadsafe(self._give_up)
 
     def _give_up(self) -> None:
@@ -184,9 +184,9 @@ class App:
 
 
 def open_catalog(settings: Settings, plugins: Plugins) -> Catalog:
-    """All that requests may name, without weights.
+    """The catalog of models and assets, without weights.
 
-    :raises ModelError: something cannot be offered as it is configured
+    :raises ModelError: a model or asset cannot be served as configured
     """
     models = open_models(settings, plugins)
     assets = AssetFiles(settings, plugins, models)
@@ -196,7 +196,7 @@ def open_catalog(settings: Settings, plugins: Plugins) -> Catalog:
 
 
 async def _until(stop: asyncio.Event, work: Coroutine[Any, Any, T]) -> T | None:
-    """The result of a piece of work that is cancelled when the server is to stop first: None then."""
+    """The result of `work`; None if `stop` is set first, which cancels it."""
     working, stopping = asyncio.ensure_future(work), asyncio.ensure_future(stop.wait())
     await asyncio.wait((working, stopping), return_when=asyncio.FIRST_COMPLETED)
     stopping.cancel()
@@ -208,7 +208,7 @@ async def _until(stop: asyncio.Event, work: Coroutine[Any, Any, T]) -> T | None:
 
 
 async def run(settings: Settings, plugins: Plugins | None = None) -> int:
-    """Serve until SIGINT or SIGTERM; the exit code, 1 when the device was lost."""
+    """Serve until SIGINT or SIGTERM. Returns the exit code: 1 after a lost device."""
     stop = asyncio.Event()
     for name in (signal.SIGINT, signal.SIGTERM):
         asyncio.get_running_loop().add_signal_handler(name, stop.set)
@@ -225,7 +225,7 @@ async def run(settings: Settings, plugins: Plugins | None = None) -> int:
 
 
 async def _serve(app: App, stop: asyncio.Event) -> None:
-    """Say that it is ready, and wait until it is to stop."""
+    """Print the readiness line, and wait for `stop` or a lost device."""
     print(f"Darkroom is ready on {app.address}: {', '.join(app.catalog.models)}", flush=True)  # noqa: T201
     unchecked = [model.name for model in app.settings.models if model.safety == "off"]
     if unchecked:

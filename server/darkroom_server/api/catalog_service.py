@@ -1,4 +1,4 @@
-"""CatalogService: what may be named in a request."""
+"""CatalogService: lists of models, tasks, schedulers and assets; loading and unloading of models."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from darkroom_server.models.model import Model
     from darkroom_server.models.residency import Key, ResidencyManager
 
-RESIDENCIES = {  # in the order of nearness
+RESIDENCIES = {  # furthest from the device first
     Residency.ABSENT: pb.RESIDENCY_ABSENT,
     Residency.LEAVING: pb.RESIDENCY_ABSENT,
     Residency.LOADING: pb.RESIDENCY_LOADING,
@@ -45,7 +45,7 @@ Context: TypeAlias = Any  # grpc.aio.ServicerContext, which has no types
 
 
 class CatalogService(catalog_service_pb2_grpc.CatalogServiceServicer):
-    """Lists what the catalog holds, each list sorted by name."""
+    """Serves the catalog; each list is sorted by name."""
 
     def __init__(self, catalog: Catalog, residency: ResidencyManager) -> None:
         self._catalog = catalog
@@ -136,7 +136,7 @@ class CatalogService(catalog_service_pb2_grpc.CatalogServiceServicer):
         return pb.UnloadModelResponse(freed_bytes=freed)
 
     def _named(self, name: str) -> Model:
-        """:raises RequestRefused: there is no model of this name"""
+        """:raises RequestRefused: no such model"""
         if not name:
             raise InvalidRequest([Violation("model", "must be set")])
         models = self._catalog.models
@@ -159,7 +159,7 @@ class CatalogService(catalog_service_pb2_grpc.CatalogServiceServicer):
         }
 
     def _residency(self, *keys: Key) -> pb.Residency:
-        """Where something is; of several copies, that of the one which is nearest."""
+        """The residency of an asset; of several copies, the one nearest to the device."""
         found = (RESIDENCIES[self._resident[key].residency] for key in keys)
         return max(found, default=pb.RESIDENCY_ABSENT)
 

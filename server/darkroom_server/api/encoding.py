@@ -1,4 +1,4 @@
-"""From events to messages: pictures are encoded in a pool of threads, and only those that a stream gets to."""
+"""Events to protobuf messages. Pictures are encoded lazily, as a stream reaches them, in a thread pool."""
 
 from __future__ import annotations
 
@@ -34,18 +34,18 @@ if TYPE_CHECKING:
 
 
 class Encoder:
-    """Turns the events of one job after the other into the fields of `JobEvent` messages."""
+    """Converts job events to the fields of `JobEvent` messages."""
 
     def __init__(self, threads: int, chunk_bytes: int, on_lost: Callable[[DeviceLost], None]) -> None:
-        """`on_lost` is called where a picture shows that the device is lost."""
+        """`on_lost` is called if reading a picture reveals a lost device."""
         self._pool = single_threaded_pool("encoder", threads)
-        # One waiting thread for each kind of picture; those of one kind are complete in their order.
+        # One waiter thread per kind of result; results of one kind complete in order.
         self._arrivals = {kind: ThreadPoolExecutor(1, "arrivals") for kind in (PreviewMade, ImageDecoded)}
         self._chunk_bytes = chunk_bytes
         self._on_lost = on_lost
 
     def close(self) -> None:
-        """Let go of the threads; a plugin that hangs in one does not hold up the end."""
+        """Shut the pools down without waiting: a hanging plugin must not block the exit."""
         for pool in (self._pool, *self._arrivals.values()):
             pool.shutdown(wait=False, cancel_futures=True)
 
@@ -83,7 +83,7 @@ class Encoder:
 
 
 def _wait(picture: PendingImage) -> None:
-    with suppress(Exception):  # who reads it is told
+    with suppress(Exception):  # `read` raises it again
         picture.wait()
 
 
@@ -92,7 +92,7 @@ def _control(event: ControlMade, chunk_bytes: int) -> list[dict[str, Any]]:
 
 
 def _preview(job: Job, event: PreviewMade) -> list[dict[str, Any]]:
-    """The message of a preview; none where its decoder made what is no picture."""
+    """The message of a preview; none if its values are not finite, for instance."""
     try:
         data, size = encode_preview(event.picture.read(), job.request.preview)
     except BaseException as error:
@@ -103,7 +103,7 @@ def _preview(job: Job, event: PreviewMade) -> list[dict[str, Any]]:
 
 
 def _image(job: Job, event: ImageDecoded, chunk_bytes: int) -> list[dict[str, Any]]:
-    """The messages of a finished picture; what is not finite, or a finisher that fails, fails the job."""
+    """The messages of a finished picture. Non-finite values or a failing finisher fail the job."""
     try:
         seed = job.request.seed + event.image_index
         picture = Picture(job.plan.canvas.restore(event.picture.read()), seed, findings=event.findings)

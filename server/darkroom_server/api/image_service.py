@@ -1,4 +1,4 @@
-"""ImageService: makes pictures, and streams what happens to each job."""
+"""ImageService: submits jobs, and streams their events."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ Context: TypeAlias = Any  # grpc.aio.ServicerContext, which has no types
 
 
 class ImageService(image_service_pb2_grpc.ImageServiceServicer):
-    """Each RPC that makes pictures has one shape: check, submit, stream."""
+    """Generate and Edit share one flow: validate, plan, submit, stream."""
 
     def __init__(self, catalog: Catalog, jobs: JobManager, encoder: Encoder) -> None:
         self._catalog = catalog
@@ -52,7 +52,7 @@ class ImageService(image_service_pb2_grpc.ImageServiceServicer):
             for made in _control_images(job):
                 job.mailbox.put(made)
             self._jobs.submit(job)
-            await asyncio.sleep(0)  # what has all it needs is in the engine before its client hears of it
+            await asyncio.sleep(0)  # a job that need not wait enters the engine before its first event is written
             async for event in self._events(job):
                 await context.write(response(event=event))
         except LoadFailed as error:
@@ -86,12 +86,12 @@ class ImageService(image_service_pb2_grpc.ImageServiceServicer):
     Watch = not_there_yet("Watch is")
 
     def _register(self, message: Any, context: Context) -> Job:
-        """Take a job in, or refuse it before any work. Its message gets an id where it has none."""
+        """Admit a job, or refuse it before any work. Fills in a missing request_id."""
         message.request_id = message.request_id or uuid.uuid4().hex
         return self._jobs.register(token_of(context.invocation_metadata()), message.request_id, message.ByteSize())
 
     async def _events(self, job: Job) -> AsyncIterator[events_pb2.JobEvent]:
-        """The job's events as messages, until it has ended well; else raises its error."""
+        """The job's events as messages, up to `completed`; raises the job's error."""
         sequence, encode_seconds = 0, 0.0
         while True:
             event = await job.mailbox.get()
@@ -108,7 +108,7 @@ class ImageService(image_service_pb2_grpc.ImageServiceServicer):
 
 
 def _control_images(job: Job) -> list[ControlMade]:
-    """The maps of a planned job that its client wants to see."""
+    """The control maps of a planned job with `echo_map`."""
     return [
         ControlMade(index, pixels, control.preprocessor or "")
         for index, (control, pixels) in enumerate(zip(job.request.controls, job.plan.controls, strict=True))
@@ -117,7 +117,7 @@ def _control_images(job: Job) -> list[ControlMade]:
 
 
 def refusal(request: Request, error: LoadFailed) -> DarkroomError:
-    """What a request gets that needs what does not load: where it is the request's choice, that says where."""
+    """The error of a request whose asset fails to load: a violation of the field that names it, if there is one."""
     named = {
         "lora": [(f"loras[{index}].name", lora.name) for index, lora in enumerate(request.loras)],
         "controlnet": [(f"controls[{index}].model", each.model) for index, each in enumerate(request.controls)],

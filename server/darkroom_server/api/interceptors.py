@@ -1,4 +1,4 @@
-"""What all RPC handlers have in common: how they answer errors, and who may call."""
+"""Interceptors and decorators of RPC handlers: errors to statuses, token authentication, undecodable requests."""
 
 from __future__ import annotations
 
@@ -20,13 +20,14 @@ from darkroom_server.errors import NotImplementedYet, Unauthenticated
 log = logging.getLogger(__name__)
 
 Call = Callable[[Any, Any], Awaitable[Any]]  # with a request and its context
-UNDECODABLE = object()  # stands for a request that is no message
-OPEN_METHODS = ("/grpc.health.v1.Health/",)  # for probes, which have no token
+UNDECODABLE = object()  # sentinel: a request that fails to parse
+OPEN_METHODS = ("/grpc.health.v1.Health/",)  # health probes have no token
 OPERATOR_METHODS = ("/darkroom.v1.CatalogService/LoadModel", "/darkroom.v1.CatalogService/UnloadModel")
 
 
 def answering_errors(call: Call, method: str) -> Call:
-    """A handler whose errors become statuses. What is not ours is logged, and hidden from the client."""
+    """The handler with its errors mapped to statuses. Other exceptions than DarkroomError are logged, and hidden from
+    the client."""
 
     async def answering(request: Any, context: aio.ServicerContext[Any, Any]) -> Any:
         failure: DarkroomError
@@ -37,7 +38,7 @@ def answering_errors(call: Call, method: str) -> Call:
         except aio.AbortError:
             raise
         except DarkroomError as error:
-            failure = error.with_traceback(None)  # which would keep the job
+            failure = error.with_traceback(None)  # its frames would keep the job alive
         except Exception as error:
             if _client_is_gone(error):
                 return None
@@ -50,17 +51,17 @@ def answering_errors(call: Call, method: str) -> Call:
 
 
 def _client_is_gone(error: Exception) -> bool:
-    """Whether a write failed because the call was cancelled, or its connection lost."""
+    """Whether a write failed because the call was cancelled or its connection lost."""
     return type(error).__name__ in ("ExecuteBatchError", "UsageError")
 
 
 def token_of(metadata: Iterable[tuple[str, Any]] | None) -> str:
-    """What a call brings as its token, scheme and all; empty where it brings none."""
+    """The `authorization` metadata, scheme included; empty if absent."""
     return next((str(value) for key, value in metadata or () if key == "authorization"), "")
 
 
 def not_there_yet(what: str) -> Callable[[Any, Any, Any], Awaitable[None]]:
-    """A handler for an RPC whose work is not there yet."""
+    """A handler that answers UNIMPLEMENTED."""
 
     async def handler(service: Any, request: Any, context: Any) -> None:
         raise NotImplementedYet(message=f"{what} not there yet")
@@ -69,7 +70,7 @@ def not_there_yet(what: str) -> Callable[[Any, Any, Any], Awaitable[None]]:
 
 
 class TokenCheck(aio.ServerInterceptor):  # type: ignore[misc]
-    """Refuses calls that bring no token of the server's, and an operator's calls with a user's token."""
+    """Interceptor: requires a configured token, and an operator's for operator methods."""
 
     def __init__(self, tokens: Sequence[TokenSettings]) -> None:
         self._roles = {bytes.fromhex(each.sha256): each.role for each in tokens}
@@ -90,7 +91,7 @@ class TokenCheck(aio.ServerInterceptor):  # type: ignore[misc]
         return handler
 
     def _role(self, authorization: str) -> str | None:
-        """What the bearer may do; it takes as long whichever token it is, and however much of one."""
+        """The bearer's role; None if unknown. Constant-time comparison over all tokens."""
         scheme, _, token = authorization.partition(" ")
         digest = hashlib.sha256(token.encode()).digest()
         roles = [role for known, role in self._roles.items() if hmac.compare_digest(known, digest)]
@@ -98,8 +99,8 @@ class TokenCheck(aio.ServerInterceptor):  # type: ignore[misc]
 
 
 class ErrorStatuses(aio.ServerInterceptor):  # type: ignore[misc]
-    """Turns the errors of Darkroom's handlers into statuses, and bytes that are no message into one of ours; gRPC would
-    tell the client of the exception."""
+    """Interceptor: maps errors of Darkroom's handlers to statuses. Undecodable requests get INVALID_ARGUMENT: gRPC
+    would send the exception's text to the client."""
 
     async def intercept_service(
         self,
@@ -115,7 +116,7 @@ class ErrorStatuses(aio.ServerInterceptor):  # type: ignore[misc]
 
 
 def _lenient(deserialize: Callable[[bytes], Any]) -> Callable[[bytes], Any]:
-    """Gives UNDECODABLE instead of an exception."""
+    """A deserializer that returns UNDECODABLE in place of raising."""
 
     def lenient(data: bytes) -> Any:
         try:

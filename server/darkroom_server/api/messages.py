@@ -1,4 +1,4 @@
-"""Turns what the engine says into the messages of the API."""
+"""Conversion of engine events to protobuf messages."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ VERDICTS: dict[Any, Any] = {
 
 
 def preview_mode(mode: PreviewMode) -> Any:
-    """The enum's value for a mode."""
+    """The enum value of a mode."""
     return parameters_pb2.PreviewMode.Value("PREVIEW_MODE_" + mode.upper().replace("-", "_"))
 
 
@@ -59,7 +59,7 @@ def queued(event: Queued) -> events_pb2.QueuedEvent:
 
 
 def loading(event: Loading) -> events_pb2.LoadingEvent:
-    """How far the loading is of what a job waits for."""
+    """Progress of loading a model or asset that a job waits for."""
     phase: Any = "LOADING_PHASE_" + event.phase.upper()
     return events_pb2.LoadingEvent(
         model=event.model,
@@ -71,7 +71,7 @@ def loading(event: Loading) -> events_pb2.LoadingEvent:
 
 
 def step(event: StepDone) -> events_pb2.StepEvent:
-    """A step that is done."""
+    """A finished step."""
     return events_pb2.StepEvent(
         image_index=event.image_index,
         step=event.step,
@@ -98,7 +98,7 @@ def preview(event: PreviewMade, job: Job, data: bytes, size: tuple[int, int]) ->
 
 
 def image(index: int, picture: Picture, data: bytes, job: Job, chunk_bytes: int) -> Iterator[dict[str, Any]]:
-    """A finished picture: the `image` event, then as many `chunk` events as it needs."""
+    """A finished picture: the `image` event, then its `chunk` events."""
     height, width, _ = picture.pixels.shape
     first = events_pb2.ImageEvent(
         image_index=index,
@@ -116,7 +116,7 @@ def image(index: int, picture: Picture, data: bytes, job: Job, chunk_bytes: int)
 
 
 def control_image(event: ControlMade, chunk_bytes: int) -> Iterator[dict[str, Any]]:
-    """A control map: the `control_image` event, then as many `chunk` events as it needs."""
+    """A control map: the `control_image` event, then its `chunk` events."""
     data, (height, width) = encode_map(event.pixels, event.format), event.pixels.shape[:2]
     yield {
         "control_image": events_pb2.ControlImageEvent(
@@ -139,12 +139,12 @@ def _chunks(data: bytes, chunk_bytes: int, **target: int) -> Iterator[dict[str, 
 
 
 def took(seconds: float) -> events_pb2.CompletedEvent:
-    """The end of a call that is no job."""
+    """The end of a call without a job."""
     return events_pb2.CompletedEvent(timings=events_pb2.Timings(total_seconds=seconds))
 
 
 def completed(event: Ended, job: Job, encode_seconds: float, now: float) -> events_pb2.CompletedEvent:
-    """The end of a job that went well."""
+    """The successful end of a job."""
     timings = events_pb2.Timings(
         queue_seconds=event.timings.queue,
         load_seconds=event.timings.load,

@@ -1,4 +1,4 @@
-"""The Preprocess RPC's work: a control map from a picture."""
+"""The Preprocess RPC: a control map from a picture."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from darkroom_server.pictures.decode import decode_image
 
 
 def preprocess(message: image_service_pb2.PreprocessRequest, catalog: Catalog) -> list[dict[str, Any]]:
-    """The messages of the map, of the picture's own size.
+    """The messages of the map, which has the picture's size.
 
-    :raises RequestRefused: with everything that is wrong with the request
+    :raises RequestRefused: with all violations
     :raises PluginFailed: the preprocessor failed
     """
     findings = Findings()

@@ -1,4 +1,4 @@
-"""The one place where errors become gRPC statuses."""
+"""Status mapping: errors to gRPC codes, google.rpc.Status details and trailers."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from darkroom_server import errors
 
 DOMAIN = "darkroom"
 DETAILS_KEY = "grpc-status-details-bin"
-# A status has room for some 8 KiB in all; the message stands in it twice, once percent-encoded and once in base64.
+# Trailers are limited to some 8 KiB; they hold the message twice, percent-encoded and in the base64 details.
 MAX_MESSAGE = 900  # bytes, percent-encoded
 MAX_DETAILS = 3500  # bytes of violations
 
@@ -40,12 +40,12 @@ CODES: dict[type[DarkroomError], grpc.StatusCode] = {
 
 
 def code_of(error: DarkroomError) -> grpc.StatusCode:
-    """The status code of an error: that of the nearest of its classes in the table."""
+    """The status code of the first class in the error's MRO that is in the table."""
     return next((CODES[c] for c in type(error).__mro__ if c in CODES), grpc.StatusCode.INTERNAL)
 
 
 def status_of(error: DarkroomError) -> tuple[grpc.StatusCode, str, tuple[tuple[str, str | bytes], ...]]:
-    """Code, message and trailing metadata of an error, google.rpc.Status with its details among them."""
+    """Code, message and trailing metadata of an error, with the google.rpc.Status details."""
     code, message = code_of(error), _short(str(error))
     status = status_pb2.Status(code=code.value[0], message=message)
     trailers: list[tuple[str, str | bytes]] = []
@@ -61,7 +61,7 @@ def status_of(error: DarkroomError) -> tuple[grpc.StatusCode, str, tuple[tuple[s
 
 
 def _short(message: str) -> str:
-    """As much of a message as there is room for."""
+    """The message, truncated to MAX_MESSAGE percent-encoded bytes."""
     short = message[:MAX_MESSAGE]
     while len(quote(short, errors="replace")) > MAX_MESSAGE:
         short = short[: len(short) * 9 // 10]
@@ -69,7 +69,7 @@ def _short(message: str) -> str:
 
 
 def _bad_request(violations: tuple[Violation, ...]) -> error_details_pb2.BadRequest:
-    """As many violations as there is room for, the first ones first."""
+    """The first violations, up to MAX_DETAILS bytes."""
     request = error_details_pb2.BadRequest()
     for violation in violations:
         request.field_violations.add(field=violation.field, description=violation.description)

@@ -23,31 +23,31 @@ log = logging.getLogger(__name__)
 
 
 async def warm_up(model: str, catalog: Catalog, planner: Planner, engine: Engine) -> None:
-    """Have one, two, four and more pictures of a loaded model's defaults take their first step, each time until the
-    compiler has nothing to do any more."""
+    """Run the first step of 1, 2, 4, … pictures with a loaded model's defaults, each time until the compiler is
+    idle."""
     count = 1
     while count <= min(catalog.limits.max_images, catalog.limits.max_batch_rows // 2):
         try:
-            await _begin(_message(model, count), catalog, planner, engine)
-        except Exception as error:  # of a model that makes none without a picture to begin with, for instance
+            await _first_step(_message(model, count), catalog, planner, engine)
+        except Exception as error:  # for instance a model without text to image
             log.warning("model %s: no warm-up with %d pictures at once: %s", model, count, error)
             return
-        while compiled.at_work():  # noqa: ASYNC110  # a thread that waited for it would hold up a server that stops
+        while compiled.is_compiling():  # noqa: ASYNC110  # polled: a waiter thread would block the shutdown
             await asyncio.sleep(0.1)
         count *= 2
 
 
-async def _begin(
+async def _first_step(
     message: image_service_pb2.GenerateRequest, catalog: Catalog, planner: Planner, engine: Engine
 ) -> None:
-    job, gone = Job(message.request_id, "", arrived=time.monotonic(), held_bytes=0), asyncio.Event()
+    job, released = Job(message.request_id, "", arrived=time.monotonic(), held_bytes=0), asyncio.Event()
     job.plan = await planner.plan(await planner.read(check_generate, message, catalog))
     engine.submit(job)
     event = None
     while not isinstance(event, StepDone | Ended):
         event = await job.mailbox.get()
-    engine.cancel(job, then=gone.set)
-    await gone.wait()
+    engine.cancel(job, then=released.set)
+    await released.wait()
     if isinstance(event, Ended) and event.error is not None:
         raise event.error
 

@@ -1,1 +1,1 @@
-"""The commands of `darkroom` that come with the server."""
+"""The server's commands of `darkroom`."""

@@ -1,4 +1,4 @@
-"""The commands of `darkroom` that come with the server. Imports are inside: `darkroom --help` is fast."""
+"""The server's commands of `darkroom`. Imports are inside functions, so that `darkroom --help` is fast."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ Config = Annotated[
         envvar="DARKROOM_CONFIG",
         exists=True,
         dir_okay=False,
-        help="The configuration.  [default: darkroom.toml, where it is there]",
+        help="The configuration file.  [default: darkroom.toml, if it exists]",
     ),
 ]
 
@@ -56,9 +56,9 @@ def serve(
     max_batch_rows: Annotated[int | None, typer.Option(help="The most rows in one batch.")] = None,
     block: Annotated[list[str] | None, typer.Option(help="A plugin not to load; repeat for more.")] = None,
 ) -> None:
-    """Serve pictures: of the models of darkroom.toml, or those named, or else of the embedded demo model.
+    """Serve the models of --model or darkroom.toml, else the embedded demo model.
 
-    Flags go before the environment (DARKROOM_…), that before the file. A list is taken whole: with --model, no model of
+    Precedence, highest first: flags, environment (DARKROOM_…), file. Lists are not merged: with --model, no model of
     the file is offered.
     """
     from darkroom_server.cli import flags
@@ -96,7 +96,7 @@ def serve(
 
 
 def check(config: Config = None) -> None:
-    """Say what `darkroom serve` would offer by this configuration. Reads no weights, and listens nowhere."""
+    """Show what `darkroom serve` would offer with this configuration. Reads no weights, opens no port."""
     settings = _settings({}, config)
     from darkroom_plugins.manager import PluginError, load_plugins
     from darkroom_server.cli.overview import overview
@@ -113,11 +113,11 @@ def check(config: Config = None) -> None:
 
 def token(
     role: Annotated[
-        Literal["user", "operator"], typer.Option(help="What its bearer may do: an operator also loads models.")
+        Literal["user", "operator"], typer.Option(help="The bearer's role; operators may also load and unload models.")
     ] = "user",
-    name: Annotated[str | None, typer.Option(help="Of who gets it.  [default: the role]")] = None,
+    name: Annotated[str | None, typer.Option(help="The bearer's name.  [default: the role]")] = None,
 ) -> None:
-    """Make a token for clients, and what darkroom.toml needs to know of it."""
+    """Make a token for clients, and its entry for darkroom.toml."""
     import secrets
     from hashlib import sha256
 
@@ -132,7 +132,7 @@ def token(
 
 
 def _settings(given: dict[str, Any], config: Path | None) -> Settings:
-    """:raises typer.Exit: something is wrong, all of which is said"""
+    """:raises typer.Exit: invalid settings; all violations are printed"""
     from darkroom_server.config.reader import ConfigurationError, default_file, read_settings
 
     try:
@@ -146,7 +146,7 @@ def _settings(given: dict[str, Any], config: Path | None) -> Settings:
 def plugins(
     block: Annotated[list[str] | None, typer.Option(help="A plugin not to load; repeat for more.")] = None,
 ) -> None:
-    """List the plugins of the server that would start here: name, version, hooks."""
+    """List the installed plugins: name, version, hooks."""
     from darkroom_plugins.manager import PluginError, load_plugins
 
     _quiet_libraries()
@@ -169,13 +169,13 @@ def _run_event_loop(main: Any) -> int:
 
     try:
         import uvloop
-    except ImportError:  # not made for Windows
+    except ImportError:  # not available on Windows
         return int(asyncio.run(main))
     return int(uvloop.run(main))
 
 
 def _quiet_libraries() -> None:
-    """Keep the progress bars and advice of the libraries out of the log, which goes to stderr."""
+    """Log to stderr, without the libraries' progress bars and advice."""
     import logging
     import sys
 
@@ -186,8 +186,8 @@ def _quiet_libraries() -> None:
 
     for library in (diffusers, transformers):
         library.utils.logging.set_verbosity_error()
-    diffusers.utils.logging.disable_progress_bar()  # that of transformers would disable the hub's, too
-    logging.getLogger("httpx2").setLevel(logging.WARNING)  # which has a line for each request to the hub
+    diffusers.utils.logging.disable_progress_bar()  # transformers' switch would also disable the hub's
+    logging.getLogger("httpx2").setLevel(logging.WARNING)  # logs each request to the hub
     logging.getLogger("transformers").setLevel(logging.ERROR)
 
 
@@ -195,7 +195,7 @@ def _print(*tables: Any) -> None:
     from rich.console import Console
 
     console = Console()
-    if not console.is_terminal:  # nothing to fit into, so nothing need be cut
+    if not console.is_terminal:  # no terminal width: do not truncate columns
         console.width = 1000
     console.print(*tables, sep="\n")
 

@@ -1,4 +1,4 @@
-"""`make demo`: starts a server of the embedded model, asks it for one picture by the CLI, and stops it."""
+"""`make demo`: starts a server with the embedded model, generates one picture with the CLI, and stops it."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ DARKROOM = str(Path(sys.executable).with_name("darkroom"))
 
 
 def wait_until_ready(server: subprocess.Popen[str]) -> str:
-    """The address at which the server says it listens.
+    """The server's listen address.
 
-    :raises SystemExit: it ended instead
+    :raises SystemExit: it did not start
     """
     assert server.stdout is not None
     found = re.search(r"ready on (\S+):", server.stdout.readline())

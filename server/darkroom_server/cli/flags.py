@@ -1,4 +1,4 @@
-"""What the flags of `darkroom serve` say, as settings."""
+"""Flags of `darkroom serve` to settings."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from darkroom_plugins.files.hub_paths import PREFIX, hub_place, is_weights_file
 
 
 def model(text: str) -> dict[str, Any]:
-    """The settings of a model by [NAME=]PATH or [NAME=]OWNER/NAME@REVISION; what is there as a path is one."""
+    """The settings of a model from [NAME=]PATH or [NAME=]OWNER/NAME@REVISION; an existing path takes precedence."""
     name, equals, source = text.rpartition("=")
     repository = re.fullmatch(r"[\w.-]+/[\w.-]+(@[^@\s]+)?", source)
     if repository and not any(Path(each).expanduser().exists() for each in (text, source)):
@@ -27,7 +27,7 @@ def model(text: str) -> dict[str, Any]:
 
 
 def control_nets(texts: Sequence[str] | None, preprocessors: Sequence[str]) -> list[dict[str, Any]] | None:
-    """The settings of ControlNets, each with its preprocessor where one is said."""
+    """The settings of ControlNets, with their preprocessors."""
     nets = _named(texts or (), "--controlnet")
     by_name = {net["name"]: net for net in nets}
     for text in preprocessors:
@@ -49,9 +49,9 @@ def files(texts: Sequence[str] | None, option: str) -> list[dict[str, Any]] | No
 
 
 def _named(texts: Sequence[str], option: str) -> list[dict[str, Any]]:
-    """Name and path out of NAME=PATH, or out of PATH alone: then the name is the file's without its ending.
+    """Name and path from NAME=PATH, or from PATH alone: then the name is the file's, without its suffix.
 
-    :raises typer.BadParameter: there is nothing at the path, or the name is none
+    :raises typer.BadParameter: a missing path, or an invalid name
     """
     return [dict(zip(("name", "path"), _name_and_path(text, option), strict=True)) for text in texts]
 
@@ -60,7 +60,7 @@ def _name_and_path(text: str, option: str) -> tuple[str, Path]:
     given: str | None
     given, equals, rest = text.partition("=")
     whole = Path(text).expanduser()
-    if not equals or whole.exists():  # what is there as it stands is a path, equals signs and all
+    if not equals or whole.exists():  # an existing path may contain equals signs
         given, rest = None, text
     path = Path(rest).expanduser()
     try:

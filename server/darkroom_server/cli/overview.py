@@ -1,4 +1,4 @@
-"""What a server would offer by its settings."""
+"""Tables of `darkroom check`."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ if TYPE_CHECKING:
 
 
 def overview(settings: Settings, plugins: Plugins) -> list[Table]:
-    """Tables of the models, of what goes with them, of the tokens and of the server itself; no weights are read.
+    """Tables of models, assets, tokens and server settings; reads no weights.
 
-    :raises ModelError: something cannot be offered as it is configured
+    :raises ModelError: a model or asset cannot be served as configured
     """
     settings = settings if settings.models else with_demo(settings)
     models = open_models(settings, plugins)
@@ -52,7 +52,7 @@ def _models(settings: Settings, models: Mapping[str, Model]) -> Table:
 
 
 def _memory(model: ModelSettings) -> str:
-    """The options that are not the usual ones."""
+    """The memory options that differ from the defaults."""
     chosen = model.model_dump(include=set(MemoryOptions.model_fields), exclude_defaults=True)
     return ", ".join(name if value is True else f"{name}={value}" for name, value in chosen.items())
 

@@ -1,1 +1,1 @@
-"""Settings: their models, how they are read, and the rules between them."""
+"""Server settings: pydantic models, sources and precedence, cross-field validation."""

@@ -1,4 +1,4 @@
-"""What must hold between settings."""
+"""Cross-field validation of settings."""
 
 from __future__ import annotations
 
@@ -6,16 +6,16 @@ from collections.abc import Iterator, Mapping
 from ipaddress import ip_address
 from typing import Any, TypeAlias
 
-Location: TypeAlias = tuple[str | int, ...]  # of a value: keys of tables, indices of arrays
+Location: TypeAlias = tuple[str | int, ...]  # path of a value: keys of tables, indices of arrays
 
 NAMED = ("models", "controlnets", "loras", "embeddings", "tokens")
 UNIQUE = (*((kind, "name") for kind in NAMED), ("tokens", "sha256"))
 
 
 def inconsistencies(given: Mapping[str, Any], demo: str) -> Iterator[tuple[Location, str]]:
-    """What is wrong between settings as they are given, where each may be wrong by itself, too; with its place.
+    """Violations between raw settings, which may also be invalid individually: (location, message).
 
-    :param demo: the name of the model that is offered where none is given
+    :param demo: the name of the model served if none is configured
     """
     for kind, key in UNIQUE:
         values = _each(given, kind, key)
@@ -34,7 +34,7 @@ def inconsistencies(given: Mapping[str, Any], demo: str) -> Iterator[tuple[Locat
 
 
 def _each(given: Mapping[str, Any], kind: str, key: str) -> list[Any]:
-    """The values of this key in an array of tables."""
+    """The key's values in an array of tables."""
     entries = given.get(kind)
     entries = entries if isinstance(entries, list) else []
     return [each.get(key) if isinstance(each, Mapping) else getattr(each, key, None) for each in entries]

@@ -1,4 +1,4 @@
-"""Reads the settings: flags before the environment, that before darkroom.toml, and that before the defaults."""
+"""Reads the settings. Precedence, highest first: flags, environment, darkroom.toml, defaults."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from darkroom_server.config.settings import Settings
 from darkroom_server.config.toml_lines import line_of
 
 FILE = "darkroom.toml"
-PATHS = ("path", "config", "vae", "tiny_vae")  # keys of models and their like whose values are paths
+PATHS = ("path", "config", "vae", "tiny_vae")  # keys with paths, in arrays of tables
 SIZE = 'a size is needed, as "20 GiB", or a number of bytes'
-WORDS = {  # by pydantic's type of the error
+WORDS = {  # by pydantic's error type
     "extra_forbidden": "there is no such key",
     "missing": "must be set",
     "byte_size": SIZE,
@@ -28,7 +28,7 @@ WORDS = {  # by pydantic's type of the error
 
 
 class ConfigurationError(Exception):
-    """Settings that cannot be used: `violations` are all that is wrong, each with its place."""
+    """Invalid settings: `violations` has one line each, with its location."""
 
     def __init__(self, violations: list[str]) -> None:
         self.violations = violations
@@ -36,7 +36,7 @@ class ConfigurationError(Exception):
 
 
 class _File(PydanticBaseSettingsSource):
-    """What the file says, as it stands; pydantic-settings' own source of TOML takes keys in capitals, too."""
+    """The file as a settings source, with case-sensitive keys; pydantic-settings' own TOML source ignores case."""
 
     def __init__(self, settings_cls: type[Settings], table: dict[str, Any]) -> None:
         super().__init__(settings_cls)
@@ -50,15 +50,15 @@ class _File(PydanticBaseSettingsSource):
 
 
 def default_file() -> Path | None:
-    """The file that is read where none is named: darkroom.toml of the working directory, if it is there."""
+    """The default file: darkroom.toml in the working directory, if it exists."""
     return Path(FILE) if Path(FILE).exists() else None
 
 
 def read_settings(flags: Mapping[str, Any], file: Path | None = None) -> Settings:
-    """The settings by these flags, the environment and this file. A table is put together of all that give it; a list
-    is that of the first which gives it.
+    """The settings from flags, environment and file. Tables are merged across sources; a list comes whole from the
+    source of highest precedence.
 
-    :raises ConfigurationError: something is wrong, or the file cannot be read
+    :raises ConfigurationError: invalid settings, or an unreadable file
     """
     text = _text(file) if file else ""
     table = _table(text, file) if file else {}
@@ -95,7 +95,7 @@ def _text(file: Path) -> str:
 
 
 def _table(text: str, file: Path) -> dict[str, Any]:
-    """What the file says, with its relative paths made relative to where it is."""
+    """The parsed file; its relative paths are resolved against its folder."""
     try:
         table = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
@@ -105,17 +105,17 @@ def _table(text: str, file: Path) -> dict[str, Any]:
         raise ConfigurationError([f"{file}:{line}: {message}"]) from error
     arrays = [entries for entries in table.values() if isinstance(entries, list)]
     for entry in (entry for entries in arrays for entry in entries if isinstance(entry, dict)):
-        entry |= {key: _beside(file, entry[key]) for key in PATHS if isinstance(entry.get(key), str)}
+        entry |= {key: _resolved(file, entry[key]) for key in PATHS if isinstance(entry.get(key), str)}
     return table
 
 
-def _beside(file: Path, path: str) -> Path:
+def _resolved(file: Path, path: str) -> Path:
     return Path(path) if path.startswith(PREFIX) else file.parent / Path(path).expanduser()
 
 
 def _violations(error: ValidationError, sources: list[tuple[str, Any]], text: str) -> list[str]:
-    """A line for each value that is wrong: where it is given, the last of the sources being the file of this text, its
-    keys, and what is wrong; in this order."""
+    """One line per invalid value: source (the last one is the file with this text) and line, keys, messages; sorted by
+    source, then line."""
     found: dict[str, tuple[int, int, list[str]]] = {}
     for each in error.errors():
         rank = next(rank for rank, (_, source) in enumerate(sources) if _gives(source, each["loc"]))
@@ -130,7 +130,7 @@ def _violations(error: ValidationError, sources: list[tuple[str, Any]], text: st
 
 
 def _gives(source: Any, location: Location) -> bool:
-    """Whether a value comes from this source, or the list around it, which is never put together of several."""
+    """Whether a value comes from this source; so does all of a list, as lists are not merged."""
     for key in location:
         if not isinstance(source, Mapping):
             return True
@@ -141,7 +141,7 @@ def _gives(source: Any, location: Location) -> bool:
 
 
 def _keys(source: Any, location: Location) -> Location:
-    """A location without what pydantic adds to it of the alternatives that it tried."""
+    """A location without the union tags that pydantic appends."""
     for depth, key in enumerate(location):
         if not isinstance(source, dict | list):
             return location[:depth]

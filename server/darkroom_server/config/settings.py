@@ -1,4 +1,4 @@
-"""What the operator sets, and what is right there; see `server/configuration.md`. `configuration` reads it."""
+"""Server settings and their validation; see `server/configuration.md`. `config.reader` reads them."""
 
 from __future__ import annotations
 
@@ -45,27 +45,26 @@ def _readable(path: Path) -> Path:
     return path
 
 
-# A folder or a safetensors file, which is there; or hub:OWNER/NAME@REVISION, or hub:OWNER/NAME@REVISION/FILE.
+# An existing folder or safetensors file; or hub:OWNER/NAME@REVISION, or hub:OWNER/NAME@REVISION/FILE.
 WeightsPath = Annotated[Path, AfterValidator(_readable)]
 
 
 class MemoryOptions(BaseModel, extra="forbid"):
-    """How a model's weights and activations are kept small, or its evaluation fast: diffusers' options by their names
-    there."""
+    """Memory and speed options of a model, by diffusers' names."""
 
-    offload: Literal["none", "model", "sequential", "group"] = "none"  # where weights are while they are not used
+    offload: Literal["none", "model", "sequential", "group"] = "none"  # where unused weights are kept
     attention_slicing: Annotated[int, Field(ge=1)] | Literal["auto", "max"] | None = None
     vae_slicing: bool = False
     vae_tiling: bool = False
-    layerwise_casting: Literal["float8_e4m3fn", "float8_e5m2"] | None = None  # what the denoiser's weights are kept in
-    # The denoiser's linear layers, by torchao: their weights, or with float8-dynamic their products.
+    layerwise_casting: Literal["float8_e4m3fn", "float8_e5m2"] | None = None  # storage dtype of the denoiser
+    # torchao, the denoiser's linear layers: weights only; with float8-dynamic activations too.
     quantize: Literal["int8", "int4", "float8", "float8-dynamic"] | None = None
-    attention_backend: str | None = None  # None: torch's scaled dot product attention chooses
-    compile: bool | Literal["load"] = False  # the denoiser, by torch.compile; with "load", loading waits for it
+    attention_backend: str | None = None  # None: torch's SDPA chooses the kernel
+    compile: bool | Literal["load"] = False  # torch.compile, denoiser only; "load": compiled while loading
 
     @property
     def approximations(self) -> tuple[str, ...]:
-        """What of these makes pictures that are not quite what they are without it; in sentences."""
+        """Sentences that name the lossy options in use."""
         if self.quantize == "float8-dynamic":
             return ("The linear layers of the denoiser multiply in float8.",)
         kinds = (kind for kind in (self.quantize, self.layerwise_casting) if kind is not None)
@@ -73,26 +72,26 @@ class MemoryOptions(BaseModel, extra="forbid"):
 
 
 class ModelSettings(MemoryOptions):
-    """A model to offer, and what requests for it get by default."""
+    """A model, and the defaults of its requests."""
 
     name: Name
     path: WeightsPath  # a diffusers folder or repository, or a single-file checkpoint (.safetensors)
-    variant: str | None = None  # of the weights' files, for instance "fp16"
-    config: Annotated[WeightsPath | None, Field(validate_default=True)] = None  # of a single-file checkpoint: a folder
-    # with the configuration of its architecture
-    vae: WeightsPath | None = None  # a VAE to use in place of the model's: a folder or a single file
-    tiny_vae: WeightsPath | None = None  # a folder with an AutoencoderTiny, for previews
-    safety: SafetyPolicy = "off"  # what happens with pictures in which the checker finds something; block: no previews
-    preload: bool = True  # load it at the start, as far as the budget goes
+    variant: str | None = None  # of the weight files, for instance "fp16"
+    config: Annotated[WeightsPath | None, Field(validate_default=True)] = None  # required for a single-file checkpoint:
+    # a diffusers folder of its architecture
+    vae: WeightsPath | None = None  # replaces the model's VAE: a folder or a single file
+    tiny_vae: WeightsPath | None = None  # a folder with an AutoencoderTiny, for TINY_VAE previews
+    safety: SafetyPolicy = "off"  # safety checker; block: disables previews
+    preload: bool = True  # load at startup if it fits memory_budget
     description: str = ""
-    dtype: Dtype | None = None  # None: that of Settings
-    device: str | None = None  # None: that of Settings
-    default_scheduler: str | None = None  # None: the entry of the scheduler that the model comes with
+    dtype: Dtype | None = None  # None: Settings.dtype
+    device: str | None = None  # None: Settings.device
+    default_scheduler: str | None = None  # None: the entry of the model's own scheduler
     default_num_inference_steps: Annotated[int, Field(ge=1)] = 30
     default_guidance_scale: Annotated[float, Field(ge=0, le=100)] = 7.5
     default_preview_mode: PreviewMode = "latent-rgb"
 
-    # Each looks at fields before its own, which are not in the data where they are wrong themselves.
+    # Validators see earlier fields in info.data, unless those are invalid themselves.
 
     @field_validator("path")
     @classmethod
@@ -130,11 +129,11 @@ class AssetSettings(BaseModel, extra="forbid"):
     name: Name
     path: WeightsPath
     description: str = ""
-    preprocessor: str | None = None  # of a ControlNet: what makes the maps that it was trained on
+    preprocessor: str | None = None  # ControlNets only: makes maps as in its training
 
 
 class Limits(BaseModel, extra="forbid"):
-    """What a request may ask for; ServerLimits of the API, field by field."""
+    """Limits of a request; the API's ServerLimits, field by field."""
 
     max_batch_rows: Annotated[int, Field(ge=2)] = 32
     max_images: Annotated[int, Field(ge=1)] = 16
@@ -148,42 +147,42 @@ class Limits(BaseModel, extra="forbid"):
 
 
 class TokenSettings(BaseModel, extra="forbid"):
-    """A bearer token, and what its bearer may do. Tokens are long and random, so that nobody finds one by trying: a
-    plain hash keeps them, and a slow one as for passwords would protect nothing more."""
+    """A bearer token, and its role. Tokens are long and random, so brute force is hopeless: a plain hash suffices, and
+    a slow password hash would add nothing."""
 
-    name: Name  # of who has it
-    role: Literal["user", "operator"] = "user"  # operators may load and unload models, too
-    sha256: Annotated[str, Field(pattern=r"^[0-9a-fA-F]{64}$")]  # of the token, in hexadecimal
+    name: Name  # of the bearer
+    role: Literal["user", "operator"] = "user"  # operators may also load and unload models
+    sha256: Annotated[str, Field(pattern=r"^[0-9a-fA-F]{64}$")]  # of the token, hexadecimal
 
 
 class Settings(BaseSettings):
-    """Everything that is set for one server."""
+    """All settings of a server."""
 
     model_config = SettingsConfigDict(env_prefix="DARKROOM_", env_nested_delimiter="__", extra="forbid")
 
     listen: str = DEFAULT_LISTEN
-    tokens: list[TokenSettings] = []  # one of which clients must send; none: everybody on this machine may do all
-    device: str = "auto"  # torch's name of a device
+    tokens: list[TokenSettings] = []  # empty: no authentication, loopback only
+    device: str = "auto"  # a torch device
     dtype: Dtype = "auto"  # float16 on CUDA, float32 elsewhere
-    models: list[ModelSettings] = []  # none: the embedded demo model
+    models: list[ModelSettings] = []  # empty: the embedded demo model
     default_model: str | None = None  # None: the first
     controlnets: list[AssetSettings] = []
     loras: list[AssetSettings] = []
     embeddings: list[AssetSettings] = []
     limits: Limits = Limits()
-    memory_budget: Annotated[ByteSize, Field(ge=1)] | None = None  # of weights on the device; None: no limit
-    park_budget: Annotated[ByteSize, Field(ge=0)] = ByteSize(0)  # of weights kept in the CPU's memory for a fast return
-    idle_seconds: Annotated[float, Field(gt=0)] | None = None  # after which a model that is not used is let go
+    memory_budget: Annotated[ByteSize, Field(ge=1)] | None = None  # weights on the device; None: no limit
+    park_budget: Annotated[ByteSize, Field(ge=0)] = ByteSize(0)  # unloaded weights kept in CPU memory
+    idle_seconds: Annotated[float, Field(gt=0)] | None = None  # idle models are unloaded after this; None: never
     blocked_plugins: list[str] = []
     encoder_threads: Annotated[int, Field(ge=1)] = 2
-    reader_threads: Annotated[int, Field(ge=1)] = 2  # that decode what clients send, and make control maps
-    max_waiting_bytes: Annotated[ByteSize, Field(ge=MIB)] = ByteSize(2048 * MIB)  # of the pictures of jobs that wait
+    reader_threads: Annotated[int, Field(ge=1)] = 2  # decode input images, run preprocessors
+    max_waiting_bytes: Annotated[ByteSize, Field(ge=MIB)] = ByteSize(2048 * MIB)  # input images of queued jobs
     drain_seconds: Annotated[float, Field(ge=0)] = 30.0
 
     @model_validator(mode="wrap")
     @classmethod
     def _check(cls, given: Any, validate: ModelWrapValidatorHandler[Self]) -> Self:
-        """What is between fields is looked at even where one of them is wrong by itself, to say all at once."""
+        """Cross-field validation runs even if single fields are invalid, to report all violations at once."""
         wrong = [(place, "inconsistent", words) for place, words in inconsistencies(given, DEMO)]
         try:
             settings = validate(given)
@@ -201,7 +200,7 @@ DEMO_LORAS = {"outline": "Shapes as coloured outlines.", "stripes": "Shapes in s
 
 
 def with_demo(settings: Settings) -> Settings:
-    """Settings without models with the embedded one, its ControlNet and its LoRAs beside those that are listed."""
+    """Settings without models, plus the embedded demo model, its ControlNet and its LoRAs."""
     from darkroom_demo import CONTROLNET_PATH, LORA_PATHS
 
     canny = AssetSettings(name="canny", path=CONTROLNET_PATH, preprocessor="canny", description="Shapes along edges.")
@@ -223,7 +222,7 @@ def _others(own: list[AssetSettings], given: list[AssetSettings]) -> list[AssetS
 
 
 def demo_model() -> ModelSettings:
-    """The embedded model, which is offered when nothing is configured."""
+    """The embedded model, served if no model is configured."""
     from darkroom_demo import MODEL_PATH
 
     return ModelSettings(

@@ -1,4 +1,4 @@
-"""The lines of a TOML document on which its values are, which tomllib does not tell."""
+"""Line numbers of values in a TOML document, which tomllib does not provide."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from darkroom_server.config.consistency import Location
 
 
 def line_of(location: Location, text: str) -> int | None:
-    """The line, from 1, of a value, or of the innermost table around it that is there; None for one of none.
+    """The line, from 1, of a value, or of its innermost enclosing table; None if absent.
 
-    What is inside an array or an inline table of several lines is on the line where that begins.
+    A value inside a multi-line array or inline table has the line on which that begins.
     """
     lines = _lines(text)
     places = (location[:length] for length in range(len(location), 0, -1))
@@ -21,7 +21,7 @@ def line_of(location: Location, text: str) -> int | None:
 
 
 def _lines(text: str) -> dict[Location, int]:
-    """Where each key, and each table with a header, of a valid document begins."""
+    """The first line of each key, and of each table with a header, of a valid document."""
     lines: dict[Location, int] = {}
     table: Location = ()
     sizes: Counter[Location] = Counter()  # of arrays of tables
@@ -38,26 +38,25 @@ def _lines(text: str) -> dict[Location, int]:
 
 
 def _statements(text: str) -> Iterator[tuple[int, str]]:
-    """Each header, and each key with its value, with the line that it begins on: the fewest lines that are TOML by
-    themselves."""
+    """Each header and each key-value pair with its first line: the shortest runs of lines that parse as TOML."""
     lines, begin = text.split("\n"), 0
     for end in range(1, len(lines) + 1):
         statement = "\n".join(lines[begin:end])
         try:
             tomllib.loads(statement)
         except tomllib.TOMLDecodeError:
-            continue  # in an array or a string of several lines
+            continue  # inside a multi-line array or string
         yield begin + 1, statement
         begin = end
 
 
 def _opened(header: Any, sizes: Counter[Location]) -> Location:
-    """The place of the table that a header, as tomllib reads it alone, opens: in the last one of each array."""
+    """The location of the table that a parsed header opens, in the last element of each array of tables."""
     table: Location = ()
     while header:
         ((key, header),) = header.items()
         table += (key,)
-        if isinstance(header, list):  # [[…]] begins one more
+        if isinstance(header, list):  # [[…]] appends an element
             sizes[table] += 1
             header = None
         if sizes[table]:
@@ -66,7 +65,7 @@ def _opened(header: Any, sizes: Counter[Location]) -> Location:
 
 
 def _places(value: Any, at: Location = ()) -> Iterator[Location]:
-    """The places of all values within a value."""
+    """The locations of all nested values."""
     inside = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
     for key, inner in inside:
         yield (*at, key)

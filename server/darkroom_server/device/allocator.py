@@ -1,7 +1,7 @@
-"""The C library's memory on the CPU: freed memory is kept for the next evaluation, and given back when a model leaves.
+"""glibc's malloc on the CPU: the heap keeps freed memory for the next evaluation, and is trimmed when a model leaves.
 
-glibc by itself hands the large blocks of an evaluation back to the system each time, and to have them again costs a
-page fault for every 4 KiB: a third of a step of Stable Diffusion 1.5 on two cores. Other C libraries are left alone.
+By default glibc returns an evaluation's large blocks to the system each time, and allocating them again costs a page
+fault per 4 KiB: a third of a step of Stable Diffusion 1.5 on two cores. Other C libraries are left alone.
 """
 
 from __future__ import annotations
@@ -10,12 +10,12 @@ import ctypes
 from typing import Any
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_ARENA_MAX = -1, -3, -8  # of malloc.h
-KEPT_BYTES = 2**30  # free memory at the end of the heap that is kept, and the largest block that is
+KEPT_BYTES = 2**30  # trim threshold, and mmap threshold: larger blocks are unmapped when freed
 
 
 def tune_malloc() -> None:
-    """Before there are threads, as only the first one's arena can hold large blocks."""
-    mallopt = _of_libc("mallopt")
+    """To be called before any thread starts: only the main arena can hold large blocks."""
+    mallopt = _libc_function("mallopt")
     if mallopt is not None:
         mallopt(M_ARENA_MAX, 1)
         mallopt(M_MMAP_THRESHOLD, KEPT_BYTES)
@@ -23,13 +23,13 @@ def tune_malloc() -> None:
 
 
 def trim_heap() -> None:
-    """Hand all that is free to the system."""
-    malloc_trim = _of_libc("malloc_trim")
+    """Return all free heap memory to the system."""
+    malloc_trim = _libc_function("malloc_trim")
     if malloc_trim is not None:
         malloc_trim(0)
 
 
-def _of_libc(name: str) -> Any:
+def _libc_function(name: str) -> Any:
     try:
         return getattr(ctypes.CDLL(None), name, None)
     except (OSError, TypeError):  # Windows has no such library

@@ -13,7 +13,7 @@ from darkroom_plugins import calls
 from darkroom_plugins.contract import Inspector
 from darkroom_plugins.errors import NonFinite
 from darkroom_plugins.sample import Sample
-from darkroom_server.device.transfer import PendingImage, beside, to_pictures
+from darkroom_server.device.transfer import PendingImage, side_stream, to_pictures
 from darkroom_server.engine.recovery import Outcome, Recovery, work
 from darkroom_server.errors import OutOfMemory
 
@@ -29,13 +29,13 @@ class Decoded:
     findings: dict[str, Any] = field(default_factory=dict)  # by inspector
 
 
-def decode(samples: Sequence[Sample], recovery: Recovery, side_stream: bool) -> list[Outcome[Decoded]]:
+def decode(samples: Sequence[Sample], recovery: Recovery, on_side_stream: bool) -> list[Outcome[Decoded]]:
     """Each sample's image with the findings of inspectors. One that does not fit into memory even alone is decoded in
-    tiles. With `side_stream` CUDA devices decode on a side stream; weights must not move meanwhile."""
+    tiles. With `on_side_stream` CUDA devices decode on a side stream; weights must not move meanwhile."""
     if not samples:
         return []
     latents = [sample.latents for sample in samples]
-    with beside(samples[0].model.device, latents) if side_stream else contextlib.nullcontext():
+    with side_stream(samples[0].model.device, latents) if on_side_stream else contextlib.nullcontext():
         whole = recovery.each(work("decode", samples[0].request), _decode, samples, DECODED_AT_ONCE)
         return [
             _in_tiles(sample, outcome, recovery) if isinstance(outcome, OutOfMemory) else outcome

@@ -1,1 +1,1 @@
-"""How networks run: placement and offload, compiled and traced forwards."""
+"""Execution of networks: placement and offload, compiled and traced forwards."""

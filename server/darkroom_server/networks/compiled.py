@@ -1,4 +1,4 @@
-"""A network's forward, compiled beside the engine: no job waits for a compiler."""
+"""torch.compile in the background, with eager fallback: no job waits for the compiler."""
 
 from __future__ import annotations
 
@@ -19,81 +19,81 @@ from darkroom_server.networks.tensors import mapped
 
 log = logging.getLogger(__name__)
 
-COMPILER = "compiler"  # the name of its threads
+COMPILER = "compiler"  # thread name
 
 
 def compiled(network: nn.Module, background: bool) -> Callable[..., Any]:
-    """Its forward, for batches of any size. With `background` arguments of new shapes go through the network as it is
-    until a thread has compiled it for them, or found that what it has compiled takes them; else they wait for that.
+    """The compiled forward of a network, for any batch size. With `background`, arguments of new shapes run eagerly
+    until a background thread has compiled for them, or found the compiled code general enough; else they wait.
 
-    Compiled code runs no hooks that come later, such as those of LoRAs, and no layers that are changed for a moment,
-    as for feature reuse: while there are any, the network runs as it is. It does so for good when it does not compile.
+    Compiled code ignores later hooks (LoRA) and temporarily replaced layers (DeepCache): while there are any, the
+    network runs eagerly. It does so for good if compilation fails.
     """
     forward = _Compiled(network, background)
     return functools.wraps(network.forward)(lambda *args, **kwargs: forward(*args, **kwargs))
 
 
-def at_work() -> bool:
-    """Whether a compiler is."""
+def is_compiling() -> bool:
+    """Whether a compiler thread is running."""
     return any(thread.name == COMPILER for thread in threading.enumerate())
 
 
 class _Compiled:
     def __init__(self, network: nn.Module, background: bool) -> None:
-        self._network, self._plain, self._background = network, network.forward, background
+        self._network, self._eager, self._background = network, network.forward, background
         self._modules = dict(network._modules)
-        self._compiled = torch.compile(_twin(network), dynamic=True)
-        self._known: set[Hashable] = set()  # the shapes that it is compiled for
-        self._at_work = threading.Lock()
-        self._broken = False
+        self._compiled = torch.compile(_weight_sharing_copy(network), dynamic=True)
+        self._compiled_shapes: set[Hashable] = set()  # shapes it is compiled for
+        self._compiling = threading.Lock()
+        self._failed = False
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        if self._broken or self._changed():
-            return self._plain(*args, **kwargs)
+        if self._failed or self._is_patched():
+            return self._eager(*args, **kwargs)
         shapes = _shapes((args, kwargs))
-        if shapes not in self._known and self._at_work.acquire(blocking=False):
-            self._begin(shapes, args, kwargs)
-        return (self._compiled if shapes in self._known else self._plain)(*args, **kwargs)
+        if shapes not in self._compiled_shapes and self._compiling.acquire(blocking=False):
+            self._start(shapes, args, kwargs)
+        return (self._compiled if shapes in self._compiled_shapes else self._eager)(*args, **kwargs)
 
-    def _begin(self, shapes: Hashable, args: Any, kwargs: Any) -> None:
+    def _start(self, shapes: Hashable, args: Any, kwargs: Any) -> None:
         if not self._background:
-            self._try(shapes, args, kwargs)
+            self._compile(shapes, args, kwargs)
             return
         try:
-            given = mapped((args, kwargs), _copied)  # as their owner may write to them
-            threading.Thread(target=self._try_aside, args=(shapes, *given), name=COMPILER, daemon=True).start()
+            copies = mapped((args, kwargs), _copied)  # the engine may overwrite its tensors meanwhile
+            threading.Thread(target=self._in_background, args=(shapes, *copies), name=COMPILER, daemon=True).start()
         except BaseException:
-            self._at_work.release()
+            self._compiling.release()
             raise
 
-    def _changed(self) -> bool:
+    def _is_patched(self) -> bool:
         hooked = any(module._forward_hooks or module._forward_pre_hooks for module in self._network.modules())
         return hooked or self._network._modules != self._modules
 
-    def _try_aside(self, *call: Any) -> None:
+    def _in_background(self, *call: Any) -> None:
         lower_thread_priority()
-        self._try(*call)
+        self._compile(*call)
 
     @torch.inference_mode()
-    def _try(self, shapes: Hashable, args: Any, kwargs: Any) -> None:
+    def _compile(self, shapes: Hashable, args: Any, kwargs: Any) -> None:
         began = time.monotonic()
         try:
             self._compiled(*args, **kwargs)
-            self._known.add(shapes)
-            log.info("the denoiser is ready compiled for one more shape, after %.1f s", time.monotonic() - began)
-        except Exception as error:  # whatever a compiler raises: the network is there without it
+            self._compiled_shapes.add(shapes)
+            log.info("compiled the denoiser for one more shape in %.1f s", time.monotonic() - began)
+        except Exception as error:  # compilation failed; fall back to eager
             if isinstance(classify(error), OutOfMemory):
-                log.info("there is no room to compile now; it is tried again")
+                log.info("out of memory while compiling; will retry")
                 return
-            self._broken = True
-            log.warning("the denoiser does not compile, and runs as it is", exc_info=error)
+            self._failed = True
+            log.warning("the denoiser does not compile; falling back to eager", exc_info=error)
         finally:
-            self._at_work.release()
+            self._compiling.release()
 
 
-def _twin(network: nn.Module) -> nn.Module:
-    """The same layers with the same tables of weights, but no hooks that come later: a compiler may look at it while
-    the network is at work."""
+def _weight_sharing_copy(network: nn.Module) -> nn.Module:
+    """A copy of the modules that shares the parameter and buffer dicts, without later hooks: the compiler can trace it
+    while the network runs."""
     tables = [table for module in network.modules() for table in (module._parameters, module._buffers)]
     return copy.deepcopy(network, {id(table): table for table in tables})
 
@@ -105,7 +105,7 @@ def _copied(tensor: torch.Tensor) -> torch.Tensor:
 
 
 def _shapes(value: Any) -> Hashable:
-    """What compiled code may depend on: of tensors all but the values."""
+    """What compiled code may be specialised on: tensors by shape, stride, dtype and device, all else by value."""
     if isinstance(value, torch.Tensor):
         return value.shape, value.stride(), value.dtype, value.device, value.is_inference()
     if isinstance(value, Mapping):

@@ -1,4 +1,4 @@
-"""Checks memory options when the server starts: what cannot be combined, and what this machine cannot do."""
+"""Startup checks of memory options: conflicts between options, and support by model, device and libraries."""
 
 from __future__ import annotations
 
@@ -24,16 +24,16 @@ VAE_OPTIONS = ("vae_slicing", "vae_tiling")
 
 
 def check(options: MemoryOptions, family: Family) -> list[str]:
-    """Why a model cannot be served with these options: all reasons, each beginning with the option's name."""
-    return [*_clashes(options), *_misfits(options, family), *_impossible(options, family)]
+    """All violations of a model's memory options, each prefixed with the option's name."""
+    return [*_conflicts(options), *_unsupported(options, family), *_failing(options, family)]
 
 
 def has_own_memory(device: torch.device) -> bool:
-    """Whether weights in the CPU's memory take none of the device's."""
+    """Whether the device's memory is separate from the CPU's."""
     return device.type not in ("cpu", "mps")
 
 
-def _clashes(options: MemoryOptions) -> Iterator[str]:
+def _conflicts(options: MemoryOptions) -> Iterator[str]:
     if options.quantize and options.layerwise_casting:
         yield "layerwise_casting: quantize keeps the weights in a type of its own; set one of the two"
     if options.quantize and options.offload == "sequential":
@@ -48,8 +48,8 @@ def _clashes(options: MemoryOptions) -> Iterator[str]:
         yield "attention_backend: sliced attention calls no backend; set this or attention_slicing"
 
 
-def _misfits(options: MemoryOptions, family: Family) -> Iterator[str]:
-    """What the model's networks do not have."""
+def _unsupported(options: MemoryOptions, family: Family) -> Iterator[str]:
+    """Options that the model's networks do not support."""
     lacks: tuple[str, ...] = DENOISER_OPTIONS if denoiser(family) is None else ()
     lacks += VAE_OPTIONS if "vae" not in family.meta_components else ()
     for name in lacks:
@@ -57,7 +57,7 @@ def _misfits(options: MemoryOptions, family: Family) -> Iterator[str]:
             yield f"{name}: the model has no network for it"
     part = denoiser(family)
     if options.attention_slicing is not None and part is not None:
-        heads = min((m.sliceable_head_dim for m in _attention(family.meta_components[part])), default=0)
+        heads = min((m.sliceable_head_dim for m in _attentions(family.meta_components[part])), default=0)
         if not hasattr(family.meta_components[part], "set_attention_slice"):
             yield "attention_slicing: the model's attention cannot be sliced"
         elif isinstance(options.attention_slicing, int) and options.attention_slicing > heads:
@@ -68,25 +68,25 @@ def _misfits(options: MemoryOptions, family: Family) -> Iterator[str]:
         yield f"attention_backend: must be one of {', '.join(ATTENTION_KERNELS)}"
 
 
-def _impossible(options: MemoryOptions, family: Family) -> Iterator[str]:
-    """What fails when it is tried on the device, at a small size."""
+def _failing(options: MemoryOptions, family: Family) -> Iterator[str]:
+    """Options that fail in a small trial on the device."""
     device, dtype = family.device, family.dtype
     if options.offload != "none" and not has_own_memory(device):
         yield f"offload: {device} has no memory of its own that could be spared"
     if options.quantize is not None:
-        yield from _failure("quantize", lambda: _quantised(options, device, dtype))
+        yield from _trial("quantize", lambda: _try_quantise(options, device, dtype))
     if options.layerwise_casting is not None:
         storage = getattr(torch, options.layerwise_casting)
-        yield from _failure("layerwise_casting", lambda: torch.ones(8, device=device).to(storage).to(dtype).cpu())
+        yield from _trial("layerwise_casting", lambda: torch.ones(8, device=device).to(storage).to(dtype).cpu())
     kernel = ATTENTION_KERNELS.get(options.attention_backend or "native")
     if kernel is not None and (part := denoiser(family)) is not None:
-        widths = {module.to_q.out_features // module.heads for module in _attention(family.meta_components[part])}
-        yield from _failure("attention_backend", lambda: _attended(kernel, widths, device, dtype))
+        widths = {module.to_q.out_features // module.heads for module in _attentions(family.meta_components[part])}
+        yield from _trial("attention_backend", lambda: _try_attention(kernel, widths, device, dtype))
     if options.compile:
-        yield from _failure("compile", lambda: _compiled(device))
+        yield from _trial("compile", lambda: _try_compile(device))
 
 
-def _failure(option: str, attempt: Callable[[], object]) -> Iterator[str]:
+def _trial(option: str, attempt: Callable[[], object]) -> Iterator[str]:
     try:
         with torch.inference_mode():
             attempt()
@@ -96,7 +96,7 @@ def _failure(option: str, attempt: Callable[[], object]) -> Iterator[str]:
         yield f"{option}: does not work here: {str(error).strip().partition(chr(10))[0][:200]}"
 
 
-def _quantised(options: MemoryOptions, device: torch.device, dtype: torch.dtype) -> None:
+def _try_quantise(options: MemoryOptions, device: torch.device, dtype: torch.dtype) -> None:
     assert options.quantize is not None
     layer = nn.Linear(INT4_GROUP, INT4_GROUP, dtype=dtype).requires_grad_(False)
     quantise(nn.Sequential(layer), options.quantize, device)
@@ -105,18 +105,18 @@ def _quantised(options: MemoryOptions, device: torch.device, dtype: torch.dtype)
     layer(torch.ones(2, INT4_GROUP, device=device, dtype=dtype)).cpu()
 
 
-def _compiled(device: torch.device) -> None:
-    """By a thread that stands back, as Inductor's workers, which are started now, then do, too."""
+def _try_compile(device: torch.device) -> None:
+    """In a low-priority thread: Inductor's workers, which this starts, inherit its priority."""
     with ThreadPoolExecutor(1, initializer=lower_thread_priority) as pool:
         pool.submit(torch.inference_mode()(lambda: torch.compile(torch.sin)(torch.ones(8, device=device)))).result()
 
 
-def _attended(kernel: SDPBackend, widths: set[int], device: torch.device, dtype: torch.dtype) -> None:
+def _try_attention(kernel: SDPBackend, widths: set[int], device: torch.device, dtype: torch.dtype) -> None:
     for width in widths:
         query = torch.ones(2, 1, 16, width, device=device, dtype=dtype)  # (batch, heads, tokens, width)
         with sdpa_kernel(kernel):
             scaled_dot_product_attention(query, query, query).cpu()
 
 
-def _attention(network: nn.Module) -> list[Attention]:
+def _attentions(network: nn.Module) -> list[Attention]:
     return [module for module in network.modules() if isinstance(module, Attention)]

@@ -1,4 +1,4 @@
-"""Puts a model's networks where its memory options say, and has them evaluate as those say."""
+"""Applies a model's memory options to its networks: offload, quantisation, attention, compilation, tracing."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ if TYPE_CHECKING:
     from darkroom_server.config.settings import MemoryOptions
 
 CPU = torch.device("cpu")
-# diffusers' names of torch's kernels. Its other backends, and its way to choose these, reach transformers only: the
-# attention of UNets always calls torch's function.
+# diffusers' names of torch's SDPA kernels. Its own backend selection applies to transformers only: a UNet's attention
+# always calls torch's scaled_dot_product_attention.
 ATTENTION_KERNELS = {
     "native": None,  # torch chooses
     "_native_cudnn": SDPBackend.CUDNN_ATTENTION,
@@ -36,63 +36,63 @@ INT4_GROUP = 128  # weights that share a scale
 
 
 class Placement:
-    """Where a model's networks are, while it is loaded."""
+    """The devices of a loaded model's networks; with model offload one network at a time is on the device."""
 
     def __init__(self, offload: str = "none") -> None:
-        self.swapping = offload != "none"  # whether it costs time to go from one network to another
-        self.swaps = 0  # how often a whole network came to the device
-        self._here: nn.Module | None = None
+        self.swapping = offload != "none"  # whether switching networks costs time
+        self.swaps = 0  # whole networks moved to the device so far
+        self._active: nn.Module | None = None
         self._weights: dict[nn.Module, list[tuple[dict[str, Any], str, torch.Tensor]]] = {}
 
     def manage(self, network: nn.Module, device: torch.device) -> None:
-        """Keep the network in the CPU's memory, and bring it to the device when it is used, in the place of the one
-        that was there."""
+        """Model offload: keep the network on the CPU, and move it to the device at its next use, in place of the
+        active one."""
         network.to(CPU)
         self._weights[network] = list(tensors(network))
-        add_hook_to_module(network, _Bringing(self, device))
+        add_hook_to_module(network, _MoveToDeviceHook(self, device))
 
-    def bring(self, network: nn.Module, device: torch.device) -> None:
-        """Have this network on the device, and no other."""
-        if network is self._here:
+    def activate(self, network: nn.Module, device: torch.device) -> None:
+        """Move this network to the device, and the active one back to the CPU."""
+        if network is self._active:
             return
-        if self._here is not None:
-            self._put(self._here, CPU)
-        self._here = None  # until it is there as a whole
+        if self._active is not None:
+            self._put(self._active, CPU)
+        self._active = None  # until it is moved completely
         try:
             self._put(network, device)
         except BaseException:
             self._put(network, CPU)
             raise
-        self._here = network
+        self._active = network
         self.swaps += 1
 
     def _put(self, network: nn.Module, device: torch.device) -> None:
-        """From the CPU's copy in any case: weights never change, so that none are copied back."""
-        for table, name, kept in self._weights[network]:
-            moved = kept.to(device)
-            table[name] = nn.Parameter(moved, requires_grad=False) if isinstance(kept, nn.Parameter) else moved
+        """Always from the CPU's copy: weights are constant, so nothing is copied back."""
+        for table, name, cpu_copy in self._weights[network]:
+            moved = cpu_copy.to(device)
+            table[name] = nn.Parameter(moved, requires_grad=False) if isinstance(cpu_copy, nn.Parameter) else moved
 
 
-class _Bringing(ModelHook):  # type: ignore[misc]
-    """Before a network is used, also by the methods of an autoencoder that diffusers marks."""
+class _MoveToDeviceHook(ModelHook):  # type: ignore[misc]
+    """Runs before forward, and before an autoencoder's encode and decode (diffusers' `apply_forward_hook`)."""
 
     def __init__(self, placement: Placement, device: torch.device) -> None:
         self._placement, self._device = placement, device
 
     def pre_forward(self, module: nn.Module, *args: Any, **kwargs: Any) -> Any:
-        self._placement.bring(module, self._device)
+        self._placement.activate(module, self._device)
         return args, kwargs
 
 
 def first_device(family: Family, options: MemoryOptions) -> torch.device:
-    """Where the weights are read to, before `place`: not the device, where they would not all fit as they are."""
+    """The device to load weights to before `place`: the CPU with offload or quantisation, as they may not fit yet."""
     return family.device if options.offload == "none" and options.quantize is None else CPU
 
 
-@torch.inference_mode()  # as they are used: what torchao makes cannot be moved otherwise
+@torch.inference_mode()  # torchao's tensors can be moved in the mode of their creation only
 def place(components: Mapping[str, nn.Module], family: Family, options: MemoryOptions) -> Placement:
-    """Put networks that have their weights, on their first device, where they are to be. What is done to them is never
-    undone: they go as a whole when the model is unloaded."""
+    """Apply the options to networks whose weights are loaded on their first device. Irreversible: unloading drops the
+    networks."""
     if (part := denoiser(family)) is not None:
         _prepare_denoiser(components[part], family, options)
     vae: Any = components.get("vae")
@@ -109,7 +109,7 @@ def place(components: Mapping[str, nn.Module], family: Family, options: MemoryOp
 
 
 def denoiser(family: Family) -> str | None:
-    """The name of the network that predicts, None where a family has it elsewhere."""
+    """The name of the denoiser; None if the family keeps it elsewhere."""
     return next((name for name in ("unet", "transformer") if name in family.meta_components), None)
 
 
@@ -120,9 +120,9 @@ def _prepare_denoiser(network: Any, family: Family, options: MemoryOptions) -> N
         quantise(network, options.quantize, family.device)
     cast(network, options, family.dtype)
     if options.compile:
-        # Weights that come and go are there for the engine alone.
+        # Under model offload a background thread cannot rely on the weights being on the device.
         network.forward = compiled(network, background=options.offload == "none")
-    elif _traceable(family, options) and options.attention_slicing is None:  # which is a loop over rows
+    elif _traceable(family, options) and options.attention_slicing is None:  # slicing is a Python loop over rows
         network.forward = traced(network)
     if kernel := ATTENTION_KERNELS.get(options.attention_backend or "native"):
         network.forward = _with_kernel(network.forward, kernel)
@@ -133,22 +133,22 @@ def _traceable(family: Family, options: MemoryOptions) -> bool:
 
 
 def cast(network: Any, options: MemoryOptions, dtype: torch.dtype) -> None:
-    """Keep the weights of convolutions and linear layers in a type of 8 bits, but for computing."""
+    """Layerwise casting: store weights of convolutions and linear layers in an 8-bit type, cast them to compute."""
     if options.layerwise_casting is not None:
         storage = getattr(torch, options.layerwise_casting)
         network.enable_layerwise_casting(storage_dtype=storage, compute_dtype=dtype)
 
 
 def quantise(network: nn.Module, kind: str, device: torch.device) -> None:
-    """Quantise the weights of the linear layers, one after another on the device; with float8-dynamic also what they
-    are multiplied by, each time, as Hopper's tensor cores multiply twice as fast in float8 as in half precision. Each
-    row has a scale of its own there, so that pictures do not depend on each other.
+    """Quantise the linear layers' weights, layer by layer on the device; with float8-dynamic their activations too,
+    at each call: Hopper's tensor cores multiply float8 twice as fast as half precision. Scales are per row, so that
+    pictures in a batch do not affect each other.
 
-    :raises ImportError: torchao is missing, or what it needs for this kind
+    :raises ImportError: torchao, or a dependency of this kind, is missing
     """
     import torchao.quantization as ao
 
-    configs: dict[str, Callable[[], Any]] = {  # Inductor's settings would be those of the whole process
+    configs: dict[str, Callable[[], Any]] = {  # Inductor's settings are process-wide
         "int8": lambda: ao.Int8WeightOnlyConfig(set_inductor_config=False),
         "int4": lambda: ao.Int4WeightOnlyConfig(group_size=INT4_GROUP, set_inductor_config=False),
         "float8": lambda: ao.Float8WeightOnlyConfig(set_inductor_config=False),
@@ -177,15 +177,15 @@ def _offload(network: nn.Module, how: str, device: torch.device, placement: Plac
         case "sequential":
             cpu_offload(network, device)
         case "group":
-            # A stream brings each layer while the one before it is at work. It learns their order from the network's
-            # forward, which an autoencoder never runs.
+            # With a stream the next layer is prefetched while one runs. diffusers learns the order of layers from the
+            # network's forward, which an autoencoder never runs.
             apply_group_offloading(
                 network, device, offload_type="leaf_level", use_stream=streams and device.type == "cuda"
             )
 
 
 def device_bytes(family: Family, options: MemoryOptions) -> int:
-    """How much the weights take on the device, at most."""
+    """Peak device memory of the weights, in bytes."""
     sizes = {name: [*_layer_bytes(name, family, options)] for name in family.meta_components}
     match options.offload:
         case "none":
@@ -194,12 +194,12 @@ def device_bytes(family: Family, options: MemoryOptions) -> int:
             return max(map(sum, sizes.values()), default=0)
         case "sequential":
             return max((size for layers in sizes.values() for size in layers), default=0)
-        case _:  # with a stream, the next layer comes while one is at work
+        case _:  # with a stream, the next layer is prefetched while one runs
             return max((sum(sorted(layers)[-2:]) for layers in sizes.values()), default=0)
 
 
 def _layer_bytes(name: str, family: Family, options: MemoryOptions) -> Iterator[int]:
-    """Of each module with weights of its own."""
+    """Bytes of each module's own weights."""
     network = nn.Module.to(copy.deepcopy(family.meta_components[name]), family.dtype_of(name))
     quantised = options.quantize if name == denoiser(family) else None
     if name == denoiser(family):
@@ -212,6 +212,6 @@ def _layer_bytes(name: str, family: Family, options: MemoryOptions) -> Iterator[
 def _bytes(weights: torch.Tensor, quantised: str | None) -> int:
     if quantised is None or weights.dim() < 2 or (quantised == "int4" and weights.shape[1] % INT4_GROUP):
         return weights.nbytes
-    if quantised == "int4":  # and a scale and a zero point for each group, of 2 bytes
+    if quantised == "int4":  # plus a scale and a zero point per group, 2 bytes each
         return weights.numel() // 2 + weights.numel() // INT4_GROUP * 4
-    return weights.numel() + 5 * weights.shape[0]  # each row's scale, of 4 bytes at most, and zero point
+    return weights.numel() + 5 * weights.shape[0]  # plus per row a scale of up to 4 bytes and a zero point

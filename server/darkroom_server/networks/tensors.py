@@ -1,4 +1,4 @@
-"""What moving, compiling and tracing networks have in common."""
+"""Traversal of parameters, buffers and nested arguments, for placement, compilation and tracing."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from torch import nn
 
 
 def tensors(network: nn.Module) -> Iterator[tuple[dict[str, Any], str, torch.Tensor]]:
-    """All parameters and buffers, with the tables of modules that they stand in."""
+    """All parameters and buffers: (dict of the module, key, tensor)."""
     for module in network.modules():
         for table in (module._parameters, module._buffers):
             yield from ((table, name, tensor) for name, tensor in table.items() if tensor is not None)
 
 
 def mapped(value: Any, function: Callable[[torch.Tensor], Any]) -> Any:
-    """Arguments of a network, with other tensors or what stands for them."""
+    """Map a function over all tensors of nested arguments."""
     if isinstance(value, torch.Tensor):
         return function(value)
     if isinstance(value, Mapping):

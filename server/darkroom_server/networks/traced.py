@@ -1,9 +1,9 @@
-"""A network's forward without Python between its operations, which it is a third of for small pictures on a CPU.
+"""Traced forwards (torch.jit.trace): no Python overhead, which is a third of an evaluation of small pictures on a CPU.
 
-Python asks for some 600 operations in an evaluation of a UNet, which takes 7 to 14 ms, more than a few rows of small
-latents take to be computed. A trace asks for the same ones without. It is made beside the engine, for inputs of each
-kind, and used once it was seen to make what the network makes, to the last bit. A trace takes about 16 MiB, until its
-network goes. torch.jit.trace is not what makes it, as that would keep each trace for as long as the process lives.
+Launching the some 600 operations of a UNet's evaluation from Python takes 7 to 14 ms, more than computing a few rows of
+small latents. A trace launches them without Python. It is made in a background thread, per kind of input, and used once
+verified bit-exact against the eager network. A trace takes about 16 MiB, freed with its
+network; `torch.jit.trace` itself would keep each for as long as the process lives. Their number is capped.
 """
 
 from __future__ import annotations
@@ -30,46 +30,46 @@ from darkroom_server.networks.tensors import mapped, tensors
 
 log = logging.getLogger(__name__)
 
-LONGEST = 0.25  # seconds of an evaluation: of one that takes longer, Python's part is not worth a trace
-MOST = 12  # traces of all networks in memory, of use or not
-MANY = 64  # rows, from which upsampling in diffusers goes another way
+LONGEST = 0.25  # seconds per evaluation: above, Python's overhead is negligible
+MOST = 12  # traces of all networks in memory, failed ones included
+MANY = 64  # rows, from which diffusers' upsampling takes another code path
 
 Trace: TypeAlias = Callable[[list[torch.Tensor]], Any]
 
 enabled = True  # whether traces are made and used
 alive: WeakValueDictionary[int, _Traced] = WeakValueDictionary()  # the traced forwards in memory, by their identity
-_at_work = threading.Lock()  # one at a time, so that the end of the process does not wait for many
+_tracing = threading.Lock()  # one trace at a time, so that the process's exit waits for one at most
 
-warnings.filterwarnings("ignore", category=torch.jit.TracerWarning)  # type: ignore[attr-defined]  # all is checked
+warnings.filterwarnings("ignore", category=torch.jit.TracerWarning)  # type: ignore[attr-defined]  # traces are verified
 
 
 def traced(network: nn.Module) -> Callable[..., Any]:
-    """Its forward, which takes rows: tensors of any number of them, first.
+    """The traced forward of a network, for any batch size: the first tensor argument has the rows.
 
-    Whatever is changed about the network (hooks, layers and attention processors in others' places) is minded by
-    running it as it is, as are inputs that there is no trace for yet. Its forward has to be that of its class.
+    The network runs eagerly while it is patched (hooks, replaced layers or attention processors), and for inputs
+    without a trace. Its forward must be its class's.
     """
     forward = _Traced(network)
     alive[id(forward)] = forward
-    taking = functools.wraps(network.forward)(lambda *args, **kwargs: forward(*args, **kwargs))
-    taking.supports_fixed_outputs = True  # type: ignore[attr-defined]  # see FixedOutput
-    return taking
+    rowwise = functools.wraps(network.forward)(lambda *args, **kwargs: forward(*args, **kwargs))
+    rowwise.supports_fixed_outputs = True  # type: ignore[attr-defined]  # see FixedOutput
+    return rowwise
 
 
 @dataclass(frozen=True, slots=True)
 class _Call:
-    """What the network is called with."""
+    """One call's arguments."""
 
     args: tuple[Any, ...]
     kwargs: Mapping[str, Any]
-    given: Mapping[int, torch.Tensor]  # what layers make, which is known already, by their number
-    tensors: list[torch.Tensor]  # all of them, in their order
+    fixed: Mapping[int, torch.Tensor]  # fixed outputs of layers, by the layer's number
+    tensors: list[torch.Tensor]  # all tensors, in traversal order
 
     @classmethod
-    def of(cls, args: tuple[Any, ...], kwargs: Mapping[str, Any], given: Mapping[int, torch.Tensor]) -> _Call:
+    def of(cls, args: tuple[Any, ...], kwargs: Mapping[str, Any], fixed: Mapping[int, torch.Tensor]) -> _Call:
         found: list[torch.Tensor] = []
-        mapped((args, kwargs, given), found.append)
-        return cls(args, kwargs, given, found)
+        mapped((args, kwargs, fixed), found.append)
+        return cls(args, kwargs, fixed, found)
 
     @property
     def rows(self) -> int:
@@ -77,13 +77,13 @@ class _Call:
 
     @property
     def kind(self) -> Hashable:
-        """All that a trace depends on: everything but the tensors' values, and how many rows there are. None: it may
-        depend on more, or there are no rows."""
+        """The key of a trace: everything but tensor values and the exact number of rows. None: not hashable, or no
+        rows."""
         if not self.tensors or not self.tensors[0].dim():
             return None
         amount = "one" if self.rows == 1 else "few" if self.rows < MANY else "many"
         try:
-            return amount, self._frozen((self.args, self.kwargs, self.given))
+            return amount, self._frozen((self.args, self.kwargs, self.fixed))
         except TypeError:
             return None
 
@@ -103,11 +103,11 @@ class _Call:
         return tensor.dim() > 0 and len(tensor) == self.rows
 
     def mapped(self, function: Callable[[torch.Tensor], torch.Tensor]) -> _Call:
-        """The same with other tensors."""
-        return _Call.of(*mapped((self.args, self.kwargs, self.given), function))
+        """This call with mapped tensors."""
+        return _Call.of(*mapped((self.args, self.kwargs, self.fixed), function))
 
     def with_rows(self, count: int) -> _Call:
-        """The same with so many rows, of which there are some twice where it has not as many."""
+        """This call with `count` rows, repeated cyclically where it has fewer."""
         numbers = [number % self.rows for number in range(count)]
         return self.mapped(lambda tensor: tensor[numbers] if self._by_row(tensor) else tensor)
 
@@ -118,79 +118,79 @@ class _Traced:
         self.traces: dict[Hashable, Trace | None] = {}  # by the kind of input; None: it is being made, or is of no use
         self._modules = [(module, _parts(module)) for module in network.modules()]
         self._places = [(table, name) for table, name, _ in tensors(network)]
-        self._twin = _Twin(network)
+        self._copy = _WeightSharingCopy(network)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        given = self._given() if enabled else None
-        if given is None:
-            return self._plain(*args, **kwargs)
-        call = _Call.of(args, kwargs, given)
+        fixed = self._fixed_outputs() if enabled else None
+        if fixed is None:
+            return self._eager(*args, **kwargs)
+        call = _Call.of(args, kwargs, fixed)
         kind = call.kind
         if kind is None:
-            return self._plain(*args, **kwargs)
+            return self._eager(*args, **kwargs)
         if (trace := self.traces.get(kind)) is None:
-            return self._as_it_is(kind, call)
+            return self._run_eagerly(kind, call)
         try:
             return _run(trace, call, self._weights())
         except Exception as error:
-            made = self._plain(*args, **kwargs)  # which raises what is not the trace's fault
-            log.warning("a trace of %s failed, and is not used again", self._name, exc_info=error)
+            made = self._eager(*args, **kwargs)  # raises errors that are not the trace's fault
+            log.warning("a trace of %s failed and is discarded", self._name, exc_info=error)
             self.traces[kind] = None
             return made
 
-    def _plain(self, *args: Any, **kwargs: Any) -> Any:
+    def _eager(self, *args: Any, **kwargs: Any) -> Any:
         return type(self._network).forward(self._network, *args, **kwargs)
 
     @property
     def _name(self) -> str:
         return type(self._network).__name__
 
-    def _given(self) -> dict[int, torch.Tensor] | None:
-        """What is known beforehand of its layers' outputs; None: something is changed about the network."""
-        given = {}
+    def _fixed_outputs(self) -> dict[int, torch.Tensor] | None:
+        """Fixed outputs by the layer's number; None: the network is patched."""
+        fixed = {}
         for number, (module, parts) in enumerate(self._modules):
             changed = module._forward_hooks or module._forward_pre_hooks or _parts(module) != parts
-            forward = vars(module).get("forward") if number else None  # that of the network is this one
+            forward = vars(module).get("forward") if number else None  # the network's own is the traced forward
             if changed or not (forward is None or isinstance(forward, FixedOutput)):
                 return None
             if forward is not None:
-                given[number] = forward.value
-        return given
+                fixed[number] = forward.value
+        return fixed
 
     def _weights(self) -> list[torch.Tensor]:
         return [table[name] for table, name in self._places]
 
-    def _as_it_is(self, kind: Hashable, call: _Call) -> Any:
+    def _run_eagerly(self, kind: Hashable, call: _Call) -> Any:
         began = time.monotonic()
-        made = self._plain(*call.args, **call.kwargs)
+        made = self._eager(*call.args, **call.kwargs)
         quick = time.monotonic() - began < LONGEST
-        if quick and kind not in self.traces and _count() < MOST and _at_work.acquire(blocking=False):
+        if quick and kind not in self.traces and _count() < MOST and _tracing.acquire(blocking=False):
             try:
-                background().submit(self._try, kind, call.mapped(torch.clone))
-            except Exception:  # there is no room for the copies now
-                _at_work.release()
+                background().submit(self._trace, kind, call.mapped(torch.clone))
+            except Exception:  # out of memory for the copies
+                _tracing.release()
                 return made
             self.traces.setdefault(kind, None)
         return made
 
     @torch.inference_mode()
-    def _try(self, kind: Hashable, call: _Call) -> None:
+    def _trace(self, kind: Hashable, call: _Call) -> None:
         began = time.monotonic()
         try:
-            trace, weights = self._twin.trace(call, self._weights()), self._weights()
-            for other in map(call.with_rows, _to_check(call.rows)):
-                if not _same(_run(trace, other, weights), self._twin.run(other, weights)):
-                    raise ValueError(f"of {call.rows} rows, it makes something else of {other.rows}")
+            trace, weights = self._copy.trace(call, self._weights()), self._weights()
+            for other in map(call.with_rows, _row_counts_to_verify(call.rows)):
+                if not _same(_run(trace, other, weights), self._copy.run(other, weights)):
+                    raise ValueError(f"traced with {call.rows} rows, it differs with {other.rows}")
             self.traces[kind] = trace
-            log.info("%s is traced for one more kind of input, in %.2f s", self._name, time.monotonic() - began)
-        except Exception as error:  # whatever a tracer raises: the network is there without it
+            log.info("traced %s for one more kind of input in %.2f s", self._name, time.monotonic() - began)
+        except Exception as error:  # tracing failed; fall back to eager
             log.info("no trace of %s: %s", self._name, str(error).strip().partition("\n")[0])
         finally:
-            _at_work.release()
+            _tracing.release()
 
 
-class _Twin:
-    """The same layers once more, for another thread: without what is changed about those in use for a moment."""
+class _WeightSharingCopy:
+    """A copy of the modules that shares the weights, for the tracing thread: without temporary patches."""
 
     def __init__(self, network: nn.Module) -> None:
         self._network = copy.deepcopy(network, {id(weight): weight for *_, weight in tensors(network)})
@@ -198,7 +198,7 @@ class _Twin:
         self._places = [(table, name) for table, name, _ in tensors(self._network)]
 
     def trace(self, call: _Call, weights: Sequence[torch.Tensor]) -> Trace:
-        """What it does with a call, for calls with other tensors and weights."""
+        """Trace a call; tensors and weights become the trace's inputs."""
 
         def run(inputs: list[torch.Tensor]) -> Any:
             taken = iter(inputs)
@@ -209,11 +209,11 @@ class _Twin:
         return torch._C._create_function_from_graph("forward", graph)
 
     def run(self, call: _Call, weights: Sequence[torch.Tensor]) -> Any:
-        """What the network makes with these weights."""
+        """Run the copy eagerly with these weights."""
         for (table, name), weight in zip(self._places, weights, strict=True):
             table[name] = weight
         with contextlib.ExitStack() as changed:
-            for number, value in call.given.items():
+            for number, value in call.fixed.items():
                 layer = vars(self._modules[number])
                 layer["forward"] = lambda *_, value=value: value
                 changed.callback(layer.pop, "forward")
@@ -227,18 +227,18 @@ def _count() -> int:
 
 
 def _run(trace: Trace, call: _Call, weights: Sequence[torch.Tensor]) -> Any:
-    # Its optimiser takes long at first, and makes nothing faster on a CPU.
+    # The JIT's optimiser slows the first calls, and gains nothing on a CPU.
     with torch.jit.optimized_execution(False):  # type: ignore[attr-defined]
         return trace([*call.tensors, *weights])
 
 
 def _parts(module: nn.Module) -> list[Any]:
-    """Those that others put into a network's modules at times."""
-    return [*module._modules.values(), vars(module).get("processor")]  # diffusers' attention processors
+    """Children and attention processor: whatever a patch may replace."""
+    return [*module._modules.values(), vars(module).get("processor")]  # diffusers' attention processor
 
 
-def _to_check(rows: int) -> Sequence[int]:
-    """For how many rows a trace of so many has to be right."""
+def _row_counts_to_verify(rows: int) -> Sequence[int]:
+    """The numbers of rows with which to verify a trace of `rows` rows."""
     return (1,) if rows == 1 else (rows, 2, rows + 1) if rows < MANY else (rows, rows + 1)
 
 

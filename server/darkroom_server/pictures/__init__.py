@@ -1,1 +1,1 @@
-"""Image files: decoding untrusted ones, encoding results."""
+"""Image files: decoding of untrusted input, encoding of results."""

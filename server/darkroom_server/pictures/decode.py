@@ -1,8 +1,8 @@
-"""Decodes the pictures that clients send; runs in a pool thread.
+"""Decoding of clients' images; runs in a pool thread.
 
-The files are not trusted. Pillow's readers are called without Image.open, which warns of large pictures by a limit that
-belongs to the whole process. What would cost a reader memory or time out of all proportion is refused before it sees
-the file, and a picture that is too large before its pixels are decoded. Colour profiles and XMP are ignored.
+Files are untrusted. Pillow's readers are called without Image.open, whose warning of large pictures has a process-wide
+limit. Files with disproportionate cost in memory or time are refused before the reader sees them, oversized pictures
+before their pixels are decoded. Colour profiles and XMP are ignored.
 """
 
 from __future__ import annotations
@@ -36,26 +36,26 @@ READERS: tuple[tuple[bytes, type[ImageFile.ImageFile]], ...] = (
     (TIFF_MAGIC, TiffImageFile),
     (rb"GIF8[79]a", GifImageFile),
 )
-MAX_JPEG_SCANS, MAX_JPEG_EXIF = 500, 64  # progressive files have some ten scans, photographs one EXIF segment
-MAX_TIFF_VALUES = 65_536  # numbers in one tag, for instance the offsets of all strips
-MAX_TIFF_TILE = 1024  # pixels: tiles may be larger than their picture, up to this or its limit
+MAX_JPEG_SCANS, MAX_JPEG_EXIF = 500, 64  # typical: some ten scans if progressive, one EXIF segment
+MAX_TIFF_VALUES = 65_536  # per tag, for instance the offsets of all strips
+MAX_TIFF_TILE = 1024  # pixels; or max_edge if that is larger: tiles may exceed their picture
 TIFF_TILE_EDGES, TIFF_BYTE_TYPES, TIFF_SHORT, TIFF_XMP, TIFF_PRIVATE = (322, 323), (1, 2, 7), 3, 700, 0x8000
-WHITES = {"I": (255, 65_535, 2**31 - 1), "F": (1.0, 255.0)}  # what white may be, by Pillow's mode
+WHITES = {"I": (255, 65_535, 2**31 - 1), "F": (1.0, 255.0)}  # candidates for the white level, by Pillow's mode
 _T = Image.Transpose
 TURNS = {2: _T.FLIP_LEFT_RIGHT, 3: _T.ROTATE_180, 4: _T.FLIP_TOP_BOTTOM, 5: _T.TRANSPOSE, 6: _T.ROTATE_270}
 TURNS |= {7: _T.TRANSVERSE, 8: _T.ROTATE_90}  # by EXIF orientation
 
-# Pillow's warnings quote numbers of the file, and Python remembers every text that it has shown.
+# Pillow's warnings quote values of the file, and Python keeps every distinct text in its warning registry.
 warnings.filterwarnings("ignore", module=r"PIL\.")
 
 
 class BadImage(ValueError):
-    """What is wrong with the bytes of an image; its text is a fixed sentence of ours."""
+    """An unusable image file; the message is one of ours, never Pillow's."""
 
 
 @contextmanager
 def _refusing() -> Iterator[None]:
-    """Turns whatever a reader raises into BadImage; Pillow's own texts hold addresses."""
+    """Maps a reader's exceptions to BadImage; Pillow's own messages contain memory addresses."""
     try:
         yield
     except BadImage:
@@ -66,26 +66,26 @@ def _refusing() -> Iterator[None]:
 
 @_refusing()
 def decode_image(data: bytes, limits: Limits) -> npt.NDArray[np.uint8]:
-    """The picture's first frame, upright, over white: (h, w, 3) RGB, read-only.
+    """The first frame, EXIF orientation applied, composited over white: (h, w, 3) uint8 RGB, read-only.
 
-    :raises BadImage: it is not a picture, is damaged, or is too large
+    :raises BadImage: not an image, damaged, or too large
     """
     straight = _decode(data, limits)
     white = Image.new("RGBA", straight.size, "white")
-    return np.asarray(Image.alpha_composite(white, straight).convert("RGB"))  # read-only, as its bytes are
+    return np.asarray(Image.alpha_composite(white, straight).convert("RGB"))  # read-only, as it views bytes
 
 
 @_refusing()
 def decode_mask(data: bytes, limits: Limits) -> npt.NDArray[np.uint8]:
-    """The grey values of the picture's first frame, upright, whatever its alpha: (h, w), read-only.
+    """The first frame as grey, EXIF orientation applied, alpha ignored: (h, w) uint8, read-only.
 
-    :raises BadImage: it is not a picture, is damaged, or is too large
+    :raises BadImage: not an image, damaged, or too large
     """
     return np.asarray(_decode(data, limits).convert("L"))
 
 
 def _decode(data: bytes, limits: Limits) -> Image.Image:
-    """The picture, upright, as RGBA; its colours are not multiplied by alpha."""
+    """The first frame, EXIF orientation applied, as RGBA with straight alpha."""
     image = _open(data, limits)
     width, height = image.size
     if max(width, height) > limits.max_edge:
@@ -99,7 +99,7 @@ def _decode(data: bytes, limits: Limits) -> Image.Image:
 
 
 def _open(data: bytes, limits: Limits) -> ImageFile.ImageFile:
-    """The reader of the file, which has read all up to the pixels."""
+    """The file's reader, with the header parsed and pixels not yet decoded."""
     reader = next((reader for magic, reader in READERS if re.match(magic, data, re.DOTALL)), None)
     if reader is None:
         raise BadImage("must be a PNG, JPEG, WebP, BMP, TIFF or GIF file" if data else "must not be empty")
@@ -108,20 +108,20 @@ def _open(data: bytes, limits: Limits) -> ImageFile.ImageFile:
         raise BadImage(DAMAGED)
     try:
         image = reader(io.BytesIO(data))
-    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:  # GIF and WebP go by Pillow's limit
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:  # GIF, WebP: Pillow's limit
         raise BadImage(f"must be at most {limits.max_edge} x {limits.max_edge} pixels") from error
-    for directory in ExifTags.IFD if is_tiff else ():  # the reader would list all values of each
+    for directory in ExifTags.IFD if is_tiff else ():  # the reader would parse each sub-IFD in full
         image.getexif().pop(directory, None)
     return image
 
 
 def _is_costly_jpeg(data: bytes) -> bool:
-    """Each scan goes over all pixels, and each EXIF segment copies those before it."""
+    """Each scan passes over all pixels; each EXIF segment copies the earlier ones, which is quadratic."""
     return data.count(b"\xff\xda") > MAX_JPEG_SCANS or data.count(b"Exif\0\0") > MAX_JPEG_EXIF
 
 
 def _is_costly_tiff(data: bytes, limits: Limits) -> bool:
-    """The reader lists the values of some tags, such as all strips, and makes room for a whole tile."""
+    """The reader parses all values of a tag, such as strip offsets, and allocates a whole tile."""
     longest = max(MAX_TIFF_TILE, limits.max_edge)
     return any(
         (count > MAX_TIFF_VALUES and not (kind in TIFF_BYTE_TYPES and (tag >= TIFF_PRIVATE or tag == TIFF_XMP)))
@@ -131,7 +131,7 @@ def _is_costly_tiff(data: bytes, limits: Limits) -> bool:
 
 
 def _tiff_tags(data: bytes) -> Iterator[tuple[int, int, int, int]]:
-    """Tag, type, count of values, and the value if it is one number, of each entry in the first directory."""
+    """(tag, type, count, value if a single number) of each entry in the first IFD."""
     order: Literal["little", "big"] = "little" if data.startswith(b"II") else "big"
 
     def number(start: int, size: int) -> int:
@@ -144,17 +144,17 @@ def _tiff_tags(data: bytes) -> Iterator[tuple[int, int, int, int]]:
 
 
 def _orientation(exif: Any) -> int:
-    """1, upright, for anything but sound EXIF data. The TIFF reader turns its pictures itself."""
+    """The EXIF orientation; 1, upright, without valid EXIF data. The TIFF reader applies the orientation itself."""
     tiff = exif.removeprefix(b"Exif\0\0").removeprefix(b"Exif\0\0") if isinstance(exif, bytes) else b""
     tags = _tiff_tags(tiff) if re.match(TIFF_MAGIC, tiff) else ()
     return next((value for tag, *_, value in tags if tag == ExifTags.Base.Orientation), 1)
 
 
 def _eight_bits(image: Image.Image) -> Image.Image:
-    """A channel of more than 8 bits as L, or as LA where one of its values is transparent; others as they are.
+    """A single channel of more than 8 bits to L, or to LA with a transparent value; other images unchanged.
 
-    Of 16 bits it keeps the upper 8, as the readers do for colours. Wider numbers have no fixed white: it is the least
-    of WHITES that no value exceeds, or the last. What lies outside of black and white is clipped.
+    16 bits keep their upper 8, as in the readers for colours. 32-bit integers and floats have no fixed white level: it
+    is the smallest of WHITES that no value exceeds, or the last. Values outside [black, white] are clipped.
     """
     if image.mode in WHITES:
         wide, whites = np.nan_to_num(np.asarray(image, np.float64)), WHITES[image.mode]

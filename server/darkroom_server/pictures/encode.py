@@ -1,4 +1,4 @@
-"""Encodes pictures; runs in the encoder pool."""
+"""Encoding of pictures, previews and control maps; runs in the encoder pool."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from PIL import Image, PngImagePlugin
 from darkroom_plugins.request import ImageFormat, OutputOptions, PreviewOptions
 from darkroom_plugins.sample import Picture
 
-MIN_PREVIEW_EDGE = 64  # pixels: smaller previews are enlarged
+MIN_PREVIEW_EDGE = 64  # pixels; smaller previews are upscaled
 PREVIEW_QUALITY, MAP_QUALITY = 90, 95
 EXIF_IFD, USER_COMMENT = 0x8769, 0x9286
-MAX_COMMENT = 60_000  # bytes, even; EXIF has room for 64 KiB in all
+MAX_COMMENT = 60_000  # bytes, even (UTF-16); EXIF is limited to 64 KiB in all
 MEDIA_TYPES: dict[ImageFormat, str] = {"png": "image/png", "jpeg": "image/jpeg", "webp": "image/webp"}
 
 
 def encode_picture(picture: Picture, options: OutputOptions) -> bytes:
-    """The picture's file. With `embed_metadata` PNG gets the text chunks `parameters` (and others that plugins
-    brought) and `darkroom`, the metadata as JSON; JPEG and WebP get `parameters` as EXIF UserComment."""
+    """The encoded file. With `embed_metadata`, PNG has the text chunks `parameters`, those of plugins, and `darkroom`
+    (the metadata as JSON); JPEG and WebP have `parameters` as EXIF UserComment."""
     image = Image.fromarray(picture.pixels)
     extra: dict[str, Any] = {}
     if options.embed_metadata and options.format == "png":
@@ -46,8 +46,8 @@ def _user_comment(text: str) -> bytes:
 
 
 def encode_preview(pixels: Any, options: PreviewOptions) -> tuple[bytes, tuple[int, int]]:
-    """The file of a preview, and its width and height: (h, w, 3) uint8, scaled so that its longer edge is at least 64
-    pixels and at most `max_edge`."""
+    """The encoded preview of (h, w, 3) uint8, and its (width, height): the longer edge is scaled to between 64
+    pixels and `max_edge`."""
     image = Image.fromarray(pixels)
     longer = max(image.size)
     edge = min(max(longer, MIN_PREVIEW_EDGE), options.max_edge)
@@ -58,13 +58,13 @@ def encode_preview(pixels: Any, options: PreviewOptions) -> tuple[bytes, tuple[i
 
 
 def encode_map(pixels: Any, format: ImageFormat) -> bytes:
-    """The file of a control map: (h, w, 3) uint8."""
+    """The encoded control map of (h, w, 3) uint8."""
     return _file(Image.fromarray(pixels), format, None if format == "png" else MAP_QUALITY)
 
 
 def _file(image: Image.Image, format: ImageFormat, quality: int | None, **extra: Any) -> bytes:
     if format == "png":
-        extra["compress_level"] = 4  # much faster than the default 6, and hardly larger for pictures
+        extra["compress_level"] = 4  # much faster than the default 6, and hardly larger files
     elif quality is not None:
         extra["quality"] = quality
     file = io.BytesIO()

@@ -22,7 +22,7 @@ from darkroom_plugins.builtin.tasks.txt2img import Txt2Img
 from darkroom_server.app import run
 from darkroom_server.config.settings import ModelSettings, Settings
 from darkroom_server.device.threads import NICENESS
-from darkroom_server.networks.compiled import at_work, compiled
+from darkroom_server.networks.compiled import compiled, is_compiling
 from tests.support import RunningServer, generate_request, png
 from tests.tiny import save_controlnet
 
@@ -71,7 +71,7 @@ def backend(monkeypatch: pytest.MonkeyPatch) -> Iterator[Backend]:
 
 def settle() -> None:
     """Wait for compilers."""
-    while at_work():
+    while is_compiling():
         time.sleep(0.01)
 
 
@@ -149,7 +149,7 @@ def test_loading_waits_for_the_compiler_where_that_is_asked_for(backend: Backend
 
 def test_a_server_that_waits_for_the_compiler_stops_when_it_is_told_to(backend: Backend, tiny_model: Path) -> None:
     def tell() -> None:
-        while not at_work():
+        while not is_compiling():
             time.sleep(0.01)
         os.kill(os.getpid(), signal.SIGTERM)
 
@@ -157,7 +157,7 @@ def test_a_server_that_waits_for_the_compiler_stops_when_it_is_told_to(backend: 
     threading.Thread(target=tell).start()
     settings = Settings(listen="127.0.0.1:0", models=[ModelSettings(name="tiny", path=tiny_model, compile="load")])
     assert asyncio.run(run(settings)) == 0
-    assert at_work()
+    assert is_compiling()
 
 
 def test_a_model_that_cannot_warm_up_is_loaded(

@@ -187,7 +187,7 @@ def test_a_trace_that_fails_is_used_no_more(caplog: pytest.LogCaptureFixture) ->
     forward.traces = dict.fromkeys(forward.traces, fail)
     for _ in range(2):
         assert torch.equal(network(rows(2)), expected(network, rows(2)))
-    assert len([record for record in caplog.records if "not used again" in record.message]) == 1
+    assert len([record for record in caplog.records if "is discarded" in record.message]) == 1
 
 
 def test_a_call_that_is_wrong_says_so_and_costs_no_trace() -> None:

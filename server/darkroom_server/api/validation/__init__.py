@@ -1,1 +1,1 @@
-"""Request validation: from messages to a checked `Request`, or all violations at once."""
+"""Request validation: messages to a checked `Request`, or all violations at once."""

@@ -1,4 +1,4 @@
-"""Checks what pictures are conditioned on beside the prompts: LoRAs, controls, sizes."""
+"""Validation of conditions other than prompts: LoRAs, controls, size conditioning."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ if TYPE_CHECKING:
     from darkroom_server.models.model import Model
 
 MAX_LORAS, MAX_CONTROLS = 32, 8
-MAX_SIZE = 32_768  # pixels, which half precision can hold
+MAX_SIZE = 32_768  # pixels; within the range of half precision
 
 
 def preprocessor_options(
     path: str, name: str, options: Struct, entries: Mapping[str, Preprocessor], findings: Findings
 ) -> BaseModel | None:
-    """The options of a preprocessor, with its defaults; None where it takes none. `path` is what its fields are in,
-    with a dot at the end where that is not the request itself."""
+    """The options of a preprocessor, with its defaults; None if it takes none. `path` is the prefix of the field paths:
+    empty, or with a trailing dot."""
     entry, options_path = entries.get(name), f"{path}preprocessor_options"
     if entry is None:
         if name:
@@ -42,7 +42,7 @@ def preprocessor_options(
 
 
 class ConditionsCheck:
-    """Checks one Parameters message; what is wrong goes to the findings."""
+    """Validates one Parameters message; violations go to the findings."""
 
     def __init__(self, catalog: Catalog, findings: Findings) -> None:
         self.catalog = catalog

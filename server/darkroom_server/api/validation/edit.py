@@ -1,4 +1,4 @@
-"""Checks what an EditRequest has beside its parameters: the picture, and what is to be done with it."""
+"""Validation of an EditRequest's image and edit."""
 
 from __future__ import annotations
 
@@ -23,26 +23,26 @@ TASKS = {"inpaint": "inpaint", "outpaint": "outpaint"}
 
 
 def derived_task(message: image_service_pb2.EditRequest) -> str:
-    """The task of an edit that names none."""
+    """The default task of an edit."""
     return TASKS.get(message.WhichOneof("edit") or "", "img2img")
 
 
 @dataclass(frozen=True, slots=True)
 class CheckedEdit:
-    """The fields that an edit adds to a Request, and the size at which the model works where none is asked for."""
+    """An edit's fields of a Request, and the default working size of the model."""
 
     fields: dict[str, Any] = field(default_factory=dict)
     size: tuple[int, int] | None = None  # width, height
 
     @property
     def choice(self) -> EditChoice | None:
-        """What is to be done, where the request says so."""
+        """The edit, if the request sets one."""
         choice: EditChoice | None = self.fields.get("edit")
         return choice
 
 
 def decoded(path: str, data: bytes, decode: Decoder, limits: Limits, findings: Findings) -> Pixels | None:
-    """The pixels of an image file; None where it is bad."""
+    """The pixels of an image file; None if invalid."""
     if not data:
         findings.invalid(path, "must be set")
         return None
@@ -54,7 +54,7 @@ def decoded(path: str, data: bytes, decode: Decoder, limits: Limits, findings: F
 
 
 class EditCheck:
-    """Checks one EditRequest; what is wrong goes to the findings."""
+    """Validates one EditRequest; violations go to the findings."""
 
     def __init__(self, catalog: Catalog, findings: Findings) -> None:
         self.catalog = catalog
@@ -111,7 +111,7 @@ class EditCheck:
         return Outpaint(**margins)
 
     def _size(self, image: Pixels, edit: EditChoice | None, sized: bool, model: Model) -> tuple[int, int]:
-        """The input's size with its margins, rounded up to what the model can do; of a region, the model's own."""
+        """The input's size plus margins, rounded up to the size factor; with padding_crop the model's default size."""
         height, width = image.shape[:2]
         if isinstance(edit, Outpaint):
             width, height = width + edit.left + edit.right, height + edit.top + edit.bottom

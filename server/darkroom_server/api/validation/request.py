@@ -1,4 +1,4 @@
-"""Turns a GenerateRequest or EditRequest into a checked Request, or says everything that is wrong with it."""
+"""Validation of GenerateRequest and EditRequest: a checked Request, or all violations at once."""
 
 from __future__ import annotations
 
@@ -28,15 +28,15 @@ PARAMETERS = "parameters"
 def check_generate(message: image_service_pb2.GenerateRequest, catalog: Catalog) -> Request:
     """The request with every default filled in.
 
-    :raises RequestRefused: with everything that is wrong with it
+    :raises RequestRefused: with all violations
     """
     return _checked(message, catalog, "Generate", "txt2img", None)
 
 
 def check_edit(message: image_service_pb2.EditRequest, catalog: Catalog) -> Request:
-    """The same for an edit; decodes its pictures, which takes time.
+    """The same for an edit; decodes its images, which is slow.
 
-    :raises RequestRefused: with everything that is wrong with it
+    :raises RequestRefused: with all violations
     """
     return _checked(message, catalog, "Edit", derived_task(message), EditCheck)
 
@@ -50,13 +50,13 @@ def _checked(message: Any, catalog: Catalog, rpc: str, task: str, edit: type[Edi
 
 
 def check_request_id(request_id: str, findings: Findings) -> None:
-    """One that the client chose."""
+    """Validates a client's request_id."""
     if request_id and not REQUEST_ID.fullmatch(request_id):
         findings.invalid("request_id", "must be 1 to 128 letters, digits or any of -_.:")
 
 
 class _Check:
-    """Checks one message; what is wrong goes to the findings, and a stand-in takes its place."""
+    """Validates one message. Violations go to the findings, and placeholders replace invalid values."""
 
     def __init__(self, catalog: Catalog, findings: Findings) -> None:
         self.catalog = catalog
@@ -65,7 +65,7 @@ class _Check:
     def request(self, message: Any, rpc: str, derived: str, edit_check: EditCheck | None) -> Request | None:
         given = message.parameters
         check_request_id(message.request_id, self.findings)
-        self._refuse_what_is_not_there_yet(message)
+        self._refuse_unimplemented(message)
         model = self._model(given.model)
         edit = edit_check.checked(message, model) if edit_check else CheckedEdit()
         task = self._task(given.task, rpc, derived, model, edit)
@@ -94,7 +94,7 @@ class _Check:
             **edit.fields,
         )
 
-    def _refuse_what_is_not_there_yet(self, message: Any) -> None:
+    def _refuse_unimplemented(self, message: Any) -> None:
         if (
             self.findings.enum("disconnect_policy", parameters_pb2.DisconnectPolicy, message.disconnect_policy)
             == "keep"

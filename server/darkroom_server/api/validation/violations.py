@@ -1,4 +1,4 @@
-"""Collects everything that is wrong with a request, to refuse it with all of that at once."""
+"""Collector of violations, to refuse a request with all of them at once."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from pydantic import BaseModel, ValidationError
 from darkroom_plugins.errors import InvalidRequest, UnsupportedCombination, Violation
 from darkroom_server.errors import NotFound, NotImplementedYet
 
-MAX_VIOLATIONS = 50  # gRPC turns a status with more than some 8 KiB of details into another one
+MAX_VIOLATIONS = 50  # gRPC replaces a status with more than some 8 KiB of details by another
 MAX_TEXT = 200
-MAX_STRUCT = 64 * 1024  # bytes; checking takes time on the event loop
+MAX_STRUCT = 64 * 1024  # bytes; limits the time to validate
 
 
 class Findings:
-    """What is wrong, by the paths of the fields."""
+    """Violations, by field path."""
 
     def __init__(self) -> None:
         self._invalid: list[Violation] = []
@@ -27,28 +27,28 @@ class Findings:
         self._unsupported: list[Violation] = []
 
     def invalid(self, path: str, problem: str) -> None:
-        """A value that is not allowed."""
+        """An invalid value."""
         self._invalid.append(_violation(path, problem))
 
     def unknown(self, kind: str, path: str, name: str) -> None:
-        """A name that the server does not offer."""
+        """A name unknown to the server."""
         self._unknown.append((kind, _violation(path, f"there is no {kind} {name!r}")))
 
     def not_yet(self, path: str, what: str) -> None:
-        """A field that is set and whose work is not there yet."""
+        """A set field that is not implemented yet."""
         self._not_yet.append(_violation(path, f"{what} not there yet"))
 
     def unsupported(self, path: str, problem: str) -> None:
-        """What the model cannot do."""
+        """A combination that the model does not support."""
         self._unsupported.append(_violation(path, problem))
 
     def check_range(self, path: str, value: float, low: float, high: float, unit: str = "") -> None:
-        """A number outside of low to high, or not a number."""
+        """Reports a number outside [low, high], or NaN."""
         if not low <= value <= high:
             self.invalid(path, f"must be from {low} to {high}{unit and ' ' + unit}, not {value}")
 
     def number(self, path: str, given: Any, field: str, default: float, low: float, high: float, unit: str = "") -> Any:
-        """A message's number, checked; the default where it is unset."""
+        """A checked number of a message; the default if unset."""
         descriptor = given.DESCRIPTOR.fields_by_name[field]
         if descriptor.has_presence and not given.HasField(field):
             return default
@@ -57,7 +57,7 @@ class Findings:
         return value
 
     def enum(self, path: str, enum: Any, value: int) -> Any:
-        """The value's name without its prefix, in kebab-case; None where it is unset."""
+        """The value's name without its prefix, in kebab-case; None if unset."""
         if value == 0:
             return None
         if value not in enum.values():
@@ -68,7 +68,7 @@ class Findings:
         return str(enum.Name(value).removeprefix(prefix).lower().replace("_", "-"))
 
     def parsed(self, path: str, struct: Struct, parameters: type[BaseModel] | None) -> BaseModel | None:
-        """The struct as an instance of the class that checks it; None where it is wrong, or there is no class."""
+        """The struct as an instance of its pydantic class; None if invalid, or without a class."""
         if struct.ByteSize() > MAX_STRUCT:
             self.invalid(path, f"must have up to {MAX_STRUCT} bytes")
             return None
@@ -83,10 +83,10 @@ class Findings:
         return None
 
     def refuse(self) -> None:
-        """Raise the error that says all of it; return when there is nothing.
+        """Raise one error with all violations, if there are any.
 
-        :raises InvalidRequest, NotFound, NotImplementedYet, UnsupportedCombination: in this order, each with all
-            violations, those of the later kinds too
+        :raises InvalidRequest, NotFound, NotImplementedYet, UnsupportedCombination: the first kind found, with the
+            violations of all kinds
         """
         every = [*self._invalid, *(v for _, v in self._unknown), *self._not_yet, *self._unsupported][:MAX_VIOLATIONS]
         if self._invalid:
@@ -108,7 +108,7 @@ def _plain(struct: Struct) -> dict[str, Any]:
 
 
 def _plain_value(value: Value) -> Any:
-    """JSON knows one kind of number: whole ones become int.
+    """A Struct has doubles only: whole numbers become int.
 
     :raises ValueError: a number is not finite
     """
