@@ -2,18 +2,18 @@
 
 | from | what |
 | --- | --- |
-| `darkroom_plugins` | the names below: the marker of hooks, what to contribute, what hooks are given, errors |
+| `darkroom_plugins` | the names below: `hookimpl`, bases of contributions, arguments of hooks, errors |
 | `darkroom_plugins.hookspecs` | the eight hooks, and the life of a sample |
 | `darkroom_plugins.latents`, `.canvas`, `.tensors` | helpers for tasks: noise, encoding, fitting pictures |
-| `darkroom_plugins.files` | reading models: configurations, safetensors, networks without weights |
-| `darkroom_plugins.fixed_outputs` | layers whose output is known |
-| `darkroom_plugins.testing` | trying a contribution in a plain pytest |
+| `darkroom_plugins.files` | model files: configurations, safetensors, networks on the meta device |
+| `darkroom_plugins.fixed_outputs` | layers replaced by a constant output |
+| `darkroom_plugins.testing` | unit tests of a contribution, without a server |
 
 A plugin is a module or object whose functions are marked with `hookimpl` and named as in
 `darkroom_plugins.hookspecs`; its distribution names it in the entry-point group `darkroom.plugins`.
-It declares the contract's version that it was written for: ``darkroom_api_version = 1``.
+It declares the version of the contract that it was written for: ``darkroom_api_version = 1``.
 
-`darkroom_plugins.builtin` is what comes in the box: written with the above alone, to be read, not imported.
+`darkroom_plugins.builtin` holds the built-in plugins, written with the above alone: to be read, not imported.
 """
 
 from typing import Any, TypeVar, cast

@@ -1,8 +1,8 @@
-"""Calls the hooks of contributions, and checks what they give.
+"""Calls methods of contributions and validates their results.
 
-A hook that raises, or gives what it must not, fails with `PluginFailed`, which names plugin, hook and exception. A
-conditioner sees the rows of its own samples alone, so that it cannot change another's; writes into tensors that
-evaluations share are found by torch's version counters before anything is computed with them.
+A method that raises or returns an invalid result fails with `PluginFailed`, which names plugin, hook and exception. A
+conditioner gets the rows of its own samples only. Writes into tensors that evaluations share are detected by torch's
+version counters, before the tensors are used.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-SLOW_SECONDS = 1.0  # of a hook, from which it is logged, once
+SLOW_SECONDS = 1.0  # a slower hook is logged, once
 MAX_LINE = 200  # characters of an exception's first line
 ADDRESS, PATH = re.compile(r"0x[0-9a-fA-F]{4,}"), re.compile(r"(?:/[\w.+~-]+)+/([\w.+~-]+)")
 
@@ -38,17 +38,17 @@ _slow: set[tuple[str, str]] = set()
 
 @contextlib.contextmanager
 def calling(contribution: Any, hook: str, timed: bool = True) -> Iterator[None]:
-    """A context in which this hook of a contribution or family is called. One that takes over a second is logged once,
-    but where that is usual (`timed` is false).
+    """Context manager around a call of this hook of a contribution or family. One that takes over a second is logged,
+    once; `timed` is false for hooks that usually do.
 
-    :raises PluginFailed: it raised anything but a DarkroomError, or an error of the device
+    :raises PluginFailed: for any exception but a DarkroomError, out of memory and a lost device
     """
     began = time.monotonic()
     try:
         yield
     except DarkroomError:
         raise
-    except BaseException as error:  # SystemExit, too: it must not end more than one job
+    except BaseException as error:  # SystemExit, too: it fails one job, not the server
         if is_out_of_memory(error) or is_device_lost(error):
             raise
         raise failure(contribution, hook, f"{type(error).__name__}: {_first_line(error)}") from error
@@ -60,21 +60,21 @@ def calling(contribution: Any, hook: str, timed: bool = True) -> Iterator[None]:
 
 
 def failure(contribution: Any, hook: str, exception: str) -> PluginFailed:
-    """The error of a hook, for instance with ``"ValueError: too few rows"``."""
+    """The error of a hook; `exception` is for instance ``"ValueError: too few rows"``."""
     plugin = _owner(contribution)
     message = f"the plugin {plugin!r} failed in {hook}: {exception}"
     return PluginFailed(message, contribution, plugin=plugin, hook=hook, exception=exception)
 
 
 def parameters_of(contribution: Any, request: Request) -> Any:
-    """What the client sent for a contribution: an instance of its `Parameters`, or None."""
+    """The instance of a contribution's `Parameters` that the client sent, or None."""
     return request.extensions.get(contribution.plugin) if contribution.Parameters else None
 
 
 def begin(sample: Sample) -> None:
-    """Have conditioners and the task begin a sample, which has its prompt embeddings."""
-    if any(map(_acts, sample.conditioners)):  # embeddings of its own, as others may have the same prompt
-        sample.rows = tuple(map(_own, sample.rows))
+    """Call `begin` of conditioners and task on a sample that has its prompt embeddings."""
+    if any(map(_changes_rows, sample.conditioners)):  # copies: cached embeddings are shared
+        sample.rows = tuple(map(_copied, sample.rows))
     for conditioner in sample.conditioners:
         before = sample.rows
         with calling(conditioner, "begin"):
@@ -90,7 +90,7 @@ def begin(sample: Sample) -> None:
 
 
 def condition(conditioner: Conditioner, evaluation: Evaluation) -> None:
-    """Have a conditioner condition its rows of an evaluation, and put together what it gave."""
+    """Call `condition` on the conditioner's rows of an evaluation, and merge the result into it."""
     indices = [index for index, row in enumerate(evaluation.rows) if conditioner in row.sample.conditioners]
     if not indices or type(conditioner).condition is Conditioner.condition:
         return
@@ -108,7 +108,7 @@ def condition(conditioner: Conditioner, evaluation: Evaluation) -> None:
 
 @contextlib.contextmanager
 def adapted(adapters: Sequence[Adapter], model: Family, evaluation: Evaluation) -> Iterator[None]:
-    """A context in which these adapters are applied to a model, for an evaluation."""
+    """Context manager: these adapters are applied to a model, for an evaluation."""
     watch = _Watch([evaluation.latents, evaluation.prompts, evaluation.timesteps, *_hidden(evaluation)])
     with contextlib.ExitStack() as applied:
         for adapter in adapters:
@@ -119,7 +119,7 @@ def adapted(adapters: Sequence[Adapter], model: Family, evaluation: Evaluation) 
             with calling(adapter, "applied"):
                 context = adapter.applied(model, evaluation, parameters)
                 context.__enter__()
-            applied.push(_leaving(adapter, context))
+            applied.push(_checked_exit(adapter, context))
             _refuse_writes(adapter, watch, evaluation)
         yield
     for adapter in adapters:
@@ -136,7 +136,7 @@ def predict(model: Family, evaluation: Evaluation) -> torch.Tensor:
 
 
 def after_evaluation(sample: Sample, latents: torch.Tensor) -> torch.Tensor:
-    """The latents to go on with, as the sample's task makes them of those that the scheduler's step made."""
+    """The latents after the scheduler's step, as the sample's task returns them."""
     with calling(sample.task, "after_evaluation"):
         made = sample.task.after_evaluation(sample, latents, parameters_of(sample.task, sample.request))
         if made is not latents:
@@ -145,7 +145,7 @@ def after_evaluation(sample: Sample, latents: torch.Tensor) -> torch.Tensor:
 
 
 def inspect(inspector: Inspector, samples: Sequence[Sample], pictures: Sequence[Pixels]) -> Sequence[Any]:
-    """What it finds in each picture."""
+    """A finding for each picture."""
     with calling(inspector, "inspect", timed=False):
         found = inspector.inspect(samples, pictures)
         if len(found) != len(pictures):
@@ -154,7 +154,7 @@ def inspect(inspector: Inspector, samples: Sequence[Sample], pictures: Sequence[
 
 
 def finish(finisher: Finisher, picture: Picture, request: Request) -> Picture:
-    """The picture as the finisher makes it."""
+    """The finished picture."""
     with calling(finisher, "finish"):
         made = finisher.finish(picture, request, parameters_of(finisher, request))
         if not isinstance(made, Picture):
@@ -166,7 +166,7 @@ def finish(finisher: Finisher, picture: Picture, request: Request) -> Picture:
 
 
 def preprocess(preprocessor: Preprocessor, pixels: Pixels, options: Any) -> Pixels:
-    """The map that a preprocessor makes of a picture, both (height, width, 3) uint8."""
+    """The preprocessor's control map of a picture, both (height, width, 3) uint8."""
     with calling(preprocessor, "run"):
         made = preprocessor.run(pixels, options)
         if made.shape != pixels.shape or made.dtype != pixels.dtype:
@@ -175,7 +175,7 @@ def preprocess(preprocessor: Preprocessor, pixels: Pixels, options: Any) -> Pixe
 
 
 class _Watch:
-    """Whether tensors were written into, by their version counters."""
+    """Detects writes into tensors by their version counters."""
 
     def __init__(self, tensors: Sequence[torch.Tensor | None]) -> None:
         counting = [each for each in tensors if each is not None and not each.is_inference()]
@@ -192,25 +192,25 @@ def _refuse_writes(adapter: Adapter, watch: _Watch, evaluation: Evaluation) -> N
         raise failure(adapter, "applied", "ValueError: it wrote into a tensor that other evaluations share")
 
 
-def _leaving(adapter: Adapter, context: contextlib.AbstractContextManager[None]) -> Any:
-    def leave(*exception: Any) -> None:
+def _checked_exit(adapter: Adapter, context: contextlib.AbstractContextManager[None]) -> Any:
+    def exit_(*exception: Any) -> None:
         with calling(adapter, "applied"):
             context.__exit__(*exception)
 
-    return leave
+    return exit_
 
 
 def _hidden(evaluation: Evaluation) -> list[torch.Tensor]:
     return [row.prompt.hidden for row in evaluation.rows]
 
 
-def _acts(conditioner: Conditioner) -> bool:
+def _changes_rows(conditioner: Conditioner) -> bool:
     own = type(conditioner)
     return own.begin is not Conditioner.begin or own.condition is not Conditioner.condition
 
 
-def _own(prompt: PromptEmbedding) -> PromptEmbedding:
-    with torch.inference_mode(False), torch.no_grad():  # as tensors that count writes
+def _copied(prompt: PromptEmbedding) -> PromptEmbedding:
+    with torch.inference_mode(False), torch.no_grad():  # tensors with version counters
         pooled = prompt.pooled.clone() if prompt.pooled is not None else None
         return replace(prompt, hidden=prompt.hidden.clone(), pooled=pooled)
 
@@ -241,12 +241,12 @@ def _check(name: str, tensor: torch.Tensor, shape: Sequence[int], dtype: torch.d
         raise ValueError(f"its {name} are of shape {tuple(tensor.shape)}, not {tuple(shape)}")
     if tensor.dtype != dtype or not dtype.is_floating_point:
         raise ValueError(f"its {name} are {tensor.dtype}, not {dtype}")
-    if tensor.device.type == "cpu" and not tensor.isfinite().all():  # elsewhere it would wait for the device
+    if tensor.device.type == "cpu" and not tensor.isfinite().all():  # on a device it would synchronise
         raise ValueError(f"its {name} have values that are not finite")
 
 
 def _merge(whole: Evaluation, part: Evaluation, shared: Evaluation, indices: Sequence[int]) -> None:
-    """Put what a conditioner gave for some rows into the evaluation of all."""
+    """Merge the evaluation of some rows, as a conditioner changed it, into that of all."""
     whole.arguments.update(part.arguments)
     if len(indices) == len(whole.rows):
         if part.prompts is not shared.prompts:
@@ -270,7 +270,7 @@ def _owner(contribution: Contribution | Any) -> str:
 
 
 def _first_line(error: BaseException) -> str:
-    """What an exception says, without addresses and folders, of which clients need not know."""
+    """The first line of an exception's message; clients see no addresses and no folders."""
     try:
         line = str(error).strip().partition("\n")[0]
     except Exception:

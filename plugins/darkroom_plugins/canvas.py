@@ -1,4 +1,4 @@
-"""Fits the pictures that clients send to the size at which a model works, and what it makes back again."""
+"""Fits input pictures to the working size, and results back into their frame."""
 
 from __future__ import annotations
 
@@ -20,19 +20,19 @@ Box: TypeAlias = tuple[int, int, int, int]  # left, top, right, bottom
 @functools.cache
 def _processor() -> Any:
     from diffusers.image_processor import (
-        VaeImageProcessor,  # which takes seconds, and tasks without pictures do without
+        VaeImageProcessor,  # takes seconds to import; not needed without pictures
     )
 
     return VaeImageProcessor()
 
 
-_MODES = {"crop": "crop", "pad": "fill", "stretch": "default"}  # as diffusers calls them
+_MODES = {"crop": "crop", "pad": "fill", "stretch": "default"}  # diffusers' names
 
 
 def fit(picture: Image.Image, size: tuple[int, int], mode: ResizeMode, path: str = "image") -> Image.Image:
     """The picture at this width and height, as diffusers' VaeImageProcessor.resize does.
 
-    :raises InvalidRequest: it is so narrow that nothing would be left of it
+    :raises InvalidRequest: it is so narrow that the result would have no pixels
     """
     if picture.size == size:
         return picture
@@ -46,20 +46,20 @@ def fit(picture: Image.Image, size: tuple[int, int], mode: ResizeMode, path: str
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Canvas:
-    """The pictures that a job works from.
+    """The input pictures of a job.
 
-    The frame is the picture that comes back; its `box`, brought to `size`, is what the model works on. The box may
-    reach beyond the frame, whose edge pixels then go on. Sizes are (width, height) in pixels.
+    The frame is the picture that comes back; its `box`, resized to `size`, is the model's input. Beyond the frame the
+    box is padded with edge pixels. Sizes are (width, height) in pixels.
     """
 
     size: tuple[int, int]
     frame_size: tuple[int, int]
     box: Box
     resize_mode: ResizeMode = "crop"
-    frame: Image.Image | None = None  # RGB; None where there is no picture to begin with
-    image: Pixels | None = None  # (height, width, 3) uint8: the box of the frame
-    mask: Pixels | None = None  # (height, width) bool: what is repainted of it
-    overlay: Image.Image | None = None  # L, of the frame's size: how much of what was painted shows; None: all
+    frame: Image.Image | None = None  # RGB; None without an input picture
+    image: Pixels | None = None  # (height, width, 3) uint8: the box, resized
+    mask: Pixels | None = None  # (height, width) bool: True is repainted
+    overlay: Image.Image | None = None  # L, of the frame's size: opacity of the result; None: opaque
 
     @classmethod
     def of(
@@ -70,11 +70,11 @@ class Canvas:
         padding: int | None = None,
         mask_blur: int | None = None,
     ) -> Canvas:
-        """The canvas of a request, whose image is the frame unless another is given.
+        """The canvas of a request; `frame` defaults to its image.
 
-        With `mask` (L, of the frame's size) and `padding`, only the mask's box is worked on, widened by so many pixels
-        on each side and to the proportions of the working size. With `mask_blur`, a radius in pixels, the frame's own
-        pixels are put back where the mask, blurred outwards, is 0.
+        With `mask` (L, of the frame's size) and `padding` in pixels, the box is the mask's, padded on each side and
+        widened to the aspect ratio of the working size. With `mask_blur`, a radius in pixels, the frame's pixels are
+        restored where the mask, blurred outwards, is 0.
         """
         size = (request.width, request.height)
         whole = (0, 0, *size)
@@ -89,20 +89,20 @@ class Canvas:
             if request.sized:
                 frame = fit(frame, size, request.resize_mode)
                 mask = fit(mask, size, request.resize_mode) if mask else None
-        bare = cls(size, frame.size, box, request.resize_mode)
+        empty = cls(size, frame.size, box, request.resize_mode)
         return cls(
             *(size, frame.size, box, request.resize_mode, frame),
-            image=bare._worked_on(frame),
-            mask=bare._worked_on(mask) >= 128 if mask else None,
+            image=empty._box_of(frame),
+            mask=empty._box_of(mask) >= 128 if mask else None,
             overlay=_overlay(mask, box, mask_blur) if mask and mask_blur is not None else None,
         )
 
     def place(self, picture: Pixels, path: str) -> Pixels:
-        """Another picture of the same view, (h, w, 3) uint8 of any size, as the model works on it."""
-        return self._worked_on(fit(Image.fromarray(picture), self.frame_size, self.resize_mode, path))
+        """Another picture of the same view, (h, w, 3) uint8 of any size, cropped and resized like the frame."""
+        return self._box_of(fit(Image.fromarray(picture), self.frame_size, self.resize_mode, path))
 
-    def _worked_on(self, picture: Image.Image) -> Pixels:
-        """The box of a picture of the frame's size."""
+    def _box_of(self, picture: Image.Image) -> Pixels:
+        """The box of a picture of the frame's size, resized to `size`."""
         (width, height), (_, _, right, bottom) = self.frame_size, self.box
         if right > width or bottom > height:
             below, beside = max(0, bottom - height), max(0, right - width)
@@ -111,7 +111,7 @@ class Canvas:
         return np.asarray(fit(picture.crop(self.box), self.size, "pad"))
 
     def restore(self, pixels: Pixels) -> Pixels:
-        """The frame with what was painted in it: (height, width, 3) uint8 of `size` to `frame_size`."""
+        """The result put into the frame: (height, width, 3) uint8 of `size` to `frame_size`."""
         width, height = self.frame_size
         covers = self.box == (0, 0, *self.size)
         painted = pixels[:height, :width] if covers else pixels
@@ -122,7 +122,7 @@ class Canvas:
 
 
 def _overlay(mask: Image.Image, box: Box, blur: int) -> Image.Image:
-    """The mask, softened outwards, and nothing beyond the box."""
+    """The mask, blurred outwards, 0 beyond the box."""
     soft = ImageChops.lighter(mask, mask.filter(ImageFilter.GaussianBlur(blur)))
     inside = Image.new("L", mask.size)
     inside.paste(soft.crop(box), box[:2])

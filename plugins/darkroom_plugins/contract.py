@@ -1,17 +1,20 @@
-"""What plugins contribute. Each contribution has a name of its own, and what its hook's docstring asks for.
+"""Base classes of contributions. Each contribution has a name, unique among its kind.
 
-Threads: everything here runs on the engine's thread, where torch may be used, but for what is asked before a job is
-queued (`key`, `wants`, `first_evaluation`, `read_prompt`, `prompt_keys` on the planner's thread; `incompatibility`,
-`Task.canvas`, `Preprocessor.run` in a pool), `AssetUser.load_asset` (the loader's thread) and `Finisher.finish` (in a
-pool).
+Threads: methods run on the engine's thread, where torch may be used, except
 
-Parameters: what is asked about a request, a sample or an evaluation has `parameters` as its last argument: the instance
-of the contribution's `Parameters` that the client sent in `extensions` under the plugin's name, None where it sent none
-or where the class has none; of an evaluation one a row, in the order of its rows.
+| thread | methods |
+| --- | --- |
+| planner | `key`, `wants`, `first_evaluation`, `read_prompt`, `prompt_keys`, `load_asset` of embeddings |
+| a pool | `incompatibility`, `Task.canvas`, `Preprocessor.run`, `Finisher.finish` |
+| loader | `AssetUser.load_asset` of others |
 
-Failures: whatever a hook raises, `SystemExit` included, fails the one job that it was called for, with the name of the
-plugin and of the hook. What it gives is checked: shapes, dtypes, on a CPU also that all numbers are finite, and that
-nothing was written into tensors that others share (see `calls.py`).
+Parameters: methods for a request, a sample or an evaluation have `parameters` as their last argument: the instance of
+the contribution's `Parameters` that the client sent in `extensions` under the plugin's name, or None; for an evaluation
+a sequence, one for each row.
+
+Failures: an exception in a method, `SystemExit` included, fails the one job that it was called for, with the names of
+plugin and hook. Results are checked: shapes, dtypes, on a CPU also that all values are finite, and that shared tensors
+were not written into (see `calls.py`).
 """
 
 from __future__ import annotations
@@ -37,124 +40,121 @@ if TYPE_CHECKING:
     from darkroom_plugins.sample import Evaluation, Picture, PromptEmbedding, PromptPiece, Row, Sample
 
 AssetKind = Literal["controlnet", "lora", "embedding"]
-# Components that settings of the server add to a model; of the first the name in model_index.json, too.
+# Components that server settings add to a model; SAFETY_CHECKER is also the name in model_index.json.
 SAFETY_CHECKER = "safety_checker"
 TINY_VAE = "tiny_vae"
 PromptReader = Callable[[str], "tuple[PromptPiece, ...]"]
 
 
 class BatchContract(enum.Enum):
-    """What a contribution asks of the batches that its samples are in."""
+    """Which samples may share a batch with a contribution's."""
 
-    ROW_WISE = "row-wise"  # its rows may share an evaluation with any others
-    KEYED = "keyed"  # only with samples of the same `key`
-    SOLO = "solo"  # with none but its own sample's rows
+    ROW_WISE = "row-wise"  # any; its rows are computed independently of others
+    KEYED = "keyed"  # those of the same `key`
+    SOLO = "solo"  # none
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelInfo:
-    """What a model is, read from its configuration files alone."""
+    """Properties of a model, from its configuration files."""
 
     family: str
     prediction_type: str
-    size_factor: int  # pixels; width and height are multiples of it
+    size_factor: int  # pixels; width and height must be multiples
     default_width: int  # pixels
     default_height: int  # pixels
     max_clip_skip: int
     text_encoders: int = 1
-    takes_sizes: bool = False  # whether it is told of sizes and crops, as SDXL
-    inpainting: bool = False  # whether its denoiser takes a mask and the masked picture beside the latents
-    max_cache_interval: int = 1  # evaluations; above 1 where `predict` heeds Request.cache_interval (see deepcache.py)
+    takes_sizes: bool = False  # size and crop conditioning, as in SDXL
+    inpainting: bool = False  # denoiser with mask and masked latents as extra input channels
+    max_cache_interval: int = 1  # evaluations; above 1 if `predict` implements Request.cache_interval (DeepCache)
     preview_modes: tuple[PreviewMode, ...] = ("off", "latent-rgb", "full-vae")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AssetInfo:
-    """What a file of an asset is, as far as it says so itself."""
+    """Properties of an asset, from its file's header."""
 
-    components: tuple[str, ...] = ()  # the networks that it changes
+    components: tuple[str, ...] = ()  # that it changes
     weight_bytes: int = 0
 
 
 class Assets(Protocol):
-    """The files that go with a model: ControlNets, LoRAs, embeddings."""
+    """The assets of a model: ControlNets, LoRAs, textual-inversion embeddings."""
 
     def names(self, kind: AssetKind) -> Sequence[str]:
-        """Those that fit the model, sorted."""
+        """Names of those compatible with the model, sorted."""
 
     def get(self, kind: AssetKind, name: str) -> Any:
-        """What `AssetUser.load_asset` made of this file."""
+        """The result of `AssetUser.load_asset` for this one."""
 
 
 class Contribution:
-    """The base of what plugins contribute. `name` is unique among its kind; `Parameters` is a pydantic class, where
-    the contribution takes some: clients send them in `extensions` under the plugin's name."""
+    """Base of most contributions. `name` is unique among its kind; `Parameters`, a pydantic class, is what clients may
+    send in `extensions` under the plugin's name."""
 
     name: ClassVar[str]
-    plugin: str = ""  # that contributed it; set by the server
+    plugin: str = ""  # its plugin's name; set by the server
     description: ClassVar[str] = ""
     Parameters: ClassVar[type[BaseModel] | None] = None
     contract: ClassVar[BatchContract] = BatchContract.ROW_WISE
 
     def key(self, request: Request, parameters: Any) -> Hashable:
-        """What must be equal among samples of one batch; for KEYED contributions."""
+        """Of KEYED contributions: samples share a batch only if their keys are equal."""
         return None
 
     def components(self, model: Family, files: ModelFiles, settings: Any) -> Mapping[str, torch.nn.Module]:
-        """Networks that it adds to a model with these settings of the server (`ModelSettings`), without weights (see
-        `files.meta_network`), by their names among the model's components. Their weights come from `files.weights`.
+        """Components to add to a model, by name, on the meta device (`files.meta_network`), as the server's
+        `ModelSettings` for it ask. Their weights are loaded from `files.weights`.
 
-        :raises OSError, ValueError: one is asked for and cannot be had; the message begins with the setting's key
+        :raises OSError, ValueError: one is configured but cannot be opened; the message begins with the setting's key
         """
         return {}
 
     def release(self) -> None:
-        """Let go of what can be made again, as caches on the device: memory is short. Asked of tasks, conditioners and
-        adapters, between two evaluations."""
+        """Out of memory: drop caches. Called on tasks, conditioners and adapters, between two evaluations."""
 
 
 class Participant(Contribution):
-    """A contribution of which any number takes part in a request."""
+    """A contribution of which any number may be active in a request."""
 
     def wants(self, request: Request, parameters: Any) -> bool:
-        """Whether it takes part in this request: unless it says otherwise always, and one with `Parameters` where they
-        were sent."""
+        """Whether it is active in this request. Default: always; with `Parameters`, if the client sent them."""
         return self.Parameters is None or parameters is not None
 
 
 class AssetUser(Participant):
-    """A contribution that works with files which the operator lists, of one kind; there is one for each kind."""
+    """A contribution that loads assets, files that the operator lists, of one kind. One contribution for each kind."""
 
     asset_kind: ClassVar[AssetKind | None] = None
 
     def describe_asset(self, path: Path) -> AssetInfo:
-        """What the file or folder says of itself; raises OSError or ValueError where it is not of this kind."""
+        """Properties from the header of a file or folder; raises OSError or ValueError if it is not of this kind."""
         return AssetInfo()
 
     def incompatibility(self, path: Path, model: Family) -> str | None:
-        """Why it does not fit the model, a sentence without its full stop; None where it fits. Must not read the
-        weights."""
+        """Why it does not fit the model, a sentence without full stop; None if it fits. Must not read weights."""
         return None
 
     def load_asset(self, path: Path, model: Family) -> Any:
-        """What `Assets.get` gives to those who use it with this model. Runs beside the engine, and maybe before the
-        model itself is loaded: it must set nothing that belongs to the whole process."""
+        """The loaded asset, for `Assets.get`. Runs concurrently with the engine, possibly before the model is loaded:
+        `model.components` may be empty, and process-wide state must not be changed."""
         raise NotImplementedError
 
 
 class Family(ABC):
-    """A model of one architecture: what its files say, and how its networks are used.
+    """A model of one architecture: its configuration, and the use of its networks.
 
-    The object lives as long as the server. Its `components` come and go with its weights: what is asked before a job is
-    queued must do without them; everything that evaluates has them.
+    The object lives as long as the server; its `components` only while the model is loaded. Methods called in planning
+    do without them; methods that evaluate have them.
     """
 
     name: ClassVar[str]
-    plugin: str = ""  # that contributed it; set by the server
+    plugin: str = ""  # its plugin's name; set by the server
     info: ModelInfo
-    # Its networks without weights, by their names in model_index.json, and those that `Contribution.components` adds.
+    # Networks on the meta device, by their names in model_index.json, and those added by `Contribution.components`.
     meta_components: Mapping[str, torch.nn.Module]
-    components: Mapping[str, torch.nn.Module]  # the same with weights, while it is loaded; set by the server
+    components: Mapping[str, torch.nn.Module]  # the same with weights, while loaded; set by the server
     scheduler_config: Mapping[str, Any]  # of the model's own scheduler
     device: torch.device
     dtype: torch.dtype
@@ -162,49 +162,49 @@ class Family(ABC):
     @classmethod
     @abstractmethod
     def detect(cls, model_index: Mapping[str, Any]) -> bool:
-        """Whether this family knows the model of this model_index.json."""
+        """Whether this family supports the model of this model_index.json."""
 
     @classmethod
     @abstractmethod
     def describe(cls, files: ModelFiles) -> ModelInfo:
-        """What the model of these files is, by its configuration alone."""
+        """Properties of the model, from its configuration files."""
 
     @classmethod
     @abstractmethod
     def open(cls, files: ModelFiles, device: torch.device, dtype: torch.dtype) -> Family:
-        """The model of these files, without its weights."""
+        """The model, without weights."""
 
     def dtype_of(self, component: str) -> torch.dtype:
-        """The type that a component's weights must have; the model's own but for good reasons."""
+        """The dtype of a component's weights; override for one that needs another than the model's."""
         return self.dtype
 
     @property
     def weight_bytes(self) -> int:
-        """The size of its weights in memory."""
+        """Size of its weights in memory, in bytes."""
         sizes = {name: sum(p.numel() for p in network.parameters()) for name, network in self.meta_components.items()}
         return sum(size * self.dtype_of(name).itemsize for name, size in sizes.items())
 
     @abstractmethod
     def latent_shape(self, width: int, height: int) -> tuple[int, int, int]:
-        """Channels, height and width of the latents of a picture of width x height pixels."""
+        """(channels, h, w) of the latents of a picture of width x height pixels."""
 
     @abstractmethod
     def prompt_keys(self, request: Request, read: PromptReader) -> tuple[PromptKey, ...]:
-        """What this request's rows are conditioned on, one key a row, the unconditional one first, all of one
-        `length`. `read` gives a text's pieces as the conditioners read it."""
+        """One key for each row of the request, the unconditional one first, all of one `length`. `read` parses a text
+        by the conditioners' `read_prompt`."""
 
     @abstractmethod
     def encode_prompts(self, keys: Sequence[Any]) -> list[PromptEmbedding]:
-        """The embedding of each of these, which are of `prompt_keys` of one request or more; the caller keeps them for
-        others that have the same key."""
+        """The prompt embeddings of keys of one or more requests. The caller caches them by key."""
 
     def added_conditions(self, evaluation: Evaluation) -> dict[str, Any]:
-        """What the denoiser and ControlNets are told of these rows beside the prompts: arguments of their forward."""
+        """Further conditioning of these rows, as arguments of the forward of denoiser and ControlNets (SDXL's
+        `added_cond_kwargs`)."""
         return {}
 
     def structure(self, row: Row) -> Hashable:
-        """What must be equal among the rows of one `predict` beside the batch key, as it changes from step to step; for
-        instance whether the row reuses layers (see deepcache.py)."""
+        """A key that may change from step to step: rows share a `predict` only if theirs are equal. For instance,
+        whether the next step is a cached one (DeepCache)."""
         return None
 
     @abstractmethod
@@ -213,102 +213,101 @@ class Family(ABC):
 
     @abstractmethod
     def decode(self, latents: torch.Tensor) -> torch.Tensor:
-        """Pictures of clean latents: (n, channels, h, w) to (n, 3, height, width), about -1 to 1. On CUDA it may be
-        called in a stream of its own: what it keeps on the device must be there before."""
+        """Decode clean latents, (n, channels, h, w), to pictures, (n, 3, height, width), about -1 to 1. On CUDA it may
+        run on a side stream: tensors that it caches on the device must exist before."""
 
     def decode_tiled(self, latents: torch.Tensor) -> torch.Tensor | None:
-        """The same, nearly, in tiles that overlap, for want of memory; None where that would take no less."""
+        """`decode` in overlapping tiles, approximately equal, when out of memory; None if that would save none."""
         return None
 
     @abstractmethod
     def encode(self, images: torch.Tensor, generator: torch.Generator | None = None) -> torch.Tensor:
-        """Scaled latents of pictures: (n, 3, height, width) in -1 to 1 to (n, channels, h, w), drawn from their
-        distribution with the generator, or its mode."""
+        """Encode pictures, (n, 3, height, width) in -1 to 1, to scaled latents, (n, channels, h, w): a sample of their
+        distribution drawn with the generator, without one the mode."""
 
 
 class PromptKey(Protocol):
-    """Names a prompt, all that its embedding depends on; hashable."""
+    """Key of a prompt embedding: all that it depends on; hashable."""
 
     @property
     def length(self) -> int:
-        """How many tokens its embedding has."""
+        """Number of tokens of the embedding."""
 
     def __hash__(self) -> int: ...
 
 
 class Task(Contribution, ABC):
-    """How an image begins, and what happens to it after each step."""
+    """Initial latents, and changes after each step."""
 
     rpcs: ClassVar[tuple[str, ...]]  # the RPCs that may name it: "Generate", "Edit"
-    edits: ClassVar[tuple[type[EditChoice], ...]] = ()  # the kinds of Request.edit that it takes beside None
-    adds_noise: ClassVar[bool] = False  # whether it needs a scheduler that can put noise on a picture
+    edits: ClassVar[tuple[type[EditChoice], ...]] = ()  # accepted types of Request.edit, beside None
+    adds_noise: ClassVar[bool] = False  # whether it needs a scheduler with `add_noise`
 
     def incompatibility(self, info: ModelInfo) -> str | None:
-        """Why a model cannot do it, a sentence without its full stop; None where it can."""
+        """Why a model does not support it, a sentence without full stop; None if it does."""
         return None
 
     def canvas(self, request: Request, parameters: Any) -> Canvas:
-        """The pictures to work from, fitted."""
+        """The input pictures, fitted to the working size."""
         from darkroom_plugins.canvas import Canvas
 
         return Canvas.of(request)
 
     def first_evaluation(self, request: Request, timesteps: torch.Tensor, order: int, parameters: Any) -> int:
-        """The index among the timesteps, (evaluations,), at which the sample begins; their number where none is to
-        run. `order` is how many evaluations the scheduler needs for a step."""
+        """The index into timesteps, (evaluations,), of the first evaluation; their number to run none. `order`:
+        evaluations per step of the scheduler."""
         return 0
 
     @abstractmethod
     def begin(self, sample: Sample, parameters: Any) -> None:
-        """Set the sample's first latents, (1, channels, h, w) of `Family.latent_shape` and the model's dtype, drawing
-        from its generator."""
+        """Set `sample.latents`: (1, channels, h, w) as `Family.latent_shape`, in the model's dtype on its device, noise
+        drawn from the sample's generator."""
 
     def after_evaluation(self, sample: Sample, latents: torch.Tensor, parameters: Any) -> torch.Tensor:
-        """The latents to go on with, given those that the scheduler's step made: (1, channels, h, w)."""
+        """The latents after the scheduler's step, changed or not: (1, channels, h, w)."""
         return latents
 
     def estimate(self, sample: Sample, latents: torch.Tensor, parameters: Any) -> torch.Tensor:
-        """What to show, given the estimate of the clean latents, (1, channels, h, w)."""
+        """The clean-image estimate for previews, changed or not: latents (1, channels, h, w)."""
         return latents
 
 
 class Conditioner(AssetUser, ABC):
-    """Adds to what the rows of a sample are conditioned on."""
+    """Adds to the conditioning of a sample's rows."""
 
     def read_prompt(
         self, pieces: tuple[PromptPiece, ...], request: Request, assets: Assets, parameters: Any
     ) -> tuple[PromptPiece, ...]:
-        """The pieces of a prompt as this conditioner reads them, given those of the conditioners before it; the first
-        is given the whole text as one."""
+        """Parse the pieces of a prompt further. The first conditioner gets the whole text as one piece, each other the
+        result of the one before."""
         return pieces
 
     def begin(self, sample: Sample, parameters: Any) -> None:
-        """Prepare: `sample.rows` hold the prompt embeddings and may be replaced by others of the same shapes; own state
-        goes into `sample.state[name]`."""
+        """Prepare the sample. `sample.rows` are its prompt embeddings and may be replaced by others of the same shapes;
+        own state goes into `sample.state[name]`."""
 
     def condition(self, evaluation: Evaluation, parameters: Sequence[Any]) -> None:
-        """Condition these rows, which are those of the samples that want it and no others: put other prompts, of the
-        same shape, in the place of `evaluation.prompts`, or add to the denoiser's blocks by
-        `evaluation.add_residuals`. One that is KEYED or SOLO may also set `evaluation.arguments`, which go to the
-        denoiser for all rows of the batch. It must change no sample, and write into no tensor of the evaluation. Where
-        memory is short, an evaluation holds only some of a sample's rows."""
+        """Condition an evaluation of the rows in whose samples it is active, no others: replace `evaluation.prompts` by
+        a tensor of the same shape, or call `evaluation.add_residuals`. KEYED and SOLO ones may also set
+        `evaluation.arguments`, further arguments of the denoiser's forward for all rows. Must not change samples, nor
+        write into the evaluation's tensors. When out of memory, an evaluation may hold some of a sample's rows only."""
 
 
 class Adapter(AssetUser, ABC):
-    """Changes a model's components while it evaluates, and restores them exactly."""
+    """Changes a model's components for one evaluation, and restores them exactly."""
 
     def prompt_key(self, request: Request, parameters: Any) -> Hashable:
-        """What must be equal for a prompt's embedding to be; None where it does not change text encoders."""
+        """Part of the key of prompt embeddings; None if it does not change text encoders."""
         return None
 
     def encoding(self, sample: Sample, parameters: Any) -> AbstractContextManager[None]:
-        """A context in which the sample's prompts are encoded."""
+        """Context manager around the encoding of the sample's prompts."""
         return contextlib.nullcontext()
 
     @abstractmethod
     def applied(self, model: Family, evaluation: Evaluation, parameters: Sequence[Any]) -> AbstractContextManager[None]:
-        """A context in which the model evaluates these rows as their samples ask: those of all samples of the batch, of
-        which it must leave those alone that do not want it (`self in row.sample.adapters`)."""
+        """Context manager around `predict` of a batch. The evaluation has the rows of all samples; those where it is
+        not active (`self not in row.sample.adapters`) must be unaffected."""
 
 
 class Finisher(Participant, ABC):
@@ -316,39 +315,42 @@ class Finisher(Participant, ABC):
 
     @abstractmethod
     def finish(self, picture: Picture, request: Request, parameters: Any) -> Picture:
-        """The picture to go on with."""
+        """The finished picture: the same object, changed, or another."""
 
 
 class Inspector(Finisher, ABC):
-    """A finisher that looks at what the model made first, with networks among the model's components."""
+    """A finisher that first inspects the decoded picture on the engine's thread, with networks of the model."""
 
     @abstractmethod
     def inspect(self, samples: Sequence[Sample], pictures: Sequence[Pixels]) -> Sequence[Any]:
-        """What it finds in the picture of each sample, (height, width, 3) uint8 of the size at which the model works,
-        all of one model and size. Findings are JSON-able; `finish` has the picture's own in `picture.findings[name]`.
-        """
+        """A finding, JSON-able, for the picture of each sample: (height, width, 3) uint8 of the working size; all have
+        one model and size. `finish` gets it as `picture.findings[name]`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SchedulerEntry:
-    """A noise scheduler by name."""
+    """A noise scheduler: a diffusers class with a name."""
 
     name: str
-    scheduler: type[Any]  # a diffusers scheduler class
+    scheduler: type[Any]  # a class with diffusers' scheduler interface
     description: str = ""
     aliases: tuple[str, ...] = ()
-    options: Mapping[str, Any] = field(default_factory=dict)  # always set, over the model's configuration
-    defaults: Mapping[str, Any] = field(default_factory=dict)  # set where the model's configuration is silent
+    options: Mapping[str, Any] = field(
+        default_factory=dict
+    )  # constructor arguments that override the model's configuration
+    defaults: Mapping[str, Any] = field(
+        default_factory=dict
+    )  # constructor arguments that the model's configuration overrides
     min_steps: int = 1
     max_steps: int = 1000
     sigma_schedules: tuple[str, ...] = ()
     timestep_spacings: tuple[str, ...] = ()
     takes_eta: bool = False
     Parameters: type[BaseModel] | None = None
-    plugin: str = ""  # that contributed it; set by the server
+    plugin: str = ""  # its plugin's name; set by the server
 
     def build(self, config: Mapping[str, Any], choice: SchedulerChoice) -> Any:
-        """A scheduler for a model of this scheduler configuration, without timesteps yet."""
+        """A scheduler for a model with this scheduler configuration; its timesteps are not set."""
         asked = choice.options.model_dump(exclude_none=True) if choice.options else {}
         if choice.sigma_schedule:
             flags = (s for s in self.sigma_schedules if s != "default")
@@ -360,24 +362,24 @@ class SchedulerEntry:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Preprocessor:
-    """Makes a control map from a picture: `run(pixels, parameters)`, (height, width, 3) uint8 to the same."""
+    """Makes a control map from a picture: `run(pixels, parameters)`, (height, width, 3) uint8 to the same. With
+    `Parameters`, `parameters` is an instance with defaults if the client sends none."""
 
     name: str
     run: Callable[[np.ndarray[Any, Any], Any], np.ndarray[Any, Any]]
     description: str = ""
     Parameters: type[BaseModel] | None = None
-    plugin: str = ""  # that contributed it; set by the server
+    plugin: str = ""  # its plugin's name; set by the server
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PreviewDecoder:
-    """Makes small pictures of clean latents. `build(model)` is called once a model and gives the function:
-    (n, channels, h, w) to (n, 3, h', w'), about -1 to 1, n of one shape at a time. One that runs one of the model's
-    networks names it in `component`; where that is not the model's own, `components` adds it to models whose settings
-    ask for it (as `Contribution.components`)."""
+    """Decodes clean latents to small pictures. `build(model)`, called once for each model, returns the function:
+    (n, channels, h, w), of one shape, to (n, 3, h', w'), about -1 to 1. `component` names the network of the model that
+    it runs, if any; `components` adds one that is not the model's own (as `Contribution.components`)."""
 
     name: PreviewMode
     build: Callable[[Family], Callable[[torch.Tensor], torch.Tensor]]
     component: str | None = None
     components: Callable[[Family, ModelFiles, Any], Mapping[str, torch.nn.Module]] = lambda model, files, settings: {}
-    plugin: str = ""  # that contributed it; set by the server
+    plugin: str = ""  # its plugin's name; set by the server

@@ -1,11 +1,11 @@
-"""The errors that plugins raise, or see; free of gRPC.
+"""Errors of the contract, free of gRPC.
 
 DarkroomError
-├── RequestRefused            the request itself, with the violations that say where
-│   ├── InvalidRequest            a bad field
-│   └── UnsupportedCombination    what the model cannot do
+├── RequestRefused            the request, with its violations
+│   ├── InvalidRequest            an invalid field
+│   └── UnsupportedCombination    not supported by the model
 └── JobFailed
-    ├── PluginFailed              a plugin or the model raised on this sample, or gave what it must not
+    ├── PluginFailed              a plugin or the model raised on this sample, or returned an invalid result
     └── NonFinite                 the model's result has NaN or infinity
 """
 
@@ -15,20 +15,20 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
-# What cuBLAS, cuDNN, CUDA and the CPU's allocator say.
+# In messages of cuBLAS, cuDNN, CUDA and the CPU's allocator.
 OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "ALLOC_FAILED")
 
 
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether a device or the CPU had too little memory."""
-    import torch  # which those who only name errors go without
+    import torch  # slow, and not needed to name errors
 
     by_type = isinstance(error, torch.OutOfMemoryError | MemoryError)
     return by_type or any(text in str(error) for text in OUT_OF_MEMORY)
 
 
 def is_device_lost(error: BaseException) -> bool:
-    """Whether the device failed, and nothing can be computed on it any more."""
+    """Whether the device failed for good."""
     import torch
 
     return isinstance(error, getattr(torch, "AcceleratorError", ())) or "CUDA error" in str(error)
@@ -36,21 +36,21 @@ def is_device_lost(error: BaseException) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class Violation:
-    """A field that is wrong, by its path in the request, and what it should be."""
+    """An invalid field, by its path in the request, and what it must be."""
 
     field: str
     description: str
 
 
 class DarkroomError(Exception):
-    """The base of all errors that reach a client with their own reason. `metadata` goes with the reason."""
+    """Base of errors that reach clients with their own reason. `metadata` goes into ErrorInfo with it."""
 
     reason: ClassVar[str] = ""
     metadata: Mapping[str, str] = {}
 
 
 class RequestRefused(DarkroomError):
-    """A request that is refused before any work, with everything that is wrong with it at once."""
+    """A request refused before any work, with all its violations."""
 
     def __init__(self, violations: Sequence[Violation] = (), message: str = "") -> None:
         self.violations = tuple(violations)
@@ -66,12 +66,11 @@ class UnsupportedCombination(RequestRefused):
 
 
 class JobFailed(DarkroomError):
-    """A job that failed on its own account; others are not concerned."""
+    """A job that failed alone."""
 
 
 class PluginFailed(JobFailed):
-    """`metadata` names the plugin, the hook and the exception, as far as they are known; `contribution` is which of the
-    plugin's failed."""
+    """`metadata` names plugin, hook and exception, as far as known; `contribution` is the one that failed."""
 
     reason = "PLUGIN_FAILED"
 

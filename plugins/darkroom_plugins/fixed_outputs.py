@@ -1,4 +1,4 @@
-"""Layers whose output is known before they are run: what they make is the same at each evaluation."""
+"""Layers replaced by a constant output, for layers whose output is the same at each evaluation."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ if TYPE_CHECKING:
 
 
 class FixedOutput:
-    """Stands in the place of a layer's forward where it is known what the layer makes. A network whose own forward is
-    replaced does as it says only where that says so, by an attribute `supports_fixed_outputs`."""
+    """A layer's forward that returns a constant. A replaced forward of the whole network (traced, compiled) honours it
+    only if it has an attribute `supports_fixed_outputs`."""
 
     def __init__(self, value: torch.Tensor) -> None:
         self.value = value
@@ -24,7 +24,7 @@ class FixedOutput:
 
 @contextlib.contextmanager
 def with_fixed_outputs(outputs: Mapping[nn.Module, torch.Tensor]) -> Iterator[None]:
-    """A context in which these layers, of which none is `changed`, are not run but have these outputs."""
+    """Context manager: these layers return these outputs. None of them may be patched (`is_patched`)."""
     for layer, output in outputs.items():
         vars(layer)["forward"] = FixedOutput(output)
     try:
@@ -35,5 +35,5 @@ def with_fixed_outputs(outputs: Mapping[nn.Module, torch.Tensor]) -> Iterator[No
 
 
 def is_patched(layer: nn.Module) -> bool:
-    """Whether something else has a hand in it, as where weights come and go."""
+    """Whether the layer's forward is replaced or has hooks, as under offload."""
     return "forward" in vars(layer) or bool(layer._forward_pre_hooks) or bool(layer._forward_hooks)

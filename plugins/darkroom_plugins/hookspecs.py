@@ -1,28 +1,29 @@
-"""The hooks. Each is asked once, when the server starts, and returns a list of contributions; all lists count, and a
-name that two plugins claim is an error at start.
+"""The hooks. Each is called once, at server start, and returns a list of contributions; the lists of all plugins are
+joined, and a name that two plugins claim is an error at start.
 
-The life of a sample, and who takes part in it:
+The life of a sample:
 
-1. The request is checked: `extensions` against the Parameters of the plugins named, scheduler options against those of
-   the scheduler's entry. `Task.canvas` fits its pictures to the working size, preprocessors make its control maps,
-   conditioners read its prompts, which the family cuts into tokens; `Task.first_evaluation` says which steps run. The
-   batch key is put together from the model, the latents' shape, the prompts' length and the `key` of each KEYED task,
-   conditioner and adapter.
-2. Its turn comes. The family encodes its prompts, within `Adapter.encoding` of every adapter wanted; then each
-   conditioner that wants the request begins, in the order of their names, then the task: it makes the first latents.
-3. Each evaluation: the rows of all samples in the batch are put together; `Conditioner.condition` of every conditioner
-   wanted adds to it; within `Adapter.applied` of every adapter wanted, `Family.predict` runs. Nothing is changed by
-   this: where it fails it is run again on fewer rows, a new evaluation each time, until the one that fails is found,
-   and that job alone fails. Where memory is short the rows go on in parts; where it is too short for one row alone,
-   `release` of every contribution is called, what is idle is let go of, and that row is tried once more.
-4. Each sample by itself: guidance, the scheduler's step, then `Task.after_evaluation`. Generator, scheduler and latents
-   are kept only when all three succeeded.
-5. Where a preview is wanted, the preview decoder shows the estimate of the clean picture, as `Task.estimate` has it.
-6. After the last evaluation `Family.decode` makes the picture (`decode_tiled` where memory is short), and each
-   inspector wanted looks at it. The canvas puts it back where it belongs, and each finisher wanted finishes it, those
-   with parameters before those without, each in the order of their names.
+1. Planning. `extensions` are validated by the Parameters of the plugins named, scheduler options by those of the
+   scheduler's entry. `Task.canvas` fits the pictures to the working size, preprocessors make the control maps,
+   conditioners parse the prompts (`read_prompt`), the family tokenises them, `Task.first_evaluation` says where to
+   start. The batch key: the model, the latent shape, the prompt length, and the `key` of each KEYED task, conditioner
+   and adapter.
+2. Begin, before its first evaluation. The family encodes the prompts, within `Adapter.encoding` of each active adapter;
+   then `begin` of each active conditioner, in order of name, then of the task, which makes the first latents.
+3. Each evaluation. The rows of all samples of the batch are gathered; `Conditioner.condition` of each active
+   conditioner adds prompts or residuals; `Family.predict` runs within `Adapter.applied` of each active adapter. This
+   changes no sample. After a failure it runs again on fewer rows, a new evaluation each time, until the failing job is
+   found; that job alone fails. When out of memory, the rows are split; when one row does not fit, `release` of each
+   contribution is called, idle models are evicted, and the row is tried once more.
+4. For each sample: classifier-free guidance, the scheduler's step, `Task.after_evaluation`. Generator, scheduler and
+   latents are committed together, after all three succeeded.
+5. If a preview is due, the preview decoder decodes the clean-image estimate as `Task.estimate` returns it.
+6. After the last evaluation `Family.decode` makes the picture (`decode_tiled` when out of memory), each active
+   inspector inspects it, the canvas restores it to its frame, and each active finisher finishes it: those with
+   parameters before those without, each in order of name.
 
-A sample that is cancelled, or fails, is dropped between two of these; nothing is called for it then.
+A contribution is active if its `wants` says so. A sample that is cancelled or fails is dropped between two of these
+calls; nothing is called for it then.
 """
 
 from __future__ import annotations
@@ -49,40 +50,39 @@ hookspec = pluggy.HookspecMarker("darkroom")
 
 @hookspec
 def darkroom_families() -> Sequence[type[Family]]:  # type: ignore[empty-body]
-    """Classes that know one architecture. When a model is opened, each is asked whether it detects it; two that do are
-    an error."""
+    """Model architectures. `detect` of each is called for a model that is opened; more than one match is an error."""
 
 
 @hookspec
 def darkroom_schedulers() -> Sequence[SchedulerEntry]:  # type: ignore[empty-body]
-    """Noise schedulers by name. An alias counts as a name."""
+    """Noise schedulers. Aliases share one namespace with names."""
 
 
 @hookspec
 def darkroom_preprocessors() -> Sequence[Preprocessor]:  # type: ignore[empty-body]
-    """Functions that make control maps from pictures."""
+    """Functions from a picture to a control map."""
 
 
 @hookspec
 def darkroom_preview_decoders() -> Sequence[PreviewDecoder]:  # type: ignore[empty-body]
-    """Ways to show latents, by preview mode. Built for a model when first needed there."""
+    """Decoders of clean-image estimates for previews, one for each preview mode. Built at a model's first preview."""
 
 
 @hookspec
 def darkroom_tasks() -> Sequence[Task]:  # type: ignore[empty-body]
-    """Ways to begin an image and to go on after each step. A request has exactly one, by name."""
+    """Tasks: initial latents, and changes after each step. A request has exactly one, by name."""
 
 
 @hookspec
 def darkroom_conditioners() -> Sequence[Conditioner]:  # type: ignore[empty-body]
-    """What adds to the conditioning of rows. Any number takes part in a request."""
+    """Conditioners: prompt embeddings, residuals and arguments of rows. Any number in a request."""
 
 
 @hookspec
 def darkroom_adapters() -> Sequence[Adapter]:  # type: ignore[empty-body]
-    """What changes a model's components during an evaluation. Any number takes part in a request."""
+    """Adapters: changes of a model's components for one evaluation. Any number in a request."""
 
 
 @hookspec
 def darkroom_finishers() -> Sequence[Finisher]:  # type: ignore[empty-body]
-    """What changes the decoded picture. Any number takes part in a request."""
+    """Finishers: changes of the decoded picture. Any number in a request."""

@@ -1,4 +1,4 @@
-"""Finds plugins, checks them, and puts what they contribute in order."""
+"""Discovers and validates plugins, and collects their contributions by name."""
 
 from __future__ import annotations
 
@@ -34,18 +34,18 @@ log = logging.getLogger(__name__)
 
 
 class PluginError(Exception):
-    """A plugin that cannot be used; the server does not start."""
+    """An unusable plugin: the server does not start."""
 
 
 @dataclass(frozen=True, slots=True)
 class PluginInfo:
-    """A plugin at work."""
+    """A registered plugin."""
 
     name: str
     version: str
     hooks: tuple[str, ...]
     builtin: bool
-    parameters: type[BaseModel] | None  # what `extensions` takes under the plugin's name
+    parameters: type[BaseModel] | None  # of `extensions` under the plugin's name
 
 
 @dataclass(slots=True)
@@ -66,20 +66,20 @@ class Plugins:
 
     @property
     def extensions(self) -> Mapping[str, type[BaseModel]]:
-        """The classes that check `extensions`, by plugin name."""
+        """The Parameters that validate `extensions`, by plugin name."""
         return {info.name: info.parameters for info in self.infos if info.parameters}
 
     def owner(self, kind: str, name: str) -> str:
-        """The name of the plugin that contributed this; `kind` is the hook's name without its prefix."""
+        """The name of the plugin of this contribution; `kind` is the hook's name without its prefix."""
         return self.owners[(kind, name)]
 
     def with_components(self) -> list[Any]:
-        """The contributions that may add networks to a model."""
+        """The contributions that may add components to a model."""
         kinds = (self.tasks, self.conditioners, self.adapters, self.finishers, self.preview_decoders)
         return [each for kind in kinds for each in kind.values()]
 
     def release(self) -> None:
-        """Have what works on the engine's thread let go of what it can make again."""
+        """Call `release` of tasks, conditioners and adapters."""
         for each in (*self.tasks.values(), *self.conditioners.values(), *self.adapters.values()):
             try:
                 each.release()
@@ -100,10 +100,10 @@ KINDS = (
 
 
 def load_plugins(blocked: Iterable[str] = (), extra: Mapping[str, object] | None = None) -> Plugins:
-    """All plugins: built in, installed, and `extra` ones by name.
+    """All plugins: built-in ones, installed ones, and `extra`, by name.
 
-    :raises PluginError: one does not load, was written for another version of the contract, names a hook that does
-        not exist, or claims a name that another has
+    :raises PluginError: one does not load, declares another version of the contract, implements an unknown hook, or
+        claims a name that is taken
     """
     manager = pluggy.PluginManager("darkroom")
     manager.add_hookspecs(hookspecs)
@@ -203,7 +203,7 @@ def _collect(
         hooks.append(f"darkroom_{kind}")
         for contribution in implementation():
             _check_parameters(name, contribution)
-            _add(plugins, kind, name, _owned(contribution, name))
+            _add(plugins, kind, name, _with_plugin(contribution, name))
             if kind not in ("schedulers", "preprocessors") and getattr(contribution, "Parameters", None):
                 parameters.add(contribution.Parameters)
     if len(parameters) > 1:
@@ -240,8 +240,8 @@ def _claimed_twice(kind: str, name: str, one: str, other: str) -> str:
     return f"plugins {one!r} and {other!r} both claim the name {name!r} among {kind}; block one of them"
 
 
-def _owned(contribution: Any, plugin: str) -> Any:
-    """The contribution with the name of its plugin."""
+def _with_plugin(contribution: Any, plugin: str) -> Any:
+    """The contribution, with its `plugin` set."""
     if dataclasses.is_dataclass(contribution) and not isinstance(contribution, type):
         return dataclasses.replace(contribution, plugin=plugin)
     contribution.plugin = plugin

@@ -1,4 +1,4 @@
-"""What was asked for, as plugins see it: plain, checked, with every default filled in."""
+"""Requests as plugins see them: plain dataclasses, validated, with every default filled in."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ SafetyPolicy = Literal["off", "flag", "block"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SchedulerChoice:
-    """A noise scheduler by its entry's name, with what was asked of it (None: as the model is configured)."""
+    """A noise scheduler by its entry's name, with settings (None: the model's own)."""
 
     name: str
     sigma_schedule: SigmaSchedule | None = None
@@ -32,7 +32,7 @@ class SchedulerChoice:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LoraChoice:
-    """A LoRA by its name, with its weight."""
+    """A LoRA by name, with its weight."""
 
     name: str
     weight: float = 1.0
@@ -40,11 +40,11 @@ class LoraChoice:
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class ControlChoice:
-    """A ControlNet by its name with its map; `start` and `end` are fractions of the steps."""
+    """A ControlNet by name, with its map; `start` and `end` are fractions of the steps."""
 
     model: str
-    image: Pixels | None  # (height, width, 3) uint8, as it was sent; None once its map is made
-    preprocessor: str | None = None  # what makes the map from the image; None: it is the map
+    image: Pixels | None  # (height, width, 3) uint8, as sent; None once its map is in Sample.controls
+    preprocessor: str | None = None  # None: the image is the map
     options: BaseModel | None = None  # the preprocessor's
     scale: float = 1.0
     start: float = 0.0
@@ -55,14 +55,14 @@ class ControlChoice:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ImageToImage:
-    """Repaint the whole picture; `strength` is the part of the steps that run."""
+    """Repaint the whole picture; `strength` is the fraction of the steps that run."""
 
     strength: float = 0.8
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Inpaint:
-    """Repaint what is white in the mask. Lengths are in pixels."""
+    """Repaint the white part of the mask. Lengths in pixels."""
 
     mask: Pixels  # (height, width) uint8, of the image's size
     strength: float = 1.0
@@ -73,7 +73,7 @@ class Inpaint:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Outpaint:
-    """Paint on beyond the picture's edges, by so many pixels."""
+    """Extend the picture beyond its edges. Lengths in pixels."""
 
     left: int = 0
     top: int = 0
@@ -86,7 +86,7 @@ EditChoice: TypeAlias = ImageToImage | Inpaint | Outpaint
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SizeConditioning:
-    """What an SDXL model is told about sizes: (height, width) and (top, left) in pixels."""
+    """SDXL's size and crop conditioning: (height, width) and (top, left) in pixels."""
 
     original_size: tuple[int, int]
     crop: tuple[int, int]
@@ -95,7 +95,7 @@ class SizeConditioning:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PreviewOptions:
-    """Which previews to send: every n steps, at least so many seconds apart, at most so many pixels long."""
+    """Which previews to send; `max_edge` in pixels."""
 
     mode: PreviewMode
     every_n_steps: int = 1
@@ -115,8 +115,8 @@ class OutputOptions:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Request:
-    """One checked request. Names, units and ranges are those of darkroom.v1; `width` and `height` are the size at which
-    the model works. An edit of the picture's own size (`sized` is false) comes back at that size."""
+    """One validated request. Names, units and ranges as in darkroom.v1; `width` and `height` are the working size. If
+    `sized` is false, the client set no size: an edited picture returns at its own."""
 
     request_id: str
     task: str
@@ -129,9 +129,9 @@ class Request:
     num_inference_steps: int
     guidance_scale: float
     guidance_rescale: float
-    guidance_start: float = 0.0  # shares of the steps, between which there is guidance
+    guidance_start: float = 0.0  # guidance interval, fractions of the steps
     guidance_end: float = 1.0
-    cache_interval: int = 1  # evaluations; each so often the denoiser's inner layers are run
+    cache_interval: int = 1  # evaluations from one full step to the next (DeepCache)
     clip_skip: int
     eta: float
     seed: int
@@ -142,7 +142,7 @@ class Request:
     size_conditioning: SizeConditioning | None = None
     loras: tuple[LoraChoice, ...] = ()
     controls: tuple[ControlChoice, ...] = ()
-    image: Pixels | None = None  # (height, width, 3) uint8, as it was sent
+    image: Pixels | None = None  # (height, width, 3) uint8, as sent
     edit: EditChoice | None = None
     resize_mode: ResizeMode = "crop"
     sized: bool = True
@@ -150,16 +150,16 @@ class Request:
     preview: PreviewOptions
     output: OutputOptions
     deterministic: bool = False
-    safety: SafetyPolicy = "off"  # the model's: what happens with pictures in which the checker finds something
+    safety: SafetyPolicy = "off"  # the model's
 
     @property
     def guided(self) -> bool:
-        """Whether classifier-free guidance is on (as in diffusers: above 1)."""
+        """Whether classifier-free guidance is on: scale above 1, as in diffusers."""
         return self.guidance_scale > 1.0
 
     @property
     def approximations(self) -> tuple[str, ...]:
-        """What it asks for that makes its pictures faster, and not quite what they are without it; in sentences."""
+        """A sentence for each approximation that the client chose."""
         interval = f"The inner layers of the denoiser run only every {self.cache_interval} evaluations."
         start, end = self.guidance_start, self.guidance_end
         guidance = f"There is guidance only between {start:.0%} and {end:.0%} of the steps."
@@ -168,10 +168,10 @@ class Request:
 
     @property
     def guidance_interval(self) -> bool:
-        """Whether there is guidance for a part of the steps only."""
+        """Whether there is guidance for some of the steps only."""
         return self.guided and (self.guidance_start, self.guidance_end) != (0.0, 1.0)
 
     @property
     def seeds(self) -> tuple[int, ...]:
-        """Each image's own seed."""
+        """The seed of each image."""
         return tuple(self.seed + i for i in range(self.num_images))

@@ -1,4 +1,4 @@
-"""Requests in protobuf's JSON form, under the names of darkroom.v1."""
+"""Requests in the protobuf JSON form of darkroom.v1."""
 
 from __future__ import annotations
 
@@ -27,9 +27,9 @@ COPIED = (
 
 
 def parameters_json(request: Request, seed: int) -> dict[str, Any]:
-    """The parameters of one image, in protobuf's JSON form."""
+    """The Parameters of one image."""
     result = {name: getattr(request, name) for name in COPIED if getattr(request, name) is not None}
-    if not request.sized:  # it has the size of the picture that was sent
+    if not request.sized:  # the size is the input picture's
         del result["width"], result["height"]
     for name in ("prompt_2", "negative_prompt_2"):
         if getattr(request, name):
@@ -51,7 +51,7 @@ def parameters_json(request: Request, seed: int) -> dict[str, Any]:
 
 
 def edit_json(request: Request) -> dict[str, Any]:
-    """What was done to a picture that was sent, in protobuf's JSON form of EditRequest, without its pictures."""
+    """The edit of an EditRequest, without pictures; empty for a GenerateRequest."""
     if request.image is None:
         return {}
     found: dict[str, Any] = {"resize_mode": f"RESIZE_MODE_{request.resize_mode}".upper()} if request.sized else {}
@@ -62,7 +62,7 @@ def edit_json(request: Request) -> dict[str, Any]:
 
 
 def _conditions(request: Request) -> dict[str, Any]:
-    """LoRAs, controls (without their images) and sizes, where there are any."""
+    """LoRAs, controls (without images) and size conditioning, if set."""
     found: dict[str, Any] = {}
     if request.loras:
         found["loras"] = [{"name": lora.name, "weight": lora.weight} for lora in request.loras]

@@ -1,4 +1,4 @@
-"""The state of one image in the making, and of one evaluation of the denoiser."""
+"""The state of a sample, and of one evaluation of the denoiser."""
 
 from __future__ import annotations
 
@@ -21,54 +21,54 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True)
 class PromptEmbedding:
-    """An encoded prompt: what one row is conditioned on."""
+    """An encoded prompt: the conditioning of one row."""
 
     hidden: torch.Tensor  # (1, tokens, width)
     pooled: torch.Tensor | None = None  # (1, width), for families that use one
-    warnings: tuple[str, ...] = ()  # sentences for the user, for instance that the prompt was cut off
+    warnings: tuple[str, ...] = ()  # sentences for the user, for instance about truncation
 
 
 @dataclass(frozen=True, slots=True)
 class PromptPiece:
-    """A part of a prompt: text, or in its place an embedding from a file that the operator lists."""
+    """A part of a prompt: text, or a textual-inversion embedding in its place."""
 
     text: str
-    weight: float = 1.0  # 1: as the text encoder makes it
-    embedding: Any = None  # of the textual-inversion plugin; hashed by identity
-    new_chunk: bool = False  # whether it starts on a new input of the text encoder, where there may be several
+    weight: float = 1.0  # prompt weight; 1: none
+    embedding: Any = None  # of the plugin textual-inversion; hashed by identity
+    new_chunk: bool = False  # whether it begins a new text-encoder chunk
 
 
 class BatchCache:
-    """Tensors made of a batch's parts, as long as its parts are the same objects: all prompts as one tensor, for
-    instance. Evaluations of the batch share them, so that nothing may write into them, nor into the parts."""
+    """Cache of tensors derived from a batch, for instance its concatenated prompts; valid while the parts are the same
+    objects. Evaluations share them: nothing may write into them or the parts."""
 
     def __init__(self) -> None:
         self._made: dict[Hashable, tuple[tuple[object, ...], Any]] = {}
 
     def get_or_make(self, name: Hashable, make: Callable[[Any], T], parts: Sequence[object]) -> T:
-        """``make(parts)``, or what it gave last under this name for the same objects. Plugins put their own name into
-        the name. Samples cannot be parts, as they keep caches."""
+        """The cached ``make(parts)`` if the last call with this name had the same parts, by identity. Plugins use names
+        that contain their own. Samples must not be parts: they hold caches."""
         import torch
 
-        kept = self._made.pop(name, None)
-        if kept is None or [*map(id, kept[0])] != [*map(id, parts)]:
-            del kept  # its memory is for what comes in its place
-            with torch.inference_mode(False), torch.no_grad():  # as tensors that count writes
-                kept = tuple(parts), make(parts)
-        self._made[name] = kept
-        return kept[1]
+        cached = self._made.pop(name, None)
+        if cached is None or [*map(id, cached[0])] != [*map(id, parts)]:
+            del cached  # frees its memory first
+            with torch.inference_mode(False), torch.no_grad():  # tensors with version counters
+                cached = tuple(parts), make(parts)
+        self._made[name] = cached
+        return cached[1]
 
     def clear(self) -> None:
-        """Drop all: something wrote into them."""
+        """Drop all, as after a write into one."""
         self._made.clear()
 
 
 @dataclass(slots=True, eq=False)
 class Sample:
-    """One image in the making. What is None is set when the sample begins, before its first evaluation."""
+    """One image in the making. Fields without a value are set at begin, before the first evaluation."""
 
     request: Request
-    index: int  # which image of its job
+    index: int  # of the image in its job
     model: Family
     task: Task
     conditioners: tuple[Conditioner, ...]
@@ -77,15 +77,17 @@ class Sample:
     timesteps: torch.Tensor  # (evaluations,), on the CPU
     canvas: Canvas
     assets: Assets
-    generator: torch.Generator  # on the CPU, drawing in the order in which diffusers draws
+    generator: torch.Generator  # on the CPU; draws are in diffusers' order
     inspectors: tuple[Inspector, ...] = ()
-    controls: tuple[Pixels, ...] = ()  # the map of each of request.controls: (height, width, 3) uint8, of request size
-    first: int = 0  # its first evaluation; above 0 where a task leaves out the first steps
-    evaluation: int = 0  # the next one to run
-    rows: tuple[PromptEmbedding, ...] = ()  # unconditional first where there is guidance
-    latents: torch.Tensor = field(init=False)  # (1, channels, h, w), noisy, of scheduler scale; set by Task.begin
-    extra_channels: torch.Tensor | None = None  # (1, more, h, w): put behind the latents in each evaluation
-    state: dict[str, Any] = field(default_factory=dict)  # a plugin's own, under its contribution's name
+    controls: tuple[
+        Pixels, ...
+    ] = ()  # control map of each of request.controls: (height, width, 3) uint8, of working size
+    first: int = 0  # index of its first evaluation; above 0 if a task skips steps
+    evaluation: int = 0  # index of the next one
+    rows: tuple[PromptEmbedding, ...] = ()  # unconditional first, with classifier-free guidance
+    latents: torch.Tensor = field(init=False)  # (1, channels, h, w), noisy, in the scheduler's scale; set by Task.begin
+    extra_channels: torch.Tensor | None = None  # (1, more, h, w): concatenated to the latents in each evaluation
+    state: dict[str, Any] = field(default_factory=dict)  # of contributions, by name
 
     @property
     def seed(self) -> int:
@@ -99,13 +101,13 @@ class Sample:
 
     @property
     def conditions(self) -> tuple[PromptEmbedding, ...]:
-        """What the rows of the next evaluation are conditioned on: without the unconditional one where there is no
-        guidance at this point."""
-        guides = self.within(self.request.guidance_start, self.request.guidance_end)
-        return self.rows if guides else self.rows[-1:]
+        """The prompt embeddings of the next evaluation's rows: without the unconditional one outside the guidance
+        interval."""
+        guided = self.within(self.request.guidance_start, self.request.guidance_end)
+        return self.rows if guided else self.rows[-1:]
 
     def within(self, start: float, end: float) -> bool:
-        """Whether the next evaluation is between these shares of all, as diffusers has it for ControlNets."""
+        """Whether the next evaluation is between these fractions of all, as in diffusers' ControlNet pipelines."""
         done, count = self.evaluation - self.first, len(self.timesteps) - self.first
         return done / count >= start and (done + 1) / count <= end
 
@@ -121,48 +123,46 @@ class Row:
 
     sample: Sample
     prompt: PromptEmbedding
-    unconditional: bool  # the row that guidance leads away from
+    unconditional: bool  # the negative row of classifier-free guidance
 
 
 @dataclass(slots=True, eq=False)
 class Evaluation:
-    """One forward of the denoiser over rows of one or more samples: all rows of each, or where memory is short only
-    some. It changes no sample. Other evaluations share its tensors: a conditioner may put others in the place of
-    `prompts`, but nothing may be written into any of them."""
+    """One forward of the denoiser over rows of one or more samples: all rows of each, when out of memory some. Its
+    tensors are shared with other evaluations: a conditioner may replace `prompts`, but not write into any."""
 
     rows: list[Row]
-    latents: torch.Tensor  # (rows, channels, h, w), scaled as the schedulers ask
+    latents: torch.Tensor  # (rows, channels, h, w), after scale_model_input
     timesteps: torch.Tensor  # (rows,) float32
     prompts: torch.Tensor  # (rows, tokens, width)
-    extra_channels: torch.Tensor | None = None  # (rows, more, h, w), for the denoiser alone
-    arguments: dict[str, Any] = field(default_factory=dict)  # more for the denoiser's forward, for all rows alike
+    extra_channels: torch.Tensor | None = None  # (rows, more, h, w), for the denoiser, not ControlNets
+    arguments: dict[str, Any] = field(default_factory=dict)  # further arguments of the denoiser's forward, for all rows
     batch_cache: BatchCache = field(default_factory=BatchCache)
     residuals: list[torch.Tensor] | None = None  # see add_residuals
 
     def add_residuals(self, residuals: Sequence[torch.Tensor]) -> None:
-        """Add to the outputs of the denoiser's blocks, on top of what others added: a tensor (rows, channels, h, w) for
-        each, for a UNet those of its down blocks in their order, then of its middle block (the skip connections of
-        diffusers' ControlNetModel).
+        """Add residuals, (rows, channels, h, w) each, to the denoiser's blocks and to residuals of others. For a UNet,
+        as diffusers' ControlNetModel returns: one for each skip connection in order, then one for the mid block.
 
-        :raises ValueError: they do not fit these rows, or the residuals that are there already
+        :raises ValueError: their rows or shapes differ from the evaluation's or earlier residuals'
         """
         if any(len(each) != len(self.rows) for each in residuals):
             raise ValueError(f"residuals of {[len(each) for each in residuals]} rows for {len(self.rows)}")
         if self.residuals is None:
             self.residuals = list(residuals)
             return
-        there, added = [each.shape for each in self.residuals], [each.shape for each in residuals]
-        if there != added:
-            raise ValueError(f"residuals of the shapes {added} beside others of {there}")
+        existing, added = [each.shape for each in self.residuals], [each.shape for each in residuals]
+        if existing != added:
+            raise ValueError(f"residuals of the shapes {added} beside others of {existing}")
         self.residuals = [one + other for one, other in zip(self.residuals, residuals, strict=True)]
 
     def select(self, indices: Sequence[int]) -> Evaluation:
-        """Only these rows, without arguments and residuals."""
+        """An evaluation of these rows only, without arguments and residuals."""
         if [*indices] == [*range(len(self.rows))]:
             return replace(self, arguments={}, residuals=None)
         import torch
 
-        with torch.inference_mode(False), torch.no_grad():  # as tensors that count writes
+        with torch.inference_mode(False), torch.no_grad():  # tensors with version counters
             picked = to_device(torch.tensor(indices), self.timesteps.device)
             extra = self.extra_channels[picked] if self.extra_channels is not None else None
             rows = [self.rows[index] for index in indices]
@@ -170,9 +170,9 @@ class Evaluation:
 
 
 def own_prompts(rows: Sequence[Row], batch_cache: BatchCache) -> torch.Tensor:
-    """The prompts that rows have of their own, (rows, tokens, width): those of an evaluation as the engine gathers it,
-    the same object, until a conditioner puts others in their place."""
-    import torch  # which those who only look at requests go without
+    """The rows' prompt embeddings, concatenated: (rows, tokens, width). `Evaluation.prompts` is this object until a
+    conditioner replaces it."""
+    import torch  # slow to import, and not needed for requests alone
 
     return batch_cache.get_or_make("prompts", torch.cat, [row.prompt.hidden for row in rows])
 
@@ -183,6 +183,6 @@ class Picture:
 
     pixels: np.ndarray[Any, Any]  # (height, width, 3) uint8 RGB
     seed: int
-    metadata: dict[str, Any] = field(default_factory=dict)  # JSON-able: sent with the image, embedded when asked for
+    metadata: dict[str, Any] = field(default_factory=dict)  # JSON-able: sent with the image, embedded on request
     text: dict[str, str] = field(default_factory=dict)  # further text chunks to embed, by keyword
-    findings: Mapping[str, Any] = field(default_factory=dict)  # what inspectors found, by their names
+    findings: Mapping[str, Any] = field(default_factory=dict)  # of inspectors, by name

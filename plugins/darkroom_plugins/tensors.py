@@ -1,4 +1,4 @@
-"""Tensors on their way to the device."""
+"""Host-to-device copies."""
 
 from __future__ import annotations
 
@@ -9,6 +9,6 @@ if TYPE_CHECKING:
 
 
 def to_device(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
-    """A CPU tensor on a device, without waiting for it: a plain `to` has the engine wait for all that it has asked
-    of the device before."""
+    """Copy a CPU tensor to a device. On CUDA from pinned memory, asynchronously: a plain `to` would wait for all
+    kernels launched before."""
     return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)

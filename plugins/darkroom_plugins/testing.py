@@ -1,4 +1,4 @@
-"""Try a contribution in a plain pytest: without a server, on a tiny model of random weights, in a fraction of a second.
+"""Unit tests of contributions: without a server, on a tiny model of random weights, in a fraction of a second.
 
     from darkroom_plugins.testing import make
 
@@ -6,12 +6,12 @@
         tinted = make(Tint(), parameters=Tint.Parameters(amount=0.5))
         assert (tinted.pixels != make().pixels).any()
 
-Each contribution is called and checked as the server does it (see `calls.py`): one that raises, or gives what it must
-not, fails with `PluginFailed`. The sample shares its batch with one that wants nothing of it, whose picture must stay
-what it is beside a plain one. Preprocessors are tried by `preprocess(preprocessor, pixels, options)`.
+Contributions are called and validated as in the server (see `calls.py`): one that raises or returns an invalid result
+fails with `PluginFailed`. The sample shares its batch with a plain one, whose picture must not change.
+Preprocessors have `preprocess`.
 
 The model has latents (1, 4, 16, 16), pictures of 32 x 32 pixels, prompts (1, 8, 16), and a denoiser `unet` with one
-cross-attention and three places for residuals: (rows, 8, 16, 16), (rows, 16, 8, 8), (rows, 16, 8, 8).
+cross-attention and three residuals: (rows, 8, 16, 16), (rows, 16, 8, 8), (rows, 16, 8, 8).
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ SCHEDULER = "tiny"
 
 @dataclass(frozen=True, slots=True)
 class Made:
-    """What came of it."""
+    """The result of `make`."""
 
     latents: torch.Tensor  # (1, 4, 16, 16), clean
     pixels: np.ndarray[Any, Any]  # (height, width, 3) uint8, finished
@@ -84,12 +84,12 @@ def make(
     assets: Mapping[tuple[AssetKind, str], Any] | None = None,
     **request: Any,
 ) -> Made:
-    """A picture made with these contributions: at most one task and one scheduler entry, any number of others, all of
-    one plugin. `parameters` are an instance of the `Parameters` of those that take some; `assets` stands for what
-    `load_asset` gave, by kind and name; `request` may set any other field of `Request`.
+    """Make a picture with these contributions of one plugin: at most one task and one scheduler entry, any number of
+    others. `parameters`: an instance of their `Parameters`; `assets`: results of `load_asset` by kind and name;
+    `request`: any other field of `Request`.
 
-    :raises PluginFailed: a contribution raised, or gave what it must not
-    :raises AssertionError: it changed the picture of another sample of the batch
+    :raises PluginFailed: a contribution raised, or returned an invalid result
+    :raises AssertionError: it changed the picture of another sample of the batch, or is not active in the request
     """
     task = next((each for each in contributions if isinstance(each, Task)), _FromNoise())
     entry = next((each for each in contributions if isinstance(each, SchedulerEntry)), ENTRY)
@@ -146,7 +146,7 @@ def _finished(sample: Sample, latents: torch.Tensor, wanted: Sequence[Any]) -> M
 
 
 def _neighbour(request: Request) -> Sample:
-    """One that wants nothing."""
+    """A plain sample, for the same batch."""
     plain = replace(request, prompt="a stranger", extensions={}, seed=2, image=None, edit=None)
     return _sample(plain, _FromNoise(), ENTRY, (), _Assets({}))
 
@@ -196,10 +196,10 @@ def _sample(request: Request, task: Task, entry: SchedulerEntry, wanted: Iterabl
 
 @torch.inference_mode()
 def _denoise(samples: Sequence[Sample]) -> list[torch.Tensor]:
-    """The clean latents of each, stepped together as long as they go on."""
-    while going := [sample for sample in samples if not sample.done]:
-        outputs = iter(_evaluate(going).split(1))
-        for sample in going:
+    """The clean latents of each; samples that are not done share their batches."""
+    while running := [sample for sample in samples if not sample.done]:
+        outputs = iter(_evaluate(running).split(1))
+        for sample in running:
             rows = [next(outputs) for _ in sample.conditions]
             guided = rows[0] if len(rows) == 1 else rows[0] + sample.request.guidance_scale * (rows[1] - rows[0])
             scheduler = copy.deepcopy(sample.scheduler)
@@ -338,7 +338,7 @@ class _Prompt(NamedTuple):
 
 
 class TinyModel(Family):
-    """The model that contributions are tried on."""
+    """The model of `make`."""
 
     name = "tiny"
     info = ModelInfo(
@@ -401,11 +401,11 @@ class TinyModel(Family):
 
 
 def _words(text: str) -> torch.Tensor:
-    """(1, 8, 16): another for each text."""
+    """A random embedding, (1, 8, 16), seeded by the text."""
     return torch.randn(1, TOKENS, WIDTH, generator=torch.Generator().manual_seed(zlib.crc32(text.encode())))
 
 
 @functools.cache
 def tiny_model() -> TinyModel:
-    """One for all tests of a process."""
+    """The one model of the process."""
     return TinyModel()

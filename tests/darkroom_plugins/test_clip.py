@@ -101,7 +101,7 @@ def test_tokenizers_are_for_the_planner_alone(tiny_model: Path) -> None:
     model = load_family(StableDiffusion, tiny_model)
     keys = model.prompt_keys(a_request(), literal)
     before = [model.encode_prompts([key])[0].hidden for key in keys]
-    for encoder in model._texts._encoders:
+    for encoder in model._text_encoders._encoders:
         del encoder._tokenizer
     with pytest.raises(AttributeError):  # the case can fail
         model.prompt_keys(a_request(), literal)
@@ -174,10 +174,10 @@ def test_chunks_keep_their_means_one_by_one() -> None:
 
 
 def test_chunks_hold_all_tokens_in_order(model: StableDiffusion) -> None:
-    encoder: ClipEncoder = model._texts._encoders[0]
+    encoder: ClipEncoder = model._text_encoders._encoders[0]
     for count in (0, 1, 75, 76, 150, 151):
         pieces = [PromptPiece(word, weight=1 + n % 3) for n, word in enumerate(WORDS[:count])]
-        chunks = encoder.split(pieces)
+        chunks = encoder.chunked(pieces)
         assert len(chunks) == max(1, -(-count // 75))
         assert all(chunk[0].id == 512 and chunk[-1].id == 513 and len(chunk) <= 77 for chunk in chunks)
         assert [token.weight for chunk in chunks for token in chunk[1:-1]] == [piece.weight for piece in pieces]

@@ -52,27 +52,27 @@ def test_each_prompt_is_multiplied_once(network: nn.Module) -> None:
     assert layers
     for batch in ([first, second], [first, first, second], [second]):
         expected = evaluate(network, batch)
-        with kept.given(batch, BatchCache()):
+        with kept.fixed(batch, BatchCache()):
             assert torch.allclose(evaluate(network, batch), expected, atol=1e-5)
     assert Counting.products == {1: 3 * layers, 2: layers, 3: layers}  # of those of one row, two are made to be kept
 
 
 def test_the_network_is_as_before_when_an_evaluation_fails(network: nn.Module) -> None:
     kept, batch = Projections(network), [prompt(1)]
-    with pytest.raises(RuntimeError), kept.given(batch, BatchCache()):
+    with pytest.raises(RuntimeError), kept.fixed(batch, BatchCache()):
         raise RuntimeError
     assert not any("forward" in vars(layer) for layer in kept._layers)
 
 
 def test_what_is_kept_is_bounded(network: nn.Module, monkeypatch: pytest.MonkeyPatch) -> None:
     kept, prompts = Projections(network), [prompt(seed) for seed in range(4)]
-    monkeypatch.setattr(cache, "KEPT_BYTES", 2 * cache.KEPT_BYTES // kept._capacity(prompts))
+    monkeypatch.setattr(cache, "MAX_BYTES", 2 * cache.MAX_BYTES // kept._capacity(prompts))
     for each in prompts:
-        with kept.given([each], BatchCache()):
+        with kept.fixed([each], BatchCache()):
             pass
-    assert list(kept._kept) == [id(each) for each in prompts[-2:]]
+    assert list(kept._cached) == [id(each) for each in prompts[-2:]]
     before = Counting.products.copy()
-    with kept.given(prompts, BatchCache()):  # more than have room
+    with kept.fixed(prompts, BatchCache()):  # more than have room
         evaluate(network, prompts)
     assert Counting.products - before == {4: len(kept._layers)}
 
@@ -90,13 +90,13 @@ def test_a_batch_is_put_together_once(network: nn.Module, monkeypatch: pytest.Mo
     joined: list[int] = []
     monkeypatch.setattr(cache.torch, "cat", lambda parts: joined.append(len(parts)) or torch.concat(parts))
     for _ in range(3):
-        with kept.given(batch, batch_cache):
+        with kept.fixed(batch, batch_cache):
             pass
     assert joined == [2] * len(kept._layers)
-    monkeypatch.setattr(cache, "KEPT_BYTES", cache.KEPT_BYTES // kept._capacity(batch))
+    monkeypatch.setattr(cache, "MAX_BYTES", cache.MAX_BYTES // kept._capacity(batch))
     again = [batch[0]] * 2  # one prompt has room, twice of it has not
     for _ in range(2):
-        with kept.given(again, batch_cache):
+        with kept.fixed(again, batch_cache):
             pass
     assert joined[len(kept._layers) :] == [2] * 2 * len(kept._layers)
 
@@ -123,6 +123,6 @@ def test_adapters_may_change_the_weights_for_an_evaluation(network: nn.Module) -
 def test_layers_that_something_else_changed_are_left_alone(network: nn.Module) -> None:
     kept, batch = Projections(network), [prompt(1)]
     own = kept._layers[0].forward = lambda prompts: prompts
-    with kept.given(batch, BatchCache()):
+    with kept.fixed(batch, BatchCache()):
         assert kept._layers[0].forward is own
         assert "forward" not in vars(kept._layers[1])

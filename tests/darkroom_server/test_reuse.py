@@ -96,5 +96,5 @@ def test_the_network_is_left_as_it_was(tiny_model: Path) -> None:
     before = list(unet.named_modules())
     layers = deepcache.Layers(unet)
     with pytest.raises(RuntimeError):
-        layers.whole(unet, torch.zeros(1, 99, 8, 8), 1, torch.zeros(1, 2, 32))
+        layers.full_step(unet, torch.zeros(1, 99, 8, 8), 1, torch.zeros(1, 2, 32))
     assert list(unet.named_modules()) == before

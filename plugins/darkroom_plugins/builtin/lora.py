@@ -1,4 +1,4 @@
-"""LoRAs: low-rank changes of a model's layers (Hu et al. 2021), a different set of them for each row of a batch."""
+"""LoRA (Hu et al. 2021): low-rank updates of a model's layers, with a set of LoRAs for each row of a batch."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ from darkroom_plugins.tensors import to_device
 
 darkroom_api_version = 1
 
-KEPT_SETS = 16
-# How diffusers, kohya and PEFT name the first matrix of a layer, and the networks.
+MAX_CACHED_SETS = 16
+# Names of a layer's down matrix, of all matrices, and of the networks, in diffusers', kohya's and PEFT's formats.
 DOWN = re.compile(r"(lora_A|down)\.weight$")
 KNOWN = re.compile(r"(lora_[AB]|[._](down|up))\.weight$|\.alpha$")
 CROSS_ATTENTION = re.compile(r"attn2[._].*to_k.*(lora_A|down)\.weight$")
@@ -36,15 +36,15 @@ PREFIXES = {
     "text_encoder_2": ("text_encoder_2.", "lora_te2_"),
 }
 
-Weights: TypeAlias = tuple[tuple[str, float], ...]  # a set of LoRAs: names with their weights
+LoraSet: TypeAlias = tuple[tuple[str, float], ...]  # (name, weight) of each
 
 
 @dataclass(frozen=True, slots=True)
-class LowRank:
-    """What is added to a layer: up(down(x))."""
+class LowRankUpdate:
+    """Added to a layer's output: up(down(x))."""
 
     down: torch.Tensor  # (rank, in) for linear layers, (rank, in, h, w) for convolutions
-    up: torch.Tensor  # (out, rank) or (out, rank, 1, 1), weight and alpha / rank folded in
+    up: torch.Tensor  # (out, rank) or (out, rank, 1, 1), times weight and alpha / rank
 
     def __call__(self, layer: nn.Module, x: torch.Tensor) -> torch.Tensor:
         if isinstance(layer, nn.Conv2d):
@@ -53,26 +53,26 @@ class LowRank:
         return nn.functional.linear(nn.functional.linear(x, self.down), self.up)
 
 
-LayerChanges: TypeAlias = Mapping[str, LowRank]  # by the layer's name in its component
-Changes: TypeAlias = Mapping[str, LayerChanges]  # by the component's name
+LayerUpdates: TypeAlias = Mapping[str, LowRankUpdate]  # layer name in its component → update
+Updates: TypeAlias = Mapping[str, LayerUpdates]  # component → its layers' updates
 
 
 class Loras(Adapter):
-    """Adds each row's own set of LoRAs, by hooks on the layers that live as long as an evaluation: the model itself is
-    never changed. A set is one low-rank change, of which the matrices are those of its LoRAs side by side."""
+    """Adds each row's set of LoRAs by forward hooks on the layers, for one evaluation; the model's weights do not
+    change. The LoRAs of a set are concatenated to one low-rank update."""
 
     name = "lora"
     description = "Adds LoRAs, each with a weight; every picture of a batch may have others."
     asset_kind: AssetKind = "lora"  # type: ignore[misc]
 
     def __init__(self) -> None:
-        self._sets: OrderedDict[Hashable, Changes] = OrderedDict()
+        self._sets: OrderedDict[Hashable, Updates] = OrderedDict()
 
     def wants(self, request: Request, parameters: None) -> bool:
-        return bool(_weights(request))
+        return bool(_lora_set(request))
 
     def prompt_key(self, request: Request, parameters: None) -> Hashable:
-        return _weights(request)
+        return _lora_set(request)
 
     def describe_asset(self, path: Path) -> AssetInfo:
         with safe_open(path, framework="pt") as file:
@@ -96,10 +96,10 @@ class Loras(Adapter):
                     return f"it was made for a model whose text embeddings have width {theirs}, not {width}"
         return None
 
-    def load_asset(self, path: Path, model: Family) -> Changes:
-        """Its matrices on the CPU, read by diffusers' own loader, which knows the formats.
+    def load_asset(self, path: Path, model: Family) -> Updates:
+        """Its matrices on the CPU, read by diffusers' loader for all formats.
 
-        :raises ValueError: it has what cannot be applied: layers that the model lacks, DoRA, biases
+        :raises ValueError: it has layers that the model lacks, DoRA or biases
         """
         state, alphas, metadata = model.pipeline_class.lora_state_dict(  # type: ignore[attr-defined]
             str(path),
@@ -121,26 +121,26 @@ class Loras(Adapter):
 
     @contextmanager
     def encoding(self, sample: Sample, parameters: None) -> Iterator[None]:
-        changes = self._set(sample)
+        updates = self._set(sample)
         with ExitStack() as hooks:
             for part in ("text_encoder", "text_encoder_2"):
-                if part in changes:
-                    _hook(hooks, sample.model.components[part], [(None, changes[part])])
+                if part in updates:
+                    _hook(hooks, sample.model.components[part], [(None, updates[part])])
             yield
 
     @contextmanager
     def applied(self, model: Family, evaluation: Evaluation, parameters: Sequence[None]) -> Iterator[None]:
-        rows: dict[Weights, list[int]] = {}
-        samples: dict[Weights, Sample] = {}
+        rows: dict[LoraSet, list[int]] = {}
+        samples: dict[LoraSet, Sample] = {}
         for index, row in enumerate(evaluation.rows):
-            if weights := _weights(row.sample.request):
-                rows.setdefault(weights, []).append(index)
-                samples[weights] = row.sample
+            if lora_set := _lora_set(row.sample.request):
+                rows.setdefault(lora_set, []).append(index)
+                samples[lora_set] = row.sample
         device = evaluation.latents.device
         groups = [
-            (to_device(torch.tensor(indices), device) if len(indices) < len(evaluation.rows) else None, changes["unet"])
-            for weights, indices in rows.items()
-            if "unet" in (changes := self._set(samples[weights]))
+            (to_device(torch.tensor(indices), device) if len(indices) < len(evaluation.rows) else None, updates["unet"])
+            for lora_set, indices in rows.items()
+            if "unet" in (updates := self._set(samples[lora_set]))
         ]
         with ExitStack() as hooks:
             _hook(hooks, model.components["unet"], groups)
@@ -149,82 +149,82 @@ class Loras(Adapter):
     def release(self) -> None:
         self._sets.clear()
 
-    def _set(self, sample: Sample) -> Changes:
-        """The LoRAs of a sample as one, on the model's device."""
-        weights = _weights(sample.request)
-        key = (id(sample.model), weights)
-        found = self._sets.pop(key, None) or _stacked(weights, sample.assets, sample.model)
+    def _set(self, sample: Sample) -> Updates:
+        """The sample's set of LoRAs as one update, on the model's device; least recently used sets are dropped."""
+        lora_set = _lora_set(sample.request)
+        key = (id(sample.model), lora_set)
+        found = self._sets.pop(key, None) or _concatenated(lora_set, sample.assets, sample.model)
         self._sets[key] = found
-        if len(self._sets) > KEPT_SETS:
+        if len(self._sets) > MAX_CACHED_SETS:
             self._sets.popitem(last=False)
         return found
 
 
-def _weights(request: Request) -> Weights:
-    """The LoRAs that have an effect, in an order of their own, so that equal sets are equal."""
+def _lora_set(request: Request) -> LoraSet:
+    """The LoRAs of non-zero weight, sorted, so that equal sets compare equal."""
     return tuple(sorted((lora.name, lora.weight) for lora in request.loras if lora.weight != 0))
 
 
-def _hook(hooks: ExitStack, network: nn.Module, groups: Sequence[tuple[torch.Tensor | None, LayerChanges]]) -> None:
-    """Add each group's changes to its rows (None: to all) of each layer's output, until `hooks` are closed."""
-    layers: dict[str, list[tuple[torch.Tensor | None, LowRank]]] = {}
-    for rows, changes in groups:
-        for name, change in changes.items():
-            layers.setdefault(name, []).append((rows, change))
+def _hook(hooks: ExitStack, network: nn.Module, groups: Sequence[tuple[torch.Tensor | None, LayerUpdates]]) -> None:
+    """Register forward hooks that add each group's updates to its rows (None: all), until `hooks` closes."""
+    layers: dict[str, list[tuple[torch.Tensor | None, LowRankUpdate]]] = {}
+    for rows, updates in groups:
+        for name, update in updates.items():
+            layers.setdefault(name, []).append((rows, update))
     for name, parts in layers.items():
-        hooks.enter_context(_removing(network.get_submodule(name).register_forward_hook(_adding(parts))))
+        hooks.enter_context(_removed_on_exit(network.get_submodule(name).register_forward_hook(_add_updates(parts))))
 
 
-def _adding(parts: Sequence[tuple[torch.Tensor | None, LowRank]]) -> Callable[..., torch.Tensor]:
+def _add_updates(parts: Sequence[tuple[torch.Tensor | None, LowRankUpdate]]) -> Callable[..., torch.Tensor]:
     def add(layer: nn.Module, inputs: tuple[torch.Tensor, ...], output: torch.Tensor) -> torch.Tensor:
-        for rows, change in parts:
+        for rows, update in parts:
             if rows is None:
-                output = output + change(layer, inputs[0])
+                output = output + update(layer, inputs[0])
             else:
-                output = output.index_add(0, rows, change(layer, inputs[0][rows]))
+                output = output.index_add(0, rows, update(layer, inputs[0][rows]))
         return output
 
     return add
 
 
 @contextmanager
-def _removing(handle: Any) -> Iterator[None]:
+def _removed_on_exit(handle: Any) -> Iterator[None]:
     try:
         yield
     finally:
         handle.remove()
 
 
-def _read(model: Family, part: str, state: Any, alphas: Any, metadata: Any) -> LayerChanges:
-    """The changes of one component, by having diffusers load them into a copy of it that has no weights."""
-    empty = copy.deepcopy(model.meta_components[part]).to_empty(device="cpu")  # memory that is never touched
+def _read(model: Family, part: str, state: Any, alphas: Any, metadata: Any) -> LayerUpdates:
+    """The updates of one component: diffusers loads them into a copy of it without weights."""
+    empty = copy.deepcopy(model.meta_components[part]).to_empty(device="cpu")  # allocated, never written
     load = getattr(model.pipeline_class, f"load_lora_into_{'unet' if part == 'unet' else 'text_encoder'}")  # type: ignore[attr-defined]
     more = {} if part == "unet" else {"prefix": part}
     load(dict(state), alphas, empty, adapter_name="it", metadata=metadata, low_cpu_mem_usage=True, **more)
     return {name: _low_rank(name, layer) for name, layer in empty.named_modules() if isinstance(layer, LoraLayer)}
 
 
-def _low_rank(name: str, layer: Any) -> LowRank:
+def _low_rank(name: str, layer: Any) -> LowRankUpdate:
     down, up = layer.lora_A["it"], layer.lora_B["it"]
     if layer.use_dora["it"] or up.bias is not None or not isinstance(down, nn.Linear | nn.Conv2d):
         raise ValueError(f"it changes {name} in a way that cannot be applied row by row")
     with torch.no_grad():
-        return LowRank(down.weight.detach().clone(), up.weight.detach() * layer.scaling["it"])
+        return LowRankUpdate(down.weight.detach().clone(), up.weight.detach() * layer.scaling["it"])
 
 
-def _stacked(weights: Weights, assets: Assets, model: Family) -> Changes:
-    """The sum of weighted LoRAs as one: its down matrices one above the other, its up matrices side by side."""
-    loras: list[tuple[Changes, float]] = [(assets.get("lora", name), weight) for name, weight in weights]
-    changes: dict[str, dict[str, LowRank]] = {}
+def _concatenated(lora_set: LoraSet, assets: Assets, model: Family) -> Updates:
+    """The weighted sum of LoRAs as one update: down and up matrices concatenated along the rank."""
+    loras: list[tuple[Updates, float]] = [(assets.get("lora", name), weight) for name, weight in lora_set]
+    updates: dict[str, dict[str, LowRankUpdate]] = {}
     for part in PREFIXES:
         layers = {name for lora, _ in loras for name in lora.get(part, ())}
         for name in sorted(layers):
             parts = [(lora[part][name], weight) for lora, weight in loras if name in lora.get(part, ())]
             down = torch.cat([each.down for each, _ in parts])
             up = torch.cat([each.up * weight for each, weight in parts], dim=1)
-            there = (to_device(each.to(model.dtype), model.device) for each in (down, up))
-            changes.setdefault(part, {})[name] = LowRank(*there)
-    return changes
+            moved = (to_device(each.to(model.dtype), model.device) for each in (down, up))
+            updates.setdefault(part, {})[name] = LowRankUpdate(*moved)
+    return updates
 
 
 @hookimpl

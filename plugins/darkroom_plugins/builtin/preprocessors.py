@@ -1,8 +1,8 @@
-"""Control maps without networks: what OpenCV and numpy make of a picture, in the forms that public ControlNets take.
+"""Preprocessors without networks: control maps by OpenCV and NumPy, in the form that public ControlNets take.
 
-Each function takes and gives (height, width, 3) uint8 RGB, leaves its input as it is, keeps no state, and gives the
-same map for the same input. Edges and lines are white on black, as those models were trained. Lengths are in pixels of
-the picture as given; levels are 8-bit, 0 black to 255 white; a step is the difference in levels across an edge.
+Each function maps (height, width, 3) uint8 RGB to the same, without state, and does not write into its input. Edges and
+lines are white on black. Lengths are in pixels of the input; levels are 8-bit, 0 black to 255 white; a step is the
+difference in levels across an edge.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ class Canny(Options):
 
 
 def canny(pixels: Pixels, options: Canny) -> Pixels:
-    """Canny 1986, as cv2.Canny on RGB: where the channel that changes most has its edge, one pixel wide."""
+    """Canny 1986, as cv2.Canny on RGB: edges of the channel with the greatest gradient, one pixel wide."""
     smooth = _gaussian(pixels, options.blur) if options.blur else pixels
     return _three(cv2.Canny(smooth, options.low_threshold, options.high_threshold))
 
@@ -53,7 +53,7 @@ class SoftEdge(Options):
 
 
 def soft_edge(pixels: Pixels, options: SoftEdge) -> Pixels:
-    """The gradient (cv2.Scharr behind a Gaussian), bounded by tanh."""
+    """The gradient magnitude (cv2.Scharr after a Gaussian), compressed by tanh."""
     return _grey(255 * np.tanh(options.gain * _edges(pixels, options.sigma) / 255))
 
 
@@ -63,7 +63,7 @@ class Lines(Options):
 
 
 def lines(pixels: Pixels, options: Lines) -> Pixels:
-    """A drawing in soft thin lines."""
+    """A line drawing in soft thin lines."""
     return _grey(255 * _strokes(pixels, options.sigma, options.contrast))
 
 
@@ -74,7 +74,7 @@ class Scribble(Options):
 
 
 def scribble(pixels: Pixels, options: Scribble) -> Pixels:
-    """Lines without greys, widened (cv2.dilate) as by a thick pen."""
+    """Binary lines, widened by cv2.dilate."""
     drawn = (_strokes(pixels, options.sigma, options.contrast) > 0.5).astype(np.uint8) * 255
     return _three(cv2.dilate(drawn, _disk(options.widen)))
 
@@ -85,7 +85,7 @@ class StraightLines(Options):
 
 
 def straight_lines(pixels: Pixels, options: StraightLines) -> Pixels:
-    """Von Gioi et al. 2010 (LSD), as cv2.createLineSegmentDetector: segments, drawn again in white."""
+    """LSD (von Gioi et al. 2010), as cv2.createLineSegmentDetector: line segments in white."""
     found = cv2.createLineSegmentDetector().detect(cv2.cvtColor(pixels, cv2.COLOR_RGB2GRAY))[0]
     shortest = options.min_length * min(pixels.shape[:2])
     drawn = np.zeros(pixels.shape[:2], np.uint8)
@@ -109,7 +109,7 @@ class Tile(Options):
 
 
 def tile(pixels: Pixels, options: Tile) -> Pixels:
-    """The details taken away: cv2.resize by areas to a smaller picture, and by cubics back."""
+    """Without details: cv2.resize down with INTER_AREA, back up with INTER_CUBIC."""
     return _through(pixels, 1 / options.factor, cv2.INTER_CUBIC)
 
 
@@ -131,7 +131,7 @@ class Gray(Options):
 
 
 def gray(pixels: Pixels, options: Gray) -> Pixels:
-    """Brightness without colour, as cv2.cvtColor has it."""
+    """Brightness without colour, as cv2.cvtColor computes it."""
     if options.measure == "lightness":
         levels = cv2.cvtColor(pixels, cv2.COLOR_RGB2LAB)[..., 0]
     else:
@@ -150,7 +150,7 @@ class Threshold(Options):
 
 
 def threshold(pixels: Pixels, options: Threshold) -> Pixels:
-    """cv2.threshold; Otsu 1979 sets the level that parts dark from bright best."""
+    """cv2.threshold, by default at the level of Otsu 1979."""
     kind = cv2.THRESH_BINARY_INV if options.invert else cv2.THRESH_BINARY
     if options.level is None:
         kind |= cv2.THRESH_OTSU
@@ -163,8 +163,8 @@ class Shuffle(Options):
 
 
 def shuffle(pixels: Pixels, options: Shuffle) -> Pixels:
-    """Content shuffle of ControlNet 1.1 (Zhang 2023): each pixel is taken from where a smooth random flow points, which
-    spans the picture. cv2.remap, for sides up to 32766 pixels."""
+    """Content shuffle of ControlNet 1.1 (Zhang 2023): the picture warped by a smooth random flow (cv2.remap, for sides
+    up to 32766 pixels)."""
     height, width = pixels.shape[:2]
     spacing = max(1, round(options.scale * max(height, width)))
     down, across = _interpolation(height, spacing), _interpolation(width, spacing)
@@ -174,32 +174,34 @@ def shuffle(pixels: Pixels, options: Shuffle) -> Pixels:
 
 
 def _interpolation(side: int, spacing: int) -> Pixels:
-    """What each of `side` positions takes, by cubics, from knots that are `spacing` apart: (side, knots)."""
+    """Cubic interpolation weights of `side` positions from knots `spacing` apart: (side, knots)."""
     knots = math.ceil(side / spacing) + 2
     return cv2.resize(np.eye(knots), (knots, knots * spacing), interpolation=cv2.INTER_CUBIC)[spacing : spacing + side]
 
 
 def _spread(values: Pixels, side: int) -> Pixels:
-    """The values, moved and stretched to 0 to side - 1."""
+    """The values rescaled to 0 to side - 1, as float32."""
     spread: Pixels = (values - values.min()) * ((side - 1) / max(np.ptp(values), 1e-9))
     return spread.astype(np.float32)
 
 
 def _strokes(pixels: Pixels, sigma: float, contrast: float) -> Pixels:
-    """Lines, (h, w), 0 to 1, after Winnemöller et al. 2012 (XDoG): what is darker than around it, by a difference of
-    Gaussians, or an edge where that is more. Only the crests are drawn, thus fine whatever the contrast."""
+    """Lines, (h, w), 0 to 1, after XDoG (Winnemöller et al. 2012): the greater of a difference of Gaussians and the
+    edge strength, divided by its local maximum, so that lines are thin at any contrast."""
     luma = cv2.cvtColor(pixels, cv2.COLOR_RGB2GRAY).astype(np.float32)
-    darker = _gaussian(luma, 1.6 * sigma) - _gaussian(luma, sigma)  # 1.6: nearest to a Laplacian (Marr, Hildreth 1980)
-    steps = np.maximum(darker / 0.112, _edges(pixels, sigma))  # 0.112: the most that it is beside a step of 1
-    crests = cv2.dilate(steps, _disk(round(2 * sigma)))
-    return np.clip(2.5 * steps / np.maximum(crests, contrast) - 1.25, 0, 1)
+    darker = _gaussian(luma, 1.6 * sigma) - _gaussian(
+        luma, sigma
+    )  # 1.6: approximates a Laplacian (Marr, Hildreth 1980)
+    steps = np.maximum(darker / 0.112, _edges(pixels, sigma))  # 0.112: its maximum at a step of 1
+    local_maxima = cv2.dilate(steps, _disk(round(2 * sigma)))
+    return np.clip(2.5 * steps / np.maximum(local_maxima, contrast) - 1.25, 0, 1)
 
 
 def _edges(pixels: Pixels, sigma: float) -> Pixels:
-    """The gradient behind a Gaussian in the channel where it is greatest: (h, w), the step where it is steepest."""
+    """Edge strength, (h, w): the greatest channel's gradient after a Gaussian, scaled to the step of an ideal edge."""
     smooth = _gaussian(pixels.astype(np.float32), sigma)
     dx, dy = (cv2.Scharr(smooth, cv2.CV_32F, x, 1 - x, scale=1 / 32) for x in (1, 0))
-    slope = math.erf(1 / (sigma * math.sqrt(2))) / 2  # of a step of 1, from one pixel before its middle to one behind
+    slope = math.erf(1 / (sigma * math.sqrt(2))) / 2  # Scharr at the middle of a step of 1
     steps: Pixels = np.hypot(dx, dy).max(axis=2) / slope
     return steps
 
@@ -213,7 +215,7 @@ def _gaussian(pixels: Pixels, sigma: float) -> Pixels:
 
 
 def _through(pixels: Pixels, scale: float, up: int) -> Pixels:
-    """Resized by this scale, to at least one pixel, and back."""
+    """Resized by `scale`, to at least one pixel, and back."""
     height, width = pixels.shape[:2]
     small = (max(1, round(width * scale)), max(1, round(height * scale)))
     return cv2.resize(cv2.resize(pixels, small, interpolation=cv2.INTER_AREA), (width, height), interpolation=up)

@@ -1,4 +1,4 @@
-"""Ways to show latents: a linear map to colours, a tiny decoder, and the model's own."""
+"""Preview decoders: a linear map to RGB, a tiny VAE, the model's own VAE."""
 
 from __future__ import annotations
 
@@ -18,39 +18,39 @@ FIT_PICTURES = 16
 
 
 def latent_rgb(model: Family) -> Callable[[torch.Tensor], torch.Tensor]:
-    """The linear map from latents to colours that fits best, for any model without a table.
+    """A linear map from latents to RGB, fitted to the model's VAE.
 
-    Pictures of random colour fields are encoded, and each latent position is set against the mean colour of the pixels
-    it stands for: least squares over positions.
+    Pictures of random colour fields are encoded; the map is the least-squares fit from each latent position to the mean
+    colour of its pixels.
     """
     height, width = (min(256, size) for size in (model.info.default_height, model.info.default_width))
     pictures = _colour_fields(FIT_PICTURES, height, width).to(model.device, model.dtype)
     latents = torch.cat([model.encode(picture[None]) for picture in pictures]).float()
     colours = torch.nn.functional.adaptive_avg_pool2d(pictures.float(), (latents.shape[-2], latents.shape[-1]))
-    features = _with_one(latents).movedim(1, -1).flatten(0, -2).cpu()  # (positions, channels + 1)
+    features = _with_bias_channel(latents).movedim(1, -1).flatten(0, -2).cpu()  # (positions, channels + 1)
     targets = colours.movedim(1, -1).flatten(0, -2).cpu()  # (positions, 3)
     weights = torch.linalg.lstsq(features, targets).solution.to(model.device)  # (channels + 1, 3)
-    return lambda latents: torch.einsum("nchw,cd->ndhw", _with_one(latents.float()), weights)
+    return lambda latents: torch.einsum("nchw,cd->ndhw", _with_bias_channel(latents.float()), weights)
 
 
-def _with_one(latents: torch.Tensor) -> torch.Tensor:
+def _with_bias_channel(latents: torch.Tensor) -> torch.Tensor:
     return torch.cat([latents, torch.ones_like(latents[:, :1])], dim=1)
 
 
 def _colour_fields(count: int, height: int, width: int) -> torch.Tensor:
-    """(count, 3, height, width) in -1 to 1: 3 x 3 fields, half of the pictures in full colours, half in any."""
+    """(count, 3, height, width) in -1 to 1: 3 x 3 fields, in half of the pictures saturated, in half of any colour."""
     colours = torch.rand((count, 3, 3, 3), generator=torch.Generator().manual_seed(0)) * 2 - 1
     colours[: count // 2] = colours[: count // 2].sign()
     return torch.nn.functional.interpolate(colours, (height, width), mode="nearest")
 
 
 def full_vae(model: Family) -> Callable[[torch.Tensor], torch.Tensor]:
-    """The model's own decoder."""
+    """The decoder of the model's VAE."""
     return model.decode
 
 
 def tiny_vae(model: Family) -> Callable[[torch.Tensor], torch.Tensor]:
-    """The decoder of the AutoencoderTiny that the model is configured with."""
+    """The decoder of the model's AutoencoderTiny."""
     config: Any = model.meta_components[TINY_VAE].config
 
     def decode(latents: torch.Tensor) -> torch.Tensor:
@@ -63,7 +63,7 @@ def tiny_vae(model: Family) -> Callable[[torch.Tensor], torch.Tensor]:
 def open_tiny_vae(files: ModelFiles, model: Family) -> torch.nn.Module:
     """The AutoencoderTiny of these files, without its weights.
 
-    :raises ValueError: it is none, or none for this model's latents
+    :raises ValueError: it is no AutoencoderTiny, or for latents of other channels
     :raises OSError: its configuration cannot be read
     """
     config = files.config(TINY_VAE)
@@ -77,7 +77,7 @@ def open_tiny_vae(files: ModelFiles, model: Family) -> torch.nn.Module:
 
 
 def tiny_vae_components(model: Family, files: ModelFiles, settings: Any) -> Mapping[str, torch.nn.Module]:
-    """The tiny VAE of models that are configured with one."""
+    """The tiny VAE, if the model's settings name one."""
     if settings.tiny_vae is None:
         if settings.default_preview_mode == "tiny-vae":
             raise ValueError("default_preview_mode: 'tiny-vae' needs tiny_vae to be set")

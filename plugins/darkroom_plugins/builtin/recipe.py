@@ -1,4 +1,4 @@
-"""Writes into each picture how it was made: a line as the field's tools write it, and the parameters as JSON."""
+"""Generation parameters as image metadata: JSON, and the text chunk of AUTOMATIC1111's web UI."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ darkroom_api_version = 1
 
 
 class Recipe(Finisher):
-    """`metadata` gets the parameters under their names in darkroom.v1 (protobuf's JSON form, so that the seed, an
-    int64, is a string), and what inspectors found; the text chunk `parameters` gets the line."""
+    """Puts the parameters, in protobuf's JSON form (the seed, an int64, is a string), and the inspectors' findings into
+    `metadata`, and AUTOMATIC1111's form into the text chunk `parameters`."""
 
     name = "recipe"
     description = "Writes how the picture was made into it."
@@ -34,8 +34,8 @@ class Recipe(Finisher):
 
 
 def parameters_line(request: Request, seed: int, findings: Mapping[str, Any] | None = None) -> str:
-    """The recipe as AUTOMATIC1111's web UI writes it: prompt, negative prompt, then settings with commas, and what
-    inspectors found."""
+    """The recipe in the form of AUTOMATIC1111's web UI: prompt, negative prompt, then settings and findings separated
+    by commas."""
     lines = [request.prompt]
     if request.negative_prompt:
         lines.append(f"Negative prompt: {request.negative_prompt}")

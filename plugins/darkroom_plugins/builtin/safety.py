@@ -1,4 +1,4 @@
-"""Looks at the pictures of models whose policy asks for it, with the safety checker that Stable Diffusion 1.x has."""
+"""The safety checker of Stable Diffusion 1.x, for models whose safety policy is `flag` or `block`."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ darkroom_api_version = 1
 
 CLASS = "StableDiffusionSafetyChecker"
 
-safety_checker.logger.setLevel("ERROR")  # it says of each find that a black picture is returned, whatever the policy
+safety_checker.logger.setLevel("ERROR")  # its warning claims a black picture whatever the policy
 
 
 class Safety(Inspector):
-    """Its finding is "passed", "flagged" (the picture is sent as it is) or "blocked" (a black one is sent instead)."""
+    """Its finding is "passed", "flagged" (the picture is sent unchanged) or "blocked" (a black one is sent)."""
 
     name = "safety"
     description = "Flags or blocks pictures in which the model's safety checker finds something."
@@ -44,8 +44,8 @@ class Safety(Inspector):
         model = samples[0].model
         checker: Any = model.components[SAFETY_CHECKER]
         found = checker.concepts_in(pictures, model.device, model.dtype_of(SAFETY_CHECKER))
-        finds = ("blocked" if sample.request.safety == "block" else "flagged" for sample in samples)
-        return [find if bad else "passed" for find, bad in zip(finds, found, strict=True)]
+        verdicts = ("blocked" if sample.request.safety == "block" else "flagged" for sample in samples)
+        return [verdict if flagged else "passed" for verdict, flagged in zip(verdicts, found, strict=True)]
 
     def finish(self, picture: Picture, request: Request, parameters: None) -> Picture:
         if picture.findings[self.name] == "blocked":
@@ -54,17 +54,17 @@ class Safety(Inspector):
 
 
 class SafetyChecker(safety_checker.StableDiffusionSafetyChecker):  # type: ignore[no-untyped-call]
-    """Diffusers' safety checker, with the processor that prepares pictures for it."""
+    """Diffusers' safety checker with its image processor."""
 
     processor: Any  # a CLIPImageProcessor
 
     def concepts_in(self, pictures: Sequence[Pixels], device: torch.device, dtype: torch.dtype) -> list[bool]:
-        """Whether it finds one of its concepts in each of these pictures, (height, width, 3) uint8: what diffusers'
-        pipelines return as `nsfw_content_detected`."""
+        """For each picture, (height, width, 3) uint8, whether it has one of the checker's concepts: diffusers'
+        `nsfw_content_detected`."""
         images = [Image.fromarray(picture) for picture in pictures]
         prepared = self.processor(images, return_tensors="pt").pixel_values  # (n, 3, 224, 224)
-        blackened = torch.zeros(len(images))  # in place of the pictures, in which it overwrites those with a find
-        return self(clip_input=prepared.to(device, dtype), images=blackened)[1]  # type: ignore[no-any-return]
+        placeholders = torch.zeros(len(images))  # the checker overwrites images with concepts
+        return self(clip_input=prepared.to(device, dtype), images=placeholders)[1]  # type: ignore[no-any-return]
 
 
 def open_checker(files: ModelFiles) -> torch.nn.Module:
@@ -75,7 +75,7 @@ def open_checker(files: ModelFiles) -> torch.nn.Module:
     if (files.index.get(SAFETY_CHECKER) or [None, None])[1] != CLASS:
         raise ValueError("the model has no safety checker")
     checker: Any = meta_network(SafetyChecker, files.config(SAFETY_CHECKER))
-    from transformers import CLIPImageProcessor  # which says much where torchvision is not installed
+    from transformers import CLIPImageProcessor  # warns at import without torchvision
 
     checker.processor = CLIPImageProcessor.from_pretrained(files.folder / "feature_extractor", local_files_only=True)
     return checker  # type: ignore[no-any-return]

@@ -1,4 +1,4 @@
-"""The noise schedulers, each one entry: a name and a diffusers class."""
+"""Noise schedulers: one entry each, a name and a diffusers class."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from darkroom_plugins.contract import SchedulerEntry
 
 darkroom_api_version = 1
 
-# The constructor arguments that a client may set, where the class has them; None takes the class's own annotation.
+# Constructor arguments that clients may set, if the class has them; None: typed as the class annotates it.
 OPTIONS: Mapping[str, Any] = {
     "solver_order": Annotated[int, Field(ge=1, le=3)],
     "predictor_order": Annotated[int, Field(ge=1, le=3)],
@@ -34,14 +34,14 @@ OPTIONS: Mapping[str, Any] = {
 }
 
 
-# Where a model's configuration is silent: latents are not bounded by 1, so they must not be clipped, and every latent
-# diffusion model that came with PNDM skips its first, Runge-Kutta steps.
+# Defaults for latent diffusion: latents are not bounded by 1, so no clipping; models with PNDM skip its Runge-Kutta
+# steps.
 LATENT_DEFAULTS: Mapping[str, Any] = {"clip_sample": False, "skip_prk_steps": True}
 
 
 def entry(name: str, class_name: str, description: str, *aliases: str, **given: Any) -> SchedulerEntry:
-    """An entry of a diffusers class, with everything that its constructor says filled in. `given` are fields of
-    SchedulerEntry and, under `options`, constructor arguments that are always set."""
+    """The entry of a diffusers class; what its constructor's signature tells is filled in. `given` are further fields
+    of SchedulerEntry."""
     scheduler = getattr(diffusers, class_name)
     arguments = inspect.signature(scheduler.__init__).parameters
     fixed = given.get("options", {})

@@ -1,6 +1,6 @@
-"""The files of models: configurations, and weights in safetensors files.
+"""Model files: configurations, and weights in safetensors files.
 
-The names below are found when first asked for: what only reads names of files does without torch.
+The names below are imported on first use, so that `files.hub_paths` can be imported without torch.
 """
 
 from importlib import import_module

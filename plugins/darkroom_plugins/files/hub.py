@@ -1,5 +1,5 @@
-"""What comes from the Hugging Face hub. Of models the configuration is fetched at once, their weights when they are
-loaded; of all else everything. What is in the cache is taken from there, without a look at the network."""
+"""Downloads from the Hugging Face hub. Of a model the configuration is fetched when it is opened, weights when it is
+loaded; assets are fetched whole. Files in the local cache are used without network access."""
 
 from __future__ import annotations
 
@@ -39,9 +39,9 @@ class HubFiles(ModelFiles):
         cls, repository: str, revision: str | None, variant: str | None = None, parts: Mapping[str, Path] | None = None
     ) -> Self:
         """The model of this repository, "owner/name", at a branch, tag or commit (None: its main branch), with its
-        configuration. What is in the cache is taken from there, without a look at the network.
+        configuration fetched or from the cache.
 
-        :raises OSError, ValueError: there is none, or it cannot be reached
+        :raises OSError, ValueError: it does not exist, or cannot be reached
         """
         folder = _snapshot(repository, revision, _complete)
         return cls(folder, variant, parts=parts or {}, repository=repository)
@@ -57,8 +57,8 @@ class HubFiles(ModelFiles):
 
     def fetch(self, parts: Iterable[str], report: Report | None = None) -> None:
         for file in self._missing(parts):
-            with _named_errors(self.repository, self._commit):
-                hf_hub_download(self.repository, file.filename, revision=self._commit, tqdm_class=_reporting(report))
+            with _hub_errors(self.repository, self._commit):
+                hf_hub_download(self.repository, file.filename, revision=self._commit, tqdm_class=_progress_bar(report))
 
     @property
     def _commit(self) -> str:
@@ -69,22 +69,22 @@ class HubFiles(ModelFiles):
         return [each for each in self._listed(parts) if each.will_download]
 
     def _listed(self, parts: list[str]) -> list[DryRunFileInfo]:
-        """The files of these parts' weights, as the hub knows them."""
+        """The hub's entries of these parts' weights files."""
         if not parts:
             return []
-        with _named_errors(self.repository, self._commit):
+        with _hub_errors(self.repository, self._commit):
             listed = snapshot_download(
                 self.repository,
                 revision=self._commit,
-                allow_patterns=[_inside(part, "*") for part in parts],
-                tqdm_class=_reporting(None),
+                allow_patterns=[_in_repository(part, "*") for part in parts],
+                tqdm_class=_progress_bar(None),
                 dry_run=True,
             )
         known = {each.filename: each for each in listed}
-        return [known[name] for part in parts for name in self._needed(part, known)]
+        return [known[name] for part in parts for name in self._weights_files(part, known)]
 
-    def _needed(self, part: str, known: Iterable[str]) -> list[str]:
-        start = _inside(part, "")
+    def _weights_files(self, part: str, known: Iterable[str]) -> list[str]:
+        start = _in_repository(part, "")
         names = [name.removeprefix(start) for name in known if name.startswith(start)]
         try:
             chosen = choose(names, self.variant)
@@ -93,25 +93,25 @@ class HubFiles(ModelFiles):
         found = shards(self.folder / part / chosen) if chosen.endswith(".json") else [chosen]
         if lacking := set(found) - set(names):
             raise OSError(f"hub: {part} of {self.repository} lacks {', '.join(sorted(lacking))}")
-        return [_inside(part, name) for name in found]
+        return [_in_repository(part, name) for name in found]
 
 
-def _inside(part: str, name: str) -> str:
-    """A file's name in the repository; the part "" is all of it."""
+def _in_repository(part: str, name: str) -> str:
+    """A part's file by its path in the repository; the part "" is the root."""
     return f"{part}/{name}" if part else name
 
 
 def located(path: Path) -> Path:
-    """Where a file of weights, or a network's folder, is on this machine. One of the hub is fetched.
+    """The local path of a weights file or a network's folder; fetched if it is of the hub.
 
-    :raises OSError: it cannot be had
+    :raises OSError: it cannot be fetched
     """
     place = hub_place(path)
     if place is None:
         return path
     repository, revision, inner = place
     if place.is_file:
-        with _named_errors(repository, revision):
+        with _hub_errors(repository, revision):
             return _file(repository, revision, inner)
     folder = _snapshot(repository, revision, lambda folder: (folder / inner / "config.json").exists())
     HubFiles(folder, repository=repository).fetch([inner])
@@ -119,7 +119,7 @@ def located(path: Path) -> Path:
 
 
 def located_config(path: Path) -> Path:
-    """The same of a model's folder, of which only the configuration is needed."""
+    """The local path of a model's folder, with its configuration only."""
     place = hub_place(path)
     if place is None:
         return path
@@ -127,7 +127,7 @@ def located_config(path: Path) -> Path:
 
 
 def _file(repository: str, revision: str, name: str) -> Path:
-    download = partial(hf_hub_download, repository, name, revision=revision, tqdm_class=_reporting(None))
+    download = partial(hf_hub_download, repository, name, revision=revision, tqdm_class=_progress_bar(None))
     try:
         return Path(download(local_files_only=True))
     except LocalEntryNotFoundError:
@@ -135,22 +135,22 @@ def _file(repository: str, revision: str, name: str) -> Path:
 
 
 def _snapshot(repository: str, revision: str | None, complete: Callable[[Path], bool]) -> Path:
-    """The repository's folder in the cache with the configuration, which is fetched where it is not there."""
+    """The repository's snapshot folder in the cache; its configuration is fetched unless `complete`."""
     download = partial(snapshot_download, repository, revision=revision, allow_patterns=CONFIGURATION)
-    with _named_errors(repository, revision):
+    with _hub_errors(repository, revision):
         try:
             found = Path(download(local_files_only=True))
         except LocalEntryNotFoundError:
             found = None
         if found is None or not complete(found):
-            found = Path(download(tqdm_class=_reporting(None)))
-    if not complete(found):  # without a network what is there comes back as it is
+            found = Path(download(tqdm_class=_progress_bar(None)))
+    if not complete(found):  # without network access an incomplete snapshot is returned
         raise OSError(f"hub: {repository} lacks the configuration of a model or of a part of it")
     return found
 
 
 def _complete(folder: Path) -> bool:
-    """Whether each part has a configuration: what broke off, or was fetched for something else, has not."""
+    """Whether each part has a configuration; not so after an interrupted or a partial download."""
     index = folder / "model_index.json"
     if not index.exists():
         return False
@@ -158,13 +158,13 @@ def _complete(folder: Path) -> bool:
     return all(any((folder / part).glob("*config.json")) for part in parts)
 
 
-def _reporting(report: Report | None) -> type[tqdm]:
-    """A progress bar on the terminal, where there is one, that also reports the bytes."""
+def _progress_bar(report: Report | None) -> type[tqdm]:
+    """A progress bar class, shown on terminals, that also reports bytes."""
 
     class Reporting(tqdm):
         def __init__(self, *args: Any, **kwargs: Any) -> None:
             super().__init__(*args, **{**kwargs, "disable": None})  # type: ignore[no-untyped-call]
-            if report and (initial := kwargs.get("initial")):  # from where a broken download goes on
+            if report and (initial := kwargs.get("initial")):  # bytes of a resumed download
                 report(initial)
 
         def update(self, n: float | None = 1) -> bool | None:
@@ -176,7 +176,8 @@ def _reporting(report: Report | None) -> type[tqdm]:
 
 
 @contextmanager
-def _named_errors(repository: str, revision: str | None) -> Iterator[None]:
+def _hub_errors(repository: str, revision: str | None) -> Iterator[None]:
+    """Context manager: the hub's exceptions become OSError and ValueError."""
     try:
         yield
     except HFValidationError as error:
@@ -189,8 +190,8 @@ def _named_errors(repository: str, revision: str | None) -> Iterator[None]:
         raise OSError(f"revision: {repository} has no {revision!r}") from error
     except (EntryNotFoundError, OSError) as error:
         where = f"{repository} at {revision or 'main'}"
-        raise OSError(f"hub: {where} is not in the cache, and was not fetched: {_line(error)}") from error
+        raise OSError(f"hub: {where} is not in the cache, and was not fetched: {_first_line(error)}") from error
 
 
-def _line(error: BaseException) -> str:
+def _first_line(error: BaseException) -> str:
     return next(iter(str(error.__cause__ or error).strip().splitlines()), type(error).__name__)

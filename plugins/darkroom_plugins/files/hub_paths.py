@@ -1,4 +1,4 @@
-"""Where the operator's files are: on this machine, or in a repository of the Hugging Face hub."""
+"""Paths in repositories of the Hugging Face hub."""
 
 from __future__ import annotations
 
@@ -12,22 +12,22 @@ NOTATION = "hub:OWNER/NAME@REVISION or hub:OWNER/NAME@REVISION/FILE"
 
 
 class HubPlace(NamedTuple):
-    """A repository of the hub at a tag or commit, or a folder or file in it."""
+    """A repository at a tag or commit, or a folder or file in it."""
 
     repository: str  # "owner/name"
     revision: str
-    inner: str  # "" is all of it
+    inner: str  # path in it; "" is all of it
 
     @property
     def is_file(self) -> bool:
-        """Whether it is one file of weights."""
+        """Whether it is a weights file."""
         return self.inner.endswith(".safetensors")
 
 
 def hub_place(path: Path) -> HubPlace | None:
-    """What a path that begins with ``hub:`` says; None for a path on this machine.
+    """A path that begins with ``hub:``, parsed; None for a local path.
 
-    :raises ValueError: it is not of the form, or of a branch
+    :raises ValueError: it is malformed, or names a branch
     """
     text = str(path)
     if not text.startswith(PREFIX):
@@ -42,6 +42,6 @@ def hub_place(path: Path) -> HubPlace | None:
 
 
 def is_weights_file(path: Path) -> bool:
-    """Whether a path that is right is that of one file of weights."""
+    """Whether a valid path, local or of the hub, is a weights file."""
     place = hub_place(path)
     return place.is_file if place else path.is_file()

@@ -1,7 +1,7 @@
-"""The files of a model: what it is, and its weights.
+"""The files of a model: configuration and weights.
 
-Nothing that reads weights goes through a switch of the whole process, as `from_pretrained` does with torch's default
-dtype: other models step meanwhile.
+Weights are read without process-wide state: `from_pretrained` sets torch's default dtype, which other models use in the
+meantime.
 """
 
 from __future__ import annotations
@@ -21,38 +21,39 @@ from accelerate import init_empty_weights
 from darkroom_plugins.files.safetensors_files import Tensors, read_tensors, weight_files
 from darkroom_plugins.files.single_file import architecture, read_checkpoint, read_vae
 
-# Building a network without weights patches a method of all modules, and reading a scheduler's or a LoRA's file depends
-# on other settings of the whole process: one thread at a time. Ticks do neither.
+# Serialises what depends on process-wide state: networks on the meta device (`init_empty_weights` patches nn.Module),
+# schedulers and LoRA files. Evaluations do not.
 LOADING = threading.RLock()
-Report = Callable[[int], None]  # is told how many bytes were fetched, or values read, since it was told last
-# What text encoders' files may have beside their weights.
+Report = Callable[[int], None]  # called with the bytes fetched, or values read, since the last call
+# Tensors of text encoders' files that are not weights of the network.
 LEFT_OUT = ("embeddings.position_ids", "logit_scale", "text_projection.weight", "text_projection")
-LIBRARIES = ("diffusers", "transformers")  # nothing else is imported on a file's word
+LIBRARIES = ("diffusers", "transformers")  # that an index may name classes of
 
 
 @dataclass(frozen=True)
 class ModelFiles:
-    """A model in diffusers' layout: a folder with a ``model_index.json``, and one folder a part.
+    """A model in diffusers' layout: a folder with a ``model_index.json``, and a folder for each part (component,
+    tokenizer or scheduler).
 
-    With a `checkpoint` the weights are in that one file, and the folder has the configuration, tokenizers and scheduler
-    of its architecture. `parts` are folders of parts that are elsewhere, by their names; that of a VAE may be a file,
-    which has no configuration but has that of the model's.
+    With a single-file `checkpoint` the weights are in that file; the folder has configurations and tokenizers of its
+    architecture. `parts` replaces parts of the folder: name → another folder, or for a VAE a weights file with the
+    configuration of the model's own.
 
-    Everything raises OSError where a file is missing, and ValueError where it is not what it should be.
+    Methods raise OSError if a file is missing, ValueError if its content is invalid.
     """
 
     folder: Path
-    variant: str | None = None  # of the weights' files
+    variant: str | None = None  # of the weights files, for instance "fp16"
     checkpoint: Path | None = None
     parts: Mapping[str, Path] = field(default_factory=dict)
 
     @cached_property
     def index(self) -> Mapping[str, Any]:
-        """What ``model_index.json`` says: for each part its library and class."""
+        """``model_index.json``: part → [library, class]."""
         return read_json(self.folder / "model_index.json")
 
     def config(self, part: str) -> dict[str, Any]:
-        """The configuration of a part, or of the scheduler."""
+        """The configuration of a component or of the scheduler."""
         place = self.parts.get(part)
         folder = place if place and place.is_dir() else self.folder / part
         found = read_json(folder / ("scheduler_config.json" if part == "scheduler" else "config.json"))
@@ -62,7 +63,7 @@ class ModelFiles:
         return found
 
     def tokenizer(self, part: str) -> Any:
-        """A tokenizer, by its name in the index."""
+        """A tokenizer."""
         return self._class(part).from_pretrained(self.folder / part, local_files_only=True)
 
     def scheduler(self) -> Any:
@@ -71,31 +72,30 @@ class ModelFiles:
             return self._class("scheduler").from_config(self.config("scheduler"))
 
     def meta_network(self, part: str) -> torch.nn.Module:
-        """A network of the model without weights: its parameters are on the meta device. Its weights fit it, where
-        their files are here."""
+        """A network of the model on the meta device. Names and shapes of its weights are checked if their files are
+        local."""
         network = meta_network(self._class(part), self.config(part))
         if self.fetched([part]):
             try:
-                _named(network, self.weights(part, "meta"))
+                _renamed_weights(network, self.weights(part, "meta"))
             except ValueError as error:
                 kind = f"; {self.checkpoint.name} is {architecture(self.checkpoint)}" if self.checkpoint else ""
                 raise ValueError(f"{part}: {error}{kind}") from error
         return network
 
     def fetched(self, parts: Iterable[str]) -> bool:
-        """Whether all files of these parts' weights are here."""
+        """Whether all weights files of these parts are local."""
         return True
 
     def fetch(self, parts: Iterable[str], report: Report | None = None) -> None:
-        """Get the files of these parts' weights that are not here, if they come from elsewhere."""
+        """Fetch missing weights files of these parts."""
 
     def fetch_bytes(self, parts: Iterable[str]) -> int:
-        """How much `fetch` has to get."""
+        """Bytes that `fetch` would download."""
         return 0
 
     def weights(self, part: str, device: str = "cpu") -> Tensors:
-        """The weights of a part, mapped into memory: they are read when they are used. On the meta device they have
-        their names and shapes alone."""
+        """The weights of a part, memory-mapped: read on use. On the meta device: names and shapes only."""
         place = self.parts.get(part)
         if place and place.is_file():
             return read_vae(place, self.config(part), device)
@@ -113,7 +113,7 @@ class ModelFiles:
 
 
 def meta_network(kind: Any, config: Mapping[str, Any]) -> torch.nn.Module:
-    """A network of this class of diffusers or transformers, without weights."""
+    """A network of this diffusers or transformers class, on the meta device."""
     with LOADING, init_empty_weights(include_buffers=False):
         network = kind.from_config(config) if hasattr(kind, "from_config") else kind(kind.config_class(**config))
     return network.eval().requires_grad_(False)  # type: ignore[no-any-return]
@@ -126,18 +126,18 @@ def load_weights(
     device: torch.device | None = None,
     report: Report | None = None,
 ) -> None:
-    """Give a meta network its weights, in this type and on this device (None: where they are), one at a time.
+    """Load weights into a network on the meta device, one tensor at a time, in `dtype` on `device` (None: as they are).
 
-    :raises ValueError: they are not those of this network
+    :raises ValueError: names or shapes do not match the network
     """
     filled = {}
-    for name, each in _named(network, weights).items():
-        # A copy always: a tensor of a mapped file would change with the file, and be read at its first use.
+    for name, each in _renamed_weights(network, weights).items():
+        # Always a copy: a memory-mapped tensor is read at first use, and changes with its file.
         filled[name] = each.to(
             device or each.device,
             dtype if each.is_floating_point() else each.dtype,
             copy=True,
-            # Convolutions are faster so, on the CPU by 5 to 8 % of a UNet's evaluation.
+            # Faster convolutions: on a CPU 5 to 8 % of a UNet's evaluation.
             memory_format=torch.channels_last if each.dim() == 4 else torch.preserve_format,
         )
         if report:
@@ -146,14 +146,14 @@ def load_weights(
     network.requires_grad_(False)
 
 
-def _named(network: torch.nn.Module, weights: Mapping[str, torch.Tensor]) -> Tensors:
-    """The weights as the network names them.
+def _renamed_weights(network: torch.nn.Module, weights: Mapping[str, torch.Tensor]) -> Tensors:
+    """The weights under the network's names.
 
-    :raises ValueError: they are not those of this network
+    :raises ValueError: names or shapes do not match the network
     """
     shapes = {name: each.shape for name, each in network.state_dict().items()}
     found = {_renamed(name, shapes): each for name, each in weights.items()}
-    if hasattr(network, "_fix_state_dict_keys_on_load"):  # the VAE's attention was named otherwise in old files
+    if hasattr(network, "_fix_state_dict_keys_on_load"):  # old names of the VAE's attention
         found = network._fix_state_dict_keys_on_load(found)  # type: ignore[operator]
     found = {name: each for name, each in found.items() if name in shapes or not name.endswith(LEFT_OUT)}
     wrong = [f"no {name}" for name in shapes.keys() - found.keys()]
@@ -170,8 +170,8 @@ def _named(network: torch.nn.Module, weights: Mapping[str, torch.Tensor]) -> Ten
 
 
 def _renamed(name: str, known: Mapping[str, Any]) -> str:
-    """Text and vision models of CLIP had all they have in a module of the same name before version 5 of transformers:
-    files have it, or the network has, or both, or none."""
+    """A weight's name in the network. CLIP's text and vision models have a prefix module before transformers 5: files
+    and network may have it or not."""
     others = (
         name.removeprefix("text_model."),
         f"text_model.{name}",
@@ -182,5 +182,5 @@ def _renamed(name: str, known: Mapping[str, Any]) -> str:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """What a configuration file says."""
+    """The content of a JSON file."""
     return json.loads(path.read_text())  # type: ignore[no-any-return]

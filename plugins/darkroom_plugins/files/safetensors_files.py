@@ -1,4 +1,4 @@
-"""Weights in safetensors files: which files of a folder hold them, and their tensors."""
+"""Safetensors files: the weights files of a folder, and their tensors."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from safetensors import SafetensorError, safe_open
 if TYPE_CHECKING:
     import torch
 
-# A network's only file, or the index of its shards; the variant has stood in different places.
+# One weights file, or an index of shards; the variant's position has varied.
 WEIGHTS = re.compile(
     r"(diffusion_pytorch_model|model)(?:\.(?P<a>\w+))?\.safetensors(?:(?:\.(?P<b>\w+))?\.index(?:\.(?P<c>\w+))?\.json)?"
 )
@@ -23,10 +23,10 @@ Tensors: TypeAlias = "dict[str, torch.Tensor]"
 
 
 def choose(names: Iterable[str], variant: str | None) -> str:
-    """The file, among these of a folder, with a network's weights in this variant, or the index of its shards. Without
-    a variant it is the plain file, or that of the only variant.
+    """Choose from a folder's file names the weights file of a variant, or the index of its shards. Without `variant`:
+    the plain file, or that of the only variant.
 
-    :raises OSError: there is none; the message says what there is
+    :raises OSError: there is none; the message names the variants found
     """
     names = sorted(names)
     found = {match["a"] or match["b"] or match["c"] or "": match[0] for match in map(WEIGHTS.fullmatch, names) if match}
@@ -41,7 +41,7 @@ def choose(names: Iterable[str], variant: str | None) -> str:
 
 
 def shards(index: Path) -> list[str]:
-    """The names of the files that an index lists."""
+    """The file names of the shards in an index."""
     names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
     for name in names:
         if Path(name).name != name or not name.endswith(".safetensors"):
@@ -50,7 +50,7 @@ def shards(index: Path) -> list[str]:
 
 
 def weight_files(folder: Path, variant: str | None = None) -> list[Path]:
-    """The safetensors files of a network's folder, in this variant.
+    """The weights files of a network's folder, in this variant.
 
     :raises OSError: there are none, or one is missing
     """
@@ -67,10 +67,10 @@ def weight_files(folder: Path, variant: str | None = None) -> list[Path]:
 
 
 def read_tensors(files: Iterable[Path], device: str = "cpu", prefixes: tuple[str, ...] = ("",)) -> Tensors:
-    """The tensors of these files whose names begin so. On the CPU they are mapped into memory, and read when they are
-    used; on the meta device they have their shapes alone.
+    """The tensors of these files whose names have one of the prefixes. On the CPU memory-mapped: read on use. On the
+    meta device: shapes only.
 
-    :raises OSError, ValueError: a file cannot be read, or is not one of safetensors
+    :raises OSError, ValueError: a file cannot be read, or is no safetensors file
     """
     found: Tensors = {}
     for file in files:

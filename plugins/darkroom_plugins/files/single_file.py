@@ -1,4 +1,4 @@
-"""Single-file checkpoints of Stable Diffusion 1.x, 2.x and XL: all networks in one file, named as in its first code."""
+"""Single-file checkpoints of Stable Diffusion 1.x, 2.x and XL: all networks in one file, under the original names."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ PREFIXES = {
     "text_encoder": ("cond_stage_model.", "conditioner.embedders.0."),
     "text_encoder_2": ("conditioner.embedders.1.",),
 }
-ARCHITECTURES = {  # by the beginnings of names that the others do not have
+ARCHITECTURES = {  # by a prefix of tensor names that others do not have
     "conditioner.": "Stable Diffusion XL",
     "cond_stage_model.model.": "Stable Diffusion 2.x",
     "cond_stage_model.transformer.": "Stable Diffusion 1.x",
@@ -30,9 +30,9 @@ ARCHITECTURES = {  # by the beginnings of names that the others do not have
 
 
 def read_checkpoint(file: Path, part: str, config: Mapping[str, Any], device: str = "cpu") -> Tensors:
-    """The weights of a part, as its network names them (see `read_tensors` for the device).
+    """The weights of a part under diffusers' names (see `read_tensors` for the device).
 
-    :raises OSError, ValueError: the file cannot be read, or has no such part
+    :raises OSError, ValueError: the file cannot be read, or lacks the part
     """
     if part not in PREFIXES:
         raise ValueError(f"a single-file checkpoint holds {', '.join(PREFIXES)}, and no {part}")
@@ -46,7 +46,7 @@ def read_checkpoint(file: Path, part: str, config: Mapping[str, Any], device: st
 
 
 def read_vae(file: Path, config: Mapping[str, Any], device: str = "cpu") -> Tensors:
-    """The weights of a VAE in a file of its own, under diffusers' names or the first ones, or in a checkpoint."""
+    """The weights of a VAE file, under diffusers' or the original names, or of a checkpoint's VAE."""
     tensors = read_tensors([file], device)
     if any(name.startswith("encoder.down_blocks.") for name in tensors):
         return tensors
@@ -54,7 +54,7 @@ def read_vae(file: Path, config: Mapping[str, Any], device: str = "cpu") -> Tens
 
 
 def architecture(file: Path) -> str:
-    """What a checkpoint is, by the names of its tensors."""
+    """The architecture of a checkpoint, by its tensor names."""
     names = read_tensors([file], "meta")
     kinds = (kind for prefix, kind in ARCHITECTURES.items() if any(name.startswith(prefix) for name in names))
     return next(kinds, "no Stable Diffusion that is known")

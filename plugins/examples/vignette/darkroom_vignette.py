@@ -3,8 +3,7 @@
 import numpy as np
 from pydantic import BaseModel, Field
 
-from darkroom_plugins import hookimpl
-from darkroom_plugins.contract import Finisher
+from darkroom_plugins import Finisher, hookimpl
 
 darkroom_api_version = 1
 

@@ -1,1 +1,1 @@
-"""What adds to the conditioning of rows: ControlNets, textual inversion, prompt weights."""
+"""Conditioners: ControlNets, textual inversion, prompt weighting."""

@@ -1,4 +1,4 @@
-"""ControlNets: networks that let a picture follow a map (Zhang et al. 2023)."""
+"""ControlNet (Zhang et al. 2023): residuals for the denoiser from a control map."""
 
 from __future__ import annotations
 
@@ -22,21 +22,21 @@ from darkroom_plugins.tensors import to_device
 darkroom_api_version = 1
 
 SHAPE_KEYS = ("cross_attention_dim", "block_out_channels", "layers_per_block", "addition_embed_type")
-Residuals: TypeAlias = list[torch.Tensor]  # what is added in the denoiser: down blocks, then the middle one
+Residuals: TypeAlias = list[torch.Tensor]  # of the down blocks, then of the mid block
 
 
 @dataclass(frozen=True, slots=True)
 class Control:
-    """A ControlNet with the map that it follows, for one sample."""
+    """A ControlNet with its control map, for one sample."""
 
     choice: ControlChoice
     network: Any
-    map: torch.Tensor  # (1, channels, h, w): what the network's first layers make of it, the same at each evaluation
+    embedding: torch.Tensor  # (1, channels, h, w): of the map, the same at each evaluation
 
 
 class ControlNets(Conditioner):
-    """Adds what each ControlNet makes of its map to the denoiser's skip connections, row by row (diffusers'
-    StableDiffusionControlNetPipeline and MultiControlNetModel). Rows without one get zeros, which change nothing."""
+    """Adds each ControlNet's residuals to the denoiser's skip connections, row by row (diffusers'
+    StableDiffusionControlNetPipeline and MultiControlNetModel). Rows without a ControlNet get zeros."""
 
     name = "controlnet"
     description = "Lets pictures follow edges, depths, poses and other maps."
@@ -72,7 +72,9 @@ class ControlNets(Conditioner):
     def begin(self, sample: Sample, parameters: None) -> None:
         model = sample.model
         sample.state[self.name] = [
-            Control(choice, network, _embedded(network, to_device(to_tensor(pixels).to(model.dtype), model.device)))
+            Control(
+                choice, network, _map_embedding(network, to_device(to_tensor(pixels).to(model.dtype), model.device))
+            )
             for choice, pixels in zip(sample.request.controls, sample.controls, strict=True)
             if choice.scale > 0
             for network in [sample.assets.get("controlnet", choice.model)]
@@ -84,12 +86,12 @@ class ControlNets(Conditioner):
         for network, wanted in self._by_network(evaluation).items():
             indices, controls = [index for index, _ in wanted], [control for _, control in wanted]
             residuals = _run(network, evaluation.select(indices), controls, model)
-            parts.append((to_device(torch.tensor(indices), device), _scaled(residuals, network, controls)))
+            parts.append((to_device(torch.tensor(indices), device), _scale_residuals(residuals, network, controls)))
         if parts:
-            evaluation.add_residuals(_summed(parts, len(evaluation.rows)))
+            evaluation.add_residuals(_sum_residuals(parts, len(evaluation.rows)))
 
     def _by_network(self, evaluation: Evaluation) -> dict[Any, list[tuple[int, Control]]]:
-        """For each ControlNet at work now, the rows that follow it."""
+        """The rows of each ControlNet that is active at this evaluation, by index."""
         found: dict[Any, list[tuple[int, Control]]] = {}
         for index, row in enumerate(evaluation.rows):
             for control in self._active(row):
@@ -99,13 +101,13 @@ class ControlNets(Conditioner):
     def _active(self, row: Row) -> Iterator[Control]:
         for control in row.sample.state.get(self.name, ()):
             choice = control.choice
-            within = row.sample.within(choice.start, choice.end)
-            if within and not (row.unconditional and _guesses(control)):
+            active = row.sample.within(choice.start, choice.end)
+            if active and not (row.unconditional and _conditional_only(control)):
                 yield control
 
 
-def _summed(parts: Sequence[tuple[torch.Tensor, Residuals]], rows: int) -> Residuals:
-    """All ControlNets' residuals, each added to its rows; those that are pooled have one value for all positions."""
+def _sum_residuals(parts: Sequence[tuple[torch.Tensor, Residuals]], rows: int) -> Residuals:
+    """The sum of all ControlNets' residuals, (rows, channels, h, w) by block; pooled ones (1 x 1) are broadcast."""
     total = []
     for place in zip(*(residuals for _, residuals in parts), strict=True):
         largest = max(place, key=lambda each: each[0].numel())
@@ -116,40 +118,40 @@ def _summed(parts: Sequence[tuple[torch.Tensor, Residuals]], rows: int) -> Resid
     return total
 
 
-def _guesses(control: Control) -> bool:
+def _conditional_only(control: Control) -> bool:
     return control.choice.guess_mode or bool(control.network.config.global_pool_conditions)
 
 
-def _embedded(network: Any, pixels: torch.Tensor) -> torch.Tensor:
-    """What the network's first layers, which work at the picture's size, make of (1, 3, height, width) in 0 to 1."""
+def _map_embedding(network: Any, pixels: torch.Tensor) -> torch.Tensor:
+    """The network's embedding of a map, (1, 3, height, width) in 0 to 1."""
     if network.config.controlnet_conditioning_channel_order == "bgr":
         pixels = pixels.flip(1)
     return network.controlnet_cond_embedding(pixels)  # type: ignore[no-any-return]
 
 
 def _run(network: Any, part: Evaluation, controls: Sequence[Control], model: Family) -> Residuals:
-    maps = torch.cat([control.map for control in controls])  # too large to keep between evaluations
-    with with_fixed_outputs({network.controlnet_cond_embedding: maps}):
+    embeddings = torch.cat([control.embedding for control in controls])  # too large to cache for the batch
+    with with_fixed_outputs({network.controlnet_cond_embedding: embeddings}):
         down, middle = network(
             part.latents,
             part.timesteps,
             encoder_hidden_states=part.prompts,
-            controlnet_cond=maps,
+            controlnet_cond=embeddings,
             return_dict=False,
             **model.added_conditions(part),
         )
     return [*down, middle]
 
 
-def _scaled(residuals: Residuals, network: Any, controls: Sequence[Control]) -> Residuals:
-    """Each row's residuals by its own scale, the earlier ones less in guess mode: what ControlNetModel.forward does
-    with one scale and one mode for all rows."""
+def _scale_residuals(residuals: Residuals, network: Any, controls: Sequence[Control]) -> Residuals:
+    """Each row's residuals times its scale, in guess mode from 0.1 at the first block to 1 at the mid block: as
+    ControlNetModel.forward, which has one scale and mode for all rows."""
     pooled, count = network.config.global_pool_conditions, len(residuals)
     scales = torch.ones(len(controls), count)
     for row, choice in zip(scales, (control.choice for control in controls), strict=True):
         row *= choice.scale * (torch.logspace(-1, 0, count) if choice.guess_mode and not pooled else 1)
     pairs = zip(residuals, to_device(scales.T.contiguous(), residuals[0].device), strict=True)
-    return [(each * scale.view(-1, 1, 1, 1)).to(each) for each, scale in pairs]  # scaled in single precision
+    return [(each * scale.view(-1, 1, 1, 1)).to(each) for each, scale in pairs]  # scaled in float32
 
 
 def _config(path: Path) -> dict[str, Any]:

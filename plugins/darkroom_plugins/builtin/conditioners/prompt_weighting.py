@@ -1,9 +1,9 @@
-"""Weights for parts of a prompt, in the syntax of AUTOMATIC1111's web UI.
+"""Prompt weighting in the syntax of AUTOMATIC1111's web UI.
 
-From its wiki, "Attention/emphasis" and "Infinite prompt length": ``(word)`` is 1.1 times as strong, ``[word]`` as weak;
-``(word:1.3)`` has a factor of its own; they nest, and multiply. A backslash makes a bracket a character. BREAK fills up
-the text encoder's input, and what follows begins another. As there, a bracket that is never closed reaches to the end,
-and one that was never opened is a character. Prompts that change from step to step are not read.
+From its wiki, "Attention/emphasis" and "Infinite prompt length": ``(word)`` has weight 1.1, ``[word]`` 1 / 1.1,
+``(word:1.3)`` 1.3; nested weights multiply. A backslash escapes a bracket. BREAK begins a new text-encoder chunk. As
+there, a bracket without its closing one reaches to the end, and one without its opening one is a character. Prompt
+editing (``[from:to:when]``) is not supported.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ darkroom_api_version = 1
 
 TOKEN = re.compile(
     r"""
-      \\ (?P<escaped> [()\[\]\\]? )  # the backslash itself is dropped, whatever follows
+      \\ (?P<escaped> [()\[\]\\]? )  # the backslash is always dropped
     | (?P<opening> [(\[] )
     | (?P<closing> (?: : \s* (?P<factor> [+-]? (?: \d+ (?:\.\d*)? | \.\d+ ) ) \s* )? \) | \] )
     | [^\\()\[\]:]+ | :
@@ -36,7 +36,7 @@ OPENING = {")": "(", "]": "["}
 
 
 class PromptWeighting(Conditioner):
-    """Reads weighted prompts. What a weight does, see `clip.emphasised`."""
+    """Parses weighted prompts; `clip.emphasised` applies the weights."""
 
     name = "prompt-weighting"
     description = "Weights in prompts, as (word:1.3), and prompts of any length."
@@ -63,17 +63,17 @@ def _read(piece: PromptPiece) -> Iterator[PromptPiece]:
 
 
 def parse(prompt: str) -> list[tuple[str, float]]:
-    """The texts of a prompt with their weights, each as long as its weight goes; at least one."""
+    """(text, weight) for each run of equal weight in a prompt; at least one."""
     parts = [(text, weight) for text, weight in _weighted(prompt) if text]
     runs = groupby(parts, key=itemgetter(1))
     return [("".join(text for text, _ in run), weight) for weight, run in runs] or [("", 1.0)]
 
 
 def _weighted(prompt: str) -> Iterator[tuple[str, float]]:
-    """Each token of text with its weight: the product of the factors of all brackets around it."""
+    """(text, weight) for each token of text; the weight is the product of the factors of all enclosing brackets."""
     tokens = list(TOKEN.finditer(prompt))
     factors = _factors(tokens)
-    weights = {bracket: [1.0] for bracket in FACTORS}  # each kind's product, for each of those that are open
+    weights = {bracket: [1.0] for bracket in FACTORS}  # by kind: the product at each open bracket
     for token in tokens:
         if bracket := token["opening"]:
             weights[bracket].append(weights[bracket][-1] * factors[token.start()])
@@ -85,7 +85,7 @@ def _weighted(prompt: str) -> Iterator[tuple[str, float]]:
 
 
 def _factors(tokens: Sequence[re.Match[str]]) -> dict[int, float]:
-    """The factor of each bracket that opens, by its place; which the one that closes it may say."""
+    """The factor of each opening bracket, by position; its closing bracket may set it."""
     factors = {}
     opened: dict[str, list[int]] = {bracket: [] for bracket in FACTORS}
     for token in tokens:

@@ -1,4 +1,4 @@
-"""Textual inversion: words that were learned, as vectors in the place of tokens (Gal et al. 2022)."""
+"""Textual inversion (Gal et al. 2022): learned words, as vectors in place of token embeddings."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ darkroom_api_version = 1
 
 WORD = re.compile(r"<([A-Za-z0-9._/-]+)>")
 TEXT_ENCODERS = ("text_encoder", "text_encoder_2")
-PAIR = ("clip_l", "clip_g")  # the names of a file's tensors for the first and second text encoder of SDXL
-SINGLE = "emb_params"  # that of the tensor in files of AUTOMATIC1111's web UI; in those of diffusers it is any word
+PAIR = ("clip_l", "clip_g")  # tensor names for the two text encoders of SDXL
+SINGLE = "emb_params"  # tensor name in AUTOMATIC1111's files; in diffusers' it is the word
 
 
 class TextualInversion(Conditioner):
-    """Reads ``<name>`` in a prompt as the embedding of that name, where there is one for the model."""
+    """Replaces ``<name>`` in a prompt by the embedding of that name, if the model has it."""
 
     name = "textual-inversion"
     description = "Learned words in prompts: <name> is the embedding of that name."
@@ -47,7 +47,7 @@ class TextualInversion(Conditioner):
         return f"it was made for text encoders of width {' and '.join(theirs)}, not {' and '.join(ours) or 'for none'}"
 
     def load_asset(self, path: Path, model: Family) -> Embedding:
-        """Its vectors, on the CPU: the prompt's embedding is what is kept on the device."""
+        """Its vectors, on the CPU; the encoded prompt is on the device."""
         with safe_open(path, framework="pt") as file:
             tensors = [file.get_tensor(name) for name in _names(file)]
         return Embedding(tuple(tensor.reshape(-1, tensor.shape[-1]) for tensor in tensors))
@@ -60,7 +60,7 @@ class TextualInversion(Conditioner):
 
 
 def _read(piece: PromptPiece, names: frozenset[str], assets: Assets) -> Iterator[PromptPiece]:
-    """The piece in parts: texts, and the embeddings between them."""
+    """The piece split at its embeddings."""
     end, new_chunk = 0, piece.new_chunk
     for word in WORD.finditer(piece.text):
         if word[1] in names:
@@ -71,7 +71,7 @@ def _read(piece: PromptPiece, names: frozenset[str], assets: Assets) -> Iterator
 
 
 def _shapes(path: Path) -> list[Sequence[int]]:
-    """Of the tensor for each text encoder: (n, width), or (width,) for a single vector."""
+    """For each text encoder the shape of its tensor: (n, width), or (width,) for one vector."""
     with safe_open(path, framework="pt") as file:
         shapes = [file.get_slice(name).get_shape() for name in _names(file)]
     if any(len(shape) not in (1, 2) or 0 in shape for shape in shapes):
@@ -80,7 +80,7 @@ def _shapes(path: Path) -> list[Sequence[int]]:
 
 
 def _names(file: Any) -> Sequence[str]:
-    """The names of the tensor for each text encoder."""
+    """For each text encoder the name of its tensor."""
     names = list(file.keys())
     for known in (PAIR, (SINGLE,)):
         if set(known) <= set(names):

@@ -1,7 +1,6 @@
-"""From texts to embeddings, by CLIP text encoders as Stable Diffusion and SDXL use them.
+"""CLIP text encoding for Stable Diffusion and SDXL.
 
-Tokens are made on the planner's thread, since tokenizers are not thread-safe; embeddings are made of them on the
-engine's thread.
+Prompts are tokenised on the planner's thread, as tokenizers are not thread-safe, and encoded on the engine's.
 """
 
 from __future__ import annotations
@@ -19,47 +18,49 @@ from darkroom_plugins.request import Request
 from darkroom_plugins.sample import PromptEmbedding, PromptPiece
 from darkroom_plugins.tensors import to_device
 
-MAX_CHUNKS = 16  # of one prompt, which are encoded at once
-MAX_WEIGHT = 100.0  # of a word; more would soon leave the range of half precision
+MAX_CHUNKS = 16  # of one prompt; they are encoded in one forward
+MAX_WEIGHT = 100.0  # of a token; more soon overflows float16
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Embedding:
-    """Vectors that stand in a prompt as words do (textual inversion, Gal et al. 2022)."""
+    """Token embeddings of a learned word (textual inversion, Gal et al. 2022)."""
 
     vectors: tuple[torch.Tensor, ...]  # for each text encoder: (n, width)
 
 
 class Token(NamedTuple):
-    """One position of a text encoder's input."""
+    """One position of the text encoder's input."""
 
     id: int
     weight: float = 1.0
-    embedding: Embedding | None = None  # of which a vector stands here, whatever the id
-    vector: int = 0  # which of its vectors
+    embedding: Embedding | None = None  # replaces the token embedding of the id
+    vector: int = 0  # index into its vectors
 
 
-Encoded: TypeAlias = tuple[torch.Tensor, torch.Tensor | None]  # hidden states, projected state
-Chunk: TypeAlias = tuple[Token, ...]  # what an encoder reads at once: BOS, tokens, EOS; padded when it is encoded
+Encoded: TypeAlias = tuple[
+    torch.Tensor, torch.Tensor | None
+]  # hidden states (1, tokens, width); projected pooled output (1, width)
+Chunk: TypeAlias = tuple[Token, ...]  # one input of an encoder: BOS, tokens, EOS; padded on encoding
 
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
-    """What an embedding depends on."""
+    """Key of a prompt embedding: all that it depends on."""
 
-    texts: tuple[tuple[Chunk, ...], ...]  # one a text encoder, of as many chunks each; none: an embedding of zeros
+    texts: tuple[tuple[Chunk, ...], ...]  # one for each encoder, equally long; empty: zeros
     clip_skip: int
     length: int  # tokens of the embedding
     warnings: tuple[str, ...] = ()
 
 
 class ClipEncoder:
-    """A text encoder with its tokenizer: the first or second of its model, by `index` 0 or 1."""
+    """A text encoder with its tokenizer; `index` 0 or 1 says which of its model."""
 
     def __init__(
         self, tokenizer: Any, model: Family, component: str, index: int = 0, penultimate: bool = False
     ) -> None:
-        """With `penultimate` the last layer and the final norm are always left out, as SDXL does."""
+        """`penultimate`: hidden states are the last but one layer's, without the final norm, as in SDXL."""
         config: Any = model.meta_components[component].config
         self.length: int = min(tokenizer.model_max_length, config.max_position_embeddings)  # of a chunk
         self.width: int = config.hidden_size
@@ -72,62 +73,61 @@ class ClipEncoder:
     def _network(self) -> Any:
         return self._model.components[self._component]
 
-    def cut(self, pieces: Sequence[PromptPiece]) -> tuple[tuple[Chunk, ...], tuple[str, ...]]:
-        """One chunk of what fits into it, as diffusers' pipelines read a prompt, and a warning if that is not all."""
-        room = self.length - 2
+    def truncated(self, pieces: Sequence[PromptPiece]) -> tuple[tuple[Chunk, ...], tuple[str, ...]]:
+        """One chunk, as in diffusers' pipelines; a warning names what was cut off."""
+        capacity = self.length - 2  # without BOS and EOS
         tokens = [token for piece in pieces for token in self._tokens(piece)]
-        chunks = (self._whole(tokens[:room]),)
-        if len(tokens) <= room:
+        chunks = (self._with_bos_eos(tokens[:capacity]),)
+        if len(tokens) <= capacity:
             return chunks, ()
-        rest = self._tokenizer.decode([token.id for token in tokens[room:] if not token.embedding])[:200]
+        rest = self._tokenizer.decode([token.id for token in tokens[capacity:] if not token.embedding])[:200]
         problem = f"of a prompt of {len(tokens)} this was cut off: {rest!r}"
-        return chunks, (f"the text encoder takes {room} tokens; {problem}",)
+        return chunks, (f"the text encoder takes {capacity} tokens; {problem}",)
 
-    def split(self, pieces: Sequence[PromptPiece]) -> tuple[Chunk, ...]:
-        """As many chunks as it takes, as AUTOMATIC1111's web UI reads a prompt; an embedding stays in one of them
-        where it can."""
-        room = self.length - 2
+    def chunked(self, pieces: Sequence[PromptPiece]) -> tuple[Chunk, ...]:
+        """As many chunks as needed, as in AUTOMATIC1111's web UI; an embedding is not split if it fits in one."""
+        capacity = self.length - 2  # without BOS and EOS
         chunks: list[list[Token]] = [[]]
         for piece in pieces:
             tokens = self._tokens(piece)
-            torn = piece.embedding is not None and len(chunks[-1]) + len(tokens) > room
-            if piece.new_chunk or (torn and chunks[-1]):
+            splits = piece.embedding is not None and len(chunks[-1]) + len(tokens) > capacity
+            if piece.new_chunk or (splits and chunks[-1]):
                 chunks.append([])
             for token in tokens:
-                if len(chunks[-1]) == room:
+                if len(chunks[-1]) == capacity:
                     chunks.append([])
                 chunks[-1].append(token)
         if len(chunks) > 1 and not chunks[-1]:
             chunks.pop()
-        return tuple(self._whole(chunk) for chunk in chunks)
+        return tuple(self._with_bos_eos(chunk) for chunk in chunks)
 
     def padded(self, chunks: tuple[Chunk, ...], count: int) -> tuple[Chunk, ...]:
-        """So many chunks, the last ones empty."""
-        return chunks + (self._whole([]),) * (count - len(chunks))
+        """The chunks, with empty ones up to `count`."""
+        return chunks + (self._with_bos_eos([]),) * (count - len(chunks))
 
-    def _whole(self, tokens: Sequence[Token]) -> Chunk:
+    def _with_bos_eos(self, tokens: Sequence[Token]) -> Chunk:
         return Token(self._begin), *tokens, Token(self._end)
 
     def _tokens(self, piece: PromptPiece) -> list[Token]:
         embedding: Embedding | None = piece.embedding
         if embedding is not None:
-            # The id is read only where the EOS is looked for, by old models as the greatest id: 0 never is.
+            # The id matters only where the EOS is located, in old models as the greatest id; 0 is never that.
             return [Token(0, piece.weight, embedding, n) for n in range(len(embedding.vectors[self._index]))]
         ids = self._tokenizer(piece.text, add_special_tokens=False, verbose=False).input_ids
         return [Token(each, piece.weight) for each in ids]
 
     def encode(self, texts: Sequence[tuple[Chunk, ...]], skips: Sequence[int]) -> list[Encoded]:
-        """Of each text the hidden states of all its chunks, (1, tokens, width), without so many last layers, and its
-        first chunk's projected state, (1, width), of networks that make one."""
+        """For each text: the hidden states of all its chunks, (1, tokens, width), of the layer for its clip skip,
+        and the projected pooled output of its first chunk, (1, width), if the network has a projection."""
         chunks = [chunk for text in texts for chunk in text]
         paddings = [self.length - len(chunk) for chunk in chunks]
         ids = [[*(token.id for token in chunk), *[self._pad] * n] for chunk, n in zip(chunks, paddings, strict=True)]
         mask = [[1] * len(chunk) + [0] * n for chunk, n in zip(chunks, paddings, strict=True)]
-        masked = getattr(self._network.config, "use_attention_mask", False)
-        with self._inserted(chunks):
+        use_mask = getattr(self._network.config, "use_attention_mask", False)
+        with self._embeddings_inserted(chunks):
             output = self._network(
                 to_device(torch.tensor(ids), self._model.device),
-                attention_mask=to_device(torch.tensor(mask), self._model.device) if masked else None,
+                attention_mask=to_device(torch.tensor(mask), self._model.device) if use_mask else None,
                 output_hidden_states=True,
             )
         projected = getattr(output, "text_embeds", None)
@@ -143,16 +143,17 @@ class ClipEncoder:
             return output.hidden_states[-(clip_skip + 2)]  # type: ignore[no-any-return]
         if clip_skip == 0:
             return output.last_hidden_state  # type: ignore[no-any-return]
-        # Before version 5 of transformers the norm was one module deeper.
+        # Before transformers 5 the final norm was in `text_model`.
         norm = getattr(self._network, "text_model", self._network).final_layer_norm
         return norm(output.hidden_states[-(clip_skip + 1)])  # type: ignore[no-any-return]
 
     @contextmanager
-    def _inserted(self, chunks: Sequence[Chunk]) -> Iterator[None]:
-        """A context in which vectors of embeddings take the places of tokens; the table of tokens is never changed."""
+    def _embeddings_inserted(self, chunks: Sequence[Chunk]) -> Iterator[None]:
+        """Context manager: a forward hook on the token embedding layer puts in textual-inversion vectors. The layer's
+        weights do not change."""
         places = [(c, p, token) for c, chunk in enumerate(chunks) for p, token in enumerate(chunk) if token.embedding]
 
-        def insert(_table: Any, _ids: Any, output: torch.Tensor) -> torch.Tensor:
+        def insert(_layer: Any, _ids: Any, output: torch.Tensor) -> torch.Tensor:
             output = output.clone()
             for chunk, position, token in places:
                 assert token.embedding is not None
@@ -177,8 +178,8 @@ def _check(chunks: Sequence[Chunk], path: str) -> None:
 
 
 def emphasised(hidden: torch.Tensor, chunks: Sequence[Chunk]) -> torch.Tensor:
-    """Hidden states, (chunks, positions, width), multiplied by the weights of their tokens, then each chunk's by what
-    restores its mean: what emphasis is in AUTOMATIC1111's web UI. Chunks without weights are not changed."""
+    """Emphasis as in AUTOMATIC1111's web UI: hidden states, (chunks, positions, width), times their tokens' weights,
+    then each chunk rescaled to its mean before. Chunks without weights are unchanged."""
     weights = torch.ones(hidden.shape[:2])
     for row, chunk in zip(weights, chunks, strict=True):
         row[: len(chunk)] = torch.tensor([token.weight for token in chunk])
@@ -189,16 +190,16 @@ def emphasised(hidden: torch.Tensor, chunks: Sequence[Chunk]) -> torch.Tensor:
     return (after * (before.mean((1, 2), keepdim=True) / after.mean((1, 2), keepdim=True))).to(hidden.dtype)
 
 
-class ClipTexts:
-    """A model's one or two text encoders together."""
+class TextEncoders:
+    """The one or two text encoders of a model."""
 
     def __init__(self, encoders: Sequence[ClipEncoder], zeros_for_unset: bool = False) -> None:
-        """With `zeros_for_unset` the embedding of an unset negative prompt is zeros, not that of an empty text."""
+        """`zeros_for_unset`: an unset negative prompt is zeros, not the embedding of an empty text."""
         self._encoders = encoders
         self._zeros_for_unset = zeros_for_unset
 
     def keys(self, request: Request, read: PromptReader, guided: bool) -> tuple[Prompt, ...]:
-        """As the encode_prompt of diffusers' pipelines, which skips no layers for the negative prompt."""
+        """The keys for `encode_prompt` of diffusers' pipelines, which has no clip skip for the negative prompt."""
         weighted, text, negative = request.prompt_syntax == "weighted", request.prompt, request.negative_prompt
         conditional = self._prompt("prompt", (text, request.prompt_2 or text), request.clip_skip, read, weighted)
         if not guided:
@@ -212,12 +213,12 @@ class ClipTexts:
         return self._padded(unconditional, count), self._padded(conditional, count)
 
     def _prompt(self, field: str, texts: Sequence[str], clip_skip: int, read: PromptReader, weighted: bool) -> Prompt:
-        """The key of the texts for the first and the second encoder, where there is one.
+        """The key of a prompt, given its text for each encoder.
 
         :raises InvalidRequest: a prompt is too long, or a weight too great
         """
         pairs = [(encoder, read(text)) for encoder, text in zip(self._encoders, texts, strict=False)]
-        found = [(encoder.split(pieces), ()) if weighted else encoder.cut(pieces) for encoder, pieces in pairs]
+        found = [(encoder.chunked(pieces), ()) if weighted else encoder.truncated(pieces) for encoder, pieces in pairs]
         for suffix, (chunks, _) in zip(("", "_2"), found, strict=False):
             _check(chunks, f"parameters.{field}{suffix}")
         warnings = dict.fromkeys(warning for _, problems in found for warning in problems)
@@ -229,15 +230,15 @@ class ClipTexts:
         return replace(prompt, texts=tuple(texts), length=count * self._encoders[0].length)
 
     def encode(self, keys: Sequence[Prompt], like: torch.Tensor) -> list[PromptEmbedding]:
-        """The embedding of each of `keys`, of this tensor's device and type, with the last encoder's pooled one."""
-        written = [key for key in keys if key.texts]
-        skips = [key.clip_skip for key in written]
+        """The embeddings of `keys`, on the device and in the dtype of `like`; pooled is the last encoder's."""
+        nonzero = [key for key in keys if key.texts]
+        skips = [key.clip_skip for key in nonzero]
         by_encoder = [
-            encoder.encode([key.texts[index] for key in written], skips) if written else []
+            encoder.encode([key.texts[index] for key in nonzero], skips) if nonzero else []
             for index, encoder in enumerate(self._encoders)
         ]
-        made = zip(*by_encoder, strict=True)
-        return [self._embedding(key, next(made), like) if key.texts else self._zeros(key, like) for key in keys]
+        outputs = zip(*by_encoder, strict=True)
+        return [self._embedding(key, next(outputs), like) if key.texts else self._zeros(key, like) for key in keys]
 
     def _embedding(self, key: Prompt, outputs: Sequence[Encoded], like: torch.Tensor) -> PromptEmbedding:
         hidden, pooled = torch.cat([hidden for hidden, _ in outputs], dim=-1), outputs[-1][1]

@@ -1,5 +1,5 @@
-"""Feature reuse (DeepCache, Ma et al. 2023, arXiv 2312.00858): a UNet's inner layers change little from one evaluation
-to the next, so that for some evaluations its outermost layers alone are run, with what the inner ones made before."""
+"""DeepCache (Ma et al. 2023, arXiv 2312.00858): the deep features of a UNet change little between neighbouring
+evaluations. A full step runs all layers and caches these features; a cached step runs the shallow layers on them."""
 
 from __future__ import annotations
 
@@ -15,117 +15,119 @@ from torch import nn
 
 from darkroom_plugins.sample import Evaluation, Row
 
-DEPTH = 1  # layers of the first down block that are always run, each with its skip connection to the last up block
-MAX_INTERVAL = 20  # evaluations; the paper goes that far, and finds pictures near the whole network's up to 5
+DEPTH = 1  # shallow layers of the first down block, each with its skip connection to the last up block
+MAX_INTERVAL = 20  # evaluations, the paper's maximum; it finds pictures close to the full network's up to 5
 
 
 def max_interval(config: Any) -> int:
-    """The greatest interval that is offered for a UNet of this configuration; 1 where it is too small to be parted."""
+    """The greatest cache interval for a UNet of this configuration; 1 if it has too few layers to split."""
     layers = config["layers_per_block"]
     return MAX_INTERVAL if (layers if isinstance(layers, int) else layers[0]) >= DEPTH else 1
 
 
 class Layers:
-    """A UNet's layers in two parts: the outer ones are the first of the first down block and the last of the last up
-    block, joined by skip connections; the inner ones all others. They share the network's own modules."""
+    """A UNet split into shallow layers (first of the first down block, last of the last up block, with their skip
+    connections) and deep ones (all others). Both use the network's own modules."""
 
     def __init__(self, unet: Any) -> None:
         *before, last = unet.up_blocks
-        self._tail = _Tail(_layers(last, slice(-DEPTH - 1, None)))
-        inner = _layers(last, slice(-DEPTH - 1))
-        self._whole = {"up_blocks": nn.ModuleList([*before, *([inner] if inner.resnets else []), self._tail])}
+        self._shallow_up = _ShallowUpBlock(_layers(last, slice(-DEPTH - 1, None)))
+        deep = _layers(last, slice(-DEPTH - 1))
+        self._full = {"up_blocks": nn.ModuleList([*before, *([deep] if deep.resnets else []), self._shallow_up])}
         first = _layers(unet.down_blocks[0], slice(DEPTH))
         first.downsamplers = None
-        self._outer = {
+        self._shallow = {
             "down_blocks": nn.ModuleList([first]),
             "mid_block": None,
-            "up_blocks": nn.ModuleList([self._tail]),
+            "up_blocks": nn.ModuleList([self._shallow_up]),
         }
 
-    def whole(self, unet: Any, *args: Any, **kwargs: Any) -> tuple[torch.Tensor, torch.Tensor]:
-        """The network's output for each row, and its features: what its inner layers give to the outer ones."""
-        with self._tail.given(None), _in_place(unet, self._whole):
+    def full_step(self, unet: Any, *args: Any, **kwargs: Any) -> tuple[torch.Tensor, torch.Tensor]:
+        """The UNet's output and its deep features, (rows, channels, h, w)."""
+        with self._shallow_up.using(None), _modules_replaced(unet, self._full):
             output = unet(*args, **kwargs)[0]
-            assert self._tail.features is not None
-            return output, self._tail.features
+            assert self._shallow_up.deep_features is not None
+            return output, self._shallow_up.deep_features
 
-    def outer(self, unet: Any, features: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
-        """Its output by its outer layers, given such features of each row."""
-        if kwargs.get("mid_block_additional_residual") is not None:  # a ControlNet's, for an inner layer
-            kwargs["mid_block_additional_residual"] = features.new_zeros(())
-        with self._tail.given(features), _in_place(unet, self._outer):
+    def cached_step(self, unet: Any, deep_features: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
+        """The UNet's output from its shallow layers and cached deep features."""
+        if kwargs.get("mid_block_additional_residual") is not None:  # a ControlNet's; the mid block does not run
+            kwargs["mid_block_additional_residual"] = deep_features.new_zeros(())
+        with self._shallow_up.using(deep_features), _modules_replaced(unet, self._shallow):
             return unet(*args, **kwargs)[0]  # type: ignore[no-any-return]
 
 
 @dataclass(frozen=True, slots=True)
-class Features:
-    """What the inner layers of a denoiser made of a row."""
+class DeepFeatures:
+    """The deep features of a row."""
 
-    evaluation: int  # at this of its sample's evaluations
+    evaluation: int  # index of the evaluation that made them
     tensor: torch.Tensor  # (1, channels, h, w)
 
 
-def reuses(row: Row) -> bool:
-    """Whether the row's features serve its next evaluation, too. Not those of the same one, which is run again."""
-    kept = _features(row).get(row.unconditional)
-    age = row.sample.evaluation - kept.evaluation if kept else 0
+def is_cached_step(row: Row) -> bool:
+    """Whether the row's next evaluation is a cached step. Not if the features are of that same evaluation, run again
+    after a failure."""
+    cached = _features(row).get(row.unconditional)
+    age = row.sample.evaluation - cached.evaluation if cached else 0
     return 0 < age < row.sample.request.cache_interval
 
 
-def _features(row: Row) -> dict[bool, Features]:
-    """Those of its sample's rows, by whether a row is the unconditional one."""
-    found: dict[bool, Features] = row.sample.state.setdefault("deepcache", {})
+def _features(row: Row) -> dict[bool, DeepFeatures]:
+    """The deep features of the sample's rows, by `Row.unconditional`."""
+    found: dict[bool, DeepFeatures] = row.sample.state.setdefault("deepcache", {})
     return found
 
 
-_known: WeakKeyDictionary[nn.Module, Layers] = WeakKeyDictionary()
+_split: WeakKeyDictionary[nn.Module, Layers] = WeakKeyDictionary()
 
 
 def denoise(unet: Any, evaluation: Evaluation, *args: Any, **kwargs: Any) -> torch.Tensor:
-    """The UNet's output for rows that all reuse features, or all do not: those that may later then keep them."""
+    """The UNet's output. The step is a cached one for all rows or a full one for all; a full step caches the features
+    of rows with a cache interval."""
     if all(row.sample.request.cache_interval == 1 for row in evaluation.rows):
         return unet(*args, **kwargs)[0]  # type: ignore[no-any-return]
-    if unet not in _known:
-        _known[unet] = Layers(unet)
-    layers = _known[unet]
-    if reuses(evaluation.rows[0]):
-        features = torch.cat([_features(row)[row.unconditional].tensor for row in evaluation.rows])
-        return layers.outer(unet, features, *args, **kwargs)
-    output, made = layers.whole(unet, *args, **kwargs)
-    for row, features in zip(evaluation.rows, made.split(1), strict=True):
+    if unet not in _split:
+        _split[unet] = Layers(unet)
+    layers = _split[unet]
+    if is_cached_step(evaluation.rows[0]):
+        deep_features = torch.cat([_features(row)[row.unconditional].tensor for row in evaluation.rows])
+        return layers.cached_step(unet, deep_features, *args, **kwargs)
+    output, deep_features = layers.full_step(unet, *args, **kwargs)
+    for row, features in zip(evaluation.rows, deep_features.split(1), strict=True):
         if row.sample.request.cache_interval > 1:
-            # A copy, which does not keep those of the whole batch.
-            _features(row)[row.unconditional] = Features(row.sample.evaluation, features.clone())
+            # Cloned: a view would keep the whole batch's tensor in memory.
+            _features(row)[row.unconditional] = DeepFeatures(row.sample.evaluation, features.clone())
     return output
 
 
-class _Tail(nn.Module):
-    """The outer layers of the last up block: uses the features that it has, else keeps those that it is given."""
+class _ShallowUpBlock(nn.Module):
+    """The shallow layers of the last up block. Uses cached deep features if set, else records those that come in."""
 
     def __init__(self, block: Any) -> None:
         super().__init__()
         self.block = block
         self.resnets = block.resnets
         self.has_cross_attention = getattr(block, "has_cross_attention", False)
-        self.features: torch.Tensor | None = None
+        self.deep_features: torch.Tensor | None = None
 
     @contextlib.contextmanager
-    def given(self, features: torch.Tensor | None) -> Iterator[None]:
-        """A context in which it uses these, or keeps those of the next forward."""
-        self.features = features
+    def using(self, deep_features: torch.Tensor | None) -> Iterator[None]:
+        """Context manager: forward uses these features; with None it records the next forward's."""
+        self.deep_features = deep_features
         try:
             yield
         finally:
-            self.features = None
+            self.deep_features = None
 
     def forward(self, hidden_states: torch.Tensor, **kwargs: Any) -> torch.Tensor:
-        if self.features is None:
-            self.features = hidden_states
-        return self.block(hidden_states=self.features, **kwargs)  # type: ignore[no-any-return]
+        if self.deep_features is None:
+            self.deep_features = hidden_states
+        return self.block(hidden_states=self.deep_features, **kwargs)  # type: ignore[no-any-return]
 
 
 def _layers(block: nn.Module, part: slice) -> Any:
-    """A block of some of a block's layers."""
+    """A shallow copy of the block with a slice of its resnets and attentions."""
     some = copy.copy(block)
     some._modules = {**block._modules}
     for name in ("resnets", "attentions"):
@@ -135,7 +137,8 @@ def _layers(block: nn.Module, part: slice) -> Any:
 
 
 @contextlib.contextmanager
-def _in_place(unet: nn.Module, modules: Mapping[str, nn.Module | None]) -> Iterator[None]:
+def _modules_replaced(unet: nn.Module, modules: Mapping[str, nn.Module | None]) -> Iterator[None]:
+    """Context manager: the UNet has these submodules in place of its own."""
     before = {name: unet._modules[name] for name in modules}
     unet._modules.update(modules)
     try:

@@ -15,7 +15,7 @@ darkroom_api_version = 1
 
 
 class StableDiffusion(UNetFamily):
-    """A Stable Diffusion 1.x or 2.x model: what diffusers' StableDiffusionPipeline runs."""
+    """A Stable Diffusion 1.x or 2.x model: diffusers' StableDiffusionPipeline."""
 
     name = "sd"
     pipeline_class = StableDiffusionPipeline

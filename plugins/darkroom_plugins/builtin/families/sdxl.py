@@ -1,4 +1,4 @@
-"""The family of Stable Diffusion XL: two CLIP text encoders, a UNet that is told of sizes, a VAE."""
+"""The family of Stable Diffusion XL: two CLIP text encoders, a UNet with size conditioning, a VAE."""
 
 from __future__ import annotations
 
@@ -21,20 +21,20 @@ darkroom_api_version = 1
 
 
 class StableDiffusionXL(UNetFamily):
-    """A Stable Diffusion XL model: what diffusers' StableDiffusionXLPipeline runs."""
+    """A Stable Diffusion XL model: diffusers' StableDiffusionXLPipeline."""
 
     name = "sdxl"
     pipeline_class = StableDiffusionXLPipeline
     classes = {  # noqa: RUF012
         "unet": "UNet2DConditionModel",
         "vae": "AutoencoderKL",
-        "text_encoder_2": "CLIPTextModelWithProjection",  # a refiner has no other
+        "text_encoder_2": "CLIPTextModelWithProjection",  # a refiner's only one
     }
     text_encoders = ("text_encoder", "text_encoder_2")
     penultimate = True
 
     def dtype_of(self, component: str) -> torch.dtype:
-        # Its VAE overflows in half precision, so that it stays in single whatever the others.
+        # The VAE overflows in float16: force_upcast keeps it in float32.
         return torch.float32 if component == "vae" and self._config("vae").force_upcast else self.dtype
 
     @classmethod
@@ -45,7 +45,8 @@ class StableDiffusionXL(UNetFamily):
         return replace(super().describe(files), takes_sizes=True)
 
     def added_conditions(self, evaluation: Evaluation) -> dict[str, Any]:
-        """The pooled prompts, (rows, width), and each row's sizes, (rows, 6), as the pipeline's _get_add_time_ids."""
+        """`text_embeds`, the pooled embeddings (rows, width), and `time_ids`, (rows, 6) as the pipeline's
+        _get_add_time_ids."""
         pooled = [row.prompt.pooled for row in evaluation.rows if row.prompt.pooled is not None]
         requests = [row.sample.request for row in evaluation.rows]
         text_embeds = evaluation.batch_cache.get_or_make("text_embeds", torch.cat, pooled)
@@ -58,8 +59,8 @@ class StableDiffusionXL(UNetFamily):
 
 def _sizes(request: Request) -> tuple[int, ...]:
     """Original height and width, the crop's top and left, target height and width."""
-    own, given = (request.height, request.width), request.size_conditioning
-    return (*given.original_size, *given.crop, *given.target_size) if given else (*own, 0, 0, *own)
+    size, chosen = (request.height, request.width), request.size_conditioning
+    return (*chosen.original_size, *chosen.crop, *chosen.target_size) if chosen else (*size, 0, 0, *size)
 
 
 @hookimpl

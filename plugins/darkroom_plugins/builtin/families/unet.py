@@ -1,4 +1,4 @@
-"""What Stable Diffusion 1.x, 2.x and XL have in common: a UNet, a VAE, CLIP text encoders."""
+"""Base of Stable Diffusion 1.x, 2.x and XL: a UNet, a VAE, CLIP text encoders."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from diffusers.utils.torch_utils import randn_tensor
 
 from darkroom_plugins import UnsupportedCombination, Violation
 from darkroom_plugins.builtin.families import deepcache
-from darkroom_plugins.builtin.families.clip import ClipEncoder, ClipTexts, Prompt
+from darkroom_plugins.builtin.families.clip import ClipEncoder, Prompt, TextEncoders
 from darkroom_plugins.builtin.families.cross_attention_cache import projected
 from darkroom_plugins.contract import Family, ModelInfo, PromptReader
 from darkroom_plugins.files import ModelFiles
@@ -21,25 +21,25 @@ from darkroom_plugins.tensors import to_device
 
 
 class UNetFamily(Family):
-    """A model that one of diffusers' pipelines runs, in parts."""
+    """The components of one of diffusers' pipelines."""
 
-    pipeline_class: ClassVar[Any]  # its loaders know the formats of LoRAs too
-    classes: ClassVar[Mapping[str, str]]  # of its components, as model_index.json names them
-    text_encoders: ClassVar[tuple[str, ...]]  # in the order of the texts for them
-    penultimate: ClassVar[bool] = False  # whether they always leave out their last layer
-    patched_options: ClassVar[Mapping[str, Any]] = {}  # of the scheduler: what the pipeline sets whatever its file says
+    pipeline_class: ClassVar[Any]  # also reads LoRA files
+    classes: ClassVar[Mapping[str, str]]  # component → class, as in model_index.json
+    text_encoders: ClassVar[tuple[str, ...]]  # in the order of prompt, prompt_2
+    penultimate: ClassVar[bool] = False  # whether hidden states are the last but one layer's
+    patched_options: ClassVar[Mapping[str, Any]] = {}  # scheduler options that the pipeline overrides
 
     def __init__(self, files: ModelFiles, device: torch.device, dtype: torch.dtype) -> None:
         self.info = self.describe(files)
         self.device, self.dtype = device, dtype
         self.meta_components = {name: files.meta_network(name) for name in ("unet", "vae", *self.text_encoders)}
         self.components = {}
-        self.scheduler_config = self._spoken(files)
+        self.scheduler_config = self._scheduler_config(files)
         encoders = [
             ClipEncoder(files.tokenizer(name.replace("text_encoder", "tokenizer")), self, name, index, self.penultimate)
             for index, name in enumerate(self.text_encoders)
         ]
-        self._texts = ClipTexts(encoders, files.index.get("force_zeros_for_empty_prompt", False))
+        self._text_encoders = TextEncoders(encoders, files.index.get("force_zeros_for_empty_prompt", False))
 
     def _config(self, component: str) -> Any:
         return self.meta_components[component].config
@@ -92,17 +92,17 @@ class UNetFamily(Family):
 
     @property
     def guidance_embedded(self) -> bool:
-        """Whether the denoiser takes the guidance as an input (distilled models), so that one row is enough."""
+        """Whether the UNet takes the guidance scale as an input (guidance-distilled models): one row a sample."""
         return self._config("unet").time_cond_proj_dim is not None
 
     def prompt_keys(self, request: Request, read: PromptReader) -> tuple[Prompt, ...]:
-        return self._texts.keys(request, read, request.guided and not self.guidance_embedded)
+        return self._text_encoders.keys(request, read, request.guided and not self.guidance_embedded)
 
     def encode_prompts(self, keys: Sequence[Prompt]) -> list[PromptEmbedding]:
-        return self._texts.encode(keys, torch.empty(0, device=self.device, dtype=self.dtype))
+        return self._text_encoders.encode(keys, torch.empty(0, device=self.device, dtype=self.dtype))
 
     def structure(self, row: Row) -> Hashable:
-        return deepcache.reuses(row)
+        return deepcache.is_cached_step(row)
 
     def predict(self, evaluation: Evaluation) -> torch.Tensor:
         condition = self._guidance_embedding(evaluation) if self.guidance_embedded else None
@@ -122,7 +122,7 @@ class UNetFamily(Family):
             )
 
     def _guidance_embedding(self, evaluation: Evaluation) -> torch.Tensor:
-        """(rows, width) as the pipeline's get_guidance_scale_embedding, a function of w - 1."""
+        """(rows, width): the pipeline's get_guidance_scale_embedding of guidance_scale - 1."""
         requests = [row.sample.request for row in evaluation.rows]
         return evaluation.batch_cache.get_or_make("timestep_cond", self._embedded, requests)
 
@@ -150,7 +150,7 @@ class UNetFamily(Family):
     def encode(self, images: torch.Tensor, generator: torch.Generator | None = None) -> torch.Tensor:
         distribution = self.vae.encode(images.to(self.vae.dtype)).latent_dist
         latents = distribution.mode()
-        if generator is not None:  # as its `sample`, which waits for the device
+        if generator is not None:  # as `latent_dist.sample`, without its device synchronisation
             noise = randn_tensor(latents.shape, generator, dtype=latents.dtype)
             latents = latents + distribution.std * to_device(noise, latents.device)
         latents = latents.to(self.dtype)
@@ -158,7 +158,7 @@ class UNetFamily(Family):
         return (latents - mean) * self.vae.config.scaling_factor / std  # type: ignore[no-any-return]
 
     def _statistics(self, like: torch.Tensor) -> tuple[Any, Any]:
-        """Mean and standard deviation of the VAE's latents where it says, (1, channels, 1, 1), else 0 and 1."""
+        """Mean and standard deviation of the VAE's latents, (1, channels, 1, 1); 0 and 1 if not configured."""
         mean, std = (self.vae.config.get(name) for name in ("latents_mean", "latents_std"))
         if mean is None or std is None:
             return 0.0, 1.0
@@ -166,17 +166,17 @@ class UNetFamily(Family):
         return there[0].view(1, -1, 1, 1), there[1].view(1, -1, 1, 1)
 
     @classmethod
-    def _spoken(cls, files: ModelFiles) -> dict[str, Any]:
-        """The scheduler's configuration as the pipeline has it, without what its file leaves open, which `from_config`
-        would take for a choice of its author."""
+    def _scheduler_config(cls, files: ModelFiles) -> dict[str, Any]:
+        """The scheduler's configuration in the pipeline. Defaults that its file does not set are left out: another
+        class that is built `from_config` has its own."""
         config = dict(files.scheduler().config)
-        silent = set(config.pop("_use_default_values", ())) - set(cls.patched_options)
+        defaults = set(config.pop("_use_default_values", ())) - set(cls.patched_options)
         config |= {name: value for name, value in cls.patched_options.items() if name in config}
-        return {name: value for name, value in config.items() if name not in silent}
+        return {name: value for name, value in config.items() if name not in defaults}
 
 
 def _residuals(evaluation: Evaluation) -> dict[str, Any]:
-    """As arguments of the UNet's forward."""
+    """The residuals as arguments of the UNet's forward."""
     if evaluation.residuals is None:
         return {}
     *down, middle = evaluation.residuals
@@ -184,5 +184,5 @@ def _residuals(evaluation: Evaluation) -> dict[str, Any]:
 
 
 def refusal(problem: str) -> UnsupportedCombination:
-    """The error of a model that cannot be served."""
+    """The error for a model that cannot be served."""
     return UnsupportedCombination([Violation("model", problem)])

@@ -1,1 +1,1 @@
-"""How images begin: from text, from a picture, under a mask."""
+"""Tasks: text to image, image to image, inpainting, outpainting."""

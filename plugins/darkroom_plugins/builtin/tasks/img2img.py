@@ -1,9 +1,8 @@
-"""The task of repainting a whole picture."""
+"""Image to image."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 import torch
 
@@ -14,14 +13,11 @@ from darkroom_plugins.latents import noise_for, noised, skipped_evaluations, vae
 from darkroom_plugins.request import ImageToImage, Request
 from darkroom_plugins.sample import Sample
 
-if TYPE_CHECKING:
-    pass
-
 darkroom_api_version = 1
 
 
 class Img2Img(Task):
-    """Begins with the picture's latents under noise (diffusers' StableDiffusionImg2ImgPipeline)."""
+    """Starts from the noised latents of the picture (diffusers' StableDiffusionImg2ImgPipeline)."""
 
     name = "img2img"
     description = "A picture repainted as a whole."

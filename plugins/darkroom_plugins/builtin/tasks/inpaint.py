@@ -1,4 +1,4 @@
-"""The tasks of repainting a part of a picture, and of painting on beyond its edges."""
+"""Inpainting and outpainting."""
 
 from __future__ import annotations
 
@@ -21,21 +21,22 @@ from darkroom_plugins.tensors import to_device
 
 darkroom_api_version = 1
 
-SEAM = 4  # pixels: how far an outpainted margin is blended into the picture
+SEAM = 4  # pixels: blur between an outpainted margin and the picture
 
 
 @dataclass(frozen=True, slots=True)
 class OriginalLatents:
-    """The original picture's latents, put back outside the mask after each step."""
+    """The original picture's latents, restored outside the mask after each step."""
 
     latents: torch.Tensor  # (1, channels, h, w), clean
     noise: torch.Tensor  # (1, channels, h, w), the same at every step
-    mask: torch.Tensor  # (1, 1, h, w), 1 where it is repainted
+    mask: torch.Tensor  # (1, 1, h, w), 1: repaint
 
 
 class InpaintTask(Task):
-    """Repaints what is white in a mask (diffusers' StableDiffusionInpaintPipeline): a model for text-to-image by
-    putting back what is kept after each step, a model for inpainting by showing it the mask and the masked picture."""
+    """Repaints the white part of a mask (diffusers' StableDiffusionInpaintPipeline). With a text-to-image model the
+    original latents are restored outside the mask after each step; an inpainting model has mask and masked latents as
+    extra input channels."""
 
     name = "inpaint"
     description = "The part of a picture under a mask repainted."
@@ -64,7 +65,7 @@ class InpaintTask(Task):
         assert canvas.image is not None
         assert canvas.mask is not None
         image, strength = vae_input(canvas.image, model), self._strength(sample.request)
-        # The order in which diffusers draws: the picture's latents where they are needed, noise, the masked picture's.
+        # diffusers' order of draws: the picture's latents if needed, noise, the masked picture's latents.
         latents = model.encode(image, sample.generator) if strength < 1 or not model.info.inpainting else None
         noise = noise_for(sample)
         pixels = to_device(torch.from_numpy(canvas.mask.copy()).to(image.dtype), image.device)[None, None]
@@ -73,7 +74,7 @@ class InpaintTask(Task):
             masked = model.encode(image * (pixels < 0.5), sample.generator)
             sample.extra_channels = torch.cat([mask, masked], dim=1)
         else:
-            noise_for(sample)  # stands for that of the masked picture's latents, which this model does not take
+            noise_for(sample)  # diffusers draws masked latents here, too
             assert latents is not None
             sample.state[self.name] = OriginalLatents(latents, noise, mask)
         if sample.done:
@@ -100,7 +101,7 @@ class InpaintTask(Task):
 
 
 class OutpaintTask(InpaintTask):
-    """Inpaints margins that begin as the picture's edge pixels."""
+    """Inpaints margins, which are padded with the picture's edge pixels."""
 
     name = "outpaint"
     description = "A picture painted on beyond its edges."

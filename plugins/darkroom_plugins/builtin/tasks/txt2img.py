@@ -1,4 +1,4 @@
-"""The task of making an image from text alone."""
+"""Text to image."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ INPAINTING_ONLY = "this model repaints what is under a mask, and nothing else"
 
 
 class Txt2Img(Task):
-    """Begins with pure noise (diffusers' StableDiffusionPipeline.prepare_latents)."""
+    """Starts from noise (diffusers' StableDiffusionPipeline.prepare_latents)."""
 
     name = "txt2img"
     description = "An image from text."
