@@ -113,7 +113,7 @@ class Canvas:
     def restore(self, pixels: Pixels) -> Pixels:
         """The result put into the frame: (height, width, 3) uint8 of `size` to `frame_size`."""
         width, height = self.frame_size
-        covers = self.box == (0, 0, *self.size)
+        covers = self.box == (0, 0, *self.size) and width <= self.size[0] and height <= self.size[1]
         painted = pixels[:height, :width] if covers else pixels
         if self.overlay is None:
             return painted

@@ -64,8 +64,8 @@ class AdapterTraining:
         stages[stage](minutes)
 
     def controlnet(self, minutes: float) -> None:
-        base = self._base()
-        trainer = self._controlnet(base, minutes)
+        base = self.base_model()
+        trainer = self.controlnet_trainer(base, minutes)
         pool = EdgePool(base.vae, base.vae.config.sample_size, self.seed + trainer.step, self.pool)
         train_controlnet(trainer, base, pool, self.batch, self.max_steps)
 
@@ -75,38 +75,38 @@ class AdapterTraining:
         train_vae(trainer, vae.config.sample_size, self.seed, max(1, self.batch // 2), self.max_steps, tuple(STYLES))
 
     def lora(self, style: str, minutes: float) -> None:
-        trainer, base = self._lora(style, minutes)
+        trainer, base = self.lora_trainer(style, minutes)
         vae: Network = self._encoder().average["vae"]
         pool = LatentPool(vae, vae.config.sample_size, self.seed + trainer.step, self.pool, style)
         train_unet(trainer, pool, base.tokenizer, self.batch, self.max_steps)
 
     def export(self, out: Path) -> None:
         """Write the averaged weights of the newest checkpoints, 16-bit, as they are shipped."""
-        controlnet: Network = self._controlnet(self._base()).average["controlnet"]
+        controlnet: Network = self.controlnet_trainer(self.base_model()).average["controlnet"]
         folder = out / CONTROLNET_PATH.name
         controlnet.half().save_pretrained(folder, safe_serialization=True)
         for weights in folder.glob("*.safetensors"):
             weights.chmod(0o644)
         for style, file in LORA_PATHS.items():
-            save_lora(style, self._lora(style)[0], out / file.name)
+            save_lora(style, self.lora_trainer(style)[0], out / file.name)
 
-    def _base(self) -> Network:
+    def base_model(self) -> Network:
         """The finished model, frozen."""
         pipeline = StableDiffusionPipeline.from_pretrained(self.model, local_files_only=True).to(self.device)
         for network in (pipeline.unet, pipeline.vae, pipeline.text_encoder):
             network.requires_grad_(False)
         return pipeline
 
-    def _controlnet(self, base: Network, minutes: float = 1) -> Trainer:
+    def controlnet_trainer(self, base: Network, minutes: float = 1) -> Trainer:
         return self._trainer("controlnet", minutes, CONTROLNET_RATE, controlnet=new_controlnet(base.unet))
 
     def _encoder(self, minutes: float = 1) -> Trainer:
-        vae = self._base().vae.requires_grad_(True)
+        vae = self.base_model().vae.requires_grad_(True)
         freeze_decoder(vae)
         return self._trainer("encoder", minutes, ENCODER_RATE, vae=vae)
 
-    def _lora(self, style: str, minutes: float = 1) -> tuple[Trainer, Network]:
-        base = self._base()
+    def lora_trainer(self, style: str, minutes: float = 1) -> tuple[Trainer, Network]:
+        base = self.base_model()
         add_lora(style, base.unet, base.text_encoder)
         return self._trainer(style, minutes, LORA_RATE, unet=base.unet, text_encoder=base.text_encoder), base
 

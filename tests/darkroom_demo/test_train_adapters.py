@@ -39,9 +39,9 @@ def losses(trainer: Trainer, loss_of: Callable[[], torch.Tensor], steps: int = 6
 
 
 def test_a_controlnet_learns_and_its_model_stays(training: AdapterTraining) -> None:
-    base = training._base()
+    base = training.base_model()
     before = {name: tensor.clone() for name, tensor in base.unet.state_dict().items()}
-    trainer = training._controlnet(base, minutes=10)
+    trainer = training.controlnet_trainer(base, minutes=10)
     latents, maps, scenes = EdgePool(base.vae, 64, seed=0, size=16).batch_with_maps(8)
     assert maps.shape == (8, 3, 64, 64)
     assert set(maps.unique().tolist()) == {0.0, 1.0}
@@ -54,7 +54,7 @@ def test_a_controlnet_learns_and_its_model_stays(training: AdapterTraining) -> N
 
 @pytest.mark.parametrize("style", LORA_PATHS)
 def test_a_lora_learns_and_its_model_stays(training: AdapterTraining, style: str) -> None:
-    trainer, base = training._lora(style, minutes=10)
+    trainer, base = training.lora_trainer(style, minutes=10)
     before = {name: tensor.clone() for name, tensor in trainer.networks.state_dict().items()}
     latents, scenes = LatentPool(base.vae, 64, seed=0, size=16, style=style).batch(8)
     ids = torch.tensor(token_ids(base.tokenizer, [scene.key() for scene in scenes]))

@@ -258,7 +258,6 @@ def test_a_region_that_is_not_resampled_comes_back_equal(
     assert difference[np.asarray(canvas.overlay) % 255 == 0].max(initial=0) == 0
 
 
-@pytest.mark.xfail(strict=True, reason="a region of the working size at the top left is taken for the whole frame")
 def test_a_region_at_the_top_left_comes_back_in_its_frame() -> None:
     canvas, picture = a_region((32, 32), 0, 0, 0, 0)
     assert canvas.image is not None

@@ -101,8 +101,8 @@ def test_tokenizers_are_for_the_planner_alone(tiny_model: Path) -> None:
     model = load_family(StableDiffusion, tiny_model)
     keys = model.prompt_keys(a_request(), literal)
     before = [model.encode_prompts([key])[0].hidden for key in keys]
-    for encoder in model._text_encoders._encoders:
-        del encoder._tokenizer
+    for encoder in model.texts.encoders:
+        del encoder.tokenizer
     with pytest.raises(AttributeError):  # the case can fail
         model.prompt_keys(a_request(), literal)
     for key, hidden in zip(keys, before, strict=True):
@@ -174,7 +174,7 @@ def test_chunks_keep_their_means_one_by_one() -> None:
 
 
 def test_chunks_hold_all_tokens_in_order(model: StableDiffusion) -> None:
-    encoder: ClipEncoder = model._text_encoders._encoders[0]
+    encoder: ClipEncoder = model.texts.encoders[0]
     for count in (0, 1, 75, 76, 150, 151):
         pieces = [PromptPiece(word, weight=1 + n % 3) for n, word in enumerate(WORDS[:count])]
         chunks = encoder.chunked(pieces)

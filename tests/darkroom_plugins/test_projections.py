@@ -30,7 +30,7 @@ def network() -> nn.Module:
     torch.manual_seed(1)
     made = unet().eval().requires_grad_(False)
     Counting.products.clear()
-    for layer in Projections(made)._layers:
+    for layer in Projections(made).layers:
         layer.__class__ = Counting
     return made
 
@@ -48,7 +48,7 @@ def evaluate(network: nn.Module, prompts: list[PromptEmbedding]) -> torch.Tensor
 
 def test_each_prompt_is_multiplied_once(network: nn.Module) -> None:
     kept, (first, second) = Projections(network), (prompt(1), prompt(2))
-    layers = len(kept._layers)
+    layers = len(kept.layers)
     assert layers
     for batch in ([first, second], [first, first, second], [second]):
         expected = evaluate(network, batch)
@@ -61,20 +61,20 @@ def test_the_network_is_as_before_when_an_evaluation_fails(network: nn.Module) -
     kept, batch = Projections(network), [prompt(1)]
     with pytest.raises(RuntimeError), kept.fixed(batch, BatchCache()):
         raise RuntimeError
-    assert not any("forward" in vars(layer) for layer in kept._layers)
+    assert not any("forward" in vars(layer) for layer in kept.layers)
 
 
 def test_what_is_kept_is_bounded(network: nn.Module, monkeypatch: pytest.MonkeyPatch) -> None:
     kept, prompts = Projections(network), [prompt(seed) for seed in range(4)]
-    monkeypatch.setattr(cache, "MAX_BYTES", 2 * cache.MAX_BYTES // kept._capacity(prompts))
+    monkeypatch.setattr(cache, "MAX_BYTES", 2 * cache.MAX_BYTES // kept.capacity(prompts))
     for each in prompts:
         with kept.fixed([each], BatchCache()):
             pass
-    assert list(kept._cached) == [id(each) for each in prompts[-2:]]
+    assert list(kept.cached) == [id(each) for each in prompts[-2:]]
     before = Counting.products.copy()
     with kept.fixed(prompts, BatchCache()):  # more than have room
         evaluate(network, prompts)
-    assert Counting.products - before == {4: len(kept._layers)}
+    assert Counting.products - before == {4: len(kept.layers)}
 
 
 def an_evaluation(*prompts: PromptEmbedding, adapters: tuple[Any, ...] = ()) -> Evaluation:
@@ -92,13 +92,13 @@ def test_a_batch_is_put_together_once(network: nn.Module, monkeypatch: pytest.Mo
     for _ in range(3):
         with kept.fixed(batch, batch_cache):
             pass
-    assert joined == [2] * len(kept._layers)
-    monkeypatch.setattr(cache, "MAX_BYTES", cache.MAX_BYTES // kept._capacity(batch))
+    assert joined == [2] * len(kept.layers)
+    monkeypatch.setattr(cache, "MAX_BYTES", cache.MAX_BYTES // kept.capacity(batch))
     again = [batch[0]] * 2  # one prompt has room, twice of it has not
     for _ in range(2):
         with kept.fixed(again, batch_cache):
             pass
-    assert joined[len(kept._layers) :] == [2] * 2 * len(kept._layers)
+    assert joined[len(kept.layers) :] == [2] * 2 * len(kept.layers)
 
 
 def test_what_a_conditioner_made_of_the_prompts_counts(network: nn.Module) -> None:
@@ -108,7 +108,7 @@ def test_what_a_conditioner_made_of_the_prompts_counts(network: nn.Module) -> No
         if factor:
             evaluation.prompts = factor * evaluation.prompts
         with projected(network, evaluation):
-            taken = any("forward" in vars(layer) for layer in Projections(network)._layers)
+            taken = any("forward" in vars(layer) for layer in Projections(network).layers)
             made = network(evaluation.latents, evaluation.timesteps, evaluation.prompts, return_dict=False)[0]
             results.append((taken, made))
     assert [taken for taken, _ in results] == [True, False]
@@ -117,12 +117,12 @@ def test_what_a_conditioner_made_of_the_prompts_counts(network: nn.Module) -> No
 
 def test_adapters_may_change_the_weights_for_an_evaluation(network: nn.Module) -> None:
     with projected(network, an_evaluation(prompt(1), adapters=("any",))):
-        assert not any("forward" in vars(layer) for layer in Projections(network)._layers)
+        assert not any("forward" in vars(layer) for layer in Projections(network).layers)
 
 
 def test_layers_that_something_else_changed_are_left_alone(network: nn.Module) -> None:
     kept, batch = Projections(network), [prompt(1)]
-    own = kept._layers[0].forward = lambda prompts: prompts
+    own = kept.layers[0].forward = lambda prompts: prompts
     with kept.fixed(batch, BatchCache()):
-        assert kept._layers[0].forward is own
-        assert "forward" not in vars(kept._layers[1])
+        assert kept.layers[0].forward is own
+        assert "forward" not in vars(kept.layers[1])

@@ -86,6 +86,13 @@ class RowLimits:
         self._limits.clear()
 
 
+@dataclass(slots=True)
+class _Relief:
+    """Whether memory may be freed for a batch and its parts."""
+
+    available: bool
+
+
 class Recovery:
     """Runs work on the engine's thread. `relieve` is called on OOM of a single item: it frees memory, and returns
     whether to reset the row limits."""
@@ -119,6 +126,17 @@ class Recovery:
 
         :raises DeviceLost: the device is unusable
         """
+        return self._each(work, run, items, most, _Relief(relieve), suspected)
+
+    def _each(
+        self,
+        work: Hashable,
+        run: Callable[[Sequence[S]], list[T]],
+        items: Sequence[S],
+        most: int,
+        relief: _Relief,
+        suspected: Callable[[DarkroomError, S], bool],
+    ) -> list[Outcome[T]]:
         outcomes: list[Outcome[T]] = []
         limit = size = self.limits.of(work, most)
         if not limit:
@@ -130,14 +148,14 @@ class Recovery:
                 clear_device_cache()
                 size = self.limits.below(work, len(part))
                 continue
-            if isinstance(outcome, OutOfMemory) and relieve:
-                relieve = self._make_room()  # once nothing could be freed, it is not tried again
-                if relieve:
+            if isinstance(outcome, OutOfMemory) and relief.available:
+                relief.available = self._make_room()  # once nothing could be freed, it is not tried again
+                if relief.available:
                     limit = size = most
                 outcome = _attempt(run, part)
             if isinstance(outcome, OutOfMemory):  # this item may have been why larger batches failed
                 size = limit
-            part_outcomes = self._isolate(work, run, part, outcome, relieve, suspected)
+            part_outcomes = self._isolate(work, run, part, outcome, relief, suspected)
             outcomes += part_outcomes
         self._update_limits(work, limit, size, outcomes)
         return outcomes
@@ -148,7 +166,7 @@ class Recovery:
         run: Callable[[Sequence[S]], list[T]],
         part: Sequence[S],
         outcome: Outcome[list[T]],
-        relieve: bool,
+        relief: _Relief,
         suspected: Callable[[DarkroomError, S], bool],
     ) -> list[Outcome[T]]:
         """A part's outcomes. Bisects a failing part until the failing item is isolated."""
@@ -165,7 +183,7 @@ class Recovery:
         found: dict[bool, Iterator[Outcome[T]]] = {}
         for kind in (True, False):
             some = [item for item, its in zip(part, guilty, strict=True) if its is kind]
-            made = self.each(work, run, some, relieve=relieve, suspected=suspected)
+            made = self._each(work, run, some, sys.maxsize, relief, suspected)
             found[kind] = iter(made)
         return [next(found[its]) for its in guilty]
 

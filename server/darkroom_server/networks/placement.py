@@ -42,13 +42,13 @@ class Placement:
         self.swapping = offload != "none"  # whether switching networks costs time
         self.swaps = 0  # whole networks moved to the device so far
         self._active: nn.Module | None = None
-        self._weights: dict[nn.Module, list[tuple[dict[str, Any], str, torch.Tensor]]] = {}
+        self.weights: dict[nn.Module, list[tuple[dict[str, Any], str, torch.Tensor]]] = {}
 
     def manage(self, network: nn.Module, device: torch.device) -> None:
         """Model offload: keep the network on the CPU, and move it to the device at its next use, in place of the
         active one."""
         network.to(CPU)
-        self._weights[network] = list(tensors(network))
+        self.weights[network] = list(tensors(network))
         add_hook_to_module(network, _MoveToDeviceHook(self, device))
 
     def activate(self, network: nn.Module, device: torch.device) -> None:
@@ -68,7 +68,7 @@ class Placement:
 
     def _put(self, network: nn.Module, device: torch.device) -> None:
         """Always from the CPU's copy: weights are constant, so nothing is copied back."""
-        for table, name, cpu_copy in self._weights[network]:
+        for table, name, cpu_copy in self.weights[network]:
             moved = cpu_copy.to(device)
             table[name] = nn.Parameter(moved, requires_grad=False) if isinstance(cpu_copy, nn.Parameter) else moved
 

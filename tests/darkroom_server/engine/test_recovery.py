@@ -161,7 +161,6 @@ def test_relief_is_asked_for_until_nothing_is_freed(fits: int, too_large: set[in
     assert relief.asked == min(len(device.too_large), times + 1)
 
 
-@pytest.mark.xfail(strict=True, reason="each half of a bisected batch asks again where nothing was freed")
 def test_relief_is_asked_for_once_in_a_bisected_batch() -> None:
     device, relief = Device(culprits={0}, too_large={1, 3}, memory_first=False), Relief(0)
     assert kinds(Recovery(relief).each(WORK, device.run, range(4))) == [PluginFailed, OutOfMemory, -2, OutOfMemory]
@@ -255,7 +254,7 @@ def test_excluded_work_is_not_run_until_patience_is_out() -> None:
 @given(st.integers(1, 40), st.integers(1, 40), st.integers(0, 40))
 def test_a_limit_holds_for_any_number_asked_for(rows: int, most: int, passed: int) -> None:
     limits = RowLimits()
-    limits.passed(WORK, passed)
+    limits.record_success(WORK, passed)
     assert limits.of(WORK, most) == most  # nothing is known yet
     assert limits.below(WORK, most) == most // 2
     limits.lower(WORK, rows)
@@ -270,10 +269,10 @@ def test_patience_doubles_each_time_that_more_does_not_fit(rows: int, times: int
         limits.lower(WORK, rows)
     limits.lower(WORK, rows)
     for _ in range(PATIENCE * 2**times - 1):
-        limits.passed(WORK, rows)
-        limits.passed(WORK, (rows - 1) // 2)  # too small to count
+        limits.record_success(WORK, rows)
+        limits.record_success(WORK, (rows - 1) // 2)  # too small to count
     assert limits.of(WORK, 100) == rows
-    limits.passed(WORK, rows)
+    limits.record_success(WORK, rows)
     assert limits.of(WORK, 100) == 2 * rows
 
 

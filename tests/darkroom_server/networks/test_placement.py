@@ -74,12 +74,12 @@ def test_a_network_that_does_not_fit_leaves_nothing_behind() -> None:
                 raise torch.OutOfMemoryError("no")
             return self
 
-    table, name, kept = placement._weights[second][-2]
-    placement._weights[second][-2] = (table, name, kept.as_subclass(Full))
+    table, name, kept = placement.weights[second][-2]
+    placement.weights[second][-2] = (table, name, kept.as_subclass(Full))
     with pytest.raises(torch.OutOfMemoryError):
         second(torch.ones(2, 4, device=META))
     assert devices(first) == devices(second) == {"cpu"}
-    placement._weights[second][-2] = (table, name, kept)
+    placement.weights[second][-2] = (table, name, kept)
     assert second(torch.ones(2, 4, device=META)).is_meta
 
 

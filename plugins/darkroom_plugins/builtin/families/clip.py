@@ -65,7 +65,7 @@ class ClipEncoder:
         self.length: int = min(tokenizer.model_max_length, config.max_position_embeddings)  # of a chunk
         self.width: int = config.hidden_size
         self.projected_width: int = config.projection_dim
-        self._tokenizer, self._model, self._component = tokenizer, model, component
+        self.tokenizer, self._model, self._component = tokenizer, model, component
         self._index, self._penultimate = index, penultimate
         self._begin, self._end, self._pad = tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id
 
@@ -80,7 +80,7 @@ class ClipEncoder:
         chunks = (self._with_bos_eos(tokens[:capacity]),)
         if len(tokens) <= capacity:
             return chunks, ()
-        rest = self._tokenizer.decode([token.id for token in tokens[capacity:] if not token.embedding])[:200]
+        rest = self.tokenizer.decode([token.id for token in tokens[capacity:] if not token.embedding])[:200]
         problem = f"of a prompt of {len(tokens)} this was cut off: {rest!r}"
         return chunks, (f"the text encoder takes {capacity} tokens; {problem}",)
 
@@ -113,7 +113,7 @@ class ClipEncoder:
         if embedding is not None:
             # The id matters only where the EOS is located, in old models as the greatest id; 0 is never that.
             return [Token(0, piece.weight, embedding, n) for n in range(len(embedding.vectors[self._index]))]
-        ids = self._tokenizer(piece.text, add_special_tokens=False, verbose=False).input_ids
+        ids = self.tokenizer(piece.text, add_special_tokens=False, verbose=False).input_ids
         return [Token(each, piece.weight) for each in ids]
 
     def encode(self, texts: Sequence[tuple[Chunk, ...]], skips: Sequence[int]) -> list[Encoded]:
@@ -195,7 +195,7 @@ class TextEncoders:
 
     def __init__(self, encoders: Sequence[ClipEncoder], zeros_for_unset: bool = False) -> None:
         """`zeros_for_unset`: an unset negative prompt is zeros, not the embedding of an empty text."""
-        self._encoders = encoders
+        self.encoders = encoders
         self._zeros_for_unset = zeros_for_unset
 
     def keys(self, request: Request, read: PromptReader, guided: bool) -> tuple[Prompt, ...]:
@@ -217,7 +217,7 @@ class TextEncoders:
 
         :raises InvalidRequest: a prompt is too long, or a weight too great
         """
-        pairs = [(encoder, read(text)) for encoder, text in zip(self._encoders, texts, strict=False)]
+        pairs = [(encoder, read(text)) for encoder, text in zip(self.encoders, texts, strict=False)]
         found = [(encoder.chunked(pieces), ()) if weighted else encoder.truncated(pieces) for encoder, pieces in pairs]
         for suffix, (chunks, _) in zip(("", "_2"), found, strict=False):
             _check(chunks, f"parameters.{field}{suffix}")
@@ -226,8 +226,8 @@ class TextEncoders:
         return self._padded(prompt, max(map(len, prompt.texts)))
 
     def _padded(self, prompt: Prompt, count: int) -> Prompt:
-        texts = (e.padded(chunks, count) for e, chunks in zip(self._encoders, prompt.texts, strict=True))
-        return replace(prompt, texts=tuple(texts), length=count * self._encoders[0].length)
+        texts = (e.padded(chunks, count) for e, chunks in zip(self.encoders, prompt.texts, strict=True))
+        return replace(prompt, texts=tuple(texts), length=count * self.encoders[0].length)
 
     def encode(self, keys: Sequence[Prompt], like: torch.Tensor) -> list[PromptEmbedding]:
         """The embeddings of `keys`, on the device and in the dtype of `like`; pooled is the last encoder's."""
@@ -235,7 +235,7 @@ class TextEncoders:
         skips = [key.clip_skip for key in nonzero]
         by_encoder = [
             encoder.encode([key.texts[index] for key in nonzero], skips) if nonzero else []
-            for index, encoder in enumerate(self._encoders)
+            for index, encoder in enumerate(self.encoders)
         ]
         outputs = zip(*by_encoder, strict=True)
         return [self._embedding(key, next(outputs), like) if key.texts else self._zeros(key, like) for key in keys]
@@ -245,6 +245,6 @@ class TextEncoders:
         return PromptEmbedding(hidden.to(like), pooled.to(like) if pooled is not None else None, key.warnings)
 
     def _zeros(self, key: Prompt, like: torch.Tensor) -> PromptEmbedding:
-        width = sum(encoder.width for encoder in self._encoders)
-        zeros = like.new_zeros(1, self._encoders[-1].projected_width)
+        width = sum(encoder.width for encoder in self.encoders)
+        zeros = like.new_zeros(1, self.encoders[-1].projected_width)
         return PromptEmbedding(like.new_zeros(1, key.length, width), zeros)

@@ -26,13 +26,13 @@ class Projections:
         attentions = [each for each in unet.modules() if isinstance(each, Attention) and each.is_cross_attention]
         plain = all(not each.norm_cross and each.added_kv_proj_dim is None for each in attentions)
         plain = plain and getattr(unet, "encoder_hid_proj", None) is None  # it projects the prompt first
-        self._layers = [layer for each in attentions for layer in (each.to_k, each.to_v)] if plain else []
-        self._cached: OrderedDict[int, tuple[PromptEmbedding, list[torch.Tensor]]] = OrderedDict()  # by identity
+        self.layers = [layer for each in attentions for layer in (each.to_k, each.to_v)] if plain else []
+        self.cached: OrderedDict[int, tuple[PromptEmbedding, list[torch.Tensor]]] = OrderedDict()  # by identity
 
     def fixed(self, prompts: Sequence[PromptEmbedding], batch_cache: BatchCache) -> AbstractContextManager[None]:
         """Context manager: the UNet's key and value layers return the cached tensors of these rows."""
-        capacity = self._capacity(prompts)
-        if not self._layers or len({id(each) for each in prompts}) > capacity or any(map(is_patched, self._layers)):
+        capacity = self.capacity(prompts)
+        if not self.layers or len({id(each) for each in prompts}) > capacity or any(map(is_patched, self.layers)):
             return nullcontext()
         cached = len(prompts) <= capacity  # the concatenated batch, too
         return with_fixed_outputs(
@@ -42,20 +42,20 @@ class Projections:
     def _of_all(self, prompts: Sequence[PromptEmbedding]) -> dict[nn.Module, torch.Tensor]:
         """By layer: (prompts, tokens, width)."""
         rows = [self._of(prompt) for prompt in prompts]
-        while len(self._cached) > self._capacity(prompts):
-            self._cached.popitem(last=False)
-        return {layer: torch.cat(parts) for layer, parts in zip(self._layers, zip(*rows, strict=True), strict=True)}
+        while len(self.cached) > self.capacity(prompts):
+            self.cached.popitem(last=False)
+        return {layer: torch.cat(parts) for layer, parts in zip(self.layers, zip(*rows, strict=True), strict=True)}
 
     def _of(self, prompt: PromptEmbedding) -> list[torch.Tensor]:
         """For each layer: (1, tokens, width)."""
-        if id(prompt) not in self._cached:
-            self._cached[id(prompt)] = prompt, [layer(prompt.hidden) for layer in self._layers]
-        self._cached.move_to_end(id(prompt))
-        return self._cached[id(prompt)][1]
+        if id(prompt) not in self.cached:
+            self.cached[id(prompt)] = prompt, [layer(prompt.hidden) for layer in self.layers]
+        self.cached.move_to_end(id(prompt))
+        return self.cached[id(prompt)][1]
 
-    def _capacity(self, prompts: Sequence[PromptEmbedding]) -> int:
+    def capacity(self, prompts: Sequence[PromptEmbedding]) -> int:
         """How many such prompts fit."""
-        widths = sum(layer.out_features for layer in self._layers)
+        widths = sum(layer.out_features for layer in self.layers)
         hidden = prompts[0].hidden
         return MAX_BYTES // max(1, widths * hidden.shape[1] * hidden.itemsize)
 

@@ -39,7 +39,7 @@ class UNetFamily(Family):
             ClipEncoder(files.tokenizer(name.replace("text_encoder", "tokenizer")), self, name, index, self.penultimate)
             for index, name in enumerate(self.text_encoders)
         ]
-        self._text_encoders = TextEncoders(encoders, files.index.get("force_zeros_for_empty_prompt", False))
+        self.texts = TextEncoders(encoders, files.index.get("force_zeros_for_empty_prompt", False))
 
     def _config(self, component: str) -> Any:
         return self.meta_components[component].config
@@ -96,10 +96,10 @@ class UNetFamily(Family):
         return self._config("unet").time_cond_proj_dim is not None
 
     def prompt_keys(self, request: Request, read: PromptReader) -> tuple[Prompt, ...]:
-        return self._text_encoders.keys(request, read, request.guided and not self.guidance_embedded)
+        return self.texts.keys(request, read, request.guided and not self.guidance_embedded)
 
     def encode_prompts(self, keys: Sequence[Prompt]) -> list[PromptEmbedding]:
-        return self._text_encoders.encode(keys, torch.empty(0, device=self.device, dtype=self.dtype))
+        return self.texts.encode(keys, torch.empty(0, device=self.device, dtype=self.dtype))
 
     def structure(self, row: Row) -> Hashable:
         return deepcache.is_cached_step(row)
