@@ -367,11 +367,6 @@ def test_a_number_in_a_struct_is_finite(opened: Opened, path: str, number: float
     assert refused_paths(message, opened) == {path}
 
 
-@pytest.mark.xfail(
-    strict=True,
-    raises=AssertionError,
-    reason="a default size is not held against max_edge, as it is against max_pixels",
-)
 def test_a_default_size_is_within_the_limits(tmp_path: Path) -> None:
     model = ModelSettings(name="large", path=save_sd(tmp_path / "large", sample_size=64))
     catalog = open_catalog(Settings(device="cpu", models=[model], limits=Limits(max_edge=64)), plugins())

@@ -217,6 +217,8 @@ class _Check:
         width = self.findings.number(PARAMETERS, given, "width", default[0], low, high, "pixels")
         height = self.findings.number(PARAMETERS, given, "height", default[1], low, high, "pixels")
         for field, size in (("width", width), ("height", height)):
+            if edit.size is None and not given.HasField(field):  # the model's own may be too large here
+                self.findings.check_range(f"{PARAMETERS}.{field}", size, low, high, "pixels")
             if model and size % model.info.size_factor:
                 problem = f"must be a multiple of {model.info.size_factor} pixels, not {size}"
                 self.findings.invalid(f"{PARAMETERS}.{field}", problem)
