@@ -1,4 +1,4 @@
-"""Scenes in words: one plain caption for each, and the many ways in which a user may put it."""
+"""Captions of scenes: one canonical caption each, and random paraphrases."""
 
 import random
 
@@ -43,7 +43,7 @@ def caption(scene: Scene) -> str:
 
 
 def random_caption(scene: Scene, rng: random.Random) -> str:
-    """The plain caption in half of all cases, else the same said in another way, now and then without a background."""
+    """The plain caption in half of all cases, else a paraphrase, sometimes without the background."""
     if rng.random() < 0.5:
         return caption(scene)
     text = _terse(scene, rng) if rng.random() < 0.3 else _sentence(scene, rng)

@@ -51,7 +51,7 @@ class Scene:
     relation: str = ""
 
     def key(self) -> str:
-        """What the split goes by: colours, shapes and relation, without sizes and position."""
+        """The hash key of the split: colours, shapes and relation, without sizes and position."""
         things = "+".join(f"{thing.colour} {thing.shape}" for thing in self.things)
         return f"{things}|{self.relation}|{self.background}"
 
@@ -81,7 +81,7 @@ def anywhere(scene: Scene) -> Scene:
 
 
 def told(scene: Scene) -> Scene:
-    """What is left to say about a scene whose layout something else gives: neither sizes nor position."""
+    """The scene without sizes and position, for captions whose layout comes from a control map."""
     return replace(scene, things=tuple(replace(thing, size="") for thing in scene.things), position="")
 
 

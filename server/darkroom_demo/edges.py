@@ -1,4 +1,4 @@
-"""Edge maps as a Canny ControlNet takes them, and how well two of them agree."""
+"""Canny edge maps for ControlNets, and the F1 score between two of them."""
 
 import cv2
 import numpy as np
@@ -23,7 +23,7 @@ def edge_picture(edges: Edges) -> Image.Image:
 
 
 def edge_f1(found: Edges, given: Edges, tolerance: int = 1) -> float:
-    """Harmonic mean of precision and recall, 0 to 1; an edge counts as met by one within `tolerance` pixels (3 × 3)."""
+    """Harmonic mean of precision and recall, 0 to 1; an edge matches one within `tolerance` pixels (3 × 3)."""
     square = np.ones((2 * tolerance + 1,) * 2, np.uint8)
     precision = _share_within(found, cv2.dilate(given.astype(np.uint8), square) > 0)
     recall = _share_within(given, cv2.dilate(found.astype(np.uint8), square) > 0)

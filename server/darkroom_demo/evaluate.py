@@ -1,8 +1,8 @@
 """Score the demo model: `python -m darkroom_demo.evaluate`.
 
-Prompts of held-out scenes are drawn by the model, and what the pictures show is measured from their pixels alone, by
-`measure`. `--originals` scores the data set's own pictures instead (the measure of the measure: at least 99 %), and
-`--shuffled` compares each picture with another one's prompt (near chance). Exits with 1 below the bar.
+The model generates held-out scenes, and `measure` reads the pictures' contents from their pixels alone. `--originals`
+scores the data set's own pictures instead (validates the measure: at least 99 %), and `--shuffled` compares each
+picture with another one's prompt (near chance). Exits with 1 below the bar.
 """
 
 import random
@@ -27,7 +27,7 @@ BATCH = 20
 
 @dataclass(frozen=True, slots=True)
 class Check:
-    """One thing that can be right or wrong in a picture. `applies` says in which scenes it can be asked."""
+    """One criterion of a picture. `applies`: the scenes that it is defined for."""
 
     holds: Callable[[Scene, Seen], bool]
     applies: Callable[[Scene], bool] = lambda scene: True
@@ -38,7 +38,7 @@ def _background(scene: Scene, seen: Seen) -> bool:
 
 
 def _objects(scene: Scene, seen: Seen) -> bool:
-    """The right number of things in the right colours, whatever their order."""
+    """The right number of things in the right colours, in any order."""
     return sorted(thing.colour for thing in scene.things) == sorted(blob.colour for blob in seen.blobs)
 
 
@@ -55,7 +55,7 @@ def _place(scene: Scene, seen: Seen) -> bool:
 
 
 def _relation(scene: Scene, seen: Seen) -> bool:
-    """Each thing in its place, told by colour."""
+    """Each thing in its place, identified by colour."""
     ordered = seen.ordered(scene.relation)
     return [thing.colour for thing in scene.things] == [blob.colour for blob in ordered]
 
@@ -77,7 +77,7 @@ CHECKS = {
 
 
 def score(wanted: list[Scene], pictures: list[Image.Image], style: str = "") -> dict[str, tuple[int, int]]:
-    """For each check: in how many pictures it holds, and of how many."""
+    """For each check: (pictures that pass, pictures that it applies to)."""
     pairs = [(scene, measure(picture, style)) for scene, picture in zip(wanted, pictures, strict=True)]
     totals = {}
     for name, check in CHECKS.items():
@@ -93,13 +93,13 @@ def unseen_scenes(count: int, seed: int) -> list[Scene]:
 
 
 def originals(wanted: list[Scene], seed: int, style: str = "") -> list[Image.Image]:
-    """The scenes as the data set draws them."""
+    """Ground-truth pictures of the scenes."""
     rng = random.Random(seed)
     return [draw(scene, rng, style=style) for scene in wanted]
 
 
 def generate(model: Path, wanted: list[Scene], steps: int, scheduler: str, guidance: float) -> Iterator[Image.Image]:
-    """The scenes as the model draws them, picture i from seed i."""
+    """Generated pictures of the scenes, picture i from seed i."""
     import torch
 
     pipeline = load_pipeline(model, scheduler)
@@ -114,7 +114,7 @@ def generate(model: Path, wanted: list[Scene], steps: int, scheduler: str, guida
 
 
 def load_pipeline(model: Path, scheduler: str) -> Any:
-    """The model as a diffusers pipeline, with a diffusers scheduler class by its name."""
+    """The model as a diffusers pipeline, with a scheduler by its class name."""
     import diffusers
 
     pipeline = diffusers.StableDiffusionPipeline.from_pretrained(model, local_files_only=True)
@@ -130,7 +130,7 @@ def passes(totals: dict[str, tuple[int, int]], of_originals: bool) -> bool:
 
 
 def report(totals: dict[str, tuple[int, int]]) -> str:
-    """A small table, one check a line."""
+    """A table, one check per line."""
     rows = (
         f"{name:<11}{right:>5} of {count:>4}  {right / max(count, 1):>6.1%}" for name, (right, count) in totals.items()
     )

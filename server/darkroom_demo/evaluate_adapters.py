@@ -1,9 +1,9 @@
 """Score the demo model's adapters with diffusers' own pipelines: `python -m darkroom_demo.evaluate_adapters`.
 
-- ControlNet: maps are the edges of scenes at chance places in chance colours; the prompt names other colours and says
-  nothing of sizes and places. Edge F1 between map and picture, with the ControlNet and without.
-- LoRAs: the same prompts and seeds at the weights WEIGHTS. How strong the style is, and whether the picture at full
-  weight still shows its prompt.
+- ControlNet: maps are edges of scenes with random layout and colours; the prompt has other colours, no sizes and no
+  positions. Score: edge F1 between map and picture, with and without the ControlNet.
+- LoRAs: the same prompts and seeds at the weights WEIGHTS. Scores: style strength, and prompt accuracy at full
+  weight.
 
 Scenes are held out from training. Exits with 1 below the bars; `--save` keeps a sheet of pictures for each.
 """
@@ -39,7 +39,7 @@ SHEET = 10
 
 @dataclass(frozen=True, slots=True)
 class Sampling:
-    """How pictures are made: picture i from seed i."""
+    """Sampling settings: picture i from seed i."""
 
     steps: int = 25
     scheduler: str = "DDIMScheduler"
@@ -62,7 +62,7 @@ class Sampling:
 
 
 def controlled_scenes(count: int, seed: int) -> tuple[list[Scene], list[Image.Image]]:
-    """What prompts say, and the edge maps (RGB) of the same shapes in other colours, wherever they happen to lie."""
+    """Scenes for the prompts, and edge maps (RGB) of the same shapes in other colours and a random layout."""
     rng = random.Random(seed)
     drawn = [anywhere(scene) for scene in unseen_scenes(count, seed)]
     maps = [edge_picture(canny(draw(_recoloured(scene, rng), rng))) for scene in drawn]
@@ -76,7 +76,7 @@ def _recoloured(scene: Scene, rng: random.Random) -> Scene:
 
 
 def add_controlnet(pipeline: Any, folder: Path) -> Any:
-    """A pipeline of the same networks that also takes maps."""
+    """A ControlNet pipeline on the same networks."""
     from diffusers import ControlNetModel, StableDiffusionControlNetPipeline
 
     controlnet = ControlNetModel.from_pretrained(folder, local_files_only=True)
@@ -86,7 +86,7 @@ def add_controlnet(pipeline: Any, folder: Path) -> Any:
 
 
 def mean_f1(maps: list[Image.Image], pictures: list[Image.Image]) -> float:
-    """Of the pictures' edges with the maps'."""
+    """Mean edge F1 between pictures and maps."""
     scores = [
         edge_f1(canny(picture), np.asarray(given)[..., 0] > 0) for given, picture in zip(maps, pictures, strict=True)
     ]
@@ -96,7 +96,7 @@ def mean_f1(maps: list[Image.Image], pictures: list[Image.Image]) -> float:
 def styled_pictures(
     pipeline: Any, style: str, file: Path, wanted: list[Scene], how: Sampling
 ) -> list[list[Image.Image]]:
-    """A row of pictures for each of WEIGHTS."""
+    """One row of pictures per weight in WEIGHTS."""
     pipeline.load_lora_weights(file.parent, weight_name=file.name, adapter_name=style, local_files_only=True)
     rows = []
     for weight in WEIGHTS:
@@ -107,18 +107,18 @@ def styled_pictures(
 
 
 def strengths(style: str, plain: list[Image.Image], rows: list[list[Image.Image]]) -> list[float]:
-    """The mean strength of the style in each row."""
+    """Mean style strength of each row."""
     return [float(np.mean([style_strength(style, *pair) for pair in zip(plain, row, strict=True)])) for row in rows]
 
 
 def sheet(rows: list[list[Image.Image]]) -> Image.Image:
-    """Pictures side by side, the first SHEET of each row, twice as large."""
+    """Contact sheet: the first SHEET pictures of each row, at twice the size."""
     pixels = np.concatenate([np.concatenate([np.asarray(picture) for picture in row[:SHEET]], 1) for row in rows], 0)
     return Image.fromarray(pixels.repeat(2, axis=0).repeat(2, axis=1))
 
 
 def judge_controlnet(pipeline: Any, folder: Path, count: int, seed: int, how: Sampling) -> tuple[bool, Image.Image]:
-    """Print the figures; whether they reach the bars, and a sheet: maps, with, without."""
+    """Print the scores. Returns whether they reach the bars, and a sheet: maps, with, without."""
     wanted, maps = controlled_scenes(count, seed)
     prompts = [caption(scene) for scene in wanted]
     without = how.pictures(pipeline, prompts)
@@ -133,7 +133,7 @@ def judge_controlnet(pipeline: Any, folder: Path, count: int, seed: int, how: Sa
 
 
 def judge_lora(pipeline: Any, style: str, file: Path, count: int, seed: int, how: Sampling) -> tuple[bool, Image.Image]:
-    """Print the figures; whether they reach the bars, and a sheet: a row for each weight."""
+    """Print the scores. Returns whether they reach the bars, and a sheet: one row per weight."""
     wanted = unseen_scenes(count, seed)
     plain = how.pictures(pipeline, [caption(scene) for scene in wanted])
     rows = styled_pictures(pipeline, style, file, wanted, how)
@@ -157,7 +157,7 @@ def main(
     save: Annotated[Path | None, typer.Option(help="Folder for the sheets.")] = None,
     threads: Annotated[int, typer.Option(help="Threads on a CPU.")] = 1,
 ) -> None:
-    """Score the adapters on prompts and maps that training never saw."""
+    """Score the adapters on held-out prompts and maps."""
     import torch
 
     torch.set_num_threads(threads)

@@ -1,4 +1,4 @@
-"""Trained networks as a diffusers folder: what `StableDiffusionPipeline.from_pretrained` loads as it is."""
+"""Export of trained networks as a diffusers folder, for `StableDiffusionPipeline.from_pretrained`."""
 
 import json
 from pathlib import Path
@@ -12,7 +12,7 @@ from .tokenizer import save_tokenizer
 
 
 def pipeline_of(vae: Network, unet: Network, text_encoder: Network, tokenizer: CLIPTokenizer) -> Network:
-    """The networks as a pipeline, without a safety checker: there is nothing in this world to check for."""
+    """The networks as a pipeline, without a safety checker."""
     return StableDiffusionPipeline(
         vae=vae,
         unet=unet,
@@ -26,7 +26,7 @@ def pipeline_of(vae: Network, unet: Network, text_encoder: Network, tokenizer: C
 
 
 def export(pipeline: Network, folder: Path) -> None:
-    """Write the pipeline with 16-bit weights, which load at any precision. The pipeline itself becomes 16-bit."""
+    """Write the pipeline in half precision, which loads at any precision. Converts the pipeline in place."""
     pipeline.to(dtype=torch.float16)
     pipeline.save_pretrained(folder, safe_serialization=True)
     save_tokenizer(pipeline.tokenizer, folder / "tokenizer")

@@ -1,14 +1,14 @@
-"""What a picture of the demo's world shows, measured from its pixels alone.
+"""Recognition of a demo picture's contents from its pixels alone.
 
 - Background: the named colour nearest to the median of the picture's outermost pixels.
-- Things: connected regions (of 8-neighbours) whose pixels are further from that median than half of what separates it
-  from the thing; specks under SPECK of the picture's area do not count.
+- Things: 8-connected regions of pixels further from that median than half its distance to the thing's colour; regions
+  under SPECK of the picture's area are ignored.
 - Colour of a thing: the named colour nearest to the median of its inner pixels, those furthest from its edge.
-- Shape: the region, scaled to a square of TEMPLATE pixels by the longer side of its box, is compared with every shape
-  drawn in the same way at several sizes; the highest intersection over union wins.
+- Shape: the region, scaled by the longer side of its bounding box to TEMPLATE pixels, is matched against templates of
+  every shape at several sizes; the highest intersection over union wins.
 - Styles: outlines are compared with outlined shapes. The gaps of stripes are first filled with the stripes' colour,
   and compared with shapes that were striped and filled in the same way.
-- Position: which side of the middle the centre of the box is on, by more than MIDDLE of the picture's width.
+- Position: the side of the middle on which the bounding box's centre lies, by more than MIDDLE of the width.
 """
 
 from dataclasses import dataclass
@@ -40,7 +40,7 @@ TEMPLATE_RADII = (6.0, 8.0, 10.0, 13.0, 16.0, 23.0)
 
 @dataclass(frozen=True, slots=True)
 class Blob:
-    """One thing as seen: `x` and `y` are its centre in picture widths; `position` as in a scene."""
+    """A detected thing: `x` and `y` are its centre in picture widths; `position` as in a scene."""
 
     colour: str
     shape: str
@@ -59,7 +59,7 @@ class Blob:
 
 @dataclass(frozen=True, slots=True)
 class Seen:
-    """A picture as seen."""
+    """The contents of a picture."""
 
     background: str
     blobs: tuple[Blob, ...]
@@ -70,7 +70,7 @@ class Seen:
 
 
 def measure(picture: Image.Image, style: str = "") -> Seen:
-    """What the picture shows, if drawn in that style. Pictures of any size are measured at IMAGE_SIZE."""
+    """The contents of a picture in that style. Pictures are resized to IMAGE_SIZE."""
     pixels, background = _read(picture)
     if style == "stripes":
         pixels = _gaps_filled(pixels, background)

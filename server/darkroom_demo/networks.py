@@ -1,4 +1,4 @@
-"""The three networks of the demo model, small enough that a CPU trains them in an afternoon."""
+"""The demo model's VAE, UNet and text encoder, small enough to train on a CPU in an afternoon."""
 
 from typing import Any
 
@@ -79,5 +79,5 @@ def training_noise() -> Network:
 
 
 def sampling_scheduler() -> Network:
-    """The scheduler that the exported folder names; any other epsilon scheduler can be made from its config."""
+    """The exported folder's scheduler; its config fits any other epsilon scheduler."""
     return DDIMScheduler(**NOISE, set_alpha_to_one=False, steps_offset=1)

@@ -1,4 +1,4 @@
-"""The colours and shapes of the demo's world, and how a shape is drawn.
+"""Colours and shapes of the demo's data set, and their rasterisation.
 
 A shape fills the square [-1, 1]² (x to the right, y down) as one or more polygons; a ring is a disc with a hole.
 """

@@ -1,4 +1,4 @@
-"""Other ways of filling a shape, which the style LoRAs teach the model: as its outline, or in stripes.
+"""Fill styles of shapes, which the style LoRAs teach the model: outline and stripes.
 
 A style works on a shape's coverage mask, so the picture keeps its background and the shape its colour.
 """
@@ -26,7 +26,7 @@ def outline(mask: Mask) -> Mask:
 
 
 def stripes(mask: Mask) -> Mask:
-    """Every other band of the picture, from its top, without the shape: (H, W), 0 to 255."""
+    """The shape with every other horizontal band of the picture, from the top, removed: (H, W), 0 to 255."""
     return np.where(stripe_rows(len(mask))[:, None], mask, 0).astype(np.uint8)
 
 
@@ -41,5 +41,5 @@ STYLES: dict[str, Callable[[Mask], Mask]] = {"outline": outline, "stripes": stri
 
 
 def styled(mask: Image.Image, style: str) -> Image.Image:
-    """A mask of mode L in a style; "" leaves it as it is."""
+    """A mask of mode L in a style; "" returns it unchanged."""
     return Image.fromarray(STYLES[style](np.asarray(mask))) if style else mask

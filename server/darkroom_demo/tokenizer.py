@@ -1,7 +1,7 @@
 """The demo's tokenizer: CLIP's byte-level BPE with a vocabulary of its own, trained on captions.
 
-All 256 bytes are in the vocabulary, inside a word and at its end, so any text at all goes through; the words of the
-captions are one token each.
+All 256 bytes are in the vocabulary, within and at the end of words, so any text can be encoded; each word of the
+captions is one token.
 """
 
 import itertools
@@ -33,7 +33,7 @@ def new_tokenizer(seed: int, captions: int = 5000) -> CLIPTokenizer:
 
 
 def _learn_merges(texts: list[str]) -> list[tuple[str, str]]:
-    """Merges in the order learnt, until every frequent word is whole."""
+    """BPE merges in learning order, until every frequent word is one token."""
     pattern = CLIPTokenizer().backend_tokenizer
     learner = Tokenizer(models.BPE(end_of_word_suffix=WORD_END))
     learner.normalizer, learner.pre_tokenizer = pattern.normalizer, pattern.pre_tokenizer
@@ -44,19 +44,19 @@ def _learn_merges(texts: list[str]) -> list[tuple[str, str]]:
 
 
 def _vocabulary(merges: list[tuple[str, str]]) -> dict[str, int]:
-    """Bytes, bytes that end a word, merged tokens, start, end: in CLIP's order."""
+    """Bytes, word-final bytes, merged tokens, start, end: in CLIP's order."""
     alphabet = sorted(ByteLevel.alphabet())
     tokens = [*alphabet, *(byte + WORD_END for byte in alphabet), *("".join(merge) for merge in merges), START, END]
     return {token: index for index, token in enumerate(dict.fromkeys(tokens))}
 
 
 def save_tokenizer(tokenizer: CLIPTokenizer, folder: Path) -> None:
-    """Write it as current and as older versions of transformers read it."""
+    """Write the files of current and of older versions of transformers."""
     tokenizer.save_pretrained(folder)
     tokenizer.backend_tokenizer.model.save(str(folder))
 
 
 def token_ids(tokenizer: CLIPTokenizer, texts: list[str]) -> list[list[int]]:
-    """Each text as MAX_TOKENS ids, cut off or padded with the end token."""
+    """Each text as MAX_TOKENS ids, truncated or padded with the end token."""
     encoded = tokenizer(texts, padding="max_length", truncation=True, max_length=MAX_TOKENS)
     return [list(ids) for ids in encoded.input_ids]

@@ -1,13 +1,13 @@
 """Train the demo model: `python -m darkroom_demo.train --out FOLDER`.
 
-Three stages, each with its checkpoint, then an export that can be repeated at any moment of the training:
+Three stages, each with its checkpoint, then an export, which can be repeated at any time:
 
 - vae: the autoencoder between pictures and latents;
 - unet: the UNet and the text encoder, on the latents of that encoder;
-- decoder: the autoencoder's decoder alone, for sharper edges; it may run beside `unet`, in a process of its own.
+- decoder: the autoencoder's decoder alone, for sharper edges; it may run in parallel to `unet`, in its own process.
 
-The learning rate follows the clock, so every stage ends well within the minutes it is given. On a CPU one thread is as
-fast as two, for networks this small; on a GPU (`--device cuda`) raise `--batch` and `--image-size`.
+The learning rate follows wall-clock time, so every stage converges within its budget of minutes. On a CPU one thread is
+as fast as two, for networks this small; on a GPU (`--device cuda`) raise `--batch` and `--image-size`.
 """
 
 from enum import StrEnum
@@ -45,7 +45,7 @@ SHARES = {Stage.VAE: 0.25, Stage.UNET: 0.55, Stage.DECODER: 0.2}
 
 
 class Training:
-    """One training run: where its checkpoints are and how large everything is."""
+    """A training run: checkpoint folder and sizes."""
 
     def __init__(self, folder: Path, device: str, image_size: int, batch: int, seed: int, max_steps: int):
         folder.mkdir(parents=True, exist_ok=True)

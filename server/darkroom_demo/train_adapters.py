@@ -1,10 +1,10 @@
 """Train the demo model's adapters: `python -m darkroom_demo.train_adapters --out FOLDER`.
 
-Four stages, each with its checkpoint, then an export, all on a finished model (`--model`), which stays as it is:
+Four stages, each with its checkpoint, then an export, all on a finished, frozen model (`--model`):
 
 - controlnet: a ControlNet that follows Canny edges;
-- encoder: a copy of the autoencoder's encoder that finds the latents of styled pictures, which the model's own
-  autoencoder has never seen, through the model's own decoder. It only serves to train the next two;
+- encoder: a copy of the VAE's encoder, fine-tuned through the frozen decoder for latents of styled pictures, which the
+  VAE has never seen. Used only to train the next two;
 - outline, stripes: the style LoRAs.
 
 A ControlNet's training may go on with another model than it began with; a LoRA's checkpoint contains its model.
@@ -46,7 +46,7 @@ SHARES = {Stage.CONTROLNET: 0.5, Stage.ENCODER: 0.1, Stage.OUTLINE: 0.2, Stage.S
 
 
 class AdapterTraining:
-    """One training run: the model it is for, where its checkpoints are and how large everything is."""
+    """A training run: base model, checkpoint folder and sizes."""
 
     def __init__(self, folder: Path, model: Path, device: str, batch: int, pool: int, seed: int, max_steps: int):
         folder.mkdir(parents=True, exist_ok=True)
@@ -81,7 +81,7 @@ class AdapterTraining:
         train_unet(trainer, pool, base.tokenizer, self.batch, self.max_steps)
 
     def export(self, out: Path) -> None:
-        """Write the averaged weights of the newest checkpoints, 16-bit, as they are shipped."""
+        """Write the averaged weights of the newest checkpoints in half precision."""
         controlnet: Network = self.controlnet_trainer(self.base_model()).average["controlnet"]
         folder = out / CONTROLNET_PATH.name
         controlnet.half().save_pretrained(folder, safe_serialization=True)
@@ -128,7 +128,7 @@ def main(
     max_steps: Annotated[int, typer.Option(help="Stop a stage after so many steps, even with time left.")] = 1_000_000,
     seed: int = 0,
 ) -> None:
-    """Train the adapters of the demo model, going on from checkpoints if there are any."""
+    """Train the demo model's adapters, resuming from checkpoints if there are any."""
     torch.set_num_threads(threads)
     folder = checkpoints or out.with_name(out.name + "-training")
     training = AdapterTraining(folder, model, device, batch, pool, seed, max_steps)

@@ -25,13 +25,13 @@ LOOSE = 0.5
 
 
 def new_controlnet(unet: Network) -> Network:
-    """Noisy latents, timesteps, text and maps (B, 3, H, W) in [0, 1] to what is added inside the UNet; 2.0 M
-    parameters. It begins as a copy of the UNet's encoder whose outputs are exactly zero."""
+    """Noisy latents, timesteps, text and maps (B, 3, H, W) in [0, 1] to residuals of the UNet; 2.0 M
+    parameters. Initialised as a copy of the UNet's encoder with zero convolutions at its outputs."""
     return ControlNetModel.from_unet(unet, conditioning_embedding_out_channels=HINT_CHANNELS)
 
 
 class EdgePool(LatentPool):
-    """Pictures as latent distributions, each with its edge map folded to the latents' size in further channels."""
+    """Pictures as latent distributions, each with its edge map in further channels (space-to-depth to latent size)."""
 
     def _stream(self, seed: int) -> Iterator[Scene]:
         rng = random.Random(seed)
@@ -59,7 +59,7 @@ def _edge_maps(pictures: torch.Tensor) -> torch.Tensor:
 
 
 def train_controlnet(trainer: Trainer, base: Network, pool: EdgePool, batch: int, max_steps: int) -> None:
-    """Train until the clock or `max_steps` runs out, saving now and then. `base` is the pipeline of the model."""
+    """Train until the clock or `max_steps` runs out, saving regularly. `base` is the model's pipeline."""
     noise = training_noise()
     losses: list[float] = []
     while trainer.running(max_steps):
@@ -90,7 +90,7 @@ def _caption(scene: Scene, rng: random.Random) -> str:
 def controlnet_loss(
     trainer: Trainer, base: Network, latents: torch.Tensor, maps: torch.Tensor, ids: torch.Tensor, noise: Network
 ) -> torch.Tensor:
-    """How far the noise predicted with the maps is off, at a random time for each row: scalar."""
+    """MSE of the noise predicted with the maps, at a random timestep per row: scalar."""
     controlnet: Network = trainer.networks["controlnet"]
     epsilon = torch.randn_like(latents)
     times = torch.randint(noise.config.num_train_timesteps, (len(latents),), device=latents.device)

@@ -18,7 +18,7 @@ WITH_TEXT = ("stripes",)
 
 
 def add_lora(style: str, unet: Network, text_encoder: Network) -> None:
-    """Give frozen networks the adapter of a style: to begin with, it changes nothing."""
+    """Add a style's adapter to frozen networks; initialised to zero effect."""
     unet.add_adapter(_config(UNET_RANK, UNET_TARGETS))
     if style in WITH_TEXT:
         text_encoder.add_adapter(_config(TEXT_RANK, TEXT_TARGETS))
@@ -42,5 +42,5 @@ def save_lora(style: str, trainer: Trainer, file: Path) -> None:
 
 
 def _weights(network: Network) -> dict[str, Network]:
-    """In PEFT's names, half precision."""
+    """Weights by PEFT's names, half precision."""
     return {name: tensor.half() for name, tensor in get_peft_model_state_dict(network).items()}

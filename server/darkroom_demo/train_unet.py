@@ -25,7 +25,7 @@ ENCODE_BATCH = 64
 
 
 class LatentPool:
-    """Pictures of training scenes as latent distributions, so that a step need not encode its whole batch."""
+    """Replay pool of training pictures as latent distributions, so that a step need not encode its whole batch."""
 
     def __init__(self, vae: Network, image_size: int, seed: int, size: int = POOL, style: str = ""):
         self.vae, self.image_size, self.style = vae, image_size, style
@@ -66,7 +66,7 @@ class LatentPool:
 
 
 def train_unet(trainer: Trainer, pool: LatentPool, tokenizer: CLIPTokenizer, batch: int, max_steps: int) -> None:
-    """Train until the clock or `max_steps` runs out, saving now and then."""
+    """Train until the clock or `max_steps` runs out, saving regularly."""
     noise = training_noise()
     losses: list[torch.Tensor] = []
     while trainer.running(max_steps):
@@ -90,7 +90,7 @@ def _captions(scenes: list[Scene], rng: random.Random) -> list[str]:
 
 
 def unet_loss(trainer: Trainer, latents: torch.Tensor, ids: torch.Tensor, noise: Network) -> torch.Tensor:
-    """How far the predicted noise is off, at a random time for each row: scalar."""
+    """MSE of the predicted noise, at a random timestep per row: scalar."""
     unet: Network = trainer.networks["unet"]
     text_encoder: Network = trainer.networks["text_encoder"]
     epsilon = torch.randn_like(latents)

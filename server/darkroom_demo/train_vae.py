@@ -21,9 +21,9 @@ SAVE_EVERY = 250
 def train_vae(
     trainer: Trainer, image_size: int, seed: int, batch: int, max_steps: int, styles: Sequence[str] = ("",)
 ) -> None:
-    """Train until the clock or `max_steps` runs out, saving now and then; each batch is drawn in one of `styles`.
+    """Train until the clock or `max_steps` runs out, saving regularly; each batch is drawn in one of `styles`.
 
-    With a frozen encoder it is the decoder's stage, which may run beside the UNet's.
+    With a frozen encoder this is the decoder stage, which may run in parallel to the UNet's.
     """
     rng = random.Random(seed + trainer.step)
     stream = training_scenes(seed + trainer.step)
@@ -40,19 +40,19 @@ def train_vae(
 
 
 def freeze_encoder(vae: Network) -> None:
-    """From here on the latents stay what they are, and only the decoder learns."""
+    """Train only the decoder from here on: the latents stay fixed."""
     vae.encoder.requires_grad_(False)
     vae.quant_conv.requires_grad_(False)
 
 
 def freeze_decoder(vae: Network) -> None:
-    """From here on only the encoder learns: what latents the decoder needs for pictures that are new to it."""
+    """Train only the encoder from here on, for pictures that are new to the decoder."""
     vae.decoder.requires_grad_(False)
     vae.post_quant_conv.requires_grad_(False)
 
 
 def vae_loss(trainer: Trainer, vae: Network, pictures: torch.Tensor) -> tuple[torch.Tensor, float]:
-    """The loss, and the mean absolute error of the pictures in their range [-1, 1]."""
+    """The loss, and the mean absolute error of the pictures in [-1, 1]."""
     with trainer.autocast(on_cpu=True):
         posterior = vae.encode(pictures).latent_dist
         latents = posterior.sample()
@@ -68,15 +68,15 @@ def vae_loss(trainer: Trainer, vae: Network, pictures: torch.Tensor) -> tuple[to
 
 
 def edge_loss(decoded: torch.Tensor, pictures: torch.Tensor) -> torch.Tensor:
-    """How far the differences between neighbouring pixels are off: most of a picture is flat, and its edges are what
-    the eye sees."""
+    """Gradient loss, the error of differences between neighbouring pixels: most of a picture is flat, and edges
+    dominate perception."""
     off = decoded - pictures
     return off.diff(dim=-1).abs().mean() + off.diff(dim=-2).abs().mean()
 
 
 @torch.no_grad()
 def set_scaling(vae: Network, image_size: int, seed: int, device: torch.device) -> None:
-    """Set the scaling factor with which latents have a standard deviation of LATENT_STD."""
+    """Set the scaling factor that gives latents a standard deviation of LATENT_STD."""
     scenes = list(itertools.islice(training_scenes(seed), 256))
     latents = vae.encode(draw_batch(scenes, random.Random(seed), image_size).to(device)).latent_dist.mode()
     vae.register_to_config(scaling_factor=round(LATENT_STD / latents.std().item(), 5))

@@ -1,4 +1,4 @@
-"""What both stages of training share: a schedule by the clock, averaged weights, checkpoints, batches of pictures."""
+"""Shared by all training stages: wall-clock schedule, weight averaging (EMA), checkpoints, batches of pictures."""
 
 import copy
 import math
@@ -22,7 +22,7 @@ EMA_DECAY = 0.999
 
 @dataclass(slots=True)
 class Clock:
-    """A budget of time: the learning rate decays as it is spent, so that training ends well at any speed."""
+    """A time budget: the learning rate decays as it is spent, so that training converges at any speed."""
 
     minutes: float
     spent: float = 0.0
@@ -38,13 +38,13 @@ class Clock:
 
 
 def learning_rate(peak: float, step: int, fraction: float) -> float:
-    """Warmed over the first steps, then along a cosine down to a hundredth of the peak."""
+    """Linear warm-up over the first steps, then cosine decay to a hundredth of the peak."""
     decay = 0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * min(1.0, fraction)))
     return peak * min(1.0, (step + 1) / WARMUP_STEPS) * decay
 
 
 class Trainer:
-    """Networks under training, with their optimiser, their running average and their checkpoint file."""
+    """Networks, optimiser, running average (EMA) of the weights, and checkpoint file."""
 
     def __init__(self, networks: dict[str, Network], clock: Clock, path: Path, device: torch.device, peak: float):
         self.networks = nn.ModuleDict(networks).to(device)
@@ -54,11 +54,11 @@ class Trainer:
         self.step = 0
 
     def autocast(self, on_cpu: bool) -> AbstractContextManager[object]:
-        """bfloat16 where matrices are multiplied: faster on a GPU, and with AMX for large ones."""
+        """bfloat16 matrix products: faster on a GPU, and with AMX for large ones."""
         return torch.autocast(self.device.type, torch.bfloat16, enabled=on_cpu or self.device.type != "cpu")
 
     def apply(self, loss: torch.Tensor) -> None:
-        """One optimiser step down a scalar loss."""
+        """One optimiser step on a scalar loss."""
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate(self.peak, self.step, self.clock.fraction())
         self.optimizer.zero_grad(set_to_none=True)
@@ -75,11 +75,11 @@ class Trainer:
         torch._foreach_lerp_(list(self.average.parameters()), list(self.networks.parameters()), 1 - decay)
 
     def running(self, max_steps: int) -> bool:
-        """Whether there are steps and time left."""
+        """Whether steps and time are left."""
         return self.step < max_steps and self.clock.fraction() < 1
 
     def save(self) -> None:
-        """Write a checkpoint; an interruption leaves the old one whole."""
+        """Write a checkpoint atomically."""
         state = {
             "networks": self.networks.state_dict(),
             "average": self.average.state_dict(),
@@ -92,7 +92,7 @@ class Trainer:
         partial.replace(self.path)
 
     def resume(self) -> None:
-        """Go on from the checkpoint, if there is one."""
+        """Resume from the checkpoint, if there is one."""
         if not self.path.exists():
             return
         state = torch.load(self.path, map_location=self.device, weights_only=True)
@@ -103,7 +103,7 @@ class Trainer:
 
 
 def resumed(trainer: Trainer, seed: int) -> Trainer:
-    """A trainer at its checkpoint, if there is one, with random numbers that no earlier run has drawn."""
+    """A trainer resumed from its checkpoint, if there is one, with a fresh random stream."""
     trainer.resume()
     torch.manual_seed(seed + trainer.step)
     return trainer

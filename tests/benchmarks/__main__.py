@@ -107,7 +107,7 @@ def _cuda() -> bool:
 
 
 def write(bench: Bench, parts: dict[str, Any], seconds: float) -> None:
-    """The JSON file, and the chart where there is something to draw."""
+    """Write the JSON file, and the chart if there are load results."""
     import torch
 
     options = bench.options

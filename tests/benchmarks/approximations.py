@@ -1,4 +1,4 @@
-"""What approximations gain, and how far their pictures are from the exact ones."""
+"""Speedup and error of approximations."""
 
 import time
 from collections.abc import Sequence
@@ -22,10 +22,10 @@ ASKED: dict[str, dict[str, Any]] = {
 
 
 def measure(bench: Bench) -> list[dict[str, Any]]:
-    """Of each approximation, one picture after the other: pictures a second, and levels (of 255) between its pictures
-    and the exact ones, the mean and the root of the mean square."""
+    """Per approximation, sequentially: pictures/s, and the error against exact pictures in levels of 255, mean absolute
+    and RMS."""
     pictures, rows, orders = {}, [], bench.orders(uniform, 16)
-    _made(bench, orders, {})  # the server is there, and has the scheduler's table
+    _made(bench, orders, {})  # warm-up: starts the server, builds the scheduler's table
     for name, asked in ASKED.items():
         began = time.perf_counter()
         pictures[name] = _made(bench, orders, asked)

@@ -1,4 +1,4 @@
-"""Real architectures with random weights: enough for speed and memory, where no trained weights can be had."""
+"""Real architectures with random weights: sufficient to measure speed and memory."""
 
 from pathlib import Path
 from typing import Any

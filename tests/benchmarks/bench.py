@@ -1,4 +1,4 @@
-"""What the parts of the benchmark share: options, server, peers, tables, and the figures that have a bar."""
+"""Shared by all benchmarks: options, server, peers, tables, and figures with a bar."""
 
 import argparse
 import dataclasses
@@ -18,11 +18,11 @@ from tests.benchmarks.served import Served
 from tests.benchmarks.workload import Order, Traffic
 
 Row = Mapping[str, object]
-NAMED = {"sd15": "stable_diffusion_15", "sdxl": "stable_diffusion_xl"}  # of architectures.py
+NAMED = {"sd15": "stable_diffusion_15", "sdxl": "stable_diffusion_xl"}  # functions of architectures.py
 
 
 class Bench:
-    """A run of the benchmark. Server and peers start when they are first used."""
+    """A run of the benchmark. Server and peers start lazily."""
 
     def __init__(self, options: argparse.Namespace) -> None:
         self.options = options
@@ -48,7 +48,7 @@ class Bench:
 
     @cached_property
     def limit(self) -> dict[str, float]:
-        """Of the card (see limits.py), at the rate of its dtype; empty on a CPU, and where another rate counts."""
+        """The card's roofline at its dtype (see limits.py); empty on a CPU, and where another rate applies."""
         from tests.benchmarks.limits import limit
 
         known = self.cuda and not self.options.quantize
@@ -56,7 +56,7 @@ class Bench:
 
     @cached_property
     def dtype(self) -> Any:
-        """That of server and peers."""
+        """The dtype of server and peers."""
         import torch
 
         automatic = "float16" if self.cuda else "float32"
@@ -64,12 +64,12 @@ class Bench:
 
     @property
     def demo(self) -> bool:
-        """Whether the model is the one that has a ControlNet and LoRAs."""
+        """Whether the model is the demo model, which has a ControlNet and LoRAs."""
         return self.model == MODEL_PATH
 
     @cached_property
     def served(self) -> Served:
-        """A server, which has made already what costs more the first time."""
+        """A warmed-up server."""
         served = self.serve()
         count = 4 if self.options.smoke else 64
         few = Traffic([Order(seed, steps=4 + seed % 3) for seed in range(count)], clients=32)
@@ -80,19 +80,19 @@ class Bench:
         return served
 
     def serve(self, clocks: bool = False) -> Served:
-        """Another server."""
+        """A further server."""
         options = {"compile": "load" if self.options.compile else False, "quantize": self.options.quantize}
         return Served(None if self.demo else self.model, self.options.device, self.options.dtype, clocks, options)
 
     @cached_property
     def peers(self) -> Apart:
-        """The peers, likewise."""
+        """The warmed-up peers."""
         peers = Apart(self.model, self.options.device, self.dtype, self.options.compile)
         peers.run("warm_up", 1 if self.options.smoke else MAX_BATCH)
         return peers
 
     def settle_threads(self) -> None:
-        """Have server and peers use as many threads as are best for (a), unless OMP_NUM_THREADS says how many."""
+        """Set the number of threads of server and peers to the best one for (a), unless OMP_NUM_THREADS is set."""
         if self.cuda or "OMP_NUM_THREADS" in os.environ:
             return
         probe = Apart(self.model, self.options.device, self.dtype)
@@ -100,13 +100,13 @@ class Bench:
         probe.stop()
 
     def stop(self) -> None:
-        """Let go of server and peers."""
+        """Stop server and peers."""
         for each in ("served", "peers"):
             if each in vars(self):
                 vars(self).pop(each).stop()
 
     def orders(self, kind: Callable[[int], Sequence[Order]], count: int) -> Sequence[Order]:
-        """So many new orders of a kind, with prompts that nobody has seen; for a smoke test few and short ones."""
+        """`count` new orders of a kind, with unique prompts; few and short ones in a smoke test."""
         orders = kind(max(4, count // 8) if self.options.smoke else count)
         before, self._ordered = self._ordered, self._ordered + len(orders)
         less = 4 if self.options.smoke else 1
@@ -115,7 +115,7 @@ class Bench:
         ]
 
     def turns(self, ways: Mapping[str, Callable[[], Run]], rounds: int = 1) -> Turns:
-        """Each way in turn, as often as was asked for times `rounds`, there and back."""
+        """Run the systems in turn, forwards and backwards, for the requested number of rounds times `rounds`."""
         count = 1 if self.options.smoke else self.options.rounds * rounds
         runs: dict[str, list[Run]] = {name: [] for name in ways}
         for number in range(count):
@@ -124,7 +124,7 @@ class Bench:
         return Turns(runs)
 
     def table(self, title: str, rows: Sequence[Row], note: str = "") -> None:
-        """Print rows of the same columns."""
+        """Print rows as a table."""
         table = Table(title=title, caption=note or None, title_justify="left", caption_justify="left")
         for column, value in rows[0].items():
             table.add_column(column, justify="left" if isinstance(value, str) else "right")
@@ -134,9 +134,9 @@ class Bench:
 
     @property
     def _kind(self) -> str:
-        """What bars are set for."""
+        """The kind of device, as a key of the bars."""
         kind = "sdxl" if self.options.model == "sdxl" else self.options.device.partition(":")[0]
-        kind += " compiled" if self.options.compile and not self.cuda else ""  # which is usual on a GPU
+        kind += " compiled" if self.options.compile and not self.cuda else ""  # the default on a GPU
         return " ".join(filter(None, (kind, self.options.quantize)))
 
     def hold(
@@ -146,7 +146,7 @@ class Bench:
         at_least: Mapping[str, float] | None = None,
         at_most: Mapping[str, float] | None = None,
     ) -> None:
-        """A figure that must reach, or not exceed, what is set for this kind of device, if anything is."""
+        """Check a figure against its lower or upper bar for this kind of device, if there is one."""
         bar = (at_least or at_most or {}).get(self._kind)
         if bar is not None:
             held = value >= bar if at_least else value <= bar

@@ -1,4 +1,4 @@
-"""Draws throughput and latency against load."""
+"""Charts of throughput and latency against load."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,7 +9,7 @@ from typing import Any
 
 from PIL import Image, ImageDraw, ImageFont
 
-SCALE = 2  # drawn larger, then averaged down: smooth lines
+SCALE = 2  # supersampling, for smooth lines
 WIDTH, HEIGHT = 560, 360  # pixels of a panel
 LEFT, RIGHT, TOP, BOTTOM = 62, 22, 88, 52  # its margins
 INK, GRID = "#333333", "#dddddd"
@@ -23,7 +23,7 @@ class Line:
 
     system: str
     points: Sequence[tuple[float, float]]
-    name: str = ""  # beside that of its system
+    name: str = ""  # appended to the system's
     dashed: bool = False
 
 
@@ -35,11 +35,11 @@ class Panel:
     x_label: str
     y_label: str
     lines: Sequence[Line]
-    logarithmic: bool = False  # of y
+    logarithmic: bool = False  # y axis
 
 
 def draw(path: Path, rows: Sequence[dict[str, Any]]) -> None:
-    """The chart of the load benchmark's rows: for each kind of settings, throughput, and beside it latency."""
+    """The chart of the load benchmark's rows: per kind of settings, a throughput and a latency panel."""
     kinds = list(dict.fromkeys(row["settings"] for row in rows))
     panels = [panel for kind in kinds for panel in _panels(kind, [row for row in rows if row["settings"] == kind])]
     chart = Image.new("RGB", (2 * WIDTH * SCALE, len(kinds) * HEIGHT * SCALE), "white")
@@ -68,7 +68,7 @@ def _panels(kind: str, rows: Sequence[dict[str, Any]]) -> list[Panel]:
 
 
 class _Drawing:
-    """A panel's image. Coordinates of `_place` are those of the data, all else is in pixels."""
+    """A panel's image. `_place` takes data coordinates, all else is in pixels."""
 
     def __init__(self, panel: Panel) -> None:
         self.image = Image.new("RGB", (WIDTH * SCALE, HEIGHT * SCALE), "white")
@@ -133,7 +133,7 @@ def _between(begin: tuple[float, float], end: tuple[float, float], part: float) 
 
 
 def _ticks(low: float, high: float) -> list[float]:
-    """Four to ten round numbers from low to high or a little more."""
+    """Four to ten round tick values that cover low to high."""
     rough = (high - low) / 5
     unit = 10 ** floor(log10(rough))
     step = next(factor * unit for factor in (1, 2, 5, 10) if factor * unit >= rough)
@@ -141,7 +141,7 @@ def _ticks(low: float, high: float) -> list[float]:
 
 
 def _powers(low: float, high: float) -> list[float]:
-    """1, 2, 5, 10, … around low and high."""
+    """Logarithmic ticks 1, 2, 5, 10, … that cover low to high."""
     steps = [factor * 10.0**power for power in range(floor(log10(low)), ceil(log10(high)) + 1) for factor in (1, 2, 5)]
     first = max(index for index, step in enumerate(steps) if step <= low)
     last = min(index for index, step in enumerate(steps) if step >= high)

@@ -1,4 +1,4 @@
-"""Clients that each ask for one picture after another: 1, 4, 16 and 64 of them."""
+"""Closed-loop load: 1, 4, 16 and 64 clients, each with one request at a time."""
 
 from typing import Any
 
@@ -14,7 +14,7 @@ for (a). ratio: images/s over those of the first line of the same traffic, the m
 
 
 def measure(bench: Bench) -> dict[str, Any]:
-    """Images a second and latencies, beside the peers."""
+    """Throughput and latency, against the peers."""
     rows = [*_one(bench), *_alike(bench), *_mixed(bench)]
     if bench.limit:
         rows = [{**row, "of the limit": row["images/s"] / bench.limit["limit, images/s"]} for row in rows]
@@ -93,6 +93,6 @@ def _mixed(bench: Bench) -> list[dict[str, Any]]:
 
 
 def _rows(what: str, turns: Turns) -> list[dict[str, Any]]:
-    """A line for each, with its images a second relative to the first's."""
+    """One line each, with throughput relative to the first's."""
     first = next(iter(turns))
     return [{"traffic": what, **turns[name].row(name), "ratio": turns.over(name, first)} for name in turns]

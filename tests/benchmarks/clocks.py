@@ -1,8 +1,8 @@
-"""`darkroom serve` with clocks in it: where the engine's time goes, and which threads take the CPU.
+"""`darkroom serve` with profiling: engine time by stage, CPU time by thread.
 
-For each line on its standard input it writes one to its standard output, as JSON: the seconds of the engine's thread by
-stage, without those of the stages within; the CPU seconds of the process by thread. Both are from the start on. The
-clocks are put around the functions below from here: the server knows nothing of them.
+For each line on stdin it writes one line of JSON to stdout: the engine thread's exclusive seconds by stage, and the
+process's CPU seconds by thread, both since the start. The functions below are wrapped from here; the server itself is
+not instrumented.
 """
 
 import functools
@@ -34,7 +34,7 @@ STAGES = {
     "waiting for work": [f"{ENGINE}.engine:Engine._drain_inbox"],
     "other Python": [f"{ENGINE}.engine:Engine._take_turn"],
 }
-THREADS = {  # what they do, by their names
+THREADS = {  # purpose by thread name
     "engine": "engine",
     "tables": "scheduler tables",
     "background": "traces",
@@ -46,7 +46,7 @@ THREADS = {  # what they do, by their names
 
 
 class Clocks:
-    """The seconds of each stage, and how often it ran."""
+    """Exclusive seconds and calls of each stage."""
 
     def __init__(self) -> None:
         self.seconds: Counter[str] = Counter()
@@ -55,7 +55,7 @@ class Clocks:
         self._since = 0.0
 
     def around(self, stage: str, function: Callable[..., Any]) -> Callable[..., Any]:
-        """The function, timed on the engine's thread; while a stage within runs, this one's clock stands still."""
+        """Wrap a function: exclusive time on the engine's thread, without nested stages."""
 
         @functools.wraps(function)
         def timed(*arguments: Any, **named: Any) -> Any:
@@ -73,9 +73,9 @@ class Clocks:
         return timed
 
     def _turn(self) -> None:
-        """Give the time since the last turn to the stage that ran."""
+        """Attribute the time since the last switch to the stage that ran."""
         if "torch" in sys.modules and sys.modules["torch"].cuda.is_initialized():
-            sys.modules["torch"].cuda.synchronize()  # else a stage would pay for the one before
+            sys.modules["torch"].cuda.synchronize()  # else a stage is charged for earlier launches
         now = time.perf_counter()
         if self._running:
             self.seconds[self._running[-1]] += now - self._since
@@ -83,14 +83,14 @@ class Clocks:
 
 
 def find(target: str) -> tuple[Any, str]:
-    """What has the function, a module or a class, and its name there."""
+    """The owner of a function, a module or class, and the attribute's name."""
     module, _, path = target.partition(":")
     *owners, name = path.split(".")
     return functools.reduce(getattr, owners, importlib.import_module(module)), name
 
 
 def install(clocks: Clocks) -> None:
-    """Put the clocks around all stages."""
+    """Wrap all stages."""
     for stage, targets in STAGES.items():
         for target in targets:
             owner, name = find(target)
@@ -98,8 +98,8 @@ def install(clocks: Clocks) -> None:
 
 
 def cpu_by_thread() -> Counter[str]:
-    """CPU seconds of this process (Linux). Threads that Python did not start are gRPC's, which name themselves, or
-    OpenMP's, which work for the engine."""
+    """CPU seconds of this process by thread (Linux). Threads not started by Python are gRPC's, which have names, or the
+    engine's OpenMP team."""
     python = {thread.native_id: thread.name for thread in threading.enumerate()}
     main, ticks = Path("/proc/self/comm").read_text(), os.sysconf("SC_CLK_TCK")
     found: Counter[str] = Counter()
@@ -107,12 +107,12 @@ def cpu_by_thread() -> Counter[str]:
         name = python.get(int(task.name), "engine" if (task / "comm").read_text() == main else "grpc")
         fields = (task / "stat").read_text().rpartition(")")[2].split()
         kind = THREADS.get(name.partition("_")[0], "transport")
-        found[kind] += (int(fields[11]) + int(fields[12])) / ticks  # user and system
+        found[kind] += (int(fields[11]) + int(fields[12])) / ticks  # utime, stime
     return found
 
 
 def answer(clocks: Clocks) -> None:
-    """Say what the clocks show, each time somebody asks."""
+    """Print the readings for each line on stdin."""
     for _ in sys.stdin:
         shown = {"stages": clocks.seconds, "calls": clocks.calls, "cpu": cpu_by_thread()}
         print(json.dumps(shown), flush=True)

@@ -1,4 +1,4 @@
-"""Sends traffic to whatever makes pictures, and keeps what came of each order."""
+"""Load generator: sends traffic to a system, and records each order's result."""
 
 import asyncio
 import statistics
@@ -11,14 +11,14 @@ from tests.benchmarks.workload import Order, Traffic
 
 @dataclass
 class Record:
-    """What came of one order. Times are in seconds."""
+    """The result of one order. Times are in seconds."""
 
     order: Order
-    latency: float = 0.0  # from its sending to its end; 0: nobody waited for it
-    queued: float = 0.0  # of that, before work on it began
-    first_preview: float | None = None  # after its sending
+    latency: float = 0.0  # from sending to the end; 0: not measured
+    queued: float = 0.0  # queueing part of the latency
+    first_preview: float | None = None  # since sending
     previews: int = 0
-    rows: list[int] = field(default_factory=list)  # of each step's batch
+    rows: list[int] = field(default_factory=list)  # rows of each step's batch
 
 
 Make = Callable[[Order, Record], Awaitable[None]]
@@ -26,7 +26,7 @@ Make = Callable[[Order, Record], Awaitable[None]]
 
 @dataclass
 class Run:
-    """What came of all."""
+    """The results of one run."""
 
     seconds: float
     records: list[Record]
@@ -36,23 +36,23 @@ class Run:
         return len(self.records) / self.seconds
 
     def latency(self, percent: int) -> float:
-        """The percentile of the latencies, in seconds; of fewer than 100 it lies between the two nearest."""
+        """A latency percentile in seconds, interpolated below 100 values."""
         return percentile([record.latency for record in self.records], percent)
 
     @property
     def first_preview(self) -> float | None:
-        """The median time until a client sees something, in seconds; None: there are no previews."""
+        """Median time to first preview in seconds; None: no previews."""
         seen = [record.first_preview for record in self.records if record.first_preview is not None]
         return statistics.median(seen) if seen else None
 
     @property
     def rows(self) -> float | None:
-        """The mean rows of a batch that a step shared; None: not known."""
+        """Mean batch rows per step; None: unknown."""
         found = [rows for record in self.records for rows in record.rows]
         return statistics.fmean(found) if found else None
 
     def row(self, system: str) -> dict[str, object]:
-        """Its line of a table."""
+        """The row of a table."""
         return {
             "system": system,
             "images/s": self.images_per_s,
@@ -67,12 +67,12 @@ class Run:
 
 @dataclass
 class Turns:
-    """What came of several ways that took turns: the runs of each, in the order of the rounds."""
+    """Interleaved runs of several systems, in order of the rounds."""
 
     runs: Mapping[str, Sequence[Run]]
 
     def __getitem__(self, way: str) -> Run:
-        """The run that took the median time."""
+        """The run of median duration."""
         runs = sorted(self.runs[way], key=lambda run: run.seconds)
         return runs[len(runs) // 2]
 
@@ -80,25 +80,24 @@ class Turns:
         return iter(self.runs)
 
     def over(self, way: str, other: str) -> float:
-        """Images a second of one way over those of another: of each round, as a machine is not as fast in all of them,
-        and the median of that."""
+        """Median over rounds of the throughput ratio of two systems: paired by round, as a machine's speed drifts."""
         pairs = zip(self.runs[way], self.runs[other], strict=True)
         return statistics.median(run.images_per_s / beside.images_per_s for run, beside in pairs)
 
     def lost(self) -> float:
-        """The greatest share of images a second that one way makes less than another, likewise."""
+        """The largest loss of throughput of one system against another, likewise."""
         return 1 - min(self.over(way, other) for way in self for other in self)
 
 
 def percentile(values: list[float], percent: int) -> float:
-    """Of one value or more."""
+    """A percentile of one value or more."""
     if len(values) == 1:
         return values[0]
     return statistics.quantiles(values, n=100, method="inclusive")[percent - 1]
 
 
 async def drive(make: Make, traffic: Traffic) -> Run:
-    """Send the orders as the traffic says, and wait for all."""
+    """Send the traffic's orders, and wait for all."""
     records = [Record(order) for order in traffic.orders]
     began = time.perf_counter()
     if traffic.arrivals:

@@ -1,4 +1,4 @@
-"""The most images a second that a card could make: its measured matrix rate over the operations counted."""
+"""Roofline: the upper bound of a card's images/s, its measured GEMM rate over the counted FLOPs."""
 
 import statistics
 from pathlib import Path
@@ -12,7 +12,7 @@ TERA = 1e12
 
 
 def limit(folder: Path, device: str, dtype: torch.dtype, steps: int = 20) -> dict[str, float]:
-    """Of pictures of this many steps with guidance, of the model's own size; text encoding is not counted."""
+    """Images/s at this many steps, with guidance, at the model's default size; text encoding excluded."""
     unet, decode = unet_operations(folder), decode_operations(folder)
     rate = matrix_rate(device, dtype)
     return {
@@ -24,7 +24,7 @@ def limit(folder: Path, device: str, dtype: torch.dtype, steps: int = 20) -> dic
 
 
 def unet_operations(folder: Path) -> int:
-    """Floating-point operations of one row."""
+    """FLOPs of one row."""
     unet: Any = _empty(diffusers.UNet2DConditionModel, folder / "unet")
     size, config = unet.config.sample_size, unet.config
     more = {}
@@ -37,7 +37,7 @@ def unet_operations(folder: Path) -> int:
 
 
 def decode_operations(folder: Path) -> int:
-    """Of one picture's latents."""
+    """FLOPs to decode one picture."""
     vae: Any = _empty(diffusers.AutoencoderKL, folder / "vae")
     size = diffusers.UNet2DConditionModel.load_config(folder / "unet")["sample_size"]
     with FlopCounterMode(display=False) as counter:
@@ -46,7 +46,7 @@ def decode_operations(folder: Path) -> int:
 
 
 def matrix_rate(device: str, dtype: torch.dtype, edge: int = 8192, rounds: int = 20) -> float:
-    """Operations a second of a CUDA device when it multiplies large matrices."""
+    """Measured FLOP/s of large matrix products on a CUDA device."""
     a, b = (torch.randn(edge, edge, device=device, dtype=dtype) for _ in range(2))
     seconds = []
     for _ in range(rounds):

@@ -1,4 +1,4 @@
-"""Strangers who come at random times, at 50 to 120 % of what the server can do."""
+"""Open-loop load: Poisson arrivals at 50 to 120 % of the server's capacity."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -12,8 +12,8 @@ Kind = Callable[[int], Sequence[Order]]
 
 
 def measure(bench: Bench) -> dict[str, Any]:
-    """Latencies at each load, of the server with previews and of request-level batching without. Of settings that all
-    differ (b) makes so few that it is measured below the server's capacity only."""
+    """Latency at each load, of the server with previews and of request-level batching (b) without. With mixed settings
+    (b) has so little throughput that it is measured below the server's capacity only."""
     rows = [*_kind(bench, "popular", popular, LOADS), *_kind(bench, "mixed", mixed, LOADS[:2])]
     note = f"{COUNT} requests each, all from one seed; p99 is near the slowest. Previews: latent-rgb, at every step."
     bench.table("Poisson arrivals, in shares of the server's capacity", rows, note)

@@ -1,7 +1,7 @@
-"""What each memory option takes, and what it costs in speed: the server, and diffusers with the same option.
+"""Memory and speed of each memory option: the server against diffusers with the same option.
 
-Each is measured in a process of its own. On CUDA its memory is the most that was allocated on the device while a
-picture was made, else what is resident in the process after it.
+Each runs in its own process. Memory is the peak allocation on the device during a picture on CUDA, else the process's
+resident memory after it.
 """
 
 import argparse
@@ -43,7 +43,7 @@ ON_CPU: dict[str, dict[str, Any]] = {
 
 
 def memory(folder: Path, device: str, edge: int, steps: int, few: bool = False) -> list[dict[str, Any]]:
-    """A row for each option, or for a few: MiB, and seconds a step, of both. One that fails has its error instead."""
+    """One row per option or combination: MiB and seconds per step of both, or the error."""
     rows, options_by_name = [], ON_CUDA if device.startswith("cuda") else ON_CPU
     print(f"memory options, {folder.name}, a picture of {edge}x{edge} on {device}: MiB, and seconds a step")
     for name, options in [*options_by_name.items()][: 1 if few else None]:
@@ -88,7 +88,7 @@ MEASURES: dict[str, Callable[..., list[float]]] = {"server": server, "diffusers"
 
 
 def _configure(pipe: Any, options: dict[str, Any], device: torch.device, dtype: torch.dtype) -> None:
-    """Each option as diffusers' own documentation has it."""
+    """Apply an option as in diffusers' documentation."""
     if options.get("attention_slicing"):
         pipe.enable_attention_slicing(options["attention_slicing"])
     if options.get("vae_slicing"):
@@ -118,7 +118,7 @@ def _configure(pipe: Any, options: dict[str, Any], device: torch.device, dtype: 
 
 
 def _made(device: str, make: Callable[[int], list[float]], steps: int) -> list[float]:
-    """MiB and seconds a step of a picture; one before it warms up."""
+    """MiB and seconds per step of a picture, after a warm-up."""
     make(2)
     if device.startswith("cuda"):
         torch.cuda.reset_peak_memory_stats()

@@ -1,4 +1,4 @@
-"""How people serve diffusion today, and what no server can beat: diffusers' pipeline on the same weights.
+"""Baselines and upper bound: diffusers' pipeline on the same weights.
 
 Whatever favours the peers is theirs: they have no transport, encode no PNG, and send no previews.
 """
@@ -17,12 +17,12 @@ from tests.benchmarks.driving import Record, Run, drive
 from tests.benchmarks.workload import Order, Traffic
 
 MAX_BATCH = 16  # images
-WINDOW = 0.05  # seconds that the oldest waits for others to share its batch
+WINDOW = 0.05  # seconds: the batching window of the oldest request
 
 
 class Peers:
-    """One pipeline, and three ways to drive it. All that uses torch is done by one thread, as OpenMP is slower where
-    several have a team (see the server's threads.py)."""
+    """One pipeline, and three ways to drive it. One thread runs all of torch, as several OpenMP teams are slower (see
+    the server's device/threads.py)."""
 
     def __init__(self, model: Path, device: str, dtype: Any, compiled: bool = False) -> None:
         from tests.benchmarks.pipelines import Pipelines
@@ -38,17 +38,17 @@ class Peers:
         return self._thread.submit(self._pipelines.fastest_threads).result()
 
     def warm_up(self, largest: int) -> None:
-        """Make a batch of each size: the first of its size costs more, as kernels are made for it."""
+        """Run a batch of each size: the first one of a size compiles or selects kernels."""
         for size in range(1, largest + 1):
             self._make([Order(seed, steps=2) for seed in range(size)])
-        self._make([Order(0, "ddim", steps=2)])  # whose timesteps are whole numbers: compiled code is another for them
+        self._make([Order(0, "ddim", steps=2)])  # integer timesteps, for which compiled code is specialised
 
     def locked(self, traffic: Traffic) -> Run:
-        """(a) One request at a time, first come, first served: the pipeline behind a lock."""
+        """(a) The pipeline behind a lock: one request at a time, FIFO."""
         return asyncio.run(self._drive(traffic, max_batch=1, window=0.0))
 
     def batched(self, traffic: Traffic) -> Run:
-        """(b) Request-level batching: what waits and is alike is made as one static batch."""
+        """(b) Request-level batching: compatible queued requests form one static batch."""
         return asyncio.run(self._drive(traffic, MAX_BATCH, WINDOW))
 
     async def _drive(self, traffic: Traffic, max_batch: int, window: float) -> Run:
@@ -61,8 +61,8 @@ class Peers:
         return run
 
     def ideal(self, orders: Sequence[Order]) -> Run:
-        """(c) Static batches of 16 with one scheduler, for as many decodes and row-evaluations as these orders need,
-        nobody waiting for anything."""
+        """(c) Upper bound: static batches of 16 with one scheduler, with the decodes and row evaluations of these
+        orders, without waiting."""
         wanted = sum(self._pipelines.row_evaluations(order) for order in orders)
         size = min(MAX_BATCH, len(orders))
         batches = len(orders) // size
@@ -72,7 +72,7 @@ class Peers:
             alike = steps + (batch < more)
             self._make([Order(seed, steps=alike) for seed in range(batch * size, (batch + 1) * size)])
         done = 2 * size * (steps * batches + more)
-        seconds = (time.perf_counter() - began) * wanted / done  # steps are whole numbers: within a percent
+        seconds = (time.perf_counter() - began) * wanted / done  # whole steps: rounded within a percent
         return Run(seconds, [Record(order) for order in orders])
 
 
@@ -87,14 +87,14 @@ class Waiting:
 
     @property
     def kind(self) -> tuple[Any, ...]:
-        """What must be equal in a static batch, which has one scheduler, one step count and one guidance scale."""
+        """The compatibility key of a static batch: one scheduler, one step count, one guidance scale."""
         o = self.order
         return o.scheduler, o.steps, o.guidance, o.task, o.control, o.lora
 
 
 class RequestBatcher:
-    """Dynamic batching as inference servers do it: the oldest request goes next, with those of its kind that wait; it
-    waits for them until the batch is full, or for a short window."""
+    """Dynamic batching as in inference servers: the oldest request goes next, with queued ones of its kind, once the
+    batch is full or the window has passed."""
 
     def __init__(self, thread: ThreadPoolExecutor, run: Any, max_batch: int, window: float) -> None:
         self._thread = thread
@@ -105,14 +105,14 @@ class RequestBatcher:
         self._came = asyncio.Event()
 
     async def make(self, order: Order, record: Record) -> None:
-        """Wait for the picture."""
+        """Submit an order, and wait for its picture."""
         waiting = Waiting(order, record, time.perf_counter(), asyncio.get_running_loop().create_future())
         self._queue.append(waiting)
         self._came.set()
         await waiting.done
 
     async def work(self) -> None:
-        """Make batch after batch."""
+        """The worker loop: batch after batch."""
         while True:
             batch = await self._collect()
             began = time.perf_counter()
@@ -136,13 +136,13 @@ class RequestBatcher:
 
 
 class Apart:
-    """Peers in a process of their own, so that nothing of them is in the way of the server, nor it in theirs."""
+    """Peers in their own process, isolated from the server."""
 
     def __init__(self, model: Path, device: str, dtype: Any, compiled: bool = False) -> None:
         self._process = ProcessPoolExecutor(1, get_context("spawn"), _open, (model, device, dtype, compiled))
 
     def run(self, way: str, *work: Any) -> Any:
-        """The result of one of the methods of Peers."""
+        """Call a method of Peers."""
         return self._process.submit(_run, way, *work).result()
 
     def stop(self) -> None:

@@ -26,8 +26,8 @@ CLASSES: dict[tuple[Task, bool], Any] = {
 
 
 class Pipelines:
-    """Makes static batches, as a handler of a simple server would. Each pipeline is there from its first use on; with
-    `compiled` the denoiser of those without LoRAs is compiled, as the server compiles it."""
+    """Static batches, as in the handler of a simple server. Pipelines are created lazily; with `compiled`, the denoiser
+    of those without LoRAs is compiled as in the server."""
 
     def __init__(self, model: Path, device: str, dtype: torch.dtype, compiled: bool) -> None:
         quiet()
@@ -53,11 +53,11 @@ class Pipelines:
         )
 
     def fastest_threads(self) -> int:
-        """One, or as many as torch has: with which one picture is made faster. Where processors share a core, threads
-        only wait for each other."""
+        """The faster of one thread and torch's default, for one picture: hyperthreads of one core only wait for each
+        other."""
         counts = sorted({1, torch.get_num_threads()})
         seconds: dict[int, list[float]] = {threads: [] for threads in counts}
-        for seed in range(8):  # in turns, as a machine is not as fast at all times
+        for seed in range(8):  # interleaved, as a machine's speed drifts
             for threads in counts:
                 torch.set_num_threads(threads)
                 seconds[threads].append(self._seconds(Order(seed)))
@@ -69,7 +69,7 @@ class Pipelines:
         return time.perf_counter() - began
 
     def row_evaluations(self, order: Order) -> int:
-        """Of a text to image order: rows times evaluations, which some schedulers take more of than steps."""
+        """Rows × denoiser evaluations of a text to image order; some schedulers evaluate more than once a step."""
         scheduler = self._scheduler(order)
         scheduler.set_timesteps(order.steps)
         return len(scheduler.timesteps) * (2 if order.guidance > 1 else 1)
@@ -90,7 +90,7 @@ class Pipelines:
             pipe.load_lora_weights(path.parent, weight_name=path.name, adapter_name=name)
         pipe.set_progress_bar_config(disable=True)
         pipe.to(self._where["device"])
-        if self._compiled and (task, control, lora) == ("txt2img", False, False):  # whose parts the others have, too
+        if self._compiled and (task, control, lora) == ("txt2img", False, False):  # others share its networks
             pipe.unet.compile(dynamic=True)
         return pipe
 
@@ -100,13 +100,13 @@ class Pipelines:
 
 
 def quiet() -> None:
-    """Keep what diffusers has to say out of the tables."""
+    """Silence diffusers' log and progress bars."""
     diffusers.utils.logging.disable_progress_bar()
     warnings.filterwarnings("ignore", "Already found a `peft_config` attribute")
 
 
 def _pictures(order: Order, count: int) -> dict[str, Any]:
-    """The arguments of a task besides those that all pipelines have."""
+    """The arguments specific to a task."""
     control = {"control_image" if order.task == "img2img" else "image": [edges()] * count} if order.control else {}
     match order.task:
         case "txt2img":

@@ -1,4 +1,4 @@
-"""What requests that wait cost: in speed, in memory, and in memory that is not given back."""
+"""The cost of queued requests: throughput, memory, and leaked memory."""
 
 import asyncio
 import statistics
@@ -12,11 +12,11 @@ from tests.benchmarks.served import Served, Stub, request_of
 from tests.benchmarks.workload import Order, Traffic, mixed, uniform
 
 KIB, MIB = 2**10, 2**20
-BATCH = 16  # requests that fill the server's batch
+BATCH = 16  # requests that fill one batch
 
 
 def measure(bench: Bench) -> dict[str, Any]:
-    """Images a second with 16 to 256 requests in the server, KiB for each that waits, MiB that many leave behind."""
+    """Images/s with 16 to 256 requests in flight, KiB per queued request, MiB not freed after many."""
 
     def traffic(clients: int) -> Traffic:
         return Traffic(bench.orders(partial(uniform, steps=8), 256), clients)
@@ -36,8 +36,7 @@ def measure(bench: Bench) -> dict[str, Any]:
 
 
 async def _waiting(served: Served, count: int) -> float:
-    """Bytes by which the server's resident memory grows with each request that waits behind a full batch: the slope of
-    nine points, so many requests apart."""
+    """Resident bytes per request queued behind a full batch: the slope of nine points, this many requests apart."""
     async with aio.insecure_channel(served.address) as channel:
         stub = Stub(channel)
         calls = [await _begun(stub, Order(seed, steps=500)) for seed in range(BATCH)]
@@ -52,7 +51,7 @@ async def _waiting(served: Served, count: int) -> float:
 
 
 async def _settled(served: Served) -> float:
-    """The median of a second: what a batch needs comes and goes."""
+    """Median resident memory over a second, as a batch's memory fluctuates."""
     samples = []
     for _ in range(20):
         samples.append(served.memory)

@@ -1,4 +1,4 @@
-"""How fast a model is back: from its files, and from where it is parked in the CPU's memory."""
+"""Reload time of a model: from its files, and from its parked weights in CPU memory."""
 
 import os
 import statistics
@@ -18,7 +18,7 @@ MIB = 2**20
 
 
 def returning(folder: Path, device: torch.device, rounds: int) -> dict[str, float]:
-    """Seconds of each, the ratio, and beside them a plain copy of as many bytes."""
+    """Seconds of each, their ratio, and for comparison a plain copy of as many bytes."""
     settings, files = ModelSettings(name="sd15", path=folder), ModelFiles(folder)
     family = StableDiffusion.open(files, device, torch.float16)
     model = Model(settings, files, family, "ddim", (), family.weight_bytes)
@@ -48,7 +48,7 @@ def returning(folder: Path, device: torch.device, rounds: int) -> dict[str, floa
 
 
 def _forget(folder: Path) -> None:
-    """Have the system read these files from the disk the next time."""
+    """Drop the files from the page cache."""
     for file in folder.rglob("*.safetensors"):
         with file.open("rb") as open_file:
             os.posix_fadvise(open_file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)

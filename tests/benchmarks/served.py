@@ -1,4 +1,4 @@
-"""`darkroom serve` in a process of its own, and clients of it."""
+"""`darkroom serve` in its own process, and its clients."""
 
 import json
 import os
@@ -29,8 +29,8 @@ Stub = image_service_pb2_grpc.ImageServiceStub
 
 
 class Served:
-    """A server, from start to stop. Without a model it serves the demo model, its ControlNet and its LoRAs; one with
-    `clocks` can say where its time goes. `options` are more of the model's settings."""
+    """A server process. Without a model it serves the demo model, its ControlNet and its LoRAs; `clocks` adds profiling
+    by stage; `options` are further settings of the model."""
 
     def __init__(
         self, model: Path | None, device: str, dtype: str, clocks: bool = False, options: Mapping[str, object] = {}
@@ -57,23 +57,23 @@ class Served:
         return self._process.stdout.readline()
 
     def clocks(self) -> dict[str, Any]:
-        """What the clocks show (see clocks.py)."""
+        """The clocks' readings (see clocks.py)."""
         assert self._process.stdin is not None
         self._process.stdin.write("\n")
         self._process.stdin.flush()
-        while not (line := self._read()).startswith("{"):  # what the server says at its start
+        while not (line := self._read()).startswith("{"):  # skip the readiness lines
             pass
         return json.loads(line)  # type: ignore[no-any-return]
 
     @property
     def log(self) -> str:
-        """What the server said, but for how jobs ended."""
+        """The server's log without the lines on ended jobs."""
         lines = Path(self._log.name).read_text().splitlines(keepends=True)
         return "".join(line for line in lines if " ended after " not in line)
 
     @property
     def memory(self) -> int:
-        """Resident bytes."""
+        """Resident set size, bytes."""
         return psutil.Process(self._process.pid).memory_info().rss
 
     def stop(self) -> None:
@@ -91,7 +91,7 @@ class Served:
 
 
 def _environment(model: Path | None, options: Mapping[str, object]) -> dict[str, str]:
-    """The settings of what is served, as variables of the environment."""
+    """The settings as environment variables."""
     from darkroom_server.config.settings import ModelSettings, Settings, with_demo
 
     settings = Settings(models=[ModelSettings(name=model.name, path=model)]) if model else with_demo(Settings())
@@ -101,7 +101,7 @@ def _environment(model: Path | None, options: Mapping[str, object]) -> dict[str,
 
 
 async def _make(stub: Stub, preview: int, order: Order, record: Record) -> None:
-    """Send one order, and read its stream to the end."""
+    """Send one order, and consume its stream."""
     began = time.perf_counter()
     request = request_of(order, preview)
     call = stub.Generate if isinstance(request, image_service_pb2.GenerateRequest) else stub.Edit

@@ -1,4 +1,4 @@
-"""Short jobs that come behind long ones."""
+"""Head-of-line blocking: short jobs behind long ones."""
 
 import statistics
 from typing import Any
@@ -11,7 +11,7 @@ LONG, SHORT = 50, 8  # steps
 
 
 def measure(bench: Bench) -> dict[str, Any]:
-    """Their latencies under each system: four long jobs are there, and then a short one comes each quarter second."""
+    """Latency of short jobs under each system: four long jobs run, and a short one arrives every 0.25 s."""
     scale = 4 if bench.options.smoke else 1
     orders = [Order(seed, steps=(LONG if seed < 4 else SHORT) // scale) for seed in range(12)]
     traffic = Traffic(orders, arrivals=[0.0] * 4 + [0.25 / scale * number for number in range(1, 9)])

@@ -1,4 +1,4 @@
-"""How long one waits: from `darkroom serve` to the first picture, and for `darkroom --help`."""
+"""Startup time: from `darkroom serve` to the first picture, and of `darkroom --help`."""
 
 import statistics
 import subprocess
@@ -22,7 +22,7 @@ pipe({ORDER.prompt!r}, num_inference_steps={ORDER.steps}, guidance_scale={ORDER.
 
 
 def measure(bench: Bench) -> dict[str, Any]:
-    """Median seconds from the start of a process; weights come from the system's file cache."""
+    """Median seconds from the start of a process; weights come from the page cache."""
     dtype = str(bench.dtype).removeprefix("torch.")
     ways: dict[str, Callable[[], object]] = {
         "script": lambda: _run(sys.executable, "-c", SCRIPT, str(bench.model), bench.options.device, dtype),
@@ -30,7 +30,7 @@ def measure(bench: Bench) -> dict[str, Any]:
         "python": lambda: _run(sys.executable, "-c", ""),
         "help": lambda: _run(str(Path(sys.executable).with_name("darkroom")), "--help"),
     }
-    turns = 1 if bench.options.smoke else 4  # the first fills the cache
+    turns = 1 if bench.options.smoke else 4  # the first warms the page cache
     taken = [{name: _timed(way) for name, way in ways.items()} for _ in range(turns)]
     seconds = {name: statistics.median(turn[name] for turn in taken[-3:]) for name in ways}
     row = {

@@ -7,7 +7,7 @@ from tests.benchmarks.workload import Traffic, all_tasks
 
 
 def measure(bench: Bench) -> dict[str, Any]:
-    """The server beside one pipeline a task behind one lock; none for a model without ControlNet and LoRAs."""
+    """The server against one pipeline per task behind one lock; skipped for models without ControlNet and LoRAs."""
     if not bench.demo:
         return {}
     warm = Traffic(all_tasks(7), clients=7)

@@ -1,4 +1,4 @@
-"""How much weights take in memory when one model does every task: here, and the usual way, a pipeline for each."""
+"""Memory of the weights for all tasks: shared networks here, against one pipeline per task."""
 
 import io
 from pathlib import Path
@@ -16,7 +16,7 @@ MIB = 2**20
 
 
 def weights(served: Served, model: Path, dtype: torch.dtype) -> dict[str, float]:
-    """MiB of weights, and by how much the server's resident memory grew when it did all tasks for the first time."""
+    """MiB of weights, and the growth of the server's resident memory in the first run of all tasks."""
     before = served.memory
     with grpc.insecure_channel(served.address) as channel:
         for request in _edits():

@@ -1,4 +1,4 @@
-"""Where the time goes: the stages of a tick, and the threads of 64 streams with previews."""
+"""Profile: engine time by stage of a tick, and CPU time by thread with 64 preview streams."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -12,8 +12,8 @@ IDLE = "waiting for work"
 
 
 def measure(bench: Bench) -> dict[str, Any]:
-    """Shares of the engine's time by stage, with 16 clients of mixed settings; of the process's CPU time by thread,
-    with 64 streams; both with a latent-rgb preview at every step, by a server with clocks in it."""
+    """Shares of the engine's time by stage, with 16 clients of mixed settings; shares of CPU time by thread, with 64
+    streams; both with a latent-rgb preview at every step, on an instrumented server."""
     served = bench.serve(clocks=True)
     try:
         served.run(Traffic(bench.orders(uniform, 32), 32), "latent-rgb")

@@ -1,4 +1,4 @@
-"""The work that server and peers both do: pictures to make, and when they are asked for."""
+"""Workloads of server and peers: orders and their arrivals."""
 
 import io
 import itertools
@@ -40,19 +40,19 @@ class Order:
     steps: int = 20
     guidance: float = 4.0
     task: Task = "txt2img"
-    control: str = ""  # the name of a ControlNet, which follows `edges`
+    control: str = ""  # ControlNet name; its map is `edges`
     lora: str = ""
 
     @property
     def prompt(self) -> str:
-        """Another one for each seed of a run, so that no cache answers."""
+        """Unique per seed of a run, to miss every cache."""
         return PROMPTS[self.seed % len(PROMPTS)]
 
 
 @dataclass(frozen=True)
 class Traffic:
-    """Orders, and who sends them: clients that each send one after another, or, where there are `arrivals`, strangers
-    who each send one at their time, in seconds."""
+    """Orders, and their load model: closed loop (`clients`, one request at a time each), or open loop (`arrivals`, in
+    seconds)."""
 
     orders: Sequence[Order]
     clients: int = 1
@@ -65,13 +65,13 @@ def uniform(count: int, steps: int = 20) -> list[Order]:
 
 
 def popular(count: int) -> list[Order]:
-    """Five settings that all users choose from, as a front end's presets."""
+    """Five settings, as presets of a front end."""
     rng = random.Random(1)
     return [Order(seed, *rng.choice(PRESETS)) for seed in range(count)]
 
 
 def mixed(count: int) -> list[Order]:
-    """Schedulers, step counts (12 to 28, 20 in the mean) and guidance all differ: 40 settings, each as often."""
+    """Schedulers, step counts (12 to 28, 20 in the mean) and guidance all differ: 40 settings, equally often."""
     return [
         Order(seed, SCHEDULERS[seed % len(SCHEDULERS)], steps=12 + 4 * (seed * 7 % 5), guidance=3.0 + seed % 4)
         for seed in range(count)
@@ -89,14 +89,14 @@ def all_tasks(count: int) -> list[Order]:
 
 
 def poisson(count: int, rate: float, seed: int = 0) -> list[float]:
-    """Arrival times of `count` strangers, `rate` a second in the mean."""
+    """Poisson arrivals: `count` times in seconds, at a mean rate of `rate` per second."""
     rng = random.Random(seed)
     return list(itertools.accumulate(rng.expovariate(rate) for _ in range(count)))
 
 
 @cache
 def picture(size: int = 64) -> Image.Image:
-    """The picture that edits start from."""
+    """The input picture of edits."""
     image = Image.new("RGB", (size, size), "cyan")
     ImageDraw.Draw(image).ellipse(_circle(size), fill="red")
     return image
@@ -104,7 +104,7 @@ def picture(size: int = 64) -> Image.Image:
 
 @cache
 def edges(size: int = 64) -> Image.Image:
-    """Its edges, as a map for a ControlNet."""
+    """Its edges, as a control map."""
     image = Image.new("RGB", (size, size))
     ImageDraw.Draw(image).ellipse(_circle(size), outline="white")
     return image
@@ -116,14 +116,14 @@ def _circle(size: int) -> tuple[int, int, int, int]:
 
 @cache
 def mask(size: int = 64) -> Image.Image:
-    """What inpainting repaints."""
+    """The inpainting mask."""
     image = Image.new("L", (size, size))
     ImageDraw.Draw(image).rectangle((size // 8, size // 8, size * 5 // 8, size * 5 // 8), fill=255)
     return image
 
 
 def png(image: Image.Image) -> bytes:
-    """Its file."""
+    """PNG bytes."""
     file = io.BytesIO()
     image.save(file, "PNG")
     return file.getvalue()

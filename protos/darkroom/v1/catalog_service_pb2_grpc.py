@@ -159,8 +159,8 @@ class CatalogServiceServicer(object):
     def LoadModel(self, request, context):
         """LoadModel makes a model resident on its device ahead of its first job. For operators.
 
-        Streams `loading` as it goes on, and ends with one `model`; a resident model gives that at once. Calls for one
-        model share one loading. Cancelling the call leaves the loading to go on.
+        Streams `loading` as progress, and ends with one `model`, at once for a resident model. Concurrent calls for one
+        model share one load. Cancelling the call does not cancel the load.
 
         Fails with NOT_FOUND (MODEL_NOT_FOUND), RESOURCE_EXHAUSTED (OUT_OF_MEMORY) when models in use leave no room,
         UNAUTHENTICATED without an operator's token, and UNIMPLEMENTED where the server does not offer it yet.
@@ -172,8 +172,8 @@ class CatalogServiceServicer(object):
     def UnloadModel(self, request, context):
         """UnloadModel frees the memory of a model. For operators.
 
-        Never takes a model from a job: it waits until those that use it have ended, and returns then. Idempotent: a model
-        that is not resident stays so. The next job that names the model loads it again.
+        Waits until the jobs that use the model have ended. Idempotent: no effect on a model that is not resident. The next
+        job that names the model loads it again.
 
         Fails with NOT_FOUND (MODEL_NOT_FOUND), UNAUTHENTICATED without an operator's token, and UNIMPLEMENTED where the
         server does not offer it yet.

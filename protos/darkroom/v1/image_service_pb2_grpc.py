@@ -31,11 +31,10 @@ class ImageServiceStub(object):
     Order of a job's events: `accepted` first; `queued` and `loading`, any number of times; `control_image` where asked
     for; then for each image `step` 1 to N, each once and in order; `image`, followed by its `chunk` events in order of
     offset; `completed` last. The events of several images may interleave. A `preview` comes after the `step` that it
-    shows and before its image. A client that reads slowly loses previews, the newest one wins, but never any other
-    event.
+    shows and before its image. For a slow reader, previews are coalesced to the newest; no other event is dropped.
 
-    A stream that ends with OK has sent `completed`. A job ends within one denoising step of a Cancel, of its client's
-    cancelling or leaving (see DisconnectPolicy) and of its deadline.
+    A stream that ends with OK has sent `completed`. A job ends within one denoising step of a Cancel, of its
+    deadline, and of its client's cancellation or disconnection (see DisconnectPolicy).
     """
 
     def __init__(self, channel):
@@ -77,11 +76,10 @@ class ImageServiceServicer(object):
     Order of a job's events: `accepted` first; `queued` and `loading`, any number of times; `control_image` where asked
     for; then for each image `step` 1 to N, each once and in order; `image`, followed by its `chunk` events in order of
     offset; `completed` last. The events of several images may interleave. A `preview` comes after the `step` that it
-    shows and before its image. A client that reads slowly loses previews, the newest one wins, but never any other
-    event.
+    shows and before its image. For a slow reader, previews are coalesced to the newest; no other event is dropped.
 
-    A stream that ends with OK has sent `completed`. A job ends within one denoising step of a Cancel, of its client's
-    cancelling or leaving (see DisconnectPolicy) and of its deadline.
+    A stream that ends with OK has sent `completed`. A job ends within one denoising step of a Cancel, of its
+    deadline, and of its client's cancellation or disconnection (see DisconnectPolicy).
     """
 
     def Generate(self, request, context):
@@ -89,7 +87,7 @@ class ImageServiceServicer(object):
 
         Streams the job's events in the order above. Cancelling the call, or losing the connection, stops the job unless
         disconnect_policy is KEEP; then only Cancel and the deadline do. Calling with the request_id of an active job
-        fails with ALREADY_EXISTS (REQUEST_ID_IN_USE) and leaves that job alone.
+        fails with ALREADY_EXISTS (REQUEST_ID_IN_USE) and does not affect that job.
 
         Fails with INVALID_ARGUMENT, NOT_FOUND, FAILED_PRECONDITION, ALREADY_EXISTS, UNIMPLEMENTED, UNAUTHENTICATED and
         RESOURCE_EXHAUSTED (QUEUE_FULL) before the first event; with RESOURCE_EXHAUSTED (OUT_OF_MEMORY), UNAVAILABLE,
@@ -110,12 +108,12 @@ class ImageServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def Watch(self, request, context):
-        """Watch attaches again to a running job, or to a finished one that the server still keeps.
+        """Watch reattaches to a running job, or to a finished one within its retention.
 
         Streams the events whose sequence is greater than `after_sequence`, in order, then goes on live until the job's
         last event, and ends as the job ends: with OK after `completed`, or with the job's own error. Previews that are no
-        longer kept are left out, which shows as gaps in the sequence; no other event is. Several clients may watch one
-        job. Cancelling a Watch leaves the job alone. A job is kept for ServerLimits.job_retention_seconds after its end,
+        longer kept are omitted, visible as gaps in the sequence; no other event is. Several clients may watch one job.
+        Cancelling a Watch does not affect the job. A job is kept for ServerLimits.job_retention_seconds after its end,
         and can only be seen with the token that started it.
 
         Fails with NOT_FOUND (REQUEST_NOT_FOUND) when there is no such job, INVALID_ARGUMENT for a bad field and
@@ -129,7 +127,7 @@ class ImageServiceServicer(object):
         """Cancel stops a job.
 
         Returns at once; the job ends within one denoising step, its memory is freed and its streams end with CANCELLED.
-        Idempotent: a job that has ended already, and is still kept, stays as it is. Only the token that started a job may
+        Idempotent: no effect on a job that has ended and is still kept. Only the token that started a job may
         cancel it.
 
         Fails with NOT_FOUND (REQUEST_NOT_FOUND) when there is no such job, and INVALID_ARGUMENT without a request_id.
@@ -141,7 +139,7 @@ class ImageServiceServicer(object):
     def Preprocess(self, request, context):
         """Preprocess makes a control map from a picture, for instance its Canny edges, without making a picture.
 
-        Streams `accepted` (with nothing in it but what every event has), `queued` where it waits, `control_image` with
+        Streams `accepted` (empty), `queued` where it waits, `control_image` with
         its `chunk` events, and `completed`. Cancelling the call stops the job.
 
         Fails with INVALID_ARGUMENT for a bad image or options, NOT_FOUND (PREPROCESSOR_NOT_FOUND), and as Generate does.
@@ -192,11 +190,10 @@ class ImageService(object):
     Order of a job's events: `accepted` first; `queued` and `loading`, any number of times; `control_image` where asked
     for; then for each image `step` 1 to N, each once and in order; `image`, followed by its `chunk` events in order of
     offset; `completed` last. The events of several images may interleave. A `preview` comes after the `step` that it
-    shows and before its image. A client that reads slowly loses previews, the newest one wins, but never any other
-    event.
+    shows and before its image. For a slow reader, previews are coalesced to the newest; no other event is dropped.
 
-    A stream that ends with OK has sent `completed`. A job ends within one denoising step of a Cancel, of its client's
-    cancelling or leaving (see DisconnectPolicy) and of its deadline.
+    A stream that ends with OK has sent `completed`. A job ends within one denoising step of a Cancel, of its
+    deadline, and of its client's cancellation or disconnection (see DisconnectPolicy).
     """
 
     @staticmethod
