@@ -351,13 +351,13 @@ class SchedulerEntry:
 
     def build(self, config: Mapping[str, Any], choice: SchedulerChoice) -> Any:
         """A scheduler for a model with this scheduler configuration; its timesteps are not set."""
-        asked = choice.options.model_dump(exclude_none=True) if choice.options else {}
+        options = choice.options.model_dump(exclude_none=True) if choice.options else {}
         if choice.sigma_schedule:
             flags = (s for s in self.sigma_schedules if s != "default")
-            asked |= {f"use_{s}_sigmas": s == choice.sigma_schedule for s in flags}
+            options |= {f"use_{s}_sigmas": s == choice.sigma_schedule for s in flags}
         if choice.timestep_spacing:
-            asked["timestep_spacing"] = choice.timestep_spacing
-        return self.scheduler.from_config({**self.defaults, **config}, **{**self.options, **asked})
+            options["timestep_spacing"] = choice.timestep_spacing
+        return self.scheduler.from_config({**self.defaults, **config}, **{**self.options, **options})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

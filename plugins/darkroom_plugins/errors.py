@@ -43,7 +43,7 @@ class Violation:
 
 
 class DarkroomError(Exception):
-    """Base of errors that reach clients with their own reason. `metadata` goes into ErrorInfo with it."""
+    """Base of errors that reach clients with their own reason. `metadata`: details of the reason."""
 
     reason: ClassVar[str] = ""
     metadata: Mapping[str, str] = {}

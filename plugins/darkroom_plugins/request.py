@@ -163,8 +163,8 @@ class Request:
         interval = f"The inner layers of the denoiser run only every {self.cache_interval} evaluations."
         start, end = self.guidance_start, self.guidance_end
         guidance = f"There is guidance only between {start:.0%} and {end:.0%} of the steps."
-        asked = {guidance: self.guidance_interval, interval: self.cache_interval > 1}
-        return tuple(sentence for sentence, applies in asked.items() if applies)
+        chosen = {guidance: self.guidance_interval, interval: self.cache_interval > 1}
+        return tuple(sentence for sentence, applies in chosen.items() if applies)
 
     @property
     def guidance_interval(self) -> bool:

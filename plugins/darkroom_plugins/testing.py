@@ -98,7 +98,7 @@ def make(
         if getattr(each, "Parameters", None) and not isinstance(each, SchedulerEntry):
             each.plugin = "tested"
             extensions = {"tested": parameters} if parameters is not None else {}
-    asked = Request(
+    tested_request = Request(
         request_id="tested",
         task=task.name,
         model="tiny",
@@ -124,12 +124,12 @@ def make(
     wanted = [each for each in contributions if isinstance(each, Conditioner | Adapter | Finisher)]
     for each in wanted:
         with calls.calling(each, "wants"):
-            wants = each.wants(asked, calls.parameters_of(each, asked))
+            wants = each.wants(tested_request, calls.parameters_of(each, tested_request))
         assert wants, f"{each.name} does not want this request"
     kept = _Assets(assets or {})
-    sample = _sample(asked, task, entry, wanted, kept)
-    made, beside = _denoise([sample, _neighbour(asked)])
-    _, alone = _denoise([_neighbour(asked), _neighbour(asked)])
+    sample = _sample(tested_request, task, entry, wanted, kept)
+    made, beside = _denoise([sample, _neighbour(tested_request)])
+    _, alone = _denoise([_neighbour(tested_request), _neighbour(tested_request)])
     assert torch.allclose(beside, alone, atol=1e-5), "another sample of the batch got another picture"
     return _finished(sample, made, wanted)
 

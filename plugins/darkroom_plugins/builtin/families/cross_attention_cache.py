@@ -64,7 +64,7 @@ _projections: WeakKeyDictionary[nn.Module, Projections] = WeakKeyDictionary()
 
 
 def projected(unet: nn.Module, evaluation: Evaluation) -> AbstractContextManager[None]:
-    """Context manager for one evaluation: cached keys and values where they apply."""
+    """Context manager for one evaluation: the UNet takes cached keys and values, if applicable."""
     prompts = [row.prompt for row in evaluation.rows]
     if (
         evaluation.prompts.device.type != "cpu"
