@@ -134,7 +134,7 @@ class _Traced:
             return _run(trace, call, self._weights())
         except Exception as error:
             made = self._eager(*args, **kwargs)  # raises errors that are not the trace's fault
-            log.warning("a trace of %s failed and is discarded", self._name, exc_info=error)
+            log.warning("a trace of %s failed, and is not used again", self._name, exc_info=error)
             self._traces[kind] = None
             return made
 

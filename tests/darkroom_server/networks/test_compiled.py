@@ -168,7 +168,7 @@ def test_a_model_that_cannot_rehearse_is_loaded(
     monkeypatch.setattr(Txt2Img, "incompatibility", lambda *_: "it wants a picture to begin with")
     with RunningServer(models=[{"name": "tiny", "path": tiny_model, "compile": "load"}]) as server:
         (listed,) = server.catalog.ListModels(catalog_pb.ListModelsRequest()).models
-    (warning,) = [record.getMessage() for record in caplog.records if "no rehearsal" in record.message]
+    (warning,) = [record.getMessage() for record in caplog.records if "no warm-up" in record.message]
     assert "wants a picture" in warning
     assert listed.residency == catalog_pb.RESIDENCY_RESIDENT
 
@@ -183,7 +183,7 @@ def test_a_model_whose_rehearsal_fails_is_loaded(
         patch.setattr(UNetFamily, "predict", fail)
         models = [{"name": "tiny", "path": tiny_model, "compile": "load"}]
         server = stack.enter_context(RunningServer(models=models))
-        assert any("no rehearsal" in record.message for record in caplog.records)
+        assert any("no warm-up" in record.message for record in caplog.records)
         (listed,) = server.catalog.ListModels(catalog_pb.ListModelsRequest()).models
         assert listed.residency == catalog_pb.RESIDENCY_RESIDENT
 
