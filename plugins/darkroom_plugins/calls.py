@@ -229,8 +229,12 @@ def _check_part(conditioner: Conditioner, part: Evaluation, shared: Evaluation) 
             raise ValueError(f"it put others in the place of {name}")
     if part.prompts is not shared.prompts:
         _check("prompts", part.prompts, tuple(shared.prompts.shape), shared.prompts.dtype)
-    for each in part.residuals or ():
-        _check("residuals", each, (len(part.rows), *each.shape[1:]), each.dtype)
+    if part.residuals is not None:
+        shapes: Sequence[Sequence[int]] = part.residual_shapes or [each.shape for each in part.residuals]
+        if len(part.residuals) != len(shapes):
+            raise ValueError(f"it added {len(part.residuals)} residuals; the denoiser takes {len(shapes)}")
+        for each, shape in zip(part.residuals, shapes, strict=True):
+            _check("residuals", each, shape, each.dtype)
     if part.arguments and conditioner.contract is BatchContract.ROW_WISE:
         raise ValueError("arguments are for all rows of a batch: its contract must be KEYED or SOLO")
 

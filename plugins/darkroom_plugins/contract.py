@@ -202,6 +202,11 @@ class Family(ABC):
         `added_cond_kwargs`)."""
         return {}
 
+    def residual_shapes(self, height: int, width: int) -> list[tuple[int, int, int]]:
+        """(channels, h, w) of each residual that `Evaluation.add_residuals` takes, for latents of this size; none where
+        the denoiser takes no residuals."""
+        return []
+
     def structure(self, row: Row) -> Hashable:
         """A key that may change from step to step: rows share a `predict` only if theirs are equal. For instance,
         whether the next step is a cached one (DeepCache)."""

@@ -140,6 +140,12 @@ class Evaluation:
     batch_cache: BatchCache = field(default_factory=BatchCache)
     residuals: list[torch.Tensor] | None = None  # see add_residuals
 
+    @property
+    def residual_shapes(self) -> list[tuple[int, int, int, int]]:
+        """(rows, channels, h, w) of each residual that `add_residuals` takes."""
+        shapes = self.rows[0].sample.model.residual_shapes(*self.latents.shape[2:])
+        return [(len(self.rows), *shape) for shape in shapes]
+
     def add_residuals(self, residuals: Sequence[torch.Tensor]) -> None:
         """Add residuals, (rows, channels, h, w) each, to the denoiser's blocks and to residuals of others. For a UNet,
         as diffusers' ControlNetModel returns: one for each skip connection in order, then one for the mid block.

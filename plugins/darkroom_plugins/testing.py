@@ -20,7 +20,7 @@ import copy
 import functools
 import inspect
 import zlib
-from collections.abc import Hashable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from types import SimpleNamespace
 from typing import Any, NamedTuple
@@ -113,7 +113,7 @@ def make(
         clip_skip=0,
         eta=0.0,
         seed=seed,
-        scheduler=SchedulerChoice(name=entry.name),
+        scheduler=request.pop("scheduler", SchedulerChoice(name=entry.name)),
         preview=PreviewOptions(mode="off"),
         output=OutputOptions(),
         extensions=extensions,
@@ -250,7 +250,8 @@ class _FromNoise(Task):
     rpcs = ("Generate",)
 
     def begin(self, sample: Sample, parameters: None) -> None:
-        sample.latents = torch.randn(1, CHANNELS, SIZE // FACTOR, SIZE // FACTOR, generator=sample.generator)
+        noise = torch.randn(1, CHANNELS, SIZE // FACTOR, SIZE // FACTOR, generator=sample.generator)
+        sample.latents = noise * sample.scheduler.init_noise_sigma
 
 
 class _Scheduler:
@@ -381,8 +382,8 @@ class TinyModel(Family):
     def encode_prompts(self, keys: Sequence[Any]) -> list[PromptEmbedding]:
         return [PromptEmbedding(_words(key.text)) for key in keys]
 
-    def structure(self, row: Row) -> Hashable:
-        return None
+    def residual_shapes(self, height: int, width: int) -> list[tuple[int, int, int]]:
+        return [(8, height, width), *[(16, height // 2, width // 2)] * 2]
 
     def predict(self, evaluation: Evaluation) -> torch.Tensor:
         more = {"residuals": evaluation.residuals} if evaluation.residuals is not None else {}

@@ -22,9 +22,8 @@ class Residual(Conditioner):
         self.name, self.amount = name, amount  # type: ignore[misc]
 
     def condition(self, evaluation: Any, parameters: Any) -> None:
-        rows = len(evaluation.rows)
-        zeros = [torch.zeros(rows, 8, 16, 16), torch.zeros(rows, 16, 8, 8)]
-        evaluation.add_residuals([*zeros, torch.full((rows, 16, 8, 8), self.amount)])
+        *skips, mid = map(torch.zeros, evaluation.residual_shapes)
+        evaluation.add_residuals([*skips, mid + self.amount])
 
 
 class Tint(Conditioner):
@@ -143,6 +142,7 @@ MISBEHAVIOUR: dict[str, tuple[Callable[[Any], Any], str]] = {
     "writes into latents": (lambda evaluation: evaluation.latents.mul_(2), "wrote into"),
     "other latents": (replaced("latents", lambda each: each * 2), "in the place of latents"),
     "residuals of other rows": (lambda evaluation: evaluation.add_residuals([torch.zeros(9, 1, 1, 1)]), "9"),
+    "too few residuals": (lambda evaluation: evaluation.add_residuals([torch.zeros(2, 8, 16, 16)]), "takes 3"),
     "arguments for all": (lambda evaluation: evaluation.arguments.update(residuals=None), "KEYED or SOLO"),
     "leaves": (leave, "SystemExit: 3"),
 }

@@ -87,8 +87,7 @@ def interrupt(evaluation: Any) -> None:
 
 
 def poison_residuals(evaluation: Any) -> None:
-    rows = len(evaluation.rows)
-    evaluation.add_residuals([torch.full((rows, 1, 1, 1), float("nan"))])
+    evaluation.add_residuals([torch.full(shape, float("nan")) for shape in evaluation.residual_shapes])
 
 
 CONDITIONS: dict[str, Callable[[Any], None]] = {

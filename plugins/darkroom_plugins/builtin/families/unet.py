@@ -101,6 +101,16 @@ class UNetFamily(Family):
     def encode_prompts(self, keys: Sequence[Prompt]) -> list[PromptEmbedding]:
         return self.texts.encode(keys, torch.empty(0, device=self.device, dtype=self.dtype))
 
+    def residual_shapes(self, height: int, width: int) -> list[tuple[int, int, int]]:
+        unet: Any = self.meta_components["unet"]
+        shapes = [(unet.conv_in.out_channels, height, width)]
+        for block in unet.down_blocks:
+            shapes += [(resnet.out_channels, height, width) for resnet in block.resnets]
+            for downsampler in block.downsamplers or ():
+                height, width = -(-height // 2), -(-width // 2)
+                shapes.append((downsampler.out_channels, height, width))
+        return [*shapes, shapes[-1]]  # the mid block's
+
     def structure(self, row: Row) -> Hashable:
         return deepcache.is_cached_step(row)
 
