@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
 from hypothesis import HealthCheck, configuration, settings
 
 from tests.support import RunningServer
@@ -30,6 +31,12 @@ settings.register_profile(
     suppress_health_check=[HealthCheck.too_slow],
 )
 settings.load_profile("tests")
+
+
+@pytest.fixture(autouse=True)
+def subnormal_numbers() -> None:
+    """Libraries built with -ffast-math turn them off for the thread that loads them; Hypothesis counts on them."""
+    torch.set_flush_denormal(False)
 
 
 @pytest.fixture(scope="session")

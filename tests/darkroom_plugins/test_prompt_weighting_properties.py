@@ -18,7 +18,7 @@ ANY_TEXT = st.text() | st.text(st.sampled_from(SYNTAX + "ab1. -"))
 PLAIN = st.text(st.characters(exclude_characters=SYNTAX))
 # Without digits, which after a colon would be a factor.
 UNWEIGHTED = st.text(st.characters(exclude_categories=["Cs", "Nd"]) | st.sampled_from(SYNTAX), max_size=8)
-FACTORS = st.floats(0.1, 4.0).map(lambda factor: round(factor, 3))
+FACTORS = st.floats(0.1, 4.0, allow_subnormal=False).map(lambda factor: round(factor, 3))
 
 
 def escaped(text: str) -> str:

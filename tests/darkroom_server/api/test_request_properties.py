@@ -85,7 +85,7 @@ TEXTS = (
     | st.builds(str.__mul__, st.text(min_size=1), st.just(11_000))
 )
 JSON: st.SearchStrategy[Any] = st.recursive(
-    st.none() | st.booleans() | st.integers(-2, 4) | st.floats() | st.text(max_size=4),
+    st.none() | st.booleans() | st.integers(-2, 4) | st.floats(allow_subnormal=False) | st.text(max_size=4),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=4), inner, max_size=3),
     max_leaves=6,
 )
@@ -97,7 +97,7 @@ SCALARS: dict[int, st.SearchStrategy[Any]] = {
     FieldDescriptor.TYPE_BYTES: st.sampled_from([PICTURE, b"", PICTURE[:40]]) | st.binary(max_size=40),
     FieldDescriptor.TYPE_INT32: WHOLE | st.integers(-INT32 - 1, INT32),
     FieldDescriptor.TYPE_INT64: WHOLE | st.sampled_from([INT64, INT64 - 1]) | st.integers(-INT64 - 1, INT64),
-    FieldDescriptor.TYPE_DOUBLE: st.sampled_from([0.0, 0.5, 1.0, 2.0]) | st.floats(),
+    FieldDescriptor.TYPE_DOUBLE: st.sampled_from([0.0, 0.5, 1.0, 2.0]) | st.floats(allow_subnormal=False),
     FieldDescriptor.TYPE_BOOL: st.booleans(),
     FieldDescriptor.TYPE_ENUM: st.integers(0, 4) | st.integers(-INT32 - 1, INT32),
 }
@@ -244,13 +244,15 @@ class Range:
 
     def inside(self) -> st.SearchStrategy[Any]:
         if not self.bits:
-            return st.floats(self.low, self.high, exclude_min=not self.ends[0], exclude_max=not self.ends[1])
+            return st.floats(
+                self.low, self.high, exclude_min=not self.ends[0], exclude_max=not self.ends[1], allow_subnormal=False
+            )
         return st.integers(int(self.low) // self.multiple, int(self.high) // self.multiple).map(self.multiple.__mul__)
 
     def outside(self) -> st.SearchStrategy[Any]:
         if not self.bits:
-            below = st.floats(max_value=self.low, exclude_max=self.ends[0])
-            return below | st.floats(self.high, exclude_min=self.ends[1]) | st.just(math.nan)
+            below = st.floats(max_value=self.low, exclude_max=self.ends[0], allow_subnormal=False)
+            return below | st.floats(self.high, exclude_min=self.ends[1], allow_subnormal=False) | st.just(math.nan)
         least, most, low, high = -(2 ** (self.bits - 1)), 2 ** (self.bits - 1) - 1, int(self.low), int(self.high)
         below = st.integers(least, max(low - 1, least))
         return below if high == most else below | st.integers(high + 1, most)
