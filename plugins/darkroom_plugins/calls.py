@@ -11,8 +11,9 @@ import contextlib
 import logging
 import re
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -20,11 +21,22 @@ import torch
 
 from darkroom_plugins.contract import BatchContract, Conditioner
 from darkroom_plugins.errors import DarkroomError, PluginFailed, is_device_lost, is_out_of_memory
-from darkroom_plugins.sample import Evaluation, Picture, PromptEmbedding, Sample
+from darkroom_plugins.sample import Evaluation, Picture, PromptEmbedding, PromptPiece, Sample
 from darkroom_plugins.tensors import to_device
 
 if TYPE_CHECKING:
-    from darkroom_plugins.contract import Adapter, Contribution, Family, Finisher, Inspector, Preprocessor
+    from darkroom_plugins.canvas import Canvas
+    from darkroom_plugins.contract import (
+        Adapter,
+        Assets,
+        Contribution,
+        Family,
+        Finisher,
+        Inspector,
+        Participant,
+        Preprocessor,
+        Task,
+    )
     from darkroom_plugins.request import Pixels, Request
 
 log = logging.getLogger(__name__)
@@ -71,6 +83,48 @@ def parameters_of(contribution: Any, request: Request) -> Any:
     return request.extensions.get(contribution.plugin) if contribution.Parameters else None
 
 
+def wants(participant: Participant, request: Request) -> bool:
+    """Whether it takes part in a request."""
+    with calling(participant, "wants"):
+        return bool(participant.wants(request, parameters_of(participant, request)))
+
+
+def canvas(task: Task, request: Request) -> Canvas:
+    """The task's pictures to work from."""
+    with calling(task, "canvas"):
+        return task.canvas(request, parameters_of(task, request))
+
+
+def first_evaluation(task: Task, request: Request, scheduler: Any) -> int:
+    """The index among the scheduler's timesteps at which the task begins."""
+    with calling(task, "first_evaluation"):
+        first = task.first_evaluation(request, scheduler.timesteps, scheduler.order, parameters_of(task, request))
+        if not 0 <= first <= len(scheduler.timesteps):
+            raise ValueError(f"it begins with evaluation {first} of {len(scheduler.timesteps)}")
+    return first
+
+
+def read_prompt(
+    conditioners: Sequence[Conditioner], request: Request, assets: Assets, text: str
+) -> tuple[PromptPiece, ...]:
+    """A prompt's text as the conditioners read it, one after the other."""
+    pieces: tuple[PromptPiece, ...] = (PromptPiece(text),)
+    for conditioner in conditioners:
+        with calling(conditioner, "read_prompt"):
+            pieces = conditioner.read_prompt(pieces, request, assets, parameters_of(conditioner, request))
+    return pieces
+
+
+@contextlib.contextmanager
+def encoding(sample: Sample) -> Iterator[None]:
+    """Context manager: the sample's adapters are applied to the text encoders."""
+    with contextlib.ExitStack() as stack:
+        for adapter in sample.adapters:
+            parameters = parameters_of(adapter, sample.request)
+            _enter(stack, adapter, "encoding", partial(adapter.encoding, sample, parameters))
+        yield
+
+
 def begin(sample: Sample) -> None:
     """Call `begin` of conditioners and task on a sample that has its prompt embeddings."""
     if any(map(_changes_rows, sample.conditioners)):  # copies: cached embeddings are shared
@@ -99,9 +153,7 @@ def condition(conditioner: Conditioner, evaluation: Evaluation) -> None:
     watch = _Watch([part.latents, part.timesteps, part.prompts, part.extra_channels, *_hidden(part)])
     with calling(conditioner, "condition"):
         conditioner.condition(part, [parameters_of(conditioner, row.sample.request) for row in part.rows])
-        if watch.written:
-            evaluation.batch_cache.clear()
-            raise ValueError("it wrote into a tensor that other evaluations share")
+        watch.refuse_writes(evaluation)
         _check_part(conditioner, part, shared)
         _merge(evaluation, part, shared, indices)
 
@@ -116,14 +168,13 @@ def adapted(adapters: Sequence[Adapter], model: Family, evaluation: Evaluation) 
                 parameters_of(adapter, row.sample.request) if adapter in row.sample.adapters else None
                 for row in evaluation.rows
             ]
+            _enter(applied, adapter, "applied", partial(adapter.applied, model, evaluation, parameters))
             with calling(adapter, "applied"):
-                context = adapter.applied(model, evaluation, parameters)
-                context.__enter__()
-            applied.push(_checked_exit(adapter, context))
-            _refuse_writes(adapter, watch, evaluation)
+                watch.refuse_writes(evaluation)
         yield
     for adapter in adapters:
-        _refuse_writes(adapter, watch, evaluation)
+        with calling(adapter, "applied"):
+            watch.refuse_writes(evaluation)
 
 
 def predict(model: Family, evaluation: Evaluation) -> torch.Tensor:
@@ -181,23 +232,29 @@ class _Watch:
         counting = [each for each in tensors if each is not None and not each.is_inference()]
         self._versions = [(each, each._version) for each in counting]
 
-    @property
-    def written(self) -> bool:
-        return any(tensor._version != version for tensor, version in self._versions)
+    def refuse_writes(self, evaluation: Evaluation) -> None:
+        """:raises ValueError: one was written into; what the evaluation's batch shares is made again then"""
+        if any(tensor._version != version for tensor, version in self._versions):
+            evaluation.batch_cache.clear()
+            raise ValueError("it wrote into a tensor that other evaluations share")
 
 
-def _refuse_writes(adapter: Adapter, watch: _Watch, evaluation: Evaluation) -> None:
-    if watch.written:
-        evaluation.batch_cache.clear()
-        raise failure(adapter, "applied", "ValueError: it wrote into a tensor that other evaluations share")
+def _enter(
+    stack: contextlib.ExitStack,
+    adapter: Adapter,
+    hook: str,
+    open_: Callable[[], contextlib.AbstractContextManager[None]],
+) -> None:
+    """Enter an adapter's context until the stack is closed; both ends are calls of the hook."""
+    with calling(adapter, hook):
+        context = open_()
+        context.__enter__()
 
-
-def _checked_exit(adapter: Adapter, context: contextlib.AbstractContextManager[None]) -> Any:
-    def exit_(*exception: Any) -> None:
-        with calling(adapter, "applied"):
+    def leave(*exception: Any) -> None:
+        with calling(adapter, hook):
             context.__exit__(*exception)
 
-    return exit_
+    stack.push(leave)
 
 
 def _hidden(evaluation: Evaluation) -> list[torch.Tensor]:

@@ -49,7 +49,6 @@ from darkroom_plugins.sample import (
     Evaluation,
     Picture,
     PromptEmbedding,
-    PromptPiece,
     Row,
     Sample,
     own_prompts,
@@ -123,9 +122,7 @@ def make(
     )
     wanted = [each for each in contributions if isinstance(each, Conditioner | Adapter | Finisher)]
     for each in wanted:
-        with calls.calling(each, "wants"):
-            wants = each.wants(tested_request, calls.parameters_of(each, tested_request))
-        assert wants, f"{each.name} does not want this request"
+        assert calls.wants(each, tested_request), f"{each.name} does not want this request"
     kept = _Assets(assets or {})
     sample = _sample(tested_request, task, entry, wanted, kept)
     made, beside = _denoise([sample, _neighbour(tested_request)])
@@ -157,19 +154,8 @@ def _sample(request: Request, task: Task, entry: SchedulerEntry, wanted: Iterabl
     with calls.calling(entry, "build"):
         scheduler = entry.build(model.scheduler_config, request.scheduler)
         scheduler.set_timesteps(request.num_inference_steps)
-    parameters = calls.parameters_of(task, request)
-    with calls.calling(task, "canvas"):
-        canvas = task.canvas(request, parameters)
-    with calls.calling(task, "first_evaluation"):
-        first = task.first_evaluation(request, scheduler.timesteps, scheduler.order, parameters)
-
-    def read(text: str) -> tuple[PromptPiece, ...]:
-        pieces: tuple[PromptPiece, ...] = (PromptPiece(text),)
-        for each in conditioners:
-            with calls.calling(each, "read_prompt"):
-                pieces = each.read_prompt(pieces, request, assets, calls.parameters_of(each, request))
-        return pieces
-
+    first = calls.first_evaluation(task, request, scheduler)
+    read = functools.partial(calls.read_prompt, conditioners, request, assets)
     if hasattr(scheduler, "set_begin_index"):
         scheduler.set_begin_index(first)
     sample = Sample(
@@ -181,7 +167,7 @@ def _sample(request: Request, task: Task, entry: SchedulerEntry, wanted: Iterabl
         adapters=tuple(each for each in wanted if isinstance(each, Adapter)),
         scheduler=scheduler,
         timesteps=scheduler.timesteps,
-        canvas=canvas,
+        canvas=calls.canvas(task, request),
         assets=assets,
         generator=torch.Generator().manual_seed(request.seed),
         controls=tuple(control.image for control in request.controls if control.image is not None),

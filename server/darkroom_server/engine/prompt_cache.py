@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections import OrderedDict
 from collections.abc import Hashable, Sequence
 
@@ -87,10 +86,5 @@ def _cache_key(sample: Sample, key: PromptKey, adapter_keys: Hashable) -> Hashab
 def _encode(texts: Sequence[tuple[Sample, PromptKey]]) -> list[PromptEmbedding]:
     """The embeddings of prompts, in one batch; all their samples have equal `_adapter_keys`."""
     sample = texts[0][0]
-    with contextlib.ExitStack() as adapted:
-        for adapter in sample.adapters:
-            with calls.calling(adapter, "encoding"):
-                context = adapter.encoding(sample, calls.parameters_of(adapter, sample.request))
-                adapted.enter_context(context)
-        with calls.calling(sample.model, "encode_prompts", timed=False):
-            return sample.model.encode_prompts([key for _, key in texts])
+    with calls.encoding(sample), calls.calling(sample.model, "encode_prompts", timed=False):
+        return sample.model.encode_prompts([key for _, key in texts])

@@ -12,11 +12,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from weakref import WeakValueDictionary
 
 from darkroom_plugins import calls
-from darkroom_plugins.contract import BatchContract, Conditioner, Contribution, Participant, SchedulerEntry, Task
+from darkroom_plugins.contract import BatchContract, Contribution, SchedulerEntry, Task
 from darkroom_plugins.errors import InvalidRequest, UnsupportedCombination, Violation
 from darkroom_plugins.files import LOADING
 from darkroom_plugins.request import Pixels, Request
-from darkroom_plugins.sample import PromptPiece
 from darkroom_server.device.threads import single_threaded_pool
 from darkroom_server.errors import LoadFailed, to_domain_error
 from darkroom_server.jobs.plan import Plan
@@ -84,8 +83,7 @@ class Planner:
     def _prepare_inputs(self, request: Request) -> Inputs:
         """A request's images at the working size, and its control maps."""
         task = self._catalog.plugins.tasks[request.task]
-        with calls.calling(task, "canvas"):
-            canvas = task.canvas(request, calls.parameters_of(task, request))
+        canvas = calls.canvas(task, request)
         return Inputs(canvas, self._maps(request, canvas))
 
     def _maps(self, request: Request, canvas: Canvas) -> tuple[Pixels, ...]:
@@ -110,7 +108,7 @@ class Planner:
         scheduler, steps = self._build_steps(request, model, task, entry)
         assets = PlanningAssets(self._embeddings, model, self._catalog.assets.fitting(model.name))
         with calls.calling(model.family, "prompt_keys", timed=False):
-            prompts = model.family.prompt_keys(request, partial(_read_prompt, conditioners, request, assets))
+            prompts = model.family.prompt_keys(request, partial(calls.read_prompt, conditioners, request, assets))
         previews = plugins.preview_decoders.get(request.preview.mode)
         return Plan(
             # Without the images that control maps were made from.
@@ -137,11 +135,7 @@ class Planner:
         """The scheduler with its timesteps, and the steps from the task's first evaluation on."""
         key = model.name, repr(request.scheduler), request.num_inference_steps
         scheduler = self._schedules.get(key) or _build_scheduler(request, model, entry)
-        with calls.calling(task, "first_evaluation"):
-            parameters = calls.parameters_of(task, request)
-            first = task.first_evaluation(request, scheduler.timesteps, scheduler.order, parameters)
-            if not 0 <= first <= len(scheduler.timesteps):
-                raise ValueError(f"it begins with evaluation {first} of {len(scheduler.timesteps)}")
+        first = calls.first_evaluation(task, request, scheduler)
         steps = self._schedules.get((key, first)) or count_steps(
             scheduler.timesteps, first, scheduler.order, request.num_inference_steps
         )
@@ -192,12 +186,7 @@ class PlanningAssets:
 
 def participants(table: Mapping[str, Any], request: Request) -> tuple[Any, ...]:
     """The contributions that take part in a request, sorted by name."""
-    return tuple(each for _, each in sorted(table.items()) if _wants(each, request))
-
-
-def _wants(participant: Participant, request: Request) -> bool:
-    with calls.calling(participant, "wants"):
-        return bool(participant.wants(request, calls.parameters_of(participant, request)))
+    return tuple(each for _, each in sorted(table.items()) if calls.wants(each, request))
 
 
 def needs(request: Request) -> tuple[Key, ...]:
@@ -237,17 +226,6 @@ async def _run(pool: Executor, function: Callable[..., Any], *arguments: Any) ->
             raise to_domain_error(error) from None
 
     return await asyncio.get_running_loop().run_in_executor(pool, run)
-
-
-def _read_prompt(
-    conditioners: Sequence[Conditioner], request: Request, assets: PlanningAssets, text: str
-) -> tuple[PromptPiece, ...]:
-    """A prompt's text in pieces, after each conditioner in turn."""
-    pieces: tuple[PromptPiece, ...] = (PromptPiece(text),)
-    for conditioner in conditioners:
-        with calls.calling(conditioner, "read_prompt"):
-            pieces = conditioner.read_prompt(pieces, request, assets, calls.parameters_of(conditioner, request))
-    return pieces
 
 
 def _load_embedding(asset: Asset, model: Model) -> Any:
