@@ -83,6 +83,13 @@ def parameters_of(contribution: Any, request: Request) -> Any:
     return request.extensions.get(contribution.plugin) if contribution.Parameters else None
 
 
+def tiling(model: Family, request: Request) -> contextlib.AbstractContextManager[None] | None:
+    """The context manager in which the model encodes and decodes pictures of the request's size in tiles; None where it
+    cannot, or needs not."""
+    with calling(model, "tiling"):
+        return model.tiling(request.width, request.height)
+
+
 def wants(participant: Participant, request: Request) -> bool:
     """Whether it takes part in a request."""
     with calling(participant, "wants"):

@@ -221,8 +221,9 @@ class Family(ABC):
         """Decode clean latents, (n, channels, h, w), to pictures, (n, 3, height, width), about -1 to 1. On CUDA it may
         run on a side stream: tensors that it caches on the device must exist before."""
 
-    def decode_tiled(self, latents: torch.Tensor) -> torch.Tensor | None:
-        """`decode` in overlapping tiles, approximately equal, when out of memory; None if that would save none."""
+    def tiling(self, width: int, height: int) -> AbstractContextManager[None] | None:
+        """Context manager in which `encode` and `decode` work in overlapping tiles: less memory, approximately equal.
+        None where that makes no difference for pictures of width x height pixels."""
         return None
 
     @abstractmethod

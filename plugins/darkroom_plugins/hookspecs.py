@@ -18,9 +18,9 @@ The life of a sample:
 4. For each sample: classifier-free guidance, the scheduler's step, `Task.after_evaluation`. Generator, scheduler and
    latents are committed together, after all three succeeded.
 5. If a preview is due, the preview decoder decodes the clean-image estimate as `Task.estimate` returns it.
-6. After the last evaluation `Family.decode` makes the picture (`decode_tiled` when out of memory), each active
-   inspector inspects it, the canvas restores it to its frame, and each active finisher finishes it: those with
-   parameters before those without, each in order of name.
+6. After the last evaluation `Family.decode` makes the picture, within `Family.tiling` where it would cost too much
+   whole; each active inspector inspects it, the canvas restores it to its frame, and each active finisher finishes it:
+   those with parameters before those without, each in order of name.
 
 A contribution is active if its `wants` says so. A sample that is cancelled or fails is dropped between two of these
 calls; nothing is called for it then.

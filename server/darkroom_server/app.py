@@ -160,7 +160,7 @@ class App:
         ]
         checks = [*([TokenCheck(self.settings.tokens)] if self.settings.tokens else []), ErrorStatuses()]
         server = aio.server(interceptors=checks, options=options)
-        images = ImageService(self.catalog, self.jobs, self._encoder)
+        images = ImageService(self.catalog, self.jobs, self._encoder, self.settings.slow_reader_seconds)
         image_service_pb2_grpc.add_ImageServiceServicer_to_server(images, server)
         catalog = CatalogService(self.catalog, self.residency)
         catalog_service_pb2_grpc.add_CatalogServiceServicer_to_server(catalog, server)

@@ -66,11 +66,20 @@ class ResourceExhausted(DarkroomError):
 
 class QueueFull(ResourceExhausted):
     reason = "QUEUE_FULL"
-    retry_after = 1.0
+
+    def __init__(self, message: str, retry_after: float = 1.0) -> None:
+        super().__init__(message)
+        self.retry_after = retry_after
 
 
 class OutOfMemory(ResourceExhausted):
     reason = "OUT_OF_MEMORY"
+
+
+class SlowReader(ResourceExhausted):
+    """The client does not read its stream."""
+
+    reason = "SLOW_READER"
 
 
 class Unavailable(DarkroomError):

@@ -7,8 +7,10 @@ import time
 from functools import partial
 from typing import TYPE_CHECKING, TypeVar
 
-from darkroom_server.errors import DeviceLost, QueueFull, RequestIdInUse, ShuttingDown, to_domain_error
+from darkroom_server.errors import DeviceLost, QueueFull, RequestIdInUse, ShuttingDown, SlowReader, to_domain_error
 from darkroom_server.jobs.job import Job
+from darkroom_server.jobs.mailbox import Mailbox
+from darkroom_server.jobs.queue_rate import QueueRate
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
@@ -33,6 +35,8 @@ class JobManager:
         self._residency = residency
         self._max_queued_jobs = settings.limits.max_queued_jobs
         self._max_waiting_bytes = settings.max_waiting_bytes
+        self._max_unread_bytes = settings.max_unread_bytes
+        self._rate = QueueRate()
         self._jobs: dict[tuple[str, str], Job] = {}  # by token and id
         self._idle = asyncio.Event()
         self._idle.set()
@@ -60,7 +64,8 @@ class JobManager:
             raise self._closed
         if (token, request_id) in self._jobs:
             raise RequestIdInUse(f"request_id {request_id!r} is in use by an active job")
-        job = Job(request_id, token, arrived=time.monotonic(), held_bytes=size)
+        mailbox = Mailbox(on_picture=self._end_slow_readers)
+        job = Job(request_id, token, time.monotonic(), held_bytes=size, mailbox=mailbox)
         self._refuse_if_full(besides=job)
         self._jobs[token, request_id] = job
         self._idle.clear()
@@ -91,9 +96,9 @@ class JobManager:
         except Exception as error:
             job.mailbox.close(to_domain_error(error))
             return
-        job.acquired, job.load_seconds = job.plan.needs, time.monotonic() - began
+        job.load_seconds = time.monotonic() - began
         job.plan = job.plan.with_assets(values)
-        self._engine.submit(job)
+        self._engine.submit(job, then=partial(self._residency.release, job.plan.needs))
 
     def end(self, job: Job, error: DarkroomError) -> bool:
         """End a job at once, even if its stream is blocked by a client that does not read. Returns False if it had
@@ -106,12 +111,20 @@ class JobManager:
         """Unregister a job whose stream is over, and cancel what is left of it."""
         if job.waiting is not None:
             job.waiting.cancel()
-        self._engine.cancel(job, then=partial(self._free, job))
+        self._engine.cancel(job)
         key = (job.token, job.request_id)
         if self._jobs.get(key) is job:
             del self._jobs[key]
+            if not job.queued:
+                self._rate.record_end(time.monotonic())
         if not self._jobs:
             self._idle.set()
+
+    def _end_slow_readers(self) -> None:
+        """While finished pictures that no client has read take too much memory, end the job that has the most."""
+        while sum(job.mailbox.unread_bytes for job in self._jobs.values()) > self._max_unread_bytes:
+            most = max(self._jobs.values(), key=lambda job: job.mailbox.unread_bytes)
+            self.end(most, SlowReader("the pictures that wait for their readers take too much memory"))
 
     async def drain(self, seconds: float) -> None:
         """Refuse new jobs, wait for the active ones, and end those left after `seconds`."""
@@ -142,14 +155,10 @@ class JobManager:
     def _refuse_if_full(self, besides: Job) -> None:
         """:raises QueueFull: too many jobs wait, or the images of waiting jobs take too much memory"""
         waiting = [other for other in self._jobs.values() if other.queued and other is not besides]
+        retry_after = self._rate.retry_after(len(waiting), time.monotonic())
         if len(waiting) >= self._max_queued_jobs:
-            raise QueueFull(f"{len(waiting)} jobs are waiting already")
+            raise QueueFull(f"{len(waiting)} jobs are waiting already", retry_after)
         held = sum(other.held_bytes for other in waiting)
         if waiting and held + besides.held_bytes > self._max_waiting_bytes:
-            raise QueueFull(f"the pictures of the jobs that wait take {held // 2**20} MiB already")
-
-    def _free(self, job: Job) -> None:
-        """Release the model and assets of a job that the engine no longer uses."""
-        keys, job.acquired = job.acquired, ()
-        if keys:
-            self._residency.release(keys)
+            message = f"the pictures of the jobs that wait take {held // 2**20} MiB already"
+            raise QueueFull(message, retry_after)

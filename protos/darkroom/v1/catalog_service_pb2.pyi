@@ -117,7 +117,7 @@ class ListModelsResponse(_message.Message):
     def __init__(self, models: _Optional[_Iterable[_Union[Model, _Mapping]]] = ...) -> None: ...
 
 class Model(_message.Message):
-    __slots__ = ("name", "description", "is_default", "family", "tasks", "prediction_type", "size_factor", "default_width", "default_height", "min_size", "max_size", "default_scheduler", "default_num_inference_steps", "default_guidance_scale", "preview_modes", "default_preview_mode", "residency", "weight_bytes", "device", "dtype", "safety_policy", "max_cache_interval")
+    __slots__ = ("name", "description", "is_default", "family", "tasks", "prediction_type", "size_factor", "default_width", "default_height", "min_size", "max_size", "default_scheduler", "default_num_inference_steps", "default_guidance_scale", "preview_modes", "default_preview_mode", "residency", "weight_bytes", "device", "dtype", "safety_policy", "max_cache_interval", "max_pixels")
     NAME_FIELD_NUMBER: _ClassVar[int]
     DESCRIPTION_FIELD_NUMBER: _ClassVar[int]
     IS_DEFAULT_FIELD_NUMBER: _ClassVar[int]
@@ -140,6 +140,7 @@ class Model(_message.Message):
     DTYPE_FIELD_NUMBER: _ClassVar[int]
     SAFETY_POLICY_FIELD_NUMBER: _ClassVar[int]
     MAX_CACHE_INTERVAL_FIELD_NUMBER: _ClassVar[int]
+    MAX_PIXELS_FIELD_NUMBER: _ClassVar[int]
     name: str
     description: str
     is_default: bool
@@ -162,7 +163,8 @@ class Model(_message.Message):
     dtype: str
     safety_policy: SafetyPolicy
     max_cache_interval: int
-    def __init__(self, name: _Optional[str] = ..., description: _Optional[str] = ..., is_default: bool = ..., family: _Optional[str] = ..., tasks: _Optional[_Iterable[str]] = ..., prediction_type: _Optional[str] = ..., size_factor: _Optional[int] = ..., default_width: _Optional[int] = ..., default_height: _Optional[int] = ..., min_size: _Optional[int] = ..., max_size: _Optional[int] = ..., default_scheduler: _Optional[str] = ..., default_num_inference_steps: _Optional[int] = ..., default_guidance_scale: _Optional[float] = ..., preview_modes: _Optional[_Iterable[_Union[_parameters_pb2.PreviewMode, str]]] = ..., default_preview_mode: _Optional[_Union[_parameters_pb2.PreviewMode, str]] = ..., residency: _Optional[_Union[Residency, str]] = ..., weight_bytes: _Optional[int] = ..., device: _Optional[str] = ..., dtype: _Optional[str] = ..., safety_policy: _Optional[_Union[SafetyPolicy, str]] = ..., max_cache_interval: _Optional[int] = ...) -> None: ...
+    max_pixels: int
+    def __init__(self, name: _Optional[str] = ..., description: _Optional[str] = ..., is_default: bool = ..., family: _Optional[str] = ..., tasks: _Optional[_Iterable[str]] = ..., prediction_type: _Optional[str] = ..., size_factor: _Optional[int] = ..., default_width: _Optional[int] = ..., default_height: _Optional[int] = ..., min_size: _Optional[int] = ..., max_size: _Optional[int] = ..., default_scheduler: _Optional[str] = ..., default_num_inference_steps: _Optional[int] = ..., default_guidance_scale: _Optional[float] = ..., preview_modes: _Optional[_Iterable[_Union[_parameters_pb2.PreviewMode, str]]] = ..., default_preview_mode: _Optional[_Union[_parameters_pb2.PreviewMode, str]] = ..., residency: _Optional[_Union[Residency, str]] = ..., weight_bytes: _Optional[int] = ..., device: _Optional[str] = ..., dtype: _Optional[str] = ..., safety_policy: _Optional[_Union[SafetyPolicy, str]] = ..., max_cache_interval: _Optional[int] = ..., max_pixels: _Optional[int] = ...) -> None: ...
 
 class ListTasksRequest(_message.Message):
     __slots__ = ()

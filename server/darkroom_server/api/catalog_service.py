@@ -123,7 +123,7 @@ class CatalogService(catalog_service_pb2_grpc.CatalogServiceServicer):
         loading = asyncio.create_task(self._resident.acquire([key], progress.put, wait=False))
         loading.add_done_callback(lambda _: progress.put(Ended()))
         try:
-            while isinstance(event := await progress.get(), Loading):
+            while isinstance(event := (await progress.get())[1], Loading):
                 await context.write(pb.LoadModelResponse(loading=messages.loading(event)))
             await loading
             self._resident.release([key])
@@ -178,6 +178,7 @@ class CatalogService(catalog_service_pb2_grpc.CatalogServiceServicer):
             default_height=info.default_height,
             min_size=low,
             max_size=high,
+            max_pixels=self._catalog.max_pixels(model),
             default_scheduler=model.default_scheduler,
             default_num_inference_steps=settings.default_num_inference_steps,
             default_guidance_scale=settings.default_guidance_scale,

@@ -14,7 +14,7 @@ from darkroom_server.api import messages
 from darkroom_server.api.interceptors import not_there_yet, token_of
 from darkroom_server.api.preprocess import preprocess
 from darkroom_server.api.validation.request import check_edit, check_generate
-from darkroom_server.errors import Cancelled, LoadFailed, NotFound
+from darkroom_server.errors import Cancelled, LoadFailed, NotFound, SlowReader
 from darkroom_server.jobs.events import Accepted, ControlMade, Ended, ImageDecoded
 
 if TYPE_CHECKING:
@@ -31,10 +31,11 @@ Context: TypeAlias = Any  # grpc.aio.ServicerContext, which has no types
 class ImageService(image_service_pb2_grpc.ImageServiceServicer):
     """Generate and Edit share one flow: validate, plan, submit, stream."""
 
-    def __init__(self, catalog: Catalog, jobs: JobManager, encoder: Encoder) -> None:
+    def __init__(self, catalog: Catalog, jobs: JobManager, encoder: Encoder, slow_reader_seconds: float) -> None:
         self._catalog = catalog
         self._jobs = jobs
         self._encoder = encoder
+        self._slow_reader_seconds = slow_reader_seconds
 
     async def Generate(self, request: image_service_pb2.GenerateRequest, context: Context) -> None:
         await self._serve(request, context, check_generate, image_service_pb2.GenerateResponse)
@@ -54,7 +55,7 @@ class ImageService(image_service_pb2_grpc.ImageServiceServicer):
             self._jobs.submit(job)
             await asyncio.sleep(0)  # a job that need not wait enters the engine before its first event is written
             async for event in self._events(job):
-                await context.write(response(event=event))
+                await self._write(context, response(event=event))
         except LoadFailed as error:
             raise (refusal(request, error) if request else error) from None
         finally:
@@ -67,7 +68,7 @@ class ImageService(image_service_pb2_grpc.ImageServiceServicer):
             events = [{"accepted": {}}, *events, {"completed": messages.took(time.monotonic() - job.arrived)}]
             for sequence, fields in enumerate(events, 1):
                 event = events_pb2.JobEvent(request_id=job.request_id, sequence=sequence, **fields)
-                await context.write(image_service_pb2.PreprocessResponse(event=event))
+                await self._write(context, image_service_pb2.PreprocessResponse(event=event))
         finally:
             self._jobs.release(job)
 
@@ -85,6 +86,14 @@ class ImageService(image_service_pb2_grpc.ImageServiceServicer):
 
     Watch = not_there_yet("Watch is")
 
+    async def _write(self, context: Context, response: Any) -> None:
+        """:raises SlowReader: the client reads nothing for too long"""
+        try:
+            async with asyncio.timeout(self._slow_reader_seconds):
+                await context.write(response)
+        except TimeoutError:
+            raise SlowReader(f"the client read nothing for {self._slow_reader_seconds:g} seconds") from None
+
     def _register(self, message: Any, context: Context) -> Job:
         """Admit a job, or refuse it before any work. Fills in a missing request_id."""
         message.request_id = message.request_id or uuid.uuid4().hex
@@ -92,17 +101,17 @@ class ImageService(image_service_pb2_grpc.ImageServiceServicer):
 
     async def _events(self, job: Job) -> AsyncIterator[events_pb2.JobEvent]:
         """The job's events as messages, up to `completed`; raises the job's error."""
-        sequence, encode_seconds = 0, 0.0
+        chunks, encode_seconds = 0, 0.0
         while True:
-            event = await job.mailbox.get()
+            number, event = await job.mailbox.get()
             if isinstance(event, Ended) and event.error is not None:
                 raise event.error
             began = time.monotonic()
             fields = await self._encoder.fields(job, event, encode_seconds)
             encode_seconds += time.monotonic() - began if isinstance(event, ImageDecoded) else 0.0
-            for each in fields:
-                sequence += 1
-                yield events_pb2.JobEvent(request_id=job.request_id, sequence=sequence, **each)
+            for chunk, each in enumerate(fields):
+                chunks += chunk > 0
+                yield events_pb2.JobEvent(request_id=job.request_id, sequence=number + chunks, **each)
             if isinstance(event, Ended):
                 return
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from darkroom.v1 import image_service_pb2, parameters_pb2
 from darkroom_server.api.validation.request import check_generate
-from darkroom_server.jobs.events import Ended, StepDone
+from darkroom_server.jobs.events import Ended, Event, StepDone
 from darkroom_server.jobs.job import Job
 from darkroom_server.networks import compiled
 
@@ -42,11 +42,11 @@ async def _first_step(
 ) -> None:
     job, released = Job(message.request_id, "", arrived=time.monotonic(), held_bytes=0), asyncio.Event()
     job.plan = await planner.plan(await planner.read(check_generate, message, catalog))
-    engine.submit(job)
-    event = None
+    engine.submit(job, then=released.set)
+    event: Event | None = None
     while not isinstance(event, StepDone | Ended):
-        event = await job.mailbox.get()
-    engine.cancel(job, then=released.set)
+        _, event = await job.mailbox.get()
+    engine.cancel(job)
     await released.wait()
     if isinstance(event, Ended) and event.error is not None:
         raise event.error

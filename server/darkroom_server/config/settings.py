@@ -90,6 +90,8 @@ class ModelSettings(MemoryOptions):
     default_num_inference_steps: Annotated[int, Field(ge=1)] = 30
     default_guidance_scale: Annotated[float, Field(ge=0, le=100)] = 7.5
     default_preview_mode: PreviewMode = "latent-rgb"
+    max_edge: Annotated[int, Field(ge=64)] | None = None  # pixels; None: four times the longer edge of its own size
+    max_pixels: Annotated[int, Field(ge=64 * 64)] | None = None  # None: four times those of its own size
 
     # Validators see earlier fields in info.data, unless those are invalid themselves.
 
@@ -143,6 +145,7 @@ class Limits(BaseModel, extra="forbid"):
     max_prompt_characters: Annotated[int, Field(ge=1)] = 10_000
     max_queued_jobs: Annotated[int, Field(ge=1)] = 1000
     max_request_bytes: Annotated[ByteSize, Field(ge=64 * 1024)] = ByteSize(32 * MIB)
+    max_decode_bytes: Annotated[ByteSize, Field(ge=MIB)] | None = None  # None: the memory that the device has
     chunk_bytes: Annotated[ByteSize, Field(ge=1024, le=3 * MIB)] = ByteSize(3 * MIB)
 
 
@@ -177,7 +180,14 @@ class Settings(BaseSettings):
     encoder_threads: Annotated[int, Field(ge=1)] = 2
     reader_threads: Annotated[int, Field(ge=1)] = 2  # decode input images, run preprocessors
     max_waiting_bytes: Annotated[ByteSize, Field(ge=MIB)] = ByteSize(2048 * MIB)  # input images of queued jobs
-    drain_seconds: Annotated[float, Field(ge=0)] = 30.0
+    # Finished pictures that wait for slow readers: bytes in all, and seconds in which a client reads nothing.
+    max_unread_bytes: Annotated[ByteSize, Field(ge=MIB)] = ByteSize(1024 * MIB)
+    slow_reader_seconds: Annotated[float, Field(gt=0)] = 60.0
+    drain_seconds: Annotated[float, Field(ge=0)] = 20.0  # the usual supervisors wait for 30
+    # How long one piece of work may keep the engine, or a plugin a thread, until the server says that it is not
+    # serving, and until it ends, for its supervisor to start it again; None: never.
+    stall_seconds: Annotated[float, Field(gt=0)] = 120.0
+    stall_exit_seconds: Annotated[float, Field(gt=0)] | None = 600.0
 
     @model_validator(mode="wrap")
     @classmethod

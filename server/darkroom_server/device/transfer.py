@@ -26,6 +26,11 @@ class PendingImage:
         """Whether `read` would not wait."""
         return self._arrival is None or bool(self._arrival.query())
 
+    @property
+    def nbytes(self) -> int:
+        """Its size in memory."""
+        return self._pixels.nbytes
+
     def wait(self) -> None:
         """Block until the copy is complete."""
         if self._arrival is not None:

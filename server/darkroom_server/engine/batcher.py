@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Hashable
+from collections.abc import Callable, Collection, Hashable
 
 from darkroom_server.engine.slot import Slot
 from darkroom_server.jobs.job import Job
@@ -14,6 +14,16 @@ class Lane:
     def __init__(self, solo: bool) -> None:
         self.solo = solo
         self.slots: list[Slot] = []
+        self.busy = False  # it has its turn
+        self.turn_seconds: float | None = None  # from turn to turn, other lanes' included: a moving average
+        self._last_turn: float | None = None  # time.monotonic
+
+    def record_turn(self, now: float) -> None:
+        """A turn begins."""
+        if self._last_turn is not None:
+            seconds = now - self._last_turn
+            self.turn_seconds = seconds if self.turn_seconds is None else 0.8 * self.turn_seconds + 0.2 * seconds
+        self._last_turn = now
 
     def select_batch(self, row_limit: int) -> list[Slot]:
         """The oldest slots that fit into one batch; at least one."""
@@ -52,9 +62,11 @@ class Batcher:
         lane.slots += (Slot(job, index) for index in range(job.request.num_images))
         job.progress.slots_left = job.request.num_images
 
-    def next_lane(self) -> Lane:
-        """The next lane of the round; there must be one."""
-        key = next(iter(self._lanes))
+    def next_lane(self, among: Callable[[Lane], bool] = lambda lane: True) -> Lane | None:
+        """The next lane of the round, of those that are not busy and among these; None if there is none."""
+        key = next((key for key, lane in self._lanes.items() if not lane.busy and among(lane)), None)
+        if key is None:
+            return None
         lane = self._lanes[key] = self._lanes.pop(key)
         return lane
 

@@ -5,19 +5,23 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
 
 from darkroom_plugins import calls
-from darkroom_plugins.contract import Inspector
+from darkroom_plugins.contract import Inspector, ModelInfo
 from darkroom_plugins.errors import NonFinite
+from darkroom_plugins.request import Request
 from darkroom_plugins.sample import Sample
 from darkroom_server.device.transfer import PendingImage, side_stream, to_pictures
+from darkroom_server.engine.long_work import LongWork
 from darkroom_server.engine.recovery import Outcome, Recovery, work
-from darkroom_server.errors import OutOfMemory
+from darkroom_server.engine.slot import Slot
+from darkroom_server.errors import TOO_LITTLE_MEMORY, OutOfMemory
 
-DECODED_AT_ONCE = 8  # images: bounds the memory of the VAE
+DECODED_AT_ONCE = 8  # images of the model's own size: bounds the memory of the VAE
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,47 +29,61 @@ class Decoded:
     """A sample's image."""
 
     picture: PendingImage
-    tiled: bool = False  # whether the VAE decoded it in tiles, as memory was short
+    tiled: bool = False  # whether the VAE decoded it in tiles
     findings: dict[str, Any] = field(default_factory=dict)  # by inspector
 
 
-def decode(samples: Sequence[Sample], recovery: Recovery, on_side_stream: bool) -> list[Outcome[Decoded]]:
-    """Each sample's image with the findings of inspectors. One that does not fit into memory even alone is decoded in
-    tiles. With `on_side_stream` CUDA devices decode on a side stream; weights must not move meanwhile."""
-    if not samples:
-        return []
-    latents = [sample.latents for sample in samples]
-    with side_stream(samples[0].model.device, latents) if on_side_stream else contextlib.nullcontext():
-        whole = recovery.each(work("decode", samples[0].request), _decode, samples, DECODED_AT_ONCE)
-        return [
-            _in_tiles(sample, outcome, recovery) if isinstance(outcome, OutOfMemory) else outcome
-            for sample, outcome in zip(samples, whole, strict=True)
-        ]
+class Decoder:
+    """Decodes finished samples. One that does not fit into memory even alone is decoded in tiles."""
+
+    def __init__(self, recovery: Recovery, long: LongWork) -> None:
+        self._recovery, self._long = recovery, long
+
+    def decode(self, done: Sequence[tuple[Slot, Sample]], on_side_stream: bool) -> list[Outcome[Decoded]]:
+        """Each sample's image with the findings of inspectors. With `on_side_stream` CUDA devices decode on a side
+        stream; weights must not move meanwhile."""
+        if not done:
+            return []
+        plan, latents = done[0][0].job.plan, [sample.latents for _, sample in done]
+        with side_stream(plan.model.family.device, latents) if on_side_stream else contextlib.nullcontext():
+            if plan.tiled:
+                return [self._in_tiles(each, OutOfMemory(TOO_LITTLE_MEMORY)) for each in done]
+            most = pictures_at_once(plan.model.info, plan.request)
+            whole = self._recovery.each(work("decode", plan.request), self._decode, done, most)
+            return [
+                self._in_tiles(each, outcome) if isinstance(outcome, OutOfMemory) else outcome
+                for each, outcome in zip(done, whole, strict=True)
+            ]
+
+    def _decode(self, done: Sequence[tuple[Slot, Sample]], tiled: bool = False) -> list[Decoded]:
+        samples = [sample for _, sample in done]
+        model, latents = samples[0].model, torch.cat([sample.latents for sample in samples])
+        with self._long.divided("decode", [slot for slot, _ in done], shared=True):
+            with calls.calling(model, "decode", timed=False):
+                images = model.decode(latents)
+            return _pictures(samples, images, tiled)
+
+    def _in_tiles(self, done: tuple[Slot, Sample], failure: OutOfMemory) -> Outcome[Decoded]:
+        """Its image, decoded in tiles; `failure` where its model does not tile this size."""
+        (slot, sample), request = done, done[1].request
+        tiling = calls.tiling(sample.model, request)
+        if tiling is None:
+            return failure
+        with tiling:
+            run = partial(self._decode, tiled=True)
+            (outcome,) = self._recovery.each(work("tiles", request), run, [(slot, sample)])
+        if isinstance(outcome, Decoded) and not slot.job.plan.tiled:
+            self._recovery.limits.exclude(work("decode", request))
+        return outcome
 
 
-def _decode(samples: Sequence[Sample]) -> list[Decoded]:
-    model, latents = samples[0].model, torch.cat([sample.latents for sample in samples])
-    with calls.calling(model, "decode", timed=False):
-        images = model.decode(latents)
-    return _pictures(samples, images)
+def pictures_at_once(model: ModelInfo, request: Request) -> int:
+    """How many pictures of this size to decode at once."""
+    own, pixels = model.default_width * model.default_height, request.width * request.height
+    return max(1, min(DECODED_AT_ONCE, DECODED_AT_ONCE * own // pixels))
 
 
-def _in_tiles(sample: Sample, failure: OutOfMemory, recovery: Recovery) -> Outcome[Decoded]:
-    """Its image, decoded in tiles; `failure` where its model does not tile this size."""
-    (outcome,) = recovery.each(work("tiles", sample.request), _decode_tiled, [sample])
-    if isinstance(outcome, Decoded):
-        recovery.limits.exclude(work("decode", sample.request))
-    return failure if outcome is None else outcome
-
-
-def _decode_tiled(samples: Sequence[Sample]) -> list[Decoded | None]:
-    (sample,) = samples
-    with calls.calling(sample.model, "decode_tiled", timed=False):
-        images = sample.model.decode_tiled(sample.latents)
-    return [None] if images is None else [*_pictures(samples, images, tiled=True)]
-
-
-def _pictures(samples: Sequence[Sample], images: torch.Tensor, tiled: bool = False) -> list[Decoded]:
+def _pictures(samples: Sequence[Sample], images: torch.Tensor, tiled: bool) -> list[Decoded]:
     decoded = [Decoded(picture, tiled) for picture in to_pictures(images)]
     for inspector in {i.name: i for sample in samples for i in sample.inspectors}.values():
         pairs = zip(samples, decoded, strict=True)

@@ -19,23 +19,30 @@ from darkroom_plugins.errors import DarkroomError
 from darkroom_plugins.manager import Plugins
 from darkroom_plugins.sample import Sample
 from darkroom_server.device.transfer import LaunchLimiter
-from darkroom_server.engine import decode, denoise, prepare
+from darkroom_server.engine import denoise
 from darkroom_server.engine import step as stepping
 from darkroom_server.engine.batcher import Batcher, Lane
+from darkroom_server.engine.decode import Decoded, Decoder
+from darkroom_server.engine.long_work import LongWork, Work
 from darkroom_server.engine.offload_turns import swap_is_due
+from darkroom_server.engine.outbox import Outbox
+from darkroom_server.engine.prepare import Starter, make_sample
 from darkroom_server.engine.previews import PreviewDecoders, wants_preview
 from darkroom_server.engine.prompt_cache import PromptCache
 from darkroom_server.engine.queue_positions import QueuePositions
 from darkroom_server.engine.recovery import Outcome, Recovery, work
 from darkroom_server.engine.slot import Slot
 from darkroom_server.errors import Cancelled, DeviceLost, to_domain_error
-from darkroom_server.jobs.events import Ended, Event, ImageDecoded, PreviewMade, Started, StepDone
+from darkroom_server.jobs.events import Ended, ImageDecoded, PreviewMade, Started, StepDone
 from darkroom_server.jobs.job import Job
 from darkroom_server.schedulers.scheduler import noise_level
 
 log = logging.getLogger(__name__)
 
-TILED = "memory was short: the picture was decoded in tiles, and differs slightly"
+TILED = {
+    "encode": "the input pictures are large for the model or its memory: they were encoded in tiles, approximately",
+    "decode": "the picture is large for the model or its memory: it was decoded in tiles, approximately",
+}
 
 T = TypeVar("T")
 
@@ -60,15 +67,28 @@ class Engine:
         self._on_lost: Callable[[], None] = lambda: None
         self._relieve: Callable[[], bool] = lambda: False
         self.recovery = Recovery(self._make_room)
+        self._long = LongWork(self._attend)
+        self._starter, self._decoder = Starter(self.recovery, self._long), Decoder(self.recovery, self._long)
         self._inbox: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
-        self._outbox: list[tuple[Job, Event]] = []
         self.prompts = PromptCache()
         self._batcher = Batcher()
         self._positions = QueuePositions(self._batcher, self._row_limit)
+        self._outbox = Outbox(self._loop, self._positions)
         self._launches = LaunchLimiter()
         self._stopping = False
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
+        self._attended: float | None = None  # time.monotonic at the last turn, call or attendance; None: it waits
         self.ticks = 0
+
+    @property
+    def working(self) -> Work | None:
+        """The long work that runs now, if any. May be read from another thread."""
+        return self._long.running
+
+    def stalled_for(self, now: float) -> float:
+        """Seconds since the engine last attended to its jobs, 0 while it has none. May be called on another thread."""
+        attended = self._attended
+        return max(0.0, now - attended) if attended is not None else 0.0
 
     @property
     def idle(self) -> bool:
@@ -118,19 +138,14 @@ class Engine:
         self._inbox.put(run)
         return await asyncio.wrap_future(future)
 
-    def submit(self, job: Job) -> None:
-        """Enqueue a job. Its events go to its mailbox, the last one is `Ended`."""
-        self._inbox.put(lambda: self._admit(job))
+    def submit(self, job: Job, then: Callable[[], None]) -> None:
+        """Enqueue a job. Its events go to its mailbox, the last one is `Ended`. `then` is called on the event loop when
+        the job has ended and the engine no longer uses its model."""
+        self._inbox.put(lambda: self._admit(job, then))
 
-    def cancel(self, job: Job, then: Callable[[], None]) -> None:
-        """Cancel a job before its next step, unless it has ended. `then` is called on the event loop when the engine no
-        longer uses the job's model."""
-
-        def run() -> None:
-            self._end(job, Cancelled("the job was cancelled"))
-            self._loop.call_soon_threadsafe(then)
-
-        self._inbox.put(run)
+    def cancel(self, job: Job) -> None:
+        """Cancel a job before its next step, unless it has ended."""
+        self._inbox.put(lambda: self._end(job, Cancelled("the job was cancelled")))
 
     def forget_limits(self) -> None:
         """Reset the learnt row limits, after memory was freed."""
@@ -144,34 +159,63 @@ class Engine:
     def _run(self) -> None:
         while not self._stopping:
             try:
+                self._wait()
                 self._drain_inbox()
-                if self._batcher:
-                    self._take_turn()
+                if (lane := self._batcher.next_lane()) is not None:
+                    self._take_turn(lane)
+                self._outbox.post()
             except DeviceLost as error:
                 self._lose(error)
             except BaseException as error:  # without this thread all streams would hang
                 log.critical("the engine failed", exc_info=error)
                 self._lose(DeviceLost("the engine failed; the server will be restarted"))
-            self._flush_events()
+        self._outbox.post()
+
+    def _wait(self) -> None:
+        """Block while there is nothing to do."""
+        self._attended = None
+        call = self._inbox.get() if not self._batcher else None
+        self._attended = time.monotonic()
+        if call is not None:
+            call()
 
     def _drain_inbox(self) -> None:
-        """Run the calls that arrived since the last tick; block for one while no job is active."""
-        if not self._batcher:
-            self._inbox.get()()
+        """Run the calls that arrived since the last tick."""
         while not self._inbox.empty():
             self._inbox.get()()
+            self._attended = time.monotonic()
+
+    def _attend(self, running: Work, seconds: float) -> None:
+        """Between two layers of long work, `seconds` after the last time: take new jobs in, end cancelled ones, and
+        give other lanes turns for as long as the piece took, where they do not disturb it.
+
+        :raises Cancelled: all jobs of the work have ended
+        """
+        until = time.monotonic() + seconds
+        self._drain_inbox()
+        running.check()
+        may = partial(_may_interrupt, running)
+        while running.shared and time.monotonic() < until and (lane := self._batcher.next_lane(may)) is not None:
+            self._take_turn(lane)
+            self._drain_inbox()
+        self._outbox.post(within_turn=True)
+        self._attended = time.monotonic()
+        running.check()
 
     def _lose(self, error: DeviceLost) -> None:
         self._end_all(error)
         self._on_lost()
+        self._outbox.post()
 
     def _stop(self) -> None:
         self._stopping = True
         self._end_all(Cancelled("the server stopped"))
 
-    def _admit(self, job: Job) -> None:
+    def _admit(self, job: Job, then: Callable[[], None]) -> None:
         if job.progress.ended:
+            self._outbox.release(then)
             return
+        job.progress.then = then
         self._batcher.add(job)
         self._positions.stale = True
 
@@ -183,9 +227,10 @@ class Engine:
         self._plugins.release()
         return self._relieve()
 
-    def _take_turn(self) -> None:
-        lane = self._batcher.next_lane()
+    def _take_turn(self, lane: Lane) -> None:
         slots = lane.select_batch(self._row_limit(lane))
+        lane.record_turn(time.monotonic())
+        lane.busy = True
         try:
             self._tick(slots)
             self._launches.keep(slots[0].job.plan.model.family.device)
@@ -194,6 +239,9 @@ class Engine:
         except Exception as error:  # a bug of the engine: fail the batch's jobs only
             for slot in slots:
                 self._fail(slot.job, error)
+        finally:
+            lane.busy = False
+            self._attended = time.monotonic()
 
     def _tick(self, slots: Sequence[Slot]) -> None:
         """One iteration of the loop: prepare new slots, evaluate the denoiser, step, preview, decode."""
@@ -214,7 +262,8 @@ class Engine:
     def _step(self, begun: Sequence[tuple[Slot, Sample]]) -> None:
         if not begun:  # a low strength can skip all steps
             return
-        outcomes = denoise.predict(begun, self.recovery)
+        with self._long.divided("evaluation", [slot for slot, _ in begun]):
+            outcomes = denoise.predict(begun, self.recovery)
         self._preview(self._advance(begun, outcomes))
 
     def _begin(self, slots: Sequence[Slot]) -> None:
@@ -234,8 +283,7 @@ class Engine:
             return
         if job.progress.started is None:
             job.progress.started, job.progress.swaps = arrived, job.plan.model.placement.swaps
-            self._emit(job, Started())
-            self._positions.record_start(arrived)
+            self._outbox.emit(job, Started())
             self._positions.stale = True
         try:
             part(slot)
@@ -246,7 +294,7 @@ class Engine:
         job.progress.encode_prompt_seconds += slot.began - arrived
 
     def _make(self, slot: Slot) -> None:
-        slot.sample = prepare.make_sample(slot)
+        slot.sample = make_sample(slot)
 
     def _fetch_prompts(self, slots: Sequence[Slot]) -> None:
         began = time.monotonic()
@@ -263,7 +311,9 @@ class Engine:
 
     def _prepare(self, slot: Slot) -> None:
         assert slot.sample is not None
-        slot.sample = self.recovery.once(partial(prepare.begin, slot.sample))
+        slot.sample, tiled = self._starter.begin(slot, slot.sample)
+        if tiled and slot.job.request.image is not None:
+            _warn(slot.job, TILED["encode"])
 
     def _advance(
         self, begun: Sequence[tuple[Slot, Sample]], outcomes: Sequence[Outcome[list[torch.Tensor]]]
@@ -291,7 +341,7 @@ class Engine:
                 self._fail(slot.job, advanced)
                 continue
             if step is not None:
-                self._emit(slot.job, _step_done(slot, sample, step, rows))
+                self._outbox.emit(slot.job, _step_done(slot, sample, step, rows))
             if advanced is not None:
                 estimates.append((slot, advanced))
         return estimates
@@ -304,34 +354,35 @@ class Engine:
                 for each in estimates
                 if each[0].job.request.preview.mode == mode and not each[0].job.progress.ended
             ]
-            for (slot, _), outcome in zip(wanted, self._decoders.decode(wanted, self.recovery), strict=True):
+            outcomes = self._decoders.decode(wanted, self.recovery, self._long)
+            for (slot, _), outcome in zip(wanted, outcomes, strict=True):
                 slot.previewed = time.monotonic()
                 if isinstance(outcome, DarkroomError):
                     _warn(slot.job, f"a preview is missing: {outcome}")
                     continue
                 assert slot.sample is not None
                 step = slot.job.plan.steps.ends[slot.sample.evaluation - 1]
-                self._emit(slot.job, PreviewMade(slot.index, step, outcome, mode))
+                self._outbox.emit(slot.job, PreviewMade(slot.index, step, outcome, mode))
 
     def _finish(self, done: Sequence[tuple[Slot, Sample]]) -> None:
         done = [(slot, sample) for slot, sample in done if not slot.job.progress.ended]
         began = time.monotonic()
         side_stream = not any(slot.job.plan.model.placement.swapping for slot, _ in done)
-        outcomes = decode.decode([sample for _, sample in done], self.recovery, side_stream)
+        outcomes = self._decoder.decode(done, side_stream)
         seconds = time.monotonic() - began
         for job in {slot.job for slot, _ in done}:
             job.progress.decode_seconds += seconds
         for (slot, _), outcome in zip(done, outcomes, strict=True):
             self._complete(slot, outcome)
 
-    def _complete(self, slot: Slot, outcome: Outcome[decode.Decoded]) -> None:
+    def _complete(self, slot: Slot, outcome: Outcome[Decoded]) -> None:
         job = slot.job
         if isinstance(outcome, DarkroomError):
             self._end(job, outcome)
             return
         if outcome.tiled:
-            _warn(job, TILED)
-        self._emit(job, ImageDecoded(slot.index, outcome.picture, outcome.findings))
+            _warn(job, TILED["decode"])
+        self._outbox.emit(job, ImageDecoded(slot.index, outcome.picture, outcome.findings))
         self._batcher.drop([slot])
         job.progress.slots_left -= 1
         if job.progress.slots_left == 0:
@@ -345,7 +396,9 @@ class Engine:
         self._batcher.drop_job(job)
         self._positions.stale = True
         now = time.monotonic()
-        self._emit(job, Ended(error, job.timings(now), tuple(job.progress.warnings)))
+        self._outbox.emit(job, Ended(error, job.timings(now), tuple(job.progress.warnings)))
+        if job.progress.then is not None:
+            self._outbox.release(job.progress.then)
         seconds = round(now - job.arrived, 3)
         swaps = job.plan.model.placement.swaps - job.progress.swaps if job.progress.started is not None else 0
         moved = f", with {swaps} swaps" if swaps else ""
@@ -365,18 +418,6 @@ class Engine:
         for job in self._batcher.jobs():
             self._end(job, error)
 
-    def _emit(self, job: Job, event: Event) -> None:
-        if not job.progress.ended or isinstance(event, Ended):
-            self._outbox.append((job, event))
-
-    def _flush_events(self) -> None:
-        """Hand the tick's events to the event loop in one call: a wake-up costs more than an event."""
-        for job, queued in self._positions.updates(time.monotonic()):
-            self._emit(job, queued)
-        if self._outbox:
-            self._loop.call_soon_threadsafe(_put_in_mailboxes, self._outbox)
-            self._outbox = []
-
 
 def _begun(slots: Sequence[Slot], done: bool) -> list[tuple[Slot, Sample]]:
     """The slots of active jobs with their samples: the finished ones with `done`, else the unfinished."""
@@ -384,13 +425,13 @@ def _begun(slots: Sequence[Slot], done: bool) -> list[tuple[Slot, Sample]]:
     return [(slot, sample) for slot, sample in begun if sample.done is done]
 
 
-def _put_in_mailboxes(outbox: Sequence[tuple[Job, Event]]) -> None:
-    """For the event loop's thread."""
-    for job, event in outbox:
-        if isinstance(event, Started):
-            job.queued = False
-        else:
-            job.mailbox.put(event)
+def _may_interrupt(running: Work, lane: Lane) -> bool:
+    """Whether a lane may have a turn within this work: neither may it move the work's networks, nor decode whole what
+    they would decode in tiles now."""
+    own, other = running.job.plan, lane.slots[0].job.plan
+    if other.model is not own.model:
+        return True
+    return own.model.settings.offload == "none" and not (own.tiled or other.tiled)
 
 
 def _warn(job: Job, *warnings: str) -> None:

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 
 import torch
 
 from darkroom_plugins import calls
 from darkroom_plugins.contract import Inspector
 from darkroom_plugins.sample import Sample
+from darkroom_server.engine.long_work import LongWork
+from darkroom_server.engine.recovery import Recovery
 from darkroom_server.engine.slot import Slot
+from darkroom_server.errors import OutOfMemory, classify
 from darkroom_server.schedulers.scheduler import begin_at
 
 
@@ -35,8 +39,32 @@ def make_sample(slot: Slot) -> Sample:
     )
 
 
-def begin(encoded: Sample) -> Sample:
-    """A copy with initial latents. The argument is unchanged, so that this can be retried."""
+class Starter:
+    """Gives samples their first latents."""
+
+    def __init__(self, recovery: Recovery, long: LongWork) -> None:
+        self._recovery, self._long = recovery, long
+
+    def begin(self, slot: Slot, encoded: Sample) -> tuple[Sample, bool]:
+        """A copy of a slot's sample with initial latents, and whether its input pictures were encoded in tiles: where
+        the plan says so, or they do not fit into memory whole."""
+        tiling = calls.tiling(encoded.model, encoded.request)
+        if tiling is None or not slot.job.plan.tiled:
+            try:
+                return self._begin(slot, encoded), False
+            except BaseException as error:
+                if tiling is None or not isinstance(classify(error), OutOfMemory):
+                    raise
+        with tiling:
+            return self._begin(slot, encoded), True
+
+    def _begin(self, slot: Slot, encoded: Sample) -> Sample:
+        with self._long.divided("encode", [slot], shared=True):
+            return self._recovery.once(partial(_begin, encoded))
+
+
+def _begin(encoded: Sample) -> Sample:
+    """The argument is unchanged, so that this can be retried."""
     sample = replace(encoded, generator=torch.Generator().manual_seed(encoded.seed), state={})
     calls.begin(sample)
     return sample

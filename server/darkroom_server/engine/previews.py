@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from functools import partial
 
 import torch
 
@@ -10,7 +12,8 @@ from darkroom_plugins import calls
 from darkroom_plugins.manager import Plugins
 from darkroom_plugins.request import PreviewMode, PreviewOptions
 from darkroom_server.device.transfer import PendingImage, to_pictures
-from darkroom_server.engine.decode import DECODED_AT_ONCE
+from darkroom_server.engine.decode import pictures_at_once
+from darkroom_server.engine.long_work import LongWork
 from darkroom_server.engine.recovery import Outcome, Recovery, work
 from darkroom_server.engine.slot import Slot
 from darkroom_server.errors import OutOfMemory
@@ -50,20 +53,29 @@ class PreviewDecoders:
                 self.built[key] = entry.build(model.family)
         return self.built[key]
 
-    def decode(self, wanted: Sequence[tuple[Slot, torch.Tensor]], recovery: Recovery) -> list[Outcome[PendingImage]]:
+    def decode(
+        self, wanted: Sequence[tuple[Slot, torch.Tensor]], recovery: Recovery, long: LongWork
+    ) -> list[Outcome[PendingImage]]:
         """The preview of each slot's (1, channels, h, w) estimate; all of one model, mode and shape. After one that did
         not fit into memory even alone, previews of this kind are skipped for a while."""
         if not wanted:
             return []
         request = wanted[0][0].job.request
         preview_work = work(f"preview {request.preview.mode}", request)
-        outcomes = recovery.each(preview_work, self._decode, wanted, DECODED_AT_ONCE, relieve=False)
+        most = pictures_at_once(wanted[0][0].job.plan.model.info, request)
+        outcomes = recovery.each(preview_work, partial(self._decode, long), wanted, most, relieve=False)
         if any(isinstance(outcome, OutOfMemory) for outcome in outcomes):
             recovery.limits.exclude(preview_work)
         return outcomes
 
-    def _decode(self, wanted: Sequence[tuple[Slot, torch.Tensor]]) -> list[PendingImage]:
+    def _decode(self, long: LongWork, wanted: Sequence[tuple[Slot, torch.Tensor]]) -> list[PendingImage]:
         job = wanted[0][0].job
-        decoder = self._decoder(job.plan.model, job.request.preview.mode)
-        with calls.calling(self._plugins.preview_decoders[job.request.preview.mode], "preview"):
+        mode, model = job.request.preview.mode, job.plan.model
+        decoder = self._decoder(model, mode)
+        tiling = calls.tiling(model.family, job.request) if job.plan.tiled else None
+        with (
+            tiling or nullcontext(),
+            long.divided(f"{mode} preview", [slot for slot, _ in wanted], shared=True),
+            calls.calling(self._plugins.preview_decoders[mode], "preview"),
+        ):
             return to_pictures(decoder(torch.cat([estimate for _, estimate in wanted])))

@@ -16,7 +16,15 @@ from accelerate.utils.memory import clear_device_cache
 
 from darkroom_plugins.errors import DarkroomError
 from darkroom_plugins.request import Request
-from darkroom_server.errors import TOO_LITTLE_MEMORY, DeviceLost, OutOfMemory, classify, forget_cause, to_domain_error
+from darkroom_server.errors import (
+    TOO_LITTLE_MEMORY,
+    Cancelled,
+    DeviceLost,
+    OutOfMemory,
+    classify,
+    forget_cause,
+    to_domain_error,
+)
 
 log = logging.getLogger(__name__)
 
@@ -174,8 +182,8 @@ class Recovery:
             return [*outcome]
         if isinstance(outcome, DeviceLost):
             raise outcome
-        if len(part) == 1:
-            return [outcome]
+        if len(part) == 1 or isinstance(outcome, Cancelled):
+            return [outcome for _ in part]
         guilty = [suspected(outcome, item) for item in part]
         if all(guilty) or not any(guilty):
             middle = len(part) // 2

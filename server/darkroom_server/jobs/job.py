@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -12,7 +13,6 @@ from darkroom_server.jobs.mailbox import Mailbox
 if TYPE_CHECKING:
     from darkroom_plugins.request import Request
     from darkroom_server.jobs.plan import Plan
-    from darkroom_server.models.residency import Key
 
 
 @dataclass(slots=True, eq=False)
@@ -24,6 +24,7 @@ class Progress:
     swaps: int = 0  # its model's network swaps when the job started
     position: int | None = None  # in the queue, in the latest Queued event
     ended: bool = False
+    then: Callable[[], None] | None = None  # for the event loop, once the engine no longer uses the job's model
     warnings: list[str] = field(default_factory=list)
     encode_prompt_seconds: float = 0.0
     decode_seconds: float = 0.0
@@ -41,7 +42,6 @@ class Job:
     mailbox: Mailbox = field(default_factory=Mailbox)
     plan: Plan = field(init=False)  # set before the job is submitted
     load_seconds: float = 0.0
-    acquired: tuple[Key, ...] = ()  # residency keys to release after its end
     waiting: asyncio.Task[None] | None = None  # submission, which waits for its models and assets
     queued: bool = True  # until the engine's Started event
     progress: Progress = field(default_factory=Progress)

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Hashable
+from collections.abc import Callable, Hashable
 
-from darkroom_server.jobs.events import Ended, Event, PreviewMade, Queued
+from darkroom_server.jobs.events import Ended, Event, ImageDecoded, PreviewMade, Queued
 from darkroom_server.models.residency import Loading
 
 
@@ -18,18 +18,22 @@ class Mailbox:
     - Queue positions and loading progress are coalesced to the newest of each.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, on_picture: Callable[[], None] = lambda: None) -> None:
+        """`on_picture` is called after a finished picture was put."""
+        self._on_picture = on_picture
         self._events: deque[tuple[int, Event]] = deque()
         self._newest: dict[Hashable, tuple[int, Event]] = {}
         self._filled = asyncio.Event()
         self._count = 0
         self._ended = False
+        self.unread_bytes = 0  # of finished pictures, 8 bits a channel
 
     def put(self, event: Event) -> None:
         """Add an event; events after `Ended` are dropped."""
         if self._ended:
             return
         self._count += 1
+        self.unread_bytes += _picture_bytes(event)
         if isinstance(event, PreviewMade | Queued | Loading):
             key = (type(event).__name__, getattr(event, "image_index", 0))
             self._newest[key] = (self._count, event)
@@ -37,6 +41,8 @@ class Mailbox:
             self._events.append((self._count, event))
         self._ended = isinstance(event, Ended)
         self._filled.set()
+        if isinstance(event, ImageDecoded):
+            self._on_picture()
 
     def close(self, error: Exception) -> bool:
         """End with this error; unread events are dropped. Returns False if it has ended already."""
@@ -44,15 +50,23 @@ class Mailbox:
             return False
         self._events.clear()
         self._newest.clear()
+        self.unread_bytes = 0
         self.put(Ended(error))
         return True
 
-    async def get(self) -> Event:
-        """The oldest unread event; waits for one."""
+    async def get(self) -> tuple[int, Event]:
+        """The oldest unread event with its number, from 1, in the order in which events were made: coalesced ones leave
+        gaps. Waits for one."""
         while not self._events and not self._newest:
             self._filled.clear()
             await self._filled.wait()
         oldest = min(self._newest, key=lambda key: self._newest[key][0], default=None)
         if oldest is None or (self._events and self._events[0][0] < self._newest[oldest][0]):
-            return self._events.popleft()[1]
-        return self._newest.pop(oldest)[1]
+            number, event = self._events.popleft()
+            self.unread_bytes -= _picture_bytes(event)
+            return number, event
+        return self._newest.pop(oldest)
+
+
+def _picture_bytes(event: Event) -> int:
+    return event.picture.nbytes if isinstance(event, ImageDecoded) else 0

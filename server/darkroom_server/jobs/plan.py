@@ -43,6 +43,7 @@ class Plan:
     table: Table = NO_TABLE  # of the scheduler's step coefficients
     assets: AcquiredAssets = NO_ASSETS  # the values of `needs`, once acquired
 
+    tiled: bool = False  # its pictures are encoded and decoded in tiles
     preview_by_network: bool = False  # its previews run one of the model's networks
 
     @property

@@ -16,9 +16,11 @@ from darkroom_plugins.contract import BatchContract, Contribution, SchedulerEntr
 from darkroom_plugins.errors import InvalidRequest, UnsupportedCombination, Violation
 from darkroom_plugins.files import LOADING
 from darkroom_plugins.request import Pixels, Request
+from darkroom_server.device.memory import total_memory
 from darkroom_server.device.threads import single_threaded_pool
 from darkroom_server.errors import LoadFailed, to_domain_error
 from darkroom_server.jobs.plan import Plan
+from darkroom_server.networks.decode_cost import DecodeCosts
 from darkroom_server.schedulers.schedule import Steps, count_steps
 from darkroom_server.schedulers.tables import Tables
 
@@ -35,7 +37,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-EMBEDDING_BYTES = 64 * 2**20  # of textual inversions, some 10 KiB each
+MIB = 2**20
+EMBEDDING_BYTES = 64 * MIB  # of textual inversions, some 10 KiB each
 
 
 class Inputs(NamedTuple):
@@ -54,6 +57,7 @@ class Planner:
         self._thread = single_threaded_pool("planner")  # one, as tokenizers are not thread-safe
         self._tables = Tables()
         self._embeddings = EmbeddingCache()
+        self._decode_costs: dict[str, DecodeCosts | None] = {}  # by model
         # Schedulers and steps, shared by jobs with equal options: milliseconds to build, tens of kilobytes.
         self._schedules: WeakValueDictionary[Any, Any] = WeakValueDictionary()
         self._recent_schedules: deque[Any] = deque(maxlen=128)  # keeps the latest alive
@@ -126,10 +130,30 @@ class Planner:
             canvas=inputs.canvas,
             controls=inputs.controls,
             needs=needs(request),
+            tiled=self._decodes_in_tiles(request, model),
             batch_key=_batch_key(request, (task, *conditioners, *adapters), prompts[0].length),
             solo=_is_solo(request, (task, *conditioners, *adapters)),
             preview_by_network=previews is not None and previews.component is not None,
         )
+
+    def _decodes_in_tiles(self, request: Request, model: Model) -> bool:
+        """Whether to decode the request's pictures in tiles.
+
+        :raises InvalidRequest: they do not fit into the memory even so
+        """
+        if model.name not in self._decode_costs:
+            self._decode_costs[model.name] = DecodeCosts.of(model.family)
+        costs = self._decode_costs[model.name]
+        if costs is None:
+            return False
+        _, high, wide = model.family.latent_shape(request.width, request.height)
+        memory = self._catalog.limits.max_decode_bytes or total_memory(model.family.device)
+        least = costs.tiled(high, wide).bytes
+        if least > memory:
+            takes = f"takes at least {least / MIB:,.0f} MiB to decode, more than the {memory / MIB:,.0f} there are"
+            problem = f"a picture of {request.width} x {request.height} pixels {takes}"
+            raise InvalidRequest([Violation("parameters.width", problem)])
+        return costs.tiles_pay(high, wide, memory)
 
     def _build_steps(self, request: Request, model: Model, task: Task, entry: SchedulerEntry) -> tuple[Any, Steps]:
         """The scheduler with its timesteps, and the steps from the task's first evaluation on."""

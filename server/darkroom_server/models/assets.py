@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from torch import nn
+
 from darkroom_plugins.files.hub import located
 from darkroom_server.models.model import Model, ModelError
 
@@ -43,6 +45,11 @@ class AcquiredAssets:
     def get(self, kind: AssetKind, name: str) -> Any:
         """The asset as its plugin loaded it."""
         return self.values[kind, name]
+
+    @property
+    def networks(self) -> list[nn.Module]:
+        """The networks among them."""
+        return [value for value in self.values.values() if isinstance(value, nn.Module)]
 
 
 class AssetFiles:

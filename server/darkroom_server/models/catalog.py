@@ -34,4 +34,8 @@ class Catalog:
     def size_range(self, model: Model) -> tuple[int, int]:
         """The minimum and maximum width and height of a model's images: pixels, multiples of its size factor."""
         factor = model.info.size_factor
-        return factor, self.limits.max_edge // factor * factor
+        return factor, min(self.limits.max_edge, model.max_edge) // factor * factor
+
+    def max_pixels(self, model: Model) -> int:
+        """The maximum width times height of a model's images, pixels."""
+        return min(self.limits.max_pixels, model.max_pixels)

@@ -14,6 +14,11 @@ if TYPE_CHECKING:
     from darkroom_server.config.settings import ModelSettings
 
 
+# What models were not made for costs more and shows shapes twice: the default limits are these multiples of their own
+# size, which is the largest of the usual upscaling by two.
+EDGES, AREAS = 4, 4
+
+
 class ModelError(Exception):
     """A model's configuration is invalid; the server does not start."""
 
@@ -34,6 +39,16 @@ class Model:
     def info(self) -> ModelInfo:
         """Its properties, read from its configuration files."""
         return self.family.info
+
+    @property
+    def max_edge(self) -> int:
+        """The maximum width and height of its images, pixels."""
+        return self.settings.max_edge or EDGES * max(self.info.default_width, self.info.default_height)
+
+    @property
+    def max_pixels(self) -> int:
+        """The maximum width times height of its images, pixels."""
+        return self.settings.max_pixels or AREAS * self.info.default_width * self.info.default_height
 
     @property
     def max_cache_interval(self) -> int:

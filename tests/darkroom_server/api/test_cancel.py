@@ -61,7 +61,7 @@ def test_at_most_one_more_step_runs(
     engine = server.app.engine
     at_cancel: list[int] = []
     cancel = engine.cancel
-    monkeypatch.setattr(engine, "cancel", lambda job, then: (at_cancel.append(engine.ticks), cancel(job, then)))
+    monkeypatch.setattr(engine, "cancel", lambda job: (at_cancel.append(engine.ticks), cancel(job)))
     stream = server.start(generate_request(**LONG))
     stream.read_until("step")
     leave(server, stream)

@@ -118,7 +118,7 @@ def test_a_full_queue(tiny_model: Path) -> None:
             third = refused(lambda: server.start(server.request("third")).read())
         assert (third.code, third.reason) == (StatusCode.RESOURCE_EXHAUSTED, "QUEUE_FULL")
         assert third.retry
-        assert int(third.trailers["grpc-retry-pushback-ms"]) == third.retry * 1000
+        assert int(third.trailers["grpc-retry-pushback-ms"]) == round(third.retry * 1000)
         assert [stream.read().kinds[-1] for stream in (first, second)] == ["completed"] * 2
         settle(server)
         assert server.start(server.request("third")).read().kinds[-1] == "completed"

@@ -24,6 +24,7 @@ TABLE: dict[type[contract.DarkroomError], tuple[str, str]] = {
     errors.NotImplementedYet: ("UNIMPLEMENTED", "NOT_IMPLEMENTED"),
     errors.QueueFull: ("RESOURCE_EXHAUSTED", "QUEUE_FULL"),
     errors.OutOfMemory: ("RESOURCE_EXHAUSTED", "OUT_OF_MEMORY"),
+    errors.SlowReader: ("RESOURCE_EXHAUSTED", "SLOW_READER"),
     errors.ShuttingDown: ("UNAVAILABLE", "SHUTTING_DOWN"),
     errors.DeviceLost: ("UNAVAILABLE", "DEVICE_LOST"),
     errors.DeadlineExceeded: ("DEADLINE_EXCEEDED", ""),

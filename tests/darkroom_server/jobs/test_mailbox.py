@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Sequence
+from types import SimpleNamespace
 from typing import Any, Literal, TypeAlias
 
 import pytest
@@ -13,7 +14,7 @@ from darkroom_server.jobs.events import Accepted, ControlMade, Ended, Event, Ima
 from darkroom_server.jobs.mailbox import Mailbox
 from darkroom_server.models.residency import Loading
 
-PICTURE: Any = object()  # no mailbox looks into it
+PICTURE: Any = SimpleNamespace(nbytes=12)  # of which a mailbox wants no more
 IMAGES = st.integers(0, 2)
 NUMBERS = st.integers(0, 99)
 
@@ -72,7 +73,7 @@ class Reader:
 
     def __init__(self, mailbox: Mailbox) -> None:
         self._mailbox = mailbox
-        self._reading: asyncio.Task[Event] | None = None
+        self._reading: asyncio.Task[tuple[int, Event]] | None = None
 
     async def read(self) -> Event | None:
         """The next event; None where none waits. The mailbox is then still being read, until one comes."""
@@ -82,7 +83,7 @@ class Reader:
         if not self._reading.done():
             return None
         reading, self._reading = self._reading, None
-        return reading.result()
+        return reading.result()[1]
 
     async def rest(self) -> list[Event]:
         """All that waits."""
@@ -163,6 +164,32 @@ def test_only_what_is_coalesced_is_lost(events: list[Any]) -> None:
         assert all(event in following for event in seen)  # in this order
 
 
+def test_what_was_left_out_is_missing_in_the_numbers() -> None:
+    async def numbers() -> list[int]:
+        mailbox = Mailbox()
+        for event in (step(0, 1), preview(0, 1), step(0, 2), preview(0, 2), step(0, 3), Ended()):
+            mailbox.put(event)
+        return [(await mailbox.get())[0] for _ in range(5)]
+
+    assert asyncio.run(numbers()) == [1, 3, 4, 5, 6]
+
+
+def test_the_bytes_of_unread_pictures_are_counted() -> None:
+    async def count() -> None:
+        counted: list[int] = []
+        mailbox = Mailbox(on_picture=lambda: counted.append(mailbox.unread_bytes))
+        for index in range(2):
+            mailbox.put(ImageDecoded(index, PICTURE))
+            mailbox.put(preview(index, 1))
+        assert counted == [PICTURE.nbytes, 2 * PICTURE.nbytes]
+        await mailbox.get()
+        assert mailbox.unread_bytes == PICTURE.nbytes
+        mailbox.close(Cancelled())
+        assert mailbox.unread_bytes == 0
+
+    asyncio.run(count())
+
+
 @given(st.lists(EVENTS, max_size=40))
 def test_whoever_reads_at_once_gets_everything(events: list[Event]) -> None:
     assert read([each for event in events for each in (event, "read")]) == events
@@ -206,7 +233,7 @@ def test_closing_drops_what_waits(event: Event) -> None:
         mailbox.put(event)
         assert mailbox.close(error)
         mailbox.put(event)
-        assert reader_gets(await mailbox.get()) is error
+        assert reader_gets((await mailbox.get())[1]) is error
         assert await Reader(mailbox).rest() == []
 
     asyncio.run(close())
@@ -218,7 +245,7 @@ def test_what_has_ended_stays_as_it_is() -> None:
         mailbox.put(step(0, 1))
         mailbox.put(Ended())
         assert not mailbox.close(Cancelled())
-        assert [await mailbox.get() for _ in range(2)] == [step(0, 1), Ended()]
+        assert [await mailbox.get() for _ in range(2)] == [(1, step(0, 1)), (2, Ended())]
         assert not mailbox.close(Cancelled())
 
     asyncio.run(close())

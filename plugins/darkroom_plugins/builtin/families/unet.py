@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any, ClassVar, Self
 
 import torch
@@ -148,12 +149,15 @@ class UNetFamily(Family):
         pictures = self.vae.decode(latents * std / self.vae.config.scaling_factor + mean, return_dict=False)[0]
         return pictures.to(self.dtype)  # type: ignore[no-any-return]
 
-    def decode_tiled(self, latents: torch.Tensor) -> torch.Tensor | None:
-        if self.vae.use_tiling or max(latents.shape[-2:]) <= self.vae.tile_latent_min_size:
-            return None
+    def tiling(self, width: int, height: int) -> AbstractContextManager[None] | None:
+        larger = max(self.latent_shape(width, height)[1:]) > self.vae.tile_latent_min_size
+        return self._tiled() if larger and not self.vae.use_tiling else None
+
+    @contextmanager
+    def _tiled(self) -> Iterator[None]:
         self.vae.enable_tiling()
         try:
-            return self.decode(latents)
+            yield
         finally:
             self.vae.disable_tiling()
 

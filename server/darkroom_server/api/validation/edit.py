@@ -119,8 +119,10 @@ class EditCheck:
             return model.info.default_width, model.info.default_height
         factor, high = model.info.size_factor, self.catalog.size_range(model)[1]
         wide, tall = (-(-size // factor) * factor for size in (width, height))
-        if max(wide, tall) > high and not sized:
+        most = self.catalog.max_pixels(model)
+        if not sized and (max(wide, tall) > high or wide * tall > most):
             path = "outpaint" if isinstance(edit, Outpaint) else "image"
-            problem = f"makes a picture of {width} x {height} pixels, more than {high}; set parameters.width and height"
+            limits = f"more than {high} on a side or {most} in all"
+            problem = f"makes a picture of {width} x {height} pixels, {limits}; set parameters.width and height"
             self.findings.invalid(path, problem)
         return wide, tall

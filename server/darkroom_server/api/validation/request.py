@@ -222,8 +222,10 @@ class _Check:
             if model and size % model.info.size_factor:
                 problem = f"must be a multiple of {model.info.size_factor} pixels, not {size}"
                 self.findings.invalid(f"{PARAMETERS}.{field}", problem)
-        if max(width, height) <= limits.max_edge and width * height > limits.max_pixels:
-            problem = f"width x height must be up to {limits.max_pixels} pixels, not {width * height}"
+        most = self.catalog.max_pixels(model) if model else limits.max_pixels
+        sized = edit.size is None or given.HasField("width") or given.HasField("height")
+        if sized and max(width, height) <= high and width * height > most:
+            problem = f"width x height must be up to {most} pixels, not {width * height}"
             self.findings.invalid(f"{PARAMETERS}.width", problem)
         return {"width": width, "height": height}
 

@@ -1,0 +1,119 @@
+"""Divides long work of networks on a CPU: between two layers the engine attends to other jobs.
+
+A GPU's work is launched, not waited for; there the launch limiter does this.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Hashable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from itertools import chain
+from typing import Any
+
+from torch import nn
+
+from darkroom_server.engine.recovery import work
+from darkroom_server.engine.slot import Slot
+from darkroom_server.errors import Cancelled
+from darkroom_server.jobs.job import Job
+
+LONG_SECONDS = 0.25  # shorter work is not divided
+PIECE_SECONDS = 0.05  # the least time between two attendances
+KINDS = 1024  # of work whose time is remembered
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Work:
+    """Work of one kind on slots of one model and size."""
+
+    kind: str
+    slots: Sequence[Slot]
+    began: float  # time.monotonic
+    shared: bool  # other lanes may have turns meanwhile
+
+    @property
+    def job(self) -> Job:
+        """The first job."""
+        return self.slots[0].job
+
+    def check(self) -> None:
+        """:raises Cancelled: all its jobs have ended"""
+        if all(slot.job.progress.ended for slot in self.slots):
+            raise Cancelled("the job was cancelled")
+
+    def __str__(self) -> str:
+        request = self.job.request
+        return f"{self.kind} of job {self.job.request_id} ({request.model}, {request.width} x {request.height} pixels)"
+
+
+class LongWork:
+    """Runs work that may take long. `attend` gets the work and the seconds of the piece that was just done, and may
+    raise to abandon the work."""
+
+    def __init__(self, attend: Callable[[Work, float], None]) -> None:
+        self._attend = attend
+        self._seconds: OrderedDict[Hashable, float] = OrderedDict()  # of the latest work, attendances included
+        self._running: list[Work] = []  # the innermost one last: others may have turns within a piece
+
+    @property
+    def running(self) -> Work | None:
+        """The work that runs now. May be read from another thread."""
+        return next(iter(self._running[-1:]), None)
+
+    @contextmanager
+    def divided(self, kind: str, slots: Sequence[Slot], shared: bool = False) -> Iterator[None]:
+        """Context manager around work of networks on these slots. Divided if the last of its kind, model and size took
+        long, or if it is the first.
+
+        :raises Cancelled: all jobs of the slots have ended
+        """
+        key, now = work(kind, slots[0].job.request), time.monotonic()
+        running = Work(kind, slots, now, shared)
+        running.check()
+        long = self._seconds.get(key, LONG_SECONDS) >= LONG_SECONDS
+        self._running.append(running)
+        try:
+            with self._attending(running) if long else ExitStack():
+                yield
+        finally:
+            self._running.pop()
+            self._remember(key, time.monotonic() - now)
+
+    @contextmanager
+    def _attending(self, running: Work) -> Iterator[None]:
+        last, attending = time.monotonic(), False
+
+        def between(*_: Any) -> None:
+            nonlocal last, attending
+            seconds = time.monotonic() - last
+            if attending or seconds < PIECE_SECONDS:  # the turn of another lane may run the same layers
+                return
+            attending = True
+            try:
+                self._attend(running, seconds)
+            finally:
+                last, attending = time.monotonic(), False
+
+        with ExitStack() as hooks:
+            for layer in _layers(running.job):
+                hooks.callback(layer.register_forward_pre_hook(between).remove)
+            yield
+
+    def _remember(self, key: Hashable, seconds: float) -> None:
+        self._seconds[key] = seconds
+        self._seconds.move_to_end(key)
+        if len(self._seconds) > KINDS:
+            self._seconds.popitem(last=False)
+
+
+def _layers(job: Job) -> list[nn.Module]:
+    """All layers that the job's work may run on a CPU."""
+    plan = job.plan
+    if plan.model.family.device.type != "cpu":
+        return []
+    networks = (*plan.model.family.components.values(), *plan.assets.networks)
+    found = chain.from_iterable(network.modules() for network in networks)
+    return [module for module in found if not any(True for _ in module.children())]
