@@ -10,9 +10,10 @@ from __future__ import annotations
 import contextlib
 import logging
 import re
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -46,6 +47,22 @@ MAX_LINE = 200  # characters of an exception's first line
 ADDRESS, PATH = re.compile(r"0x[0-9a-fA-F]{4,}"), re.compile(r"(?:/[\w.+~-]+)+/([\w.+~-]+)")
 
 _slow: set[tuple[str, str]] = set()
+_running: dict[object, Call] = {}
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """A call of a plugin's hook."""
+
+    plugin: str
+    hook: str
+    began: float  # time.monotonic
+    thread: int  # threading.get_ident
+
+
+def running() -> list[Call]:
+    """The calls that have not returned yet, of all threads."""
+    return list(_running.values())
 
 
 @contextlib.contextmanager
@@ -55,7 +72,8 @@ def calling(contribution: Any, hook: str, timed: bool = True) -> Iterator[None]:
 
     :raises PluginFailed: for any exception but a DarkroomError, out of memory and a lost device
     """
-    began = time.monotonic()
+    token, began = object(), time.monotonic()
+    _running[token] = Call(_owner(contribution), hook, began, threading.get_ident())
     try:
         yield
     except DarkroomError:
@@ -65,6 +83,7 @@ def calling(contribution: Any, hook: str, timed: bool = True) -> Iterator[None]:
             raise
         raise failure(contribution, hook, f"{type(error).__name__}: {_first_line(error)}") from error
     finally:
+        del _running[token]
         key, seconds = (_owner(contribution), hook), time.monotonic() - began
         if timed and seconds > SLOW_SECONDS and key not in _slow:
             _slow.add(key)

@@ -81,6 +81,11 @@ class Engine:
         self.ticks = 0
 
     @property
+    def thread(self) -> int | None:
+        """The identifier of its thread."""
+        return self._thread.ident
+
+    @property
     def working(self) -> Work | None:
         """The long work that runs now, if any. May be read from another thread."""
         return self._long.running

@@ -24,7 +24,7 @@ class Cost:
 
 @dataclass(frozen=True, slots=True)
 class DecodeCosts:
-    """Of one VAE, by the size of the latents. Convolutions grow with their pixels, attention with the square of them."""
+    """Of one VAE, by the size of the latents. Convolutions grow with their pixels, attention with their square."""
 
     linear: float  # operations per pixel of the latents
     quadratic: float  # operations per pixel squared
@@ -75,7 +75,7 @@ class DecodeCosts:
 def _count(decoder: Any, channels: int, high: int, wide: int) -> Cost:
     """In float32, on the meta device."""
     latents = torch.empty(1, channels, high, wide, device="meta", dtype=next(decoder.parameters()).dtype)
-    counter, largest = FlopCounterMode(display=False), _LargestLayer()
+    counter, largest = FlopCounterMode(display=False), _LargestLayer()  # type: ignore[no-untyped-call]
     with torch.inference_mode(), counter, largest:
         decoder(latents)
     return Cost(counter.get_total_flops(), largest.values * 4)
