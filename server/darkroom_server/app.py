@@ -10,17 +10,13 @@ from functools import partial
 from typing import Any, TypeVar
 
 import torch
-from grpc import aio
-from grpc_health.v1 import health, health_pb2, health_pb2_grpc
-from grpc_reflection.v1alpha import reflection
 
-from darkroom.v1 import catalog_service_pb2, catalog_service_pb2_grpc, image_service_pb2, image_service_pb2_grpc
 from darkroom_plugins.errors import DarkroomError
 from darkroom_plugins.manager import Plugins, load_plugins
 from darkroom_server.api.catalog_service import CatalogService
+from darkroom_server.api.door import Door
 from darkroom_server.api.encoding import Encoder
 from darkroom_server.api.image_service import ImageService
-from darkroom_server.api.interceptors import ErrorStatuses, TokenCheck
 from darkroom_server.api.warmup import warm_up
 from darkroom_server.config.settings import Settings, with_demo
 from darkroom_server.device.threads import background
@@ -38,27 +34,18 @@ from darkroom_server.models.residency import ResidencyManager
 
 log = logging.getLogger(__name__)
 
-SERVICES = tuple(
-    service.full_name
-    for module in (image_service_pb2, catalog_service_pb2)
-    for service in module.DESCRIPTOR.services_by_name.values()
-)
-
-
 T = TypeVar("T")
-
-
-class AddressInUse(Exception):
-    """The listen address is in use."""
 
 
 class App:
     """A server. `address` is its listen address; `failed` is set when the device is lost."""
 
-    def __init__(self, settings: Settings, engine: Engine, catalog: Catalog, decoders: PreviewDecoders) -> None:
-        """Called by `open`, which first starts the engine and opens the models."""
+    def __init__(
+        self, settings: Settings, engine: Engine, catalog: Catalog, decoders: PreviewDecoders, door: Door
+    ) -> None:
+        """Called by `open`, which first opens the door, starts the engine and opens the models."""
         self.settings, self.engine, self.catalog = settings, engine, catalog
-        self.address = ""
+        self.address = door.address
         self.failed = asyncio.Event()
         self._loop = asyncio.get_running_loop()
         self.previews = decoders
@@ -72,27 +59,30 @@ class App:
         )
         self.jobs = JobManager(engine, self._planner, self.residency, settings)
         self._encoder = Encoder(settings.encoder_threads, settings.limits.chunk_bytes, engine.lose)
-        self._health = health.aio.HealthServicer()
-        self._server = self._build()
+        self._door = door
         engine.attach(self._on_device_lost, self._relieve)
 
     @classmethod
     async def open(cls, settings: Settings, plugins: Plugins) -> App:
-        """A server with its models opened, weights not loaded yet.
+        """A server that listens, with its models opened, weights not loaded yet.
 
+        :raises CannotListen: with the system's reason
         :raises ModelError: a model or asset cannot be served as configured
         """
         settings = settings if settings.models else with_demo(settings)
         decoders = PreviewDecoders(plugins)
         engine = Engine(settings.limits.max_batch_rows, plugins, decoders)
+        door = Door(settings)
+        await door.open()
         engine.start()
         try:
             threads = torch.get_num_threads()
             torch.set_num_threads(1)
             background()
-            app = cls(settings, engine, await engine.call(partial(open_catalog, settings, plugins)), decoders)
+            app = cls(settings, engine, await engine.call(partial(open_catalog, settings, plugins)), decoders, door)
             await engine.call(partial(torch.set_num_threads, threads))  # see device/threads.py
         except BaseException:
+            await door.close(0)
             await engine.stop()
             raise
         return app
@@ -101,24 +91,16 @@ class App:
         """Preload the models, and serve.
 
         :raises ModelError: a model does not load
-        :raises AddressInUse: cannot bind to the address
         """
         await self._preload()
-        try:
-            port = self._server.add_insecure_port(self.settings.listen)
-        except RuntimeError as error:
-            raise AddressInUse(f"cannot listen on {self.settings.listen}; is another server running there?") from error
-        host = self.settings.listen.rpartition(":")[0]
-        self.address = self.settings.listen if host.startswith("unix") else f"{host}:{port}"
-        await self._server.start()
-        for service in ("", *SERVICES):
-            await self._health.set(service, health_pb2.HealthCheckResponse.SERVING)
+        images = ImageService(self.catalog, self.jobs, self._encoder)
+        await self._door.serve(images, CatalogService(self.catalog, self.residency))
 
     async def stop(self) -> None:
         """Drain: refuse new jobs, give running ones `drain_seconds` to end; then stop."""
-        await self._health.enter_graceful_shutdown()
+        await self._door.stop_serving()
         await self.jobs.drain(0 if self.failed.is_set() else self.settings.drain_seconds)
-        await self._server.stop(1)
+        await self._door.close(1)
         await self.engine.stop()
         self.residency.close()
         self.jobs.close()
@@ -147,27 +129,6 @@ class App:
                 raise ModelError(f"model {model.name!r} does not load: {error.__cause__ or error}") from error
             self.residency.release([key])
 
-    def _build(self) -> aio.Server:
-        options = [
-            ("grpc.so_reuseport", 0),  # else a second server silently shares the port
-            ("grpc.max_receive_message_length", self.settings.limits.max_request_bytes),
-            ("grpc.max_send_message_length", -1),
-            ("grpc.keepalive_permit_without_calls", 1),
-            ("grpc.keepalive_time_ms", 20_000),  # detects clients that vanished
-            ("grpc.keepalive_timeout_ms", 10_000),
-            ("grpc.http2.max_pings_without_data", 0),
-            ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
-        ]
-        checks = [*([TokenCheck(self.settings.tokens)] if self.settings.tokens else []), ErrorStatuses()]
-        server = aio.server(interceptors=checks, options=options)
-        images = ImageService(self.catalog, self.jobs, self._encoder)
-        image_service_pb2_grpc.add_ImageServiceServicer_to_server(images, server)
-        catalog = CatalogService(self.catalog, self.residency)
-        catalog_service_pb2_grpc.add_CatalogServiceServicer_to_server(catalog, server)
-        health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
-        reflection.enable_server_reflection((*SERVICES, health.SERVICE_NAME, reflection.SERVICE_NAME), server)
-        return server
-
     def _relieve(self) -> bool:
         """Called on the engine's thread: evict idle models and assets from the device; whether there were any."""
         return asyncio.run_coroutine_threadsafe(self.residency.relieve(), self._loop).result() > 0
@@ -179,7 +140,7 @@ class App:
     def _give_up(self) -> None:
         log.error("the device is lost")
         self.jobs.lose(DeviceLost("the device is lost; the server will be restarted"))
-        self._farewell = self._loop.create_task(self._health.enter_graceful_shutdown())
+        self._farewell = self._loop.create_task(self._door.stop_serving())
         self.failed.set()
 
 
