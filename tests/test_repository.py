@@ -34,6 +34,7 @@ LAYERS: tuple[set[str], ...] = (
     {"cli"},
     {"app"},
     {"api"},
+    {"observe"},
     {"job_manager"},
     {"engine"},
     {"jobs"},

@@ -4,23 +4,21 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import signal
+import threading
 from collections.abc import Coroutine
 from functools import partial
 from typing import Any, TypeVar
 
 import torch
-from grpc import aio
-from grpc_health.v1 import health, health_pb2, health_pb2_grpc
-from grpc_reflection.v1alpha import reflection
 
-from darkroom.v1 import catalog_service_pb2, catalog_service_pb2_grpc, image_service_pb2, image_service_pb2_grpc
 from darkroom_plugins.errors import DarkroomError
 from darkroom_plugins.manager import Plugins, load_plugins
 from darkroom_server.api.catalog_service import CatalogService
+from darkroom_server.api.door import Door
 from darkroom_server.api.encoding import Encoder
 from darkroom_server.api.image_service import ImageService
-from darkroom_server.api.interceptors import ErrorStatuses, TokenCheck
 from darkroom_server.api.warmup import warm_up
 from darkroom_server.config.settings import Settings, with_demo
 from darkroom_server.device.threads import background
@@ -35,31 +33,27 @@ from darkroom_server.models.holdings import holdings
 from darkroom_server.models.model import Model, ModelError
 from darkroom_server.models.opening import check_budget, open_models
 from darkroom_server.models.residency import ResidencyManager
+from darkroom_server.observe.watchdog import Watchdog
 
 log = logging.getLogger(__name__)
 
-SERVICES = tuple(
-    service.full_name
-    for module in (image_service_pb2, catalog_service_pb2)
-    for service in module.DESCRIPTOR.services_by_name.values()
-)
-
+GRACE_SECONDS = 5.0  # after the drain
+EXIT_HANGING, EXIT_INTERRUPTED = 70, 130  # sysexits' EX_SOFTWARE; 128 + SIGINT
 
 T = TypeVar("T")
-
-
-class AddressInUse(Exception):
-    """The listen address is in use."""
 
 
 class App:
     """A server. `address` is its listen address; `failed` is set when the device is lost."""
 
-    def __init__(self, settings: Settings, engine: Engine, catalog: Catalog, decoders: PreviewDecoders) -> None:
-        """Called by `open`, which first starts the engine and opens the models."""
+    def __init__(
+        self, settings: Settings, engine: Engine, catalog: Catalog, decoders: PreviewDecoders, door: Door
+    ) -> None:
+        """Called by `open`, which first opens the door, starts the engine and opens the models."""
         self.settings, self.engine, self.catalog = settings, engine, catalog
-        self.address = ""
+        self.address = door.address
         self.failed = asyncio.Event()
+        self._hurry = asyncio.Event()
         self._loop = asyncio.get_running_loop()
         self.previews = decoders
         self._planner = Planner(catalog, settings.reader_threads)
@@ -72,27 +66,32 @@ class App:
         )
         self.jobs = JobManager(engine, self._planner, self.residency, settings)
         self._encoder = Encoder(settings.encoder_threads, settings.limits.chunk_bytes, engine.lose)
-        self._health = health.aio.HealthServicer()
-        self._server = self._build()
+        self._door = door
         engine.attach(self._on_device_lost, self._relieve)
+        watchdog = Watchdog(engine, settings, door.report_stall, self._on_hang)
+        self._watching = asyncio.ensure_future(watchdog.watch())
 
     @classmethod
     async def open(cls, settings: Settings, plugins: Plugins) -> App:
-        """A server with its models opened, weights not loaded yet.
+        """A server that listens, with its models opened, weights not loaded yet.
 
+        :raises CannotListen: with the system's reason
         :raises ModelError: a model or asset cannot be served as configured
         """
         settings = settings if settings.models else with_demo(settings)
         decoders = PreviewDecoders(plugins)
         engine = Engine(settings.limits.max_batch_rows, plugins, decoders)
+        door = Door(settings)
+        await door.open()
         engine.start()
         try:
             threads = torch.get_num_threads()
             torch.set_num_threads(1)
             background()
-            app = cls(settings, engine, await engine.call(partial(open_catalog, settings, plugins)), decoders)
+            app = cls(settings, engine, await engine.call(partial(open_catalog, settings, plugins)), decoders, door)
             await engine.call(partial(torch.set_num_threads, threads))  # see device/threads.py
         except BaseException:
+            await door.close(0)
             await engine.stop()
             raise
         return app
@@ -101,28 +100,27 @@ class App:
         """Preload the models, and serve.
 
         :raises ModelError: a model does not load
-        :raises AddressInUse: cannot bind to the address
         """
         await self._preload()
-        try:
-            port = self._server.add_insecure_port(self.settings.listen)
-        except RuntimeError as error:
-            raise AddressInUse(f"cannot listen on {self.settings.listen}; is another server running there?") from error
-        host = self.settings.listen.rpartition(":")[0]
-        self.address = self.settings.listen if host.startswith("unix") else f"{host}:{port}"
-        await self._server.start()
-        for service in ("", *SERVICES):
-            await self._health.set(service, health_pb2.HealthCheckResponse.SERVING)
+        images = ImageService(self.catalog, self.jobs, self._encoder, self.settings.slow_reader_seconds)
+        await self._door.serve(images, CatalogService(self.catalog, self.residency))
 
     async def stop(self) -> None:
-        """Drain: refuse new jobs, give running ones `drain_seconds` to end; then stop."""
-        await self._health.enter_graceful_shutdown()
-        await self.jobs.drain(0 if self.failed.is_set() else self.settings.drain_seconds)
-        await self._server.stop(1)
+        """Drain: refuse new jobs, give running ones `drain_seconds` to end, or until `hurry`; then stop."""
+        await self._door.stop_serving()
+        if self.failed.is_set():
+            self.hurry()
+        await self.jobs.drain(self.settings.drain_seconds, self._hurry)
+        await self._door.close(1)
+        self._watching.cancel()
         await self.engine.stop()
         self.residency.close()
         self.jobs.close()
         self._encoder.close()
+
+    def hurry(self) -> None:
+        """End the drain."""
+        self._hurry.set()
 
     async def _prepare(self, model: Model) -> None:
         """Prepare a loaded model: preview decoders, on the engine's thread as they use torch; warm-up."""
@@ -147,27 +145,6 @@ class App:
                 raise ModelError(f"model {model.name!r} does not load: {error.__cause__ or error}") from error
             self.residency.release([key])
 
-    def _build(self) -> aio.Server:
-        options = [
-            ("grpc.so_reuseport", 0),  # else a second server silently shares the port
-            ("grpc.max_receive_message_length", self.settings.limits.max_request_bytes),
-            ("grpc.max_send_message_length", -1),
-            ("grpc.keepalive_permit_without_calls", 1),
-            ("grpc.keepalive_time_ms", 20_000),  # detects clients that vanished
-            ("grpc.keepalive_timeout_ms", 10_000),
-            ("grpc.http2.max_pings_without_data", 0),
-            ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
-        ]
-        checks = [*([TokenCheck(self.settings.tokens)] if self.settings.tokens else []), ErrorStatuses()]
-        server = aio.server(interceptors=checks, options=options)
-        images = ImageService(self.catalog, self.jobs, self._encoder, self.settings.slow_reader_seconds)
-        image_service_pb2_grpc.add_ImageServiceServicer_to_server(images, server)
-        catalog = CatalogService(self.catalog, self.residency)
-        catalog_service_pb2_grpc.add_CatalogServiceServicer_to_server(catalog, server)
-        health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
-        reflection.enable_server_reflection((*SERVICES, health.SERVICE_NAME, reflection.SERVICE_NAME), server)
-        return server
-
     def _relieve(self) -> bool:
         """Called on the engine's thread: evict idle models and assets from the device; whether there were any."""
         return asyncio.run_coroutine_threadsafe(self.residency.relieve(), self._loop).result() > 0
@@ -176,10 +153,13 @@ class App:
         """Called on the engine's thread: the process has to end."""
         self._loop.call_soon_threadsafe(self._give_up)
 
-    def _give_up(self) -> None:
-        log.error("the device is lost")
-        self.jobs.lose(DeviceLost("the device is lost; the server will be restarted"))
-        self._farewell = self._loop.create_task(self._health.enter_graceful_shutdown())
+    def _on_hang(self) -> None:
+        self._give_up("the engine hangs")
+
+    def _give_up(self, why: str = "the device is lost") -> None:
+        log.error(why)
+        self.jobs.lose(DeviceLost(f"{why}; the server will be restarted"))
+        self._farewell = self._loop.create_task(self._door.stop_serving())
         self.failed.set()
 
 
@@ -195,6 +175,43 @@ def open_catalog(settings: Settings, plugins: Plugins) -> Catalog:
     return Catalog(plugins, models, assets, default, settings.limits)
 
 
+class Shutdown:
+    """What signals ask for. The first SIGINT, SIGTERM or SIGHUP: drain; the second: end the drain; the third: exit at
+    once. However it is asked for, the process ends `GRACE_SECONDS` after the drain, whatever its threads do."""
+
+    def __init__(self, drain_seconds: float) -> None:
+        self.asked, self.hurried = asyncio.Event(), asyncio.Event()
+        self._drain_seconds = drain_seconds
+        self._loop = asyncio.get_running_loop()
+        for name in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            if signal.getsignal(name) is not signal.SIG_IGN:  # nohup ignores SIGHUP
+                self._loop.add_signal_handler(name, self._on_signal, name)
+
+    def _on_signal(self, name: signal.Signals) -> None:
+        if self.hurried.is_set():
+            log.warning("%s for the third time: exiting at once", name.name)
+            os._exit(EXIT_INTERRUPTED)
+        if self.asked.is_set() and name is not signal.SIGHUP:
+            log.warning("%s again: jobs that still run are ended", name.name)
+            self.hurried.set()
+            self.bound(0)
+        elif not self.asked.is_set():
+            log.info("%s: running jobs have %g s to end", name.name, self._drain_seconds)
+            self.asked.set()
+            self.bound(self._drain_seconds)
+
+    def bound(self, seconds: float) -> None:
+        """End the process after these seconds and the grace: a thread may hang, also one that others join."""
+        timer = threading.Timer(seconds + GRACE_SECONDS, _leave_hanging)
+        timer.daemon = True
+        timer.start()
+
+
+def _leave_hanging() -> None:
+    log.critical("the server does not stop by itself: exiting with status %d", EXIT_HANGING)
+    os._exit(EXIT_HANGING)
+
+
 async def _until(stop: asyncio.Event, work: Coroutine[Any, Any, T]) -> T | None:
     """The result of `work`; None if `stop` is set first, which cancels it."""
     working, stopping = asyncio.ensure_future(work), asyncio.ensure_future(stop.wait())
@@ -208,19 +225,22 @@ async def _until(stop: asyncio.Event, work: Coroutine[Any, Any, T]) -> T | None:
 
 
 async def run(settings: Settings, plugins: Plugins | None = None) -> int:
-    """Serve until SIGINT or SIGTERM. Returns the exit code: 1 after a lost device."""
-    stop = asyncio.Event()
-    for name in (signal.SIGINT, signal.SIGTERM):
-        asyncio.get_running_loop().add_signal_handler(name, stop.set)
-    app = await _until(stop, App.open(settings, plugins or load_plugins(settings.blocked_plugins)))
+    """Serve until a signal. Returns the exit code: 1 after a lost device or a hanging engine."""
+    shutdown = Shutdown(settings.drain_seconds)
+    app = await _until(shutdown.asked, App.open(settings, plugins or load_plugins(settings.blocked_plugins)))
     if app is None:
         return 0
+    hurrying = asyncio.ensure_future(shutdown.hurried.wait())
+    hurrying.add_done_callback(lambda _: app.hurry())
     try:
-        await _until(stop, app.start())
-        if not stop.is_set():
-            await _serve(app, stop)
+        await _until(shutdown.asked, app.start())
+        if not shutdown.asked.is_set():
+            await _serve(app, shutdown.asked)
     finally:
+        if app.failed.is_set():
+            shutdown.bound(0)
         await app.stop()
+        hurrying.cancel()
     return 1 if app.failed.is_set() else 0
 
 

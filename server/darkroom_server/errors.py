@@ -11,6 +11,7 @@ DarkroomError                 (darkroom_plugins.errors, like all marked *)
 │   ├── QueueFull
 │   └── OutOfMemory
 ├── Unavailable
+│   ├── Starting
 │   ├── ShuttingDown
 │   └── DeviceLost
 ├── Unauthenticated
@@ -86,6 +87,11 @@ class Unavailable(DarkroomError):
     """The server cannot serve now; `retry_after` is in seconds."""
 
     retry_after: float | None = 5.0
+
+
+class Starting(Unavailable):
+    reason = "STARTING"
+    retry_after = 2.0
 
 
 class ShuttingDown(Unavailable):

@@ -126,14 +126,15 @@ class JobManager:
             most = max(self._jobs.values(), key=lambda job: job.mailbox.unread_bytes)
             self.end(most, SlowReader("the pictures that wait for their readers take too much memory"))
 
-    async def drain(self, seconds: float) -> None:
-        """Refuse new jobs, wait for the active ones, and end those left after `seconds`."""
+    async def drain(self, seconds: float, hurry: asyncio.Event) -> None:
+        """Refuse new jobs, wait for the active ones, and end those left after `seconds`, or when `hurry` is set."""
         self._closed = self._closed or ShuttingDown("the server is shutting down")
-        try:
-            await asyncio.wait_for(self._idle.wait(), seconds)
-        except TimeoutError:
-            for job in list(self._jobs.values()):
-                self.end(job, ShuttingDown("the server stopped before the job was done"))
+        waits = [asyncio.ensure_future(event.wait()) for event in (self._idle, hurry)]
+        await asyncio.wait(waits, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
+        for wait in waits:
+            wait.cancel()
+        for job in list(self._jobs.values()):
+            self.end(job, ShuttingDown("the server stopped before the job was done"))
 
     def lose(self, error: DarkroomError) -> None:
         """End all jobs with this error, and refuse new ones."""

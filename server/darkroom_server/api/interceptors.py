@@ -85,9 +85,9 @@ class TokenCheck(aio.ServerInterceptor):  # type: ignore[misc]
         if details.method.startswith(OPEN_METHODS):
             return handler
         if role is None:
-            return _refusing(handler, "this server wants a token: authorization: Bearer <token>")
+            return refusing(handler, Unauthenticated("this server wants a token: authorization: Bearer <token>"))
         if details.method in OPERATOR_METHODS and role != "operator":
-            return _refusing(handler, "this call wants an operator's token, and this is a user's")
+            return refusing(handler, Unauthenticated("this call wants an operator's token, and this is a user's"))
         return handler
 
     def _role(self, authorization: str) -> str | None:
@@ -108,7 +108,7 @@ class ErrorStatuses(aio.ServerInterceptor):  # type: ignore[misc]
         details: grpc.HandlerCallDetails,
     ) -> grpc.RpcMethodHandler:
         handler = await continuation(details)
-        if handler is None or not details.method.startswith("/darkroom."):
+        if handler is None or handler.request_streaming or not details.method.startswith("/darkroom."):
             return handler
         kind = "unary_stream" if handler.response_streaming else "unary_unary"
         changes = {kind: answering_errors(getattr(handler, kind), details.method)}
@@ -127,9 +127,11 @@ def _lenient(deserialize: Callable[[bytes], Any]) -> Callable[[bytes], Any]:
     return lenient
 
 
-def _refusing(handler: grpc.RpcMethodHandler, why: str) -> grpc.RpcMethodHandler:
+def refusing(handler: grpc.RpcMethodHandler | None, error: DarkroomError) -> grpc.RpcMethodHandler:
+    """The handler of a call that is answered with an error, in place of this one; None: of an unknown kind."""
+
     async def refuse(request: Any, context: Any) -> None:
-        raise Unauthenticated(why)
+        raise error
 
     call = answering_errors(refuse, "refusal")
     if handler is None or handler.request_streaming:

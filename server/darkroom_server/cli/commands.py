@@ -84,13 +84,14 @@ def serve(
     if max_batch_rows is not None:
         given["limits"] = {"max_batch_rows": max_batch_rows}
     settings = _settings({name: value for name, value in given.items() if value is not None}, config)
-    from darkroom_server.app import AddressInUse, run
+    from darkroom_server.api.listening import CannotListen
+    from darkroom_server.app import run
     from darkroom_server.models.model import ModelError
 
     _quiet_libraries()
     try:
         raise typer.Exit(_run_event_loop(run(settings)))
-    except (AddressInUse, ModelError, PluginError) as error:
+    except (CannotListen, ModelError, PluginError) as error:
         _say(str(error))
         raise typer.Exit(1) from None
 

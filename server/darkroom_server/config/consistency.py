@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from ipaddress import ip_address
 from typing import Any, TypeAlias
+
+from darkroom_server.config.address import TcpAddress, parse_address
 
 Location: TypeAlias = tuple[str | int, ...]  # path of a value: keys of tables, indices of arrays
 
@@ -27,10 +28,10 @@ def inconsistencies(given: Mapping[str, Any], demo: str) -> Iterator[tuple[Locat
     if default is not None and default not in names:
         known = ", ".join(sorted({str(name) for name in names if name}))
         yield ("default_model",), f"there is no model {default!r}, but {known}"
-    listen = given.get("listen")
-    if isinstance(listen, str) and not given.get("tokens") and not _is_loopback(host := listen.rpartition(":")[0]):
+    exposed = _exposed_host(given.get("listen"))
+    if exposed is not None and not given.get("tokens"):
         hint = "make a token by `darkroom token`, or listen on 127.0.0.1"
-        yield ("listen",), f"{host} is reached from other machines, and no tokens are configured: {hint}"
+        yield ("listen",), f"{exposed} is reached from other machines, and no tokens are configured: {hint}"
 
 
 def _each(given: Mapping[str, Any], kind: str, key: str) -> list[Any]:
@@ -40,8 +41,10 @@ def _each(given: Mapping[str, Any], kind: str, key: str) -> list[Any]:
     return [each.get(key) if isinstance(each, Mapping) else getattr(each, key, None) for each in entries]
 
 
-def _is_loopback(host: str) -> bool:
+def _exposed_host(listen: Any) -> str | None:
+    """The host of an address that other machines reach; None of another, and of text that is no address."""
     try:
-        return ip_address(host.strip("[]")).is_loopback
-    except ValueError:
-        return host in ("localhost", "unix", "unix-abstract") or host.startswith("unix:")
+        address = parse_address(listen)
+    except (TypeError, AttributeError, ValueError):
+        return None
+    return None if address.is_loopback or not isinstance(address, TcpAddress) else address.host

@@ -22,6 +22,7 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 from darkroom_plugins.files.hub_paths import hub_place, is_weights_file
 from darkroom_plugins.files.safetensors_files import PICKLES, REFUSED
 from darkroom_plugins.request import PreviewMode, SafetyPolicy
+from darkroom_server.config.address import parse_address
 from darkroom_server.config.consistency import inconsistencies
 
 DEFAULT_LISTEN = "127.0.0.1:50051"
@@ -43,6 +44,10 @@ def _readable(path: Path) -> Path:
     if path.is_file() and path.suffix != ".safetensors":
         raise ValueError(f"{path.name} is neither a folder nor a safetensors file")
     return path
+
+
+def _address(text: str) -> str:
+    return str(parse_address(text))
 
 
 # An existing folder or safetensors file; or hub:OWNER/NAME@REVISION, or hub:OWNER/NAME@REVISION/FILE.
@@ -163,7 +168,9 @@ class Settings(BaseSettings):
 
     model_config = SettingsConfigDict(env_prefix="DARKROOM_", env_nested_delimiter="__", extra="forbid")
 
-    listen: str = DEFAULT_LISTEN
+    listen: Annotated[str, AfterValidator(_address)] = DEFAULT_LISTEN  # see config.address
+    # Of "", the server as a whole, until its models are loaded: for liveness probes, or for those that route by it.
+    health_while_starting: Literal["serving", "not-serving"] = "serving"
     tokens: list[TokenSettings] = []  # empty: no authentication, loopback only
     device: str = "auto"  # a torch device
     dtype: Dtype = "auto"  # float16 on CUDA, float32 elsewhere

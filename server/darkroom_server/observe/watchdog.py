@@ -43,8 +43,9 @@ class Watchdog:
 
     async def watch(self) -> None:
         """Check until cancelled, or until the work hangs."""
-        while not self._check(time.monotonic()):
-            await asyncio.sleep(min(LOGGED_SECONDS, self._stall_seconds, self._exit_seconds or LOGGED_SECONDS) / CHECKS)
+        shortest = min(LOGGED_SECONDS, self._stall_seconds, self._exit_seconds or LOGGED_SECONDS)
+        while not self._check(time.monotonic()):  # noqa: ASYNC110  # time passes, no event
+            await asyncio.sleep(shortest / CHECKS)
 
     def _check(self, now: float) -> bool:
         """Whether the process has to end."""

@@ -8,9 +8,10 @@ import grpc
 import jsonschema
 import pytest
 import torch
+from google.protobuf import descriptor_pb2
 from google.protobuf.json_format import MessageToDict
 from grpc_health.v1 import health_pb2, health_pb2_grpc
-from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
+from grpc_reflection.v1alpha import reflection_pb2
 
 from darkroom.v1 import catalog_service_pb2 as pb
 from darkroom.v1 import parameters_pb2
@@ -222,17 +223,29 @@ def test_tasks_are_listed(server: RunningServer) -> None:
     assert one_step(server, task=task.name).task == one_step(server).task == "txt2img"
 
 
-def reflect(server: RunningServer, **ask: Any) -> reflection_pb2.ServerReflectionResponse:
-    stub = reflection_pb2_grpc.ServerReflectionStub(server.channel)
-    (answer,) = stub.ServerReflectionInfo(iter([reflection_pb2.ServerReflectionRequest(**ask)]), timeout=20)
+REFLECTION = ("grpc.reflection.v1.ServerReflection", "grpc.reflection.v1alpha.ServerReflection")
+
+
+def reflect(server: RunningServer, service: str, **ask: Any) -> reflection_pb2.ServerReflectionResponse:
+    """The answer of a version of reflection; on the wire their messages are the same."""
+    call = server.channel.stream_stream(
+        f"/{service}/ServerReflectionInfo",
+        request_serializer=reflection_pb2.ServerReflectionRequest.SerializeToString,
+        response_deserializer=reflection_pb2.ServerReflectionResponse.FromString,
+    )
+    (answer,) = call(iter([reflection_pb2.ServerReflectionRequest(**ask)]), timeout=20)
     return answer
 
 
-def test_reflection_lists_the_services(server: RunningServer) -> None:
-    listed = {each.name for each in reflect(server, list_services="").list_services_response.service}
-    assert listed == {*SERVICES, "grpc.health.v1.Health", "grpc.reflection.v1alpha.ServerReflection"}
-    for service in SERVICES:
-        assert reflect(server, file_containing_symbol=service).file_descriptor_response.file_descriptor_proto
+@pytest.mark.parametrize("version", REFLECTION)
+def test_reflection_lists_the_services_and_describes_each(server: RunningServer, version: str) -> None:
+    listed = {each.name for each in reflect(server, version, list_services="").list_services_response.service}
+    assert listed == {*SERVICES, "grpc.health.v1.Health", *REFLECTION}
+    for service in listed:
+        files = reflect(server, version, file_containing_symbol=service).file_descriptor_response.file_descriptor_proto
+        described = [descriptor_pb2.FileDescriptorProto.FromString(file) for file in files]
+        names = {f"{file.package}.{each.name}" for file in described for each in file.service}
+        assert service in names
 
 
 @pytest.mark.parametrize("service", ["", *sorted(SERVICES)])

@@ -1,0 +1,118 @@
+"""The gRPC server: it answers health and reflection from the start, and the API's services once they are there."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import grpc
+from grpc import aio
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+
+from darkroom.v1 import catalog_service_pb2, catalog_service_pb2_grpc, image_service_pb2, image_service_pb2_grpc
+from darkroom_server.api.interceptors import ErrorStatuses, TokenCheck, refusing
+from darkroom_server.api.listening import Listener
+from darkroom_server.api.reflection import enable_reflection
+from darkroom_server.errors import Starting
+
+if TYPE_CHECKING:
+    from darkroom_server.api.catalog_service import CatalogService
+    from darkroom_server.api.image_service import ImageService
+    from darkroom_server.config.settings import Settings
+
+SERVICES = tuple(
+    service.full_name
+    for module in (image_service_pb2, catalog_service_pb2)
+    for service in module.DESCRIPTOR.services_by_name.values()
+)
+SERVING, NOT_SERVING = health_pb2.HealthCheckResponse.SERVING, health_pb2.HealthCheckResponse.NOT_SERVING
+
+
+class LateServices(grpc.GenericRpcHandler):  # type: ignore[misc]
+    """The handlers of services that are added after the server was started, which gRPC's own may not be. Until then
+    calls of the API are refused with STARTING."""
+
+    def __init__(self) -> None:
+        self._handlers: list[grpc.GenericRpcHandler] = []
+
+    def add_generic_rpc_handlers(self, handlers: Sequence[grpc.GenericRpcHandler]) -> None:
+        """Called by the stubs' add_…_to_server."""
+        self._handlers += handlers
+
+    def add_registered_method_handlers(self, service: str, handlers: Any) -> None:
+        """Called by the stubs' add_…_to_server, with the same handlers once more."""
+
+    def service(self, details: grpc.HandlerCallDetails) -> grpc.RpcMethodHandler | None:
+        found = (each.service(details) for each in self._handlers)
+        if self._handlers or not details.method.startswith("/darkroom."):
+            return next((handler for handler in found if handler is not None), None)
+        return refusing(None, Starting("the server is starting: its models are being opened and loaded"))
+
+
+class Door:
+    """Opened before there is anything to serve, so that a probe can tell starting from dead."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._alive = SERVING if settings.health_while_starting == "serving" else NOT_SERVING
+        self._listener = Listener(settings.listen)
+        self._health = health.aio.HealthServicer()
+        self._services = LateServices()
+        checks = [*([TokenCheck(settings.tokens)] if settings.tokens else []), ErrorStatuses()]
+        self._server = aio.server(interceptors=checks, options=_options(settings))
+        self._server.add_generic_rpc_handlers((self._services,))
+        health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
+        enable_reflection((*SERVICES, health.SERVICE_NAME), self._server)
+
+    @property
+    def address(self) -> str:
+        """Where it listens, with the port that was found for port 0."""
+        return self._listener.address
+
+    async def open(self) -> None:
+        """Bind to the address, and answer.
+
+        :raises CannotListen: with the system's reason
+        """
+        await self._listener.bind(self._server)
+        await self._health.set("", self._alive)
+        for service in SERVICES:
+            await self._health.set(service, NOT_SERVING)
+        await self._server.start()
+
+    async def serve(self, images: ImageService, catalog: CatalogService) -> None:
+        """Let calls of the API in."""
+        image_service_pb2_grpc.add_ImageServiceServicer_to_server(images, self._services)
+        catalog_service_pb2_grpc.add_CatalogServiceServicer_to_server(catalog, self._services)
+        for service in ("", *SERVICES):
+            await self._health.set(service, SERVING)
+
+    def report_stall(self, stalled: bool) -> None:
+        """Tell health probes that the engine has stalled, or goes on."""
+        self._reporting = asyncio.ensure_future(self._report(NOT_SERVING if stalled else SERVING))
+
+    async def _report(self, status: health_pb2.HealthCheckResponse.ServingStatus) -> None:
+        for service in SERVICES:
+            await self._health.set(service, status)
+
+    async def stop_serving(self) -> None:
+        """Tell health probes that the server is going. Calls still come in, and running ones go on."""
+        await self._health.enter_graceful_shutdown()
+
+    async def close(self, grace: float) -> None:
+        """Take no more calls, give running ones `grace` seconds to end, and let go of the address."""
+        await self._server.stop(grace)
+        self._listener.close()
+
+
+def _options(settings: Settings) -> list[tuple[str, int]]:
+    return [
+        ("grpc.so_reuseport", 0),  # else a second server silently shares the port
+        ("grpc.max_receive_message_length", settings.limits.max_request_bytes),
+        ("grpc.max_send_message_length", -1),
+        ("grpc.keepalive_permit_without_calls", 1),
+        ("grpc.keepalive_time_ms", 20_000),  # detects clients that vanished
+        ("grpc.keepalive_timeout_ms", 10_000),
+        ("grpc.http2.max_pings_without_data", 0),
+        ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
+    ]
