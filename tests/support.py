@@ -27,7 +27,8 @@ class RunningServer:
 
     def __init__(self, plugins: Mapping[str, object] | None = None, **settings: Any) -> None:
         self._plugins = plugins
-        self._settings = {"listen": "127.0.0.1:0", "drain_seconds": 0.0, **settings}
+        # One thread: tests run on all processors at once, and the last bits must not depend on how busy these are.
+        self._settings = {"listen": "127.0.0.1:0", "drain_seconds": 0.0, "threads": 1, **settings}
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
 

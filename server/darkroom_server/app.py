@@ -21,6 +21,7 @@ from darkroom_server.api.encoding import Encoder
 from darkroom_server.api.image_service import ImageService
 from darkroom_server.api.warmup import warm_up
 from darkroom_server.config.settings import Settings, with_demo
+from darkroom_server.device.thread_tuner import ThreadTuner, available_processors
 from darkroom_server.device.threads import background
 from darkroom_server.engine.engine import Engine
 from darkroom_server.engine.previews import PreviewDecoders
@@ -80,16 +81,17 @@ class App:
         """
         settings = settings if settings.models else with_demo(settings)
         decoders = PreviewDecoders(plugins)
-        engine = Engine(settings.limits.max_batch_rows, plugins, decoders)
+        most = settings.threads or min(torch.get_num_threads(), available_processors())
+        threads = ThreadTuner(most, torch.set_num_threads, adaptive=settings.threads is None)
+        engine = Engine(settings.limits.max_batch_rows, plugins, decoders, threads)
         door = Door(settings)
         await door.open()
         engine.start()
         try:
-            threads = torch.get_num_threads()
             torch.set_num_threads(1)
             background()
             app = cls(settings, engine, await engine.call(partial(open_catalog, settings, plugins)), decoders, door)
-            await engine.call(partial(torch.set_num_threads, threads))  # see device/threads.py
+            await engine.call(partial(torch.set_num_threads, most))  # see device/threads.py
         except BaseException:
             await door.close(0)
             await engine.stop()

@@ -184,6 +184,7 @@ class Settings(BaseSettings):
     park_budget: Annotated[ByteSize, Field(ge=0)] = ByteSize(0)  # unloaded weights kept in CPU memory
     idle_seconds: Annotated[float, Field(gt=0)] | None = None  # idle models are unloaded after this; None: never
     blocked_plugins: list[str] = []
+    threads: Annotated[int, Field(ge=1)] | None = None  # that compute on a CPU; None: measured while serving
     encoder_threads: Annotated[int, Field(ge=1)] = 2
     reader_threads: Annotated[int, Field(ge=1)] = 2  # decode input images, run preprocessors
     max_waiting_bytes: Annotated[ByteSize, Field(ge=MIB)] = ByteSize(2048 * MIB)  # input images of queued jobs

@@ -18,6 +18,7 @@ import torch
 from darkroom_plugins.errors import DarkroomError
 from darkroom_plugins.manager import Plugins
 from darkroom_plugins.sample import Sample
+from darkroom_server.device.thread_tuner import ThreadTuner
 from darkroom_server.device.transfer import LaunchLimiter
 from darkroom_server.engine import denoise
 from darkroom_server.engine import step as stepping
@@ -59,11 +60,13 @@ class Engine:
         max_batch_rows: int,
         plugins: Plugins,
         decoders: PreviewDecoders,
+        threads: ThreadTuner,
     ) -> None:
         self._loop = asyncio.get_running_loop()
         self._max_batch_rows = max_batch_rows
         self._plugins = plugins
         self._decoders = decoders
+        self._threads = threads
         self._on_lost: Callable[[], None] = lambda: None
         self._relieve: Callable[[], bool] = lambda: False
         self.recovery = Recovery(self._make_room)
@@ -267,7 +270,12 @@ class Engine:
     def _step(self, begun: Sequence[tuple[Slot, Sample]]) -> None:
         if not begun:  # a low strength can skip all steps
             return
-        with self._long.divided("evaluation", [slot for slot, _ in begun]):
+        request, rows = begun[0][0].job.request, sum(slot.rows for slot, _ in begun)
+        kind = request.model, (rows * request.width * request.height).bit_length()
+        with (
+            self._threads.evaluation(kind, fixed=request.deterministic),
+            self._long.divided("evaluation", [slot for slot, _ in begun]),
+        ):
             outcomes = denoise.predict(begun, self.recovery)
         self._preview(self._advance(begun, outcomes))
 
@@ -431,12 +439,14 @@ def _begun(slots: Sequence[Slot], done: bool) -> list[tuple[Slot, Sample]]:
 
 
 def _may_interrupt(running: Work, lane: Lane) -> bool:
-    """Whether a lane may have a turn within this work: neither may it move the work's networks, nor decode whole what
-    they would decode in tiles now."""
+    """Whether a lane may have a turn within this work: it may not move the work's networks, nor would it be right to
+    decode large pictures while the model's networks are set to work in tiles."""
     own, other = running.job.plan, lane.slots[0].job.plan
     if other.model is not own.model:
         return True
-    return own.model.settings.offload == "none" and not (own.tiled or other.tiled)
+    info, request = other.model.info, other.request
+    small = request.width <= info.default_width and request.height <= info.default_height
+    return own.model.settings.offload == "none" and (small or not own.tiled)
 
 
 def _warn(job: Job, *warnings: str) -> None:

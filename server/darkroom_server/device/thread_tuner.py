@@ -1,0 +1,125 @@
+"""How many threads compute on a CPU: as many as the process may use, or fewer where fewer are faster.
+
+A parallel loop ends when its last thread does. Where other processes use the same processors, a thread may not be
+running, and all others wait for it: two threads beside ten busy processes were a tenth as fast as one. So fewer threads
+are tried now and then while the server serves, and those that were faster stay.
+"""
+
+from __future__ import annotations
+
+import os
+import statistics
+import time
+from collections.abc import Callable, Hashable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+CGROUP = Path("/sys/fs/cgroup")
+
+TRIAL = 3  # evaluations with each of two numbers of threads, in turns
+GAIN = 0.9  # of the time: the other number of threads must take less
+FIRST_PAUSE, LONGEST_PAUSE = 10.0, 300.0  # seconds between trials: doubled after each that changed nothing
+COST = 20  # a trial is followed by a pause of so many times its length, at least
+CHANGED = 2.0  # an evaluation that takes so many times longer than usual is followed by a trial
+
+
+def available_processors() -> int:
+    """The processors that this process may use: its affinity and its container's CPU quota."""
+    affinity = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, min(affinity, int(_quota(CGROUP) or affinity)))
+
+
+def _quota(cgroup: Path) -> float | None:
+    """Processors, from cgroup version 2 or 1; None: not limited."""
+    try:
+        quota, period = (cgroup / "cpu.max").read_text().split()
+    except (OSError, ValueError):
+        try:
+            quota, period = ((cgroup / "cpu" / f"cpu.cfs_{name}_us").read_text() for name in ("quota", "period"))
+        except OSError:
+            return None
+    return float(quota) / float(period) if quota.strip() not in ("max", "-1") else None
+
+
+@dataclass(slots=True)
+class _Kind:
+    """What is known of evaluations of one kind."""
+
+    threads: int
+    other: int | None = None  # in a trial: the other number of threads
+    samples: dict[int, list[float]] = field(default_factory=dict)  # of the trial, seconds by threads
+    usual: float | None = None  # seconds, a moving average
+    trial_at: float = 0.0  # time.monotonic
+    pause: float = FIRST_PAUSE
+    fewer: bool = True  # whether the next trial is with fewer threads
+
+
+class ThreadTuner:
+    """Sets the number of threads for each evaluation on the engine's thread. `set_threads` is torch.set_num_threads."""
+
+    def __init__(
+        self,
+        most: int,
+        set_threads: Callable[[int], None],
+        adaptive: bool = True,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.most = most
+        self._set_threads, self._clock = set_threads, clock
+        self._adaptive = adaptive and most > 1
+        self._kinds: dict[Hashable, _Kind] = {}
+        self._latest = most
+
+    @contextmanager
+    def evaluation(self, kind: Hashable, fixed: bool = False) -> Iterator[None]:
+        """Context manager around an evaluation. The last bits of results depend on the number of threads: where they
+        must not change it is `fixed`, all threads."""
+        if fixed or not self._adaptive:
+            self._set_threads(self.most)
+            yield
+            return
+        known = self._kinds.setdefault(kind, _Kind(self._latest))
+        began = self._clock()
+        threads = self._choose(known, began)
+        self._set_threads(threads)
+        yield
+        self._record(known, threads, self._clock() - began)
+
+    def _choose(self, known: _Kind, now: float) -> int:
+        if known.other is None and now >= known.trial_at:
+            known.other = self._neighbour(known)
+            known.samples = {known.threads: [], known.other: []}
+        if known.other is None:
+            return known.threads
+        return min(known.samples, key=lambda threads: len(known.samples[threads]))
+
+    def _neighbour(self, known: _Kind) -> int:
+        down, up = max(1, known.threads // 2), min(self.most, 2 * known.threads)
+        first, second = (down, up) if known.fewer else (up, down)
+        known.fewer = not known.fewer
+        return first if first != known.threads else second
+
+    def _record(self, known: _Kind, threads: int, seconds: float) -> None:
+        if known.other is not None:
+            known.samples[threads].append(seconds)
+            if all(len(each) >= TRIAL for each in known.samples.values()):
+                self._decide(known)
+        elif known.usual is not None and seconds > CHANGED * known.usual:
+            known.trial_at, known.usual = 0.0, seconds
+        else:
+            known.usual = seconds if known.usual is None else 0.8 * known.usual + 0.2 * seconds
+
+    def _decide(self, known: _Kind) -> None:
+        """End the trial."""
+        assert known.other is not None
+        length = sum(map(sum, known.samples.values()))
+        now, other = (statistics.median(known.samples[threads]) for threads in (known.threads, known.other))
+        if other < GAIN * now:
+            known.fewer = known.other < known.threads  # next further in the same direction
+            known.threads, known.pause = known.other, FIRST_PAUSE
+            self._latest = known.other
+        else:
+            known.pause = min(2 * known.pause, LONGEST_PAUSE)
+        known.trial_at = self._clock() + max(known.pause, COST * length)
+        known.other, known.usual = None, None

@@ -1,0 +1,98 @@
+"""The number of threads that compute, chosen by a tuner with a clock of the test's own."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from darkroom_server.device import thread_tuner
+from darkroom_server.device.thread_tuner import LONGEST_PAUSE, ThreadTuner, available_processors
+
+
+class Machine:
+    """Evaluations on it take as long as `seconds` says for a number of threads."""
+
+    def __init__(self, most: int, seconds: Callable[[int], float], adaptive: bool = True) -> None:
+        self.now, self.seconds = 0.0, seconds
+        self.threads: list[int] = []  # of each evaluation
+        self.tuner = ThreadTuner(most, self.threads.append, adaptive, clock=lambda: self.now)
+
+    def run(self, evaluations: int, kind: str = "kind", fixed: bool = False) -> list[int]:
+        """The numbers of threads of these evaluations."""
+        before = len(self.threads)
+        for _ in range(evaluations):
+            with self.tuner.evaluation(kind, fixed):
+                self.now += self.seconds(self.threads[-1])
+        return self.threads[before:]
+
+
+def test_all_threads_stay_where_they_are_fastest() -> None:
+    machine = Machine(8, lambda threads: 1 / threads)
+    assert machine.run(10)[-4:] == [8] * 4
+    machine.run(10_000)
+    assert machine.threads.count(8) / len(machine.threads) > 0.95
+
+
+def test_one_thread_where_others_only_wait() -> None:
+    machine = Machine(16, lambda threads: 0.1 * threads)
+    machine.run(1000)
+    assert machine.run(1000).count(1) > 950
+
+
+def test_as_many_as_are_fastest() -> None:
+    machine = Machine(16, lambda threads: abs(threads - 4) + 1.0)
+    machine.run(1000)
+    assert machine.run(100).count(4) > 90
+
+
+def test_a_machine_that_becomes_busy_and_free_again() -> None:
+    machine = Machine(2, lambda threads: 1 / threads)
+    assert machine.run(500)[-1] == 2
+    machine.seconds = lambda threads: 5.0 if threads == 2 else 1.0
+    machine.run(50)
+    assert machine.run(50).count(1) > 45
+    machine.seconds = lambda threads: 1 / threads
+    machine.run(int(2 * LONGEST_PAUSE))
+    assert machine.run(50).count(2) > 40
+
+
+def test_kinds_are_measured_by_themselves() -> None:
+    machine = Machine(4, lambda threads: 1 / threads)
+    machine.run(100, "large")
+    machine.seconds = lambda threads: float(threads)
+    assert machine.run(100, "small")[-1] == 1
+    machine.seconds = lambda threads: 1 / threads
+    assert machine.run(50, "large").count(4) > 45
+
+
+def test_fixed_evaluations_have_all_threads() -> None:
+    machine = Machine(2, lambda threads: float(threads))
+    machine.run(100)
+    assert machine.run(20, fixed=True) == [2] * 20
+    assert machine.run(20).count(1) > 15
+
+
+def test_a_configured_number_stays() -> None:
+    assert set(Machine(3, lambda threads: float(threads), adaptive=False).run(100)) == {3}
+
+
+@pytest.mark.parametrize(
+    ("files", "most"),
+    [
+        ({}, 8),
+        ({"cpu.max": "max 100000\n"}, 8),
+        ({"cpu.max": "250000 100000\n"}, 2),
+        ({"cpu.max": "50000 100000\n"}, 1),
+        ({"cpu/cpu.cfs_quota_us": "-1\n", "cpu/cpu.cfs_period_us": "100000\n"}, 8),
+        ({"cpu/cpu.cfs_quota_us": "400000\n", "cpu/cpu.cfs_period_us": "100000\n"}, 4),
+    ],
+)
+def test_a_containers_quota_counts(
+    files: dict[str, str], most: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, text in files.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(text)
+    monkeypatch.setattr(thread_tuner, "CGROUP", tmp_path)
+    monkeypatch.setattr(thread_tuner.os, "sched_getaffinity", lambda pid: set(range(8)))
+    assert available_processors() == most
