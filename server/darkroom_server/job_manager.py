@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from darkroom_server.jobs.planner import Planner
     from darkroom_server.models.residency import ResidencyManager
 
+BLOCKED_SECONDS = 1.0  # an event that takes longer to write waits for its reader
+
 T = TypeVar("T")
 
 
@@ -121,10 +123,13 @@ class JobManager:
             self._idle.set()
 
     def _end_slow_readers(self) -> None:
-        """While finished pictures that no client has read take too much memory, end the job that has the most."""
-        while sum(job.mailbox.unread_bytes for job in self._jobs.values()) > self._max_unread_bytes:
-            most = max(self._jobs.values(), key=lambda job: job.mailbox.unread_bytes)
-            self.end(most, SlowReader("the pictures that wait for their readers take too much memory"))
+        """While finished pictures wait in too much memory, end the job that has the most of those whose clients do not
+        read."""
+        since = time.monotonic() - BLOCKED_SECONDS
+        slow = [job for job in self._jobs.values() if job.writing is not None and job.writing <= since]
+        slow.sort(key=lambda job: job.mailbox.unread_bytes)
+        while slow and sum(job.mailbox.unread_bytes for job in self._jobs.values()) > self._max_unread_bytes:
+            self.end(slow.pop(), SlowReader("the pictures that wait for their readers take too much memory"))
 
     async def drain(self, seconds: float, hurry: asyncio.Event) -> None:
         """Refuse new jobs, wait for the active ones, and end those left after `seconds`, or when `hurry` is set."""

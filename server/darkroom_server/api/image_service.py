@@ -55,7 +55,7 @@ class ImageService(image_service_pb2_grpc.ImageServiceServicer):
             self._jobs.submit(job)
             await asyncio.sleep(0)  # a job that need not wait enters the engine before its first event is written
             async for event in self._events(job):
-                await self._write(context, response(event=event))
+                await self._write(job, context, response(event=event))
         except LoadFailed as error:
             raise (refusal(request, error) if request else error) from None
         finally:
@@ -68,7 +68,7 @@ class ImageService(image_service_pb2_grpc.ImageServiceServicer):
             events = [{"accepted": {}}, *events, {"completed": messages.took(time.monotonic() - job.arrived)}]
             for sequence, fields in enumerate(events, 1):
                 event = events_pb2.JobEvent(request_id=job.request_id, sequence=sequence, **fields)
-                await self._write(context, image_service_pb2.PreprocessResponse(event=event))
+                await self._write(job, context, image_service_pb2.PreprocessResponse(event=event))
         finally:
             self._jobs.release(job)
 
@@ -86,13 +86,16 @@ class ImageService(image_service_pb2_grpc.ImageServiceServicer):
 
     Watch = not_there_yet("Watch is")
 
-    async def _write(self, context: Context, response: Any) -> None:
+    async def _write(self, job: Job, context: Context, response: Any) -> None:
         """:raises SlowReader: the client reads nothing for too long"""
+        job.writing = time.monotonic()
         try:
             async with asyncio.timeout(self._slow_reader_seconds):
                 await context.write(response)
         except TimeoutError:
             raise SlowReader(f"the client read nothing for {self._slow_reader_seconds:g} seconds") from None
+        finally:
+            job.writing = None
 
     def _register(self, message: Any, context: Context) -> Job:
         """Admit a job, or refuse it before any work. Fills in a missing request_id."""
