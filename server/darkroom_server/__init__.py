@@ -2,7 +2,7 @@
 
 The life of a request: it comes in at `api`, is planned and admitted by `job_manager` and `jobs`, and stepped by
 `engine`, with `models` kept in memory, `networks` made to run well, and `schedulers` stepped. `pictures` are decoded
-and encoded; `config`, `errors` and `device` lie under all. A package imports only from those below it:
+and encoded; `config`, `errors`, `device` and `observe` lie under all. A package imports only from those below it:
 
     cli                                    may import everything, inside functions
     app                                    composition root
@@ -12,7 +12,7 @@ and encoded; `config`, `errors` and `device` lie under all. A package imports on
     jobs                                   what crosses threads, and the planner
     models                                 what is offered, and what of it is in memory
     pictures   networks   schedulers       know neither jobs nor models
-    config     errors     device           know nothing of each other
+    config   errors   device   observe     know nothing of each other
 
 The map of threads, each with what it runs, and after the arrow with what it may touch. Nothing else is shared.
 
@@ -33,4 +33,6 @@ The map of threads, each with what it runs, and after the arrow with what it may
                            → a holding that nobody uses
     background, compiler   networks.traced, networks.compiled
                            → copies of a network
+    writer (1 a stream)    observe.streams: what is printed and logged
+                           → a file descriptor
 """
