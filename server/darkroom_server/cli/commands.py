@@ -154,11 +154,10 @@ def plugins(
     block: Annotated[list[str] | None, typer.Option(help="A plugin not to load; repeat for more.")] = None,
 ) -> None:
     """List the installed plugins: name, version, hooks."""
-    from darkroom_plugins.manager import PluginError, load_plugins
+    from darkroom_plugins.manager import PluginError, list_plugins
 
-    _quiet_libraries()
     try:
-        infos = load_plugins(block or ()).infos
+        infos = list_plugins(block or ())
     except PluginError as error:
         _say(str(error))
         raise typer.Exit(1) from None
