@@ -40,7 +40,7 @@ LAYERS: tuple[set[str], ...] = (
     {"jobs"},
     {"models"},
     {"pictures", "networks", "schedulers"},
-    {"config", "errors", "device", "observe"},
+    {"config", "errors", "device"},
 )
 needs_generator = pytest.mark.skipif(not PROTO_PYTHON.exists(), reason="no .protoenv; `make test` makes it")
 

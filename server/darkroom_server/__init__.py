@@ -2,17 +2,18 @@
 
 The life of a request: it comes in at `api`, is planned and admitted by `job_manager` and `jobs`, and stepped by
 `engine`, with `models` kept in memory, `networks` made to run well, and `schedulers` stepped. `pictures` are decoded
-and encoded; `config`, `errors`, `device` and `observe` lie under all. A package imports only from those below it:
+and encoded; `config`, `errors` and `device` lie under all. A package imports only from those below it:
 
     cli                                    may import everything, inside functions
     app                                    composition root
     api                                    the only package that touches protobuf and gRPC, with app
+    observe                                what operators see: log, watchdog
     job_manager                            registry, admission, submission, drain
     engine                                 the step engine; torch runs here
     jobs                                   what crosses threads, and the planner
     models                                 what is offered, and what of it is in memory
     pictures   networks   schedulers       know neither jobs nor models
-    config   errors   device   observe     know nothing of each other
+    config     errors     device           know nothing of each other
 
 The map of threads, each with what it runs, and after the arrow with what it may touch. Nothing else is shared.
 
