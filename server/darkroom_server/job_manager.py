@@ -7,6 +7,7 @@ import time
 from functools import partial
 from typing import TYPE_CHECKING, TypeVar
 
+from darkroom_plugins.quoting import quoted
 from darkroom_server.errors import DeviceLost, QueueFull, RequestIdInUse, ShuttingDown, SlowReader, to_domain_error
 from darkroom_server.jobs.job import Job
 from darkroom_server.jobs.mailbox import Mailbox
@@ -65,7 +66,7 @@ class JobManager:
         if self._closed is not None:
             raise self._closed
         if (token, request_id) in self._jobs:
-            raise RequestIdInUse(f"request_id {request_id!r} is in use by an active job")
+            raise RequestIdInUse(f"request_id {quoted(request_id)} is in use by an active job")
         mailbox = Mailbox(on_picture=self._end_slow_readers)
         job = Job(request_id, token, time.monotonic(), held_bytes=size, mailbox=mailbox)
         self._refuse_if_full(besides=job)
@@ -97,6 +98,7 @@ class JobManager:
             values = await self._residency.acquire(job.plan.needs, job.mailbox.put)
         except Exception as error:
             job.mailbox.close(to_domain_error(error))
+            job.waiting = None  # the engine never hears of it
             return
         job.load_seconds = time.monotonic() - began
         job.plan = job.plan.with_assets(values)
@@ -113,7 +115,7 @@ class JobManager:
         """Unregister a job whose stream is over, and cancel what is left of it."""
         if job.waiting is not None:
             job.waiting.cancel()
-        self._engine.cancel(job)
+            self._engine.cancel(job)
         key = (job.token, job.request_id)
         if self._jobs.get(key) is job:
             del self._jobs[key]

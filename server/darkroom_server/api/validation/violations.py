@@ -10,6 +10,7 @@ from google.protobuf.struct_pb2 import Struct, Value
 from pydantic import BaseModel, ValidationError
 
 from darkroom_plugins.errors import InvalidRequest, UnsupportedCombination, Violation
+from darkroom_plugins.quoting import printable, quoted
 from darkroom_server.errors import NotFound, NotImplementedYet
 
 MAX_VIOLATIONS = 50  # gRPC replaces a status with more than some 8 KiB of details by another
@@ -32,7 +33,7 @@ class Findings:
 
     def unknown(self, kind: str, path: str, name: str) -> None:
         """A name unknown to the server."""
-        self._unknown.append((kind, _violation(path, f"there is no {kind} {name!r}")))
+        self._unknown.append((kind, _violation(path, f"there is no {kind} {quoted(name)}")))
 
     def not_yet(self, path: str, what: str) -> None:
         """A set field that is not implemented yet."""
@@ -100,7 +101,7 @@ class Findings:
 
 
 def _violation(path: str, problem: str) -> Violation:
-    return Violation(path[:MAX_TEXT], problem if len(problem) <= MAX_TEXT else problem[: MAX_TEXT - 1] + "…")
+    return Violation(printable(path, MAX_TEXT), printable(problem, MAX_TEXT))
 
 
 def _plain(struct: Struct) -> dict[str, Any]:
