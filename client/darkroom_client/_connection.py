@@ -133,13 +133,13 @@ def _token(given: Any) -> str:
 def _credentials(root_certificate: Any) -> grpc.ChannelCredentials:
     if root_certificate is None:
         return grpc.ssl_channel_credentials()
-    pem, name = root_certificate, "the text given"
+    pem, what = root_certificate, "the bytes given are"
     if not isinstance(root_certificate, bytes):
-        pem, name = _read(root_certificate), str(root_certificate)
+        pem, what = _read(root_certificate), f"{root_certificate} is"
     try:
         ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).load_verify_locations(cadata=pem.decode("ascii", "ignore"))
     except (ssl.SSLError, ValueError):
-        raise InvalidOptions(f"root_certificate: {name} is no certificate in PEM format") from None
+        raise InvalidOptions(f"root_certificate: {what} no certificate in PEM format") from None
     return grpc.ssl_channel_credentials(pem)
 
 
