@@ -131,6 +131,8 @@ class StreamCall:
             return await self._read()
         except asyncio.CancelledError:
             raise _cancellation() from None
+        except RPC_ERRORS as error:  # from beginning again
+            raise to_exception(error, self._address, connected=False) from error
 
     async def _read(self) -> Any:
         if self._checking is not None:

@@ -13,6 +13,7 @@ from grpc_health.v1 import health_pb2_grpc
 from darkroom.v1 import catalog_service_pb2_grpc, image_service_pb2_grpc
 from darkroom_client._address import checked_address, is_local
 from darkroom_client._fork import refuse_after_fork
+from darkroom_client._status import closed
 from darkroom_client.errors import DarkroomError, InvalidOptions
 from darkroom_client.options import ConnectionOptions
 
@@ -29,7 +30,7 @@ _CHANNEL_OPTIONS = (
     ("grpc.min_reconnect_backoff_ms", 5_000),  # which is the time that one attempt to connect may take
     ("grpc.dns_min_time_between_resolutions_ms", 1_000),
     ("grpc.keepalive_time_ms", 20_000),  # finds dead connections; the server allows a ping each 10 s
-    ("grpc.keepalive_timeout_ms", 10_000),
+    ("grpc.http2.ping_timeout_ms", 20_000),  # gRPC does not enforce keepalive_timeout_ms (grpc/grpc#39239)
     ("grpc.keepalive_permit_without_calls", 1),
     ("grpc.http2.max_pings_without_data", 0),  # no limit
 )
@@ -86,7 +87,7 @@ class Connection:
     def _open(self) -> grpc.aio.Channel:
         refuse_after_fork()
         if self._closed:
-            raise DarkroomError(f"this client of {self.address} is closed: make another")
+            raise closed(self.address)
         loop = _running_loop()
         if self._channel is None:
             self._loop, self._channel = loop, self._new_channel()

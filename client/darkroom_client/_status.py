@@ -50,6 +50,8 @@ _BY_CODE: dict[grpc.StatusCode, type[errors.DarkroomError]] = {
 
 def to_exception(error: Exception, address: str, *, connected: bool) -> errors.DarkroomError:
     """The exception for one of RPC_ERRORS. `connected`: the server had answered before the call failed."""
+    if isinstance(error, grpc.aio.UsageError):
+        return closed(address)
     if not isinstance(error, grpc.aio.AioRpcError):
         return errors.DarkroomError(f"gRPC could not make the call to {address}: {error}"[:500])
     fields = _details(error)
@@ -62,6 +64,11 @@ def to_exception(error: Exception, address: str, *, connected: bool) -> errors.D
     if kind is errors.ServerUnreachable:
         message = _unreachable(message, address, connected=connected)
     return kind(message, code=code.name, **fields)
+
+
+def closed(address: str) -> errors.DarkroomError:
+    """The exception for a call of a closed client."""
+    return errors.DarkroomError(f"this client of {address} is closed: make another")
 
 
 def _is_size_refusal(code: grpc.StatusCode, message: str) -> bool:

@@ -86,9 +86,9 @@ class TokenCheck(aio.ServerInterceptor):  # type: ignore[misc]
         if details.method.startswith(OPEN_METHODS):
             return handler
         if role is None:
-            return _refusing(Unauthenticated("this server wants a token: authorization: Bearer <token>"))
+            return refusing(Unauthenticated("this server wants a token: authorization: Bearer <token>"))
         if details.method in OPERATOR_METHODS and role != "operator":
-            return _refusing(PermissionDenied("this call wants an operator's token, and this is a user's"))
+            return refusing(PermissionDenied("this call wants an operator's token, and this is a user's"))
         return handler
 
     def _role(self, token: str) -> str | None:
@@ -132,7 +132,7 @@ class ErrorStatuses(aio.ServerInterceptor):  # type: ignore[misc]
         return lenient
 
 
-def _refusing(error: DarkroomError) -> grpc.RpcMethodHandler:
+def refusing(error: DarkroomError) -> grpc.RpcMethodHandler:
     """A handler for any method that refuses without reading: the handler of a unary request would be called after all
     of it has been received."""
 
