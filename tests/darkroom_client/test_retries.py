@@ -69,9 +69,9 @@ def test_without_a_time_out_there_are_three(scripted, client, busy):
 
 
 def test_with_one_there_are_as_many_as_it_allows(scripted, client, busy):
-    busy(5, retry_after=0.15)
+    busy(4, retry_after=0.5)
     assert client.generate("a", timeout=60).image().seed == 7
-    assert 0 < busy.remaining[-1] < busy.remaining[0] <= 60  # of each attempt, the time left
+    assert 0 < busy.remaining[-1] < busy.remaining[0] - 1  # of each attempt, the time left; gRPC rounds it
 
 
 def test_no_attempt_is_waited_for_beyond_the_time_out(scripted, client, busy):
