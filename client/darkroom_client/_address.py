@@ -1,4 +1,4 @@
-"""Addresses of servers: HOST:PORT, [IPv6]:PORT or unix:PATH. Imports no gRPC."""
+"""Addresses of servers: HOST:PORT, [IPv6]:PORT, unix:PATH or unix-abstract:NAME. Imports no gRPC."""
 
 import ipaddress
 import os
@@ -8,7 +8,8 @@ from urllib.parse import urlsplit
 
 from darkroom_client.errors import InvalidOptions
 
-_FORMS = "HOST:PORT, [IPv6]:PORT or unix:PATH"
+_FORMS = "HOST:PORT, [IPv6]:PORT, unix:PATH or unix-abstract:NAME"
+_UNIX = ("unix:", "unix-abstract:")
 _HOST = re.compile(r"[\w.-]+")
 _PROXIES = ("grpc_proxy", "https_proxy", "http_proxy")  # the variables that gRPC reads; the first one set counts
 _EXEMPT = ("no_grpc_proxy", "no_proxy")
@@ -29,8 +30,8 @@ def checked_address(address: object, name: str = "address") -> str:
 
 
 def _problem(address: str) -> str | None:
-    if address.startswith("unix:"):
-        return None if address.removeprefix("unix:") else "names no path"
+    if address.startswith(_UNIX):
+        return None if address.partition(":")[2] else "names no socket"
     if "://" in address:
         return "has a scheme"
     host, colon, port = address.rpartition(":")
@@ -53,7 +54,7 @@ def _host_problem(host: str) -> str | None:
 
 def is_local(address: str) -> bool:
     """Whether a checked address is on this machine: a loopback address or a Unix socket."""
-    if address.startswith("unix:"):
+    if address.startswith(_UNIX):
         return True
     host = address.rpartition(":")[0]
     ip = _ip(host)

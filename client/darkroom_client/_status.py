@@ -25,6 +25,8 @@ _BY_REASON: dict[str, type[errors.DarkroomError]] = {
     "QUEUE_FULL": errors.QueueFull,
     "OUT_OF_MEMORY": errors.OutOfMemory,
     "REQUEST_TOO_LARGE": errors.RequestTooLarge,
+    "SLOW_READER": errors.SlowReader,
+    "STARTING": errors.Starting,
     "SHUTTING_DOWN": errors.ShuttingDown,
     "DEVICE_LOST": errors.DeviceLost,
     "LOAD_FAILED": errors.LoadFailed,

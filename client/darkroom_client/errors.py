@@ -17,9 +17,11 @@ DarkroomError                  .message .reason .code .violations .retry_after
 ├── ResourceExhausted
 │   ├── QueueFull              try again after .retry_after seconds
 │   ├── OutOfMemory
+│   ├── SlowReader             the stream was not read
 │   └── RequestTooLarge        over the server's limit in bytes
 ├── Unavailable
 │   ├── ServerUnreachable      no server at the address, or the connection was lost
+│   ├── Starting               its models are being loaded
 │   ├── ShuttingDown
 │   └── DeviceLost
 ├── DeadlineExceeded           the `timeout` expired
@@ -136,6 +138,10 @@ class OutOfMemory(ResourceExhausted):
     """The job does not fit into the device's memory."""
 
 
+class SlowReader(ResourceExhausted):
+    """The stream was not read, and the server gave the job up."""
+
+
 class RequestTooLarge(ResourceExhausted):
     """The request has more bytes than the server takes."""
 
@@ -146,6 +152,10 @@ class Unavailable(DarkroomError):
 
 class ServerUnreachable(Unavailable):
     """There is no server at the address, or the connection was lost."""
+
+
+class Starting(Unavailable):
+    """The server is starting: it opens and loads its models."""
 
 
 class ShuttingDown(Unavailable):

@@ -25,6 +25,8 @@ ROWS = [
     ("RESOURCE_EXHAUSTED", "QUEUE_FULL", errors.QueueFull),
     ("RESOURCE_EXHAUSTED", "OUT_OF_MEMORY", errors.OutOfMemory),
     ("RESOURCE_EXHAUSTED", "REQUEST_TOO_LARGE", errors.RequestTooLarge),
+    ("RESOURCE_EXHAUSTED", "SLOW_READER", errors.SlowReader),
+    ("UNAVAILABLE", "STARTING", errors.Starting),
     ("UNAVAILABLE", "SHUTTING_DOWN", errors.ShuttingDown),
     ("UNAVAILABLE", "DEVICE_LOST", errors.DeviceLost),
     ("DEADLINE_EXCEEDED", "", errors.DeadlineExceeded),

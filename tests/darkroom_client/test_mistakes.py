@@ -53,7 +53,10 @@ def test_other_tokens_are_refused_without_telling_them(monkeypatch, token):
             AsyncClient()
 
 
-@pytest.mark.parametrize("address", ["localhost:1", "[::1]:65535", "a-b.example:50051", "unix:a/b.sock", " host:5 \n"])
+ADDRESSES = ["localhost:1", "[::1]:65535", "a-b.example:50051", "unix:a/b.sock", "unix-abstract:a", " host:5 \n"]
+
+
+@pytest.mark.parametrize("address", ADDRESSES)
 def test_addresses(address):
     assert AsyncClient(address).address == address.strip()
 
@@ -75,7 +78,7 @@ def test_addresses(address):
         ("[127.0.0.1]:50051", r"has no IPv6 address in \[127.0.0.1\]"),
         ("two words:50051", "has no host name in 'two words'"),
         ("http://localhost:50051", "has a scheme"),
-        ("unix:", "names no path"),
+        ("unix:", "names no socket"),
         (5, "must be text"),
     ],
 )

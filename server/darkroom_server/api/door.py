@@ -58,7 +58,8 @@ class Door:
         self._listener = Listener(settings.listen)
         self._health = health.aio.HealthServicer()
         self._services = LateServices()
-        checks = [*([TokenCheck(settings.tokens)] if settings.tokens else []), ErrorStatuses(settings.limits.max_request_bytes)]
+        errors = ErrorStatuses(settings.limits.max_request_bytes)
+        checks = [TokenCheck(settings.tokens), errors] if settings.tokens else [errors]
         self._server = aio.server(interceptors=checks, options=_options(settings))
         self._server.add_generic_rpc_handlers((self._services,))
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
