@@ -139,12 +139,13 @@ def test_a_closed_client_says_so(scripted):
             call()
 
 
-def test_closing_a_client_ends_its_calls():
-    client = Client("127.0.0.1:1")
+@pytest.mark.parametrize("call", ["wait_for_server", "models", "load_model"])
+def test_closing_a_client_ends_its_calls(call):
+    client = Client("127.0.0.1:1", retries=10**6)
     closing = threading.Timer(0.3, client.close)
     closing.start()
     with pytest.raises(DarkroomError, match="closed"):
-        client.wait_for_server()
+        getattr(client, call)(*(["shapes"] if call == "load_model" else []))
     closing.join()
 
 
@@ -197,3 +198,16 @@ class TestSizes:
         with pytest.raises(DarkroomError, match="larger than max") as caught:
             client.generate("a").image()
         assert not isinstance(caught.value, RequestTooLarge)
+
+
+@pytest.mark.parametrize(
+    ("options", "problem"),
+    [
+        (["--address", "localhost"], "address 'localhost' has no port"),
+        (["--token", "two words"], "token must be"),
+        (["--root-certificate", "none.pem"], "root_certificate: none.pem cannot be read"),
+    ],
+)
+def test_the_command_says_it_without_a_traceback(darkroom, options, problem):
+    result = darkroom("models", *options, exit_code=2)
+    assert result.stderr.startswith(f"error: {problem}")

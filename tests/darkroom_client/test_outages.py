@@ -41,7 +41,9 @@ def test_a_server_that_stops_and_starts_again(start):
         waiting = [
             pool.submit(client.wait_for_server, timeout=100),
             pool.submit(lambda: client.generate("a", num_inference_steps=1, timeout=100).image()),
-            pool.submit(lambda: client.edit(LARGE, "a", num_inference_steps=1, timeout=100).image()),
+            pool.submit(
+                lambda: client.edit(LARGE, "a", width=32, height=32, num_inference_steps=1, timeout=100).image()
+            ),
         ]
         with start(listen=address):
             assert Client(address, retries=0).models()  # a new client connects at once
