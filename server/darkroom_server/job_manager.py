@@ -131,7 +131,9 @@ class JobManager:
         slow = [job for job in self._jobs.values() if job.writing is not None and job.writing <= since]
         slow.sort(key=lambda job: job.mailbox.unread_bytes)
         while slow and sum(job.mailbox.unread_bytes for job in self._jobs.values()) > self._max_unread_bytes:
-            self.end(slow.pop(), SlowReader("the pictures that wait for their readers take too much memory"))
+            job = slow.pop()
+            job.mailbox.drop_unread(SlowReader("the pictures that wait for their readers take too much memory"))
+            self.release(job)
 
     async def drain(self, seconds: float, hurry: asyncio.Event) -> None:
         """Refuse new jobs, wait for the active ones, and end those left after `seconds`, or when `hurry` is set."""
