@@ -150,7 +150,6 @@ class Limits(BaseModel, extra="forbid"):
     max_prompt_characters: Annotated[int, Field(ge=1)] = 10_000
     max_queued_jobs: Annotated[int, Field(ge=1)] = 1000
     max_request_bytes: Annotated[ByteSize, Field(ge=64 * 1024)] = ByteSize(32 * MIB)
-    max_decode_bytes: Annotated[ByteSize, Field(ge=MIB)] | None = None  # None: the memory that the device has
     chunk_bytes: Annotated[ByteSize, Field(ge=1024, le=3 * MIB)] = ByteSize(3 * MIB)
 
 
@@ -180,6 +179,8 @@ class Settings(BaseSettings):
     loras: list[AssetSettings] = []
     embeddings: list[AssetSettings] = []
     limits: Limits = Limits()
+    # To decode one picture, whole or in tiles; None: the memory that the device has.
+    max_decode_bytes: Annotated[ByteSize, Field(ge=MIB)] | None = None
     memory_budget: Annotated[ByteSize, Field(ge=1)] | None = None  # weights on the device; None: no limit
     park_budget: Annotated[ByteSize, Field(ge=0)] = ByteSize(0)  # unloaded weights kept in CPU memory
     idle_seconds: Annotated[float, Field(gt=0)] | None = None  # idle models are unloaded after this; None: never

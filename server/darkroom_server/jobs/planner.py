@@ -51,8 +51,10 @@ class Inputs(NamedTuple):
 class Planner:
     """Plans requests, on threads of its own. `plan`, `read` and `close` are for the event loop."""
 
-    def __init__(self, catalog: Catalog, reader_threads: int) -> None:
+    def __init__(self, catalog: Catalog, reader_threads: int, max_decode_bytes: int | None = None) -> None:
+        """`max_decode_bytes`: the memory to decode one picture; None: all that the model's device has."""
         self._catalog = catalog
+        self._max_decode_bytes = max_decode_bytes
         self._readers = single_threaded_pool("reader", reader_threads)
         self._thread = single_threaded_pool("planner")  # one, as tokenizers are not thread-safe
         self._tables = Tables()
@@ -147,7 +149,7 @@ class Planner:
         if costs is None:
             return False
         _, high, wide = model.family.latent_shape(request.width, request.height)
-        memory = self._catalog.limits.max_decode_bytes or total_memory(model.family.device)
+        memory = self._max_decode_bytes or total_memory(model.family.device)
         least = costs.tiled(high, wide).bytes
         if least > memory:
             takes = f"takes at least {least / MIB:,.0f} MiB to decode, more than the {memory / MIB:,.0f} there are"
