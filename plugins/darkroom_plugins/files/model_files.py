@@ -77,7 +77,7 @@ class ModelFiles:
         network = meta_network(self._class(part), self.config(part))
         if self.fetched([part]):
             try:
-                _renamed_weights(network, self.weights(part, "meta"))
+                check_weights(network, self.weights(part, "meta"))
             except ValueError as error:
                 kind = f"; {self.checkpoint.name} is {architecture(self.checkpoint)}" if self.checkpoint else ""
                 raise ValueError(f"{part}: {error}{kind}") from error
@@ -144,6 +144,14 @@ def load_weights(
             report(each.numel())
     network.load_state_dict(filled, assign=True)
     network.requires_grad_(False)
+
+
+def check_weights(network: torch.nn.Module, weights: Mapping[str, torch.Tensor]) -> None:
+    """Compare names and shapes of weights, also on the meta device, with a network's.
+
+    :raises ValueError: they do not match
+    """
+    _renamed_weights(network, weights)
 
 
 def _renamed_weights(network: torch.nn.Module, weights: Mapping[str, torch.Tensor]) -> Tensors:

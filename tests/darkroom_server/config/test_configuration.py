@@ -397,3 +397,13 @@ def test_check_says_what_would_be_served(folder, tiny_model):
     assert ("memory_budget", "20.0 GiB") in rows
     assert ("lora", "ink", "ink.safetensors", "little") in [row[:4] for row in rows]
     assert HASH not in result.stdout
+
+
+def test_check_tells_what_cannot_be_used(folder, tiny_model):
+    (folder / "torn.safetensors").write_text("hello")
+    lora = "[[loras]]\nname = 'torn'\npath = 'torn.safetensors'\n"
+    Path("darkroom.toml").write_text(f"{lora}[[models]]\nname = 'little'\npath = '{tiny_model}'\ndevice = 'cpu'\n")
+    result = CliRunner().invoke(app, ["check"])
+    assert result.exit_code == 1
+    assert "none: torn.safetensors is not a whole safetensors file" in result.stdout
+    assert "little (default)" in result.stdout
