@@ -37,7 +37,7 @@ class ModelFiles:
 
     With a single-file `checkpoint` the weights are in that file; the folder has configurations and tokenizers of its
     architecture. `parts` replaces parts of the folder: name → another folder, or for a VAE a weights file with the
-    configuration of the model's own.
+    configuration of the model's own. `scheduler_options` go before the scheduler's configuration.
 
     Methods raise OSError if a file is missing, ValueError if its content is invalid.
     """
@@ -46,6 +46,7 @@ class ModelFiles:
     variant: str | None = None  # of the weights files, for instance "fp16"
     checkpoint: Path | None = None
     parts: Mapping[str, Path] = field(default_factory=dict)
+    scheduler_options: Mapping[str, Any] = field(default_factory=dict)
 
     @cached_property
     def index(self) -> Mapping[str, Any]:
@@ -60,7 +61,7 @@ class ModelFiles:
         wanted = self.index[part][1] if place and part in self.index else None
         if wanted and found.get("_class_name", wanted) != wanted:
             raise ValueError(f"{part}: {place} is a {found['_class_name']}, not an {wanted}")
-        return found
+        return found | dict(self.scheduler_options) if part == "scheduler" else found
 
     def tokenizer(self, part: str) -> Any:
         """A tokenizer."""

@@ -36,7 +36,7 @@ def overview(settings: Settings, plugins: Plugins) -> tuple[list[Table], bool]:
 
 
 def _models(settings: Settings, models: Mapping[str, Model]) -> Table:
-    columns = ("model", "source", "family", "dtype", "device", "weights", "memory", "safety")
+    columns = ("model", "source", "family", "dtype", "device", "weights", "memory", "safety", "prediction")
     rows = (
         (
             f"{name} (default)" if name == (settings.default_model or settings.models[0].name) else name,
@@ -47,10 +47,16 @@ def _models(settings: Settings, models: Mapping[str, Model]) -> Table:
             _size(model.family.weight_bytes),
             _memory(model.settings),
             model.settings.safety,
+            _prediction(model),
         )
         for name, model in models.items()
     )
     return _table(columns, rows)
+
+
+def _prediction(model: Model) -> str:
+    zero_snr = model.family.scheduler_config.get("rescale_betas_zero_snr")
+    return model.info.prediction_type + (", zero SNR" if zero_snr else "")
 
 
 def _memory(model: ModelSettings) -> str:

@@ -392,7 +392,7 @@ def test_check_says_what_would_be_served(folder, tiny_model):
     (model,) = (row for row in rows if row and row[0] == "little (default)")
     assert model[1:5] == (str(tiny_model), "sd", "float32", "cpu")
     assert re.fullmatch(r"[\d.]+ (KiB|MiB)", model[5])
-    assert model[6:] == ("attention_slicing=max, vae_tiling", "off")
+    assert model[6:] == ("attention_slicing=max, vae_tiling", "off", "epsilon")
     assert ("me", "operator") in rows
     assert ("memory_budget", "20.0 GiB") in rows
     assert ("lora", "ink", "ink.safetensors", "little") in [row[:4] for row in rows]

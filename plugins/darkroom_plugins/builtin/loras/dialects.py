@@ -15,12 +15,12 @@ from typing import Any, NamedTuple, TypeAlias
 
 import torch
 from peft.utils.other import get_pattern_key
-from safetensors import safe_open
 from torch import nn
 
 from darkroom_plugins.builtin.loras.layer_names import PREFIXES, LayerNames
 from darkroom_plugins.builtin.loras.updates import Decomposed, Dense, Hadamard, Kronecker, LowRank, Update, product
 from darkroom_plugins.files import read_json, read_tensors
+from darkroom_plugins.files.safetensors_files import opened
 
 Parts: TypeAlias = dict[str, torch.Tensor]  # the tensors of one layer, by their role
 
@@ -209,7 +209,7 @@ def _for_layer(config: Mapping[str, Any], patterns: str, default: Any, layer: st
 
 def _peft_config(path: Path) -> dict[str, Mapping[str, Any]]:
     """PEFT's configurations by component: in the file, as diffusers writes them, or beside it, as PEFT does."""
-    with safe_open(path, framework="pt") as file:
+    with opened(path) as file:
         written = json.loads((file.metadata() or {}).get("lora_adapter_metadata", "{}"))
     beside = path.with_name("adapter_config.json")
     if path.name == "adapter_model.safetensors" and beside.exists():
