@@ -38,11 +38,11 @@ def picture(model: Path, unet: torch.nn.Module | None) -> np.ndarray:
 
 
 def test_rows_of_one_batch_have_their_own(dialects: RunningServer, tiny_model: Path) -> None:
-    requests = [generate_request(**BASE, loras=[LoraSpec(name=n, weight=w)]) for n, w in WEIGHTS.items()]
-    streams = dialects.together([generate_request(**BASE), *requests])
     plain = picture(tiny_model, None)
     networks = [merged(adapted(tiny_model, method), weight) for method, weight in WEIGHTS.items()]
     expected = [plain, *(picture(tiny_model, network) for network in networks)]
+    requests = [generate_request(**BASE, loras=[LoraSpec(name=n, weight=w)]) for n, w in WEIGHTS.items()]
+    streams = dialects.together([generate_request(**BASE), *requests])
     for stream, theirs in zip(streams, expected, strict=True):
         stream.read()
         assert max(step.batch_rows for step in stream.of("step")) == 2 * len(expected)
