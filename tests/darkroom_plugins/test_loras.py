@@ -7,6 +7,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import accelerate
 import pytest
 import torch
 from diffusers import UNet2DConditionModel
@@ -133,6 +134,14 @@ def test_rows_have_their_own(folder: Path, sd: StableDiffusion, tmp_path: Path) 
     expected = [output(each) for each in (base, *own.values(), summed, base)]
     for ours, theirs in zip(outputs(sd, files, rows).split(1), expected, strict=True):
         assert error(ours, theirs) <= BOUND
+
+
+def test_magnitudes_of_weights_that_are_elsewhere(folder: Path, tmp_path: Path) -> None:
+    """DoRA reads the layer's own weight, which sequential offload puts on the device for the layer's forward alone."""
+    model, sd = adapted(folder, "DoRA"), load_family(StableDiffusion, folder)
+    accelerate.cpu_offload(sd.components["unet"], torch.device("cpu"))
+    assert next(sd.unet.parameters()).is_meta
+    assert error(outputs(sd, {"it": saved(model, tmp_path)}, [{"it": 1.0}]), output(merged(model))) <= BOUND
 
 
 def test_whole_matrices(folder: Path, sd: StableDiffusion, tmp_path: Path) -> None:

@@ -286,9 +286,9 @@ def _divides_by_zero(choice: SchedulerChoice, prediction_type: str) -> InvalidRe
     options = choice.options.model_dump(exclude_none=True) if choice.options else {}
     chosen = {f"options.{name}": value for name, value in options.items()}
     chosen |= {"sigma_schedule": choice.sigma_schedule, "timestep_spacing": choice.timestep_spacing}
-    fields = [f"parameters.scheduler.{name}" for name, value in chosen.items() if value] or ["parameters.scheduler"]
+    fields = [f"parameters.scheduler.{name}" for name, value in chosen.items() if value is not None]
     problem = f"{choice.name} divides by zero with this on a model that predicts {prediction_type}"
-    return InvalidRequest([Violation(field, problem) for field in fields])
+    return InvalidRequest([Violation(field, problem) for field in fields or ["parameters.scheduler"]])
 
 
 def _build_scheduler(request: Request, model: Model, entry: SchedulerEntry) -> Any:

@@ -162,3 +162,14 @@ def test_a_scheduler_that_would_divide_by_zero_is_refused(server: RunningServer,
     assert "parameters.scheduler.options.rescale_betas_zero_snr" in failed.paths
     assert "ddim divides by zero" in failed.violations["parameters.scheduler.options.rescale_betas_zero_snr"]
     assert server.generate(model="tiny-v", **request).kinds[-1] == "completed"
+
+
+@pytest.mark.parametrize("option", [{"predict_x0": False}, {"lower_order_final": False}, {"solver_type": "bh1"}])
+def test_options_of_unipc_that_end_in_a_division_by_zero_are_refused(
+    server: RunningServer, option: dict[str, Any]
+) -> None:
+    failed = refused(lambda: server.generate(scheduler=spec("unipc", options=option), num_inference_steps=3))
+    assert (failed.code, failed.paths) == (
+        StatusCode.INVALID_ARGUMENT,
+        {f"parameters.scheduler.options.{next(iter(option))}"},
+    )

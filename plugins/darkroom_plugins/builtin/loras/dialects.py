@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias
 
 import torch
-from peft.utils.other import get_pattern_key
 from torch import nn
 
 from darkroom_plugins.builtin.loras.layer_names import PREFIXES, LayerNames
@@ -203,8 +202,8 @@ def _scale(parts: Parts, config: Mapping[str, Any], layer: str) -> float:
 
 
 def _for_layer(config: Mapping[str, Any], patterns: str, default: Any, layer: str) -> Any:
-    known = config.get(patterns) or {}
-    return known.get(get_pattern_key(list(known), layer), default)
+    known = (config.get(patterns) or {}).items()
+    return next((value for pattern, value in known if re.match(rf"(.*\.)?({pattern})$", layer)), default)
 
 
 def _peft_config(path: Path) -> dict[str, Mapping[str, Any]]:
