@@ -129,7 +129,8 @@ class AssetUser(Participant):
     asset_kind: ClassVar[AssetKind | None] = None
 
     def describe_asset(self, path: Path) -> AssetInfo:
-        """Properties from the header of a file or folder; raises OSError or ValueError if it is not of this kind."""
+        """Properties from the header of a file or folder. If it raises, the asset is listed as unusable, with the
+        message as the reason."""
         return AssetInfo()
 
     def incompatibility(self, path: Path, model: Family) -> str | None:

@@ -33,6 +33,11 @@ def _joined(name: str, between: str = ", ") -> _Cell:
     return lambda entry: between.join(getattr(entry, name))
 
 
+def _models(asset: Any) -> str:
+    """The models that an asset fits, or why it fits none."""
+    return ", ".join(asset.models) or f"none: {asset.unusable or 'it fits no model of this server'}"
+
+
 def _enum(name: str) -> _Cell:
     """The name of an enum value, or of several."""
 
@@ -123,7 +128,7 @@ _LISTS = {
         "loras",
         {
             "lora": _field("name"),
-            "models": _joined("models"),
+            "models": _models,
             "changes": _joined("components"),
             "size": _size,
             "description": _field("description"),
@@ -135,7 +140,7 @@ _LISTS = {
         "control_nets",
         {
             "controlnet": _field("name"),
-            "models": _joined("models"),
+            "models": _models,
             "preprocessor": _field("preprocessor"),
             "state": _enum("residency"),
             "size": _size,

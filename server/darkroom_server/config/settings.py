@@ -86,6 +86,9 @@ class ModelSettings(MemoryOptions):
     # a diffusers folder of its architecture
     vae: WeightsPath | None = None  # replaces the model's VAE: a folder or a single file
     tiny_vae: WeightsPath | None = None  # a folder with an AutoencoderTiny, for TINY_VAE previews
+    # Of its scheduler. None: as the checkpoint says, else as its configuration.
+    prediction_type: Literal["epsilon", "v_prediction", "sample"] | None = None
+    rescale_betas_zero_snr: bool | None = None
     safety: SafetyPolicy = "off"  # safety checker; block: disables previews
     preload: bool = True  # load at startup if it fits memory_budget
     description: str = ""

@@ -82,10 +82,8 @@ class ConditionsCheck:
             self.findings.invalid(path, "must be set")
         elif asset is None:
             self.findings.unknown(kind, path, name)
-        elif model is not None and model.name in asset.incompatibilities:
-            self.findings.unsupported(
-                path, f"with the model {model.name} it cannot be used: {asset.incompatibilities[model.name]}"
-            )
+        elif model is not None and (problem := asset.refusal(model.name)):
+            self.findings.unsupported(path, problem)
 
     def _controls(self, given: parameters_pb2.Parameters, model: Model | None) -> tuple[ControlChoice, ...]:
         found = (self._control(f"parameters.controls[{i}]", spec, model) for i, spec in enumerate(given.controls))
