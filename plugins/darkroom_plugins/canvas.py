@@ -77,9 +77,9 @@ class Canvas:
     ) -> Canvas:
         """The canvas of a request; `frame` defaults to its image.
 
-        With `mask` (L, of the frame's size, 0 or 255) and `padding` in pixels, the box is the mask's, padded on each side and
-        widened to the aspect ratio of the working size. With `mask_blur`, a radius in pixels, the frame's pixels are
-        restored where the mask, blurred outwards, is 0.
+        With `mask` (L, of the frame's size, 0 or 255) and `padding` in pixels, the box is the mask's, padded on each
+        side and widened to the aspect ratio of the working size. With `mask_blur`, a radius in pixels, the frame's
+        pixels are restored where the mask, blurred outwards, is 0.
         """
         size = (request.width, request.height)
         whole = (0, 0, *size)

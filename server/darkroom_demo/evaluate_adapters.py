@@ -25,13 +25,15 @@ from .evaluate import load_pipeline, report, score, unseen_scenes
 from .measure import style_strength
 from .shapes import COLOURS
 
-WEIGHTS = (0.0, 0.5, 1.0)
+WEIGHTS = (0.0, 0.25, 0.5, 0.75, 1.0)
 FOLLOWS, BY_CHANCE = 0.7, 0.4
 """Bars for the mean edge F1: at least, with the ControlNet; at most, without."""
 KEPT = 0.8
 """Bar for the share of pictures, with the ControlNet or a LoRA at full weight, whose colours are the prompt's."""
 STYLED = 0.6
 """Bar for the mean strength of a style at full weight."""
+SEEN = 0.25
+"""The same at half weight."""
 BATCH = 20
 SHEET = 10
 """Pictures in a row of a sheet."""
@@ -139,11 +141,13 @@ def judge_lora(pipeline: Any, style: str, file: Path, count: int, seed: int, how
     rows = styled_pictures(pipeline, style, file, wanted, how)
     same = all(one.tobytes() == other.tobytes() for one, other in zip(plain, rows[0], strict=True))
     growing = strengths(style, plain, rows)
+    half, full = growing[WEIGHTS.index(0.5)], growing[WEIGHTS.index(1.0)]
     totals = score(wanted, rows[-1], style)
     print(f"{style}: {dict(zip(WEIGHTS, (round(s, 3) for s in growing), strict=True))}, at 0 as without: {same}")
     print(f"{report(totals)}\n")
     kept = totals["colours"][0] >= KEPT * count
-    return same and sorted(growing) == growing and growing[-1] >= STYLED and kept, sheet(rows)
+    grows = growing == sorted(growing) and half >= SEEN and full >= STYLED
+    return same and grows and kept, sheet(rows)
 
 
 def main(

@@ -1,5 +1,7 @@
 """Masks of pictures become masks of latents: as in diffusers, but what is thinner than a latent is not lost."""
 
+import itertools
+
 import cv2
 import numpy as np
 import pytest
@@ -41,7 +43,7 @@ def far_from_edges(mask: np.ndarray) -> bool:
 
 
 @given(st.sampled_from(["box", "line", "circle"]), PLACES, PLACES, st.integers(13, 30))
-def test_thick_masks_are_those_of_diffusers(kind: str, start: tuple[int, int], end: tuple[int, int], width: int) -> None:
+def test_thick_masks_are_as_in_diffusers(kind: str, start: tuple[int, int], end: tuple[int, int], width: int) -> None:
     mask = drawn(kind, start, end, width)
     if far_from_edges(mask):
         assert np.array_equal(latent_mask(mask, FACTOR), as_diffusers(mask))
@@ -56,7 +58,7 @@ def test_boxes_are_those_of_diffusers_at_any_place(left: int, top: int, width: i
 
 
 @given(PLACES, PLACES, st.integers(1, 3))
-def test_of_thin_lines_all_that_they_touch_is_repainted(start: tuple[int, int], end: tuple[int, int], width: int) -> None:
+def test_all_that_thin_lines_touch_is_repainted(start: tuple[int, int], end: tuple[int, int], width: int) -> None:
     mask = drawn("line", start, end, width)
     assert np.array_equal(latent_mask(mask, FACTOR), touched(mask))
 
@@ -65,7 +67,7 @@ def test_of_thin_lines_all_that_they_touch_is_repainted(start: tuple[int, int], 
 def test_no_part_is_lost(places: list[tuple[int, int]], width: int) -> None:
     """No pixel of any mask is further than one and a half latents from one that is repainted."""
     mask = np.zeros((EDGE, EDGE), bool)
-    for start, end in zip(places, places[1:], strict=False):
+    for start, end in itertools.pairwise(places):
         mask |= drawn("line", start, end, width)
     found = latent_mask(mask, FACTOR)
     assert np.array_equal(found & touched(mask), found)

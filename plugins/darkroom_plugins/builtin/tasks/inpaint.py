@@ -165,7 +165,7 @@ def _with_something_to_repaint(canvas: Canvas, path: str) -> Canvas:
     """
     if canvas.mask is None or not canvas.mask.any():
         width, height = canvas.size
-        problem = f"leaves nothing to repaint at {width} x {height} pixels: it is cut off, or too thin to be scaled down"
+        problem = f"leaves nothing to repaint at {width} x {height} pixels: it is cut off or too thin for that size"
         raise InvalidRequest([Violation(path, problem)])
     return canvas
 
