@@ -9,6 +9,7 @@ Scenes are held out from training. Exits with 1 below the bars; `--save` keeps a
 """
 
 import random
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
@@ -96,12 +97,12 @@ def mean_f1(maps: list[Image.Image], pictures: list[Image.Image]) -> float:
 
 
 def styled_pictures(
-    pipeline: Any, style: str, file: Path, wanted: list[Scene], how: Sampling
+    pipeline: Any, style: str, file: Path, wanted: list[Scene], how: Sampling, weights: Sequence[float] = WEIGHTS
 ) -> list[list[Image.Image]]:
-    """One row of pictures per weight in WEIGHTS."""
+    """One row of pictures per weight."""
     pipeline.load_lora_weights(file.parent, weight_name=file.name, adapter_name=style, local_files_only=True)
     rows = []
-    for weight in WEIGHTS:
+    for weight in weights:
         pipeline.set_adapters(style, weight)
         rows.append(how.pictures(pipeline, [caption(scene) for scene in wanted]))
     pipeline.unload_lora_weights()

@@ -49,11 +49,20 @@ SHARES = {Stage.CONTROLNET: 0.5, Stage.ENCODER: 0.1, Stage.OUTLINE: 0.2, Stage.S
 class AdapterTraining:
     """A training run: base model, checkpoint folder and sizes."""
 
-    start: Path | None = None
-    """Folder of earlier adapters, whose LoRAs new ones go on from."""
-
-    def __init__(self, folder: Path, model: Path, device: str, batch: int, pool: int, seed: int, max_steps: int):
+    def __init__(
+        self,
+        folder: Path,
+        model: Path,
+        device: str,
+        batch: int,
+        pool: int,
+        seed: int,
+        max_steps: int,
+        start: Path | None = None,
+    ):
+        """`start`: a folder of earlier adapters, whose LoRAs new ones go on from."""
         folder.mkdir(parents=True, exist_ok=True)
+        self.start = start
         self.folder, self.model, self.device = folder, model, torch.device(device)
         self.batch, self.pool, self.seed, self.max_steps = batch, pool, seed, max_steps
         torch.set_flush_denormal(True)
@@ -142,8 +151,7 @@ def main(
     """Train the demo model's adapters, resuming from checkpoints if there are any."""
     torch.set_num_threads(threads)
     folder = checkpoints or out.with_name(out.name + "-training")
-    training = AdapterTraining(folder, model, device, batch, pool, seed, max_steps)
-    training.start = start
+    training = AdapterTraining(folder, model, device, batch, pool, seed, max_steps, start)
     for stage, share in (SHARES if stages is Stage.ALL else {stages: 1.0}).items():
         if stage is not Stage.EXPORT:
             training.train(stage, minutes * share)

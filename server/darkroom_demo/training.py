@@ -117,10 +117,10 @@ def training_scenes(seed: int) -> Iterator[Scene]:
 
 
 def scenes_by_strength(seed: int) -> Iterator[Scene]:
-    """Training scenes to be drawn in a style: half of them in full, the others at any strength."""
+    """Training scenes to be drawn in a style: a quarter of them in full, the others at any strength."""
     rng = random.Random(seed)
     for scene in training_scenes(seed):
-        yield replace(scene, strength=rng.choice((1.0, rng.random())))
+        yield replace(scene, strength=1.0 if rng.random() < 0.25 else rng.random())
 
 
 def draw_batch(scenes: list[Scene], rng: random.Random, image_size: int, style: str = "") -> torch.Tensor:
