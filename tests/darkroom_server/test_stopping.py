@@ -40,7 +40,8 @@ class Served:
         self.process = subprocess.Popen(
             [sys.executable, "-c", code, str(config)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
         )
-        assert self.process.stdout is not None and self.process.stderr is not None
+        assert self.process.stdout is not None
+        assert self.process.stderr is not None
         self.address = self.process.stdout.readline().split(" on ")[1].split(": ")[0]
         self.said = ""
         self._reader = threading.Thread(target=self._read)
