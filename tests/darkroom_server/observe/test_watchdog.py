@@ -63,7 +63,7 @@ def test_a_hook_on_another_thread_is_named(caplog: pytest.LogCaptureFixture) -> 
 
 
 def test_health_tells_of_an_engine_that_a_plugin_holds(tiny_model: Path, caplog: pytest.LogCaptureFixture) -> None:
-    with FailingServer(tiny_model, stall_seconds=0.3, stall_exit_seconds=None) as server:
+    with FailingServer(tiny_model, stall_seconds=2.0, stall_exit_seconds=None) as server:
         request = health_pb2.HealthCheckRequest(service="darkroom.v1.ImageService")
         watch = health_pb2_grpc.HealthStub(server.channel).Watch(request, timeout=60)
         assert next(watch).status == SERVING
@@ -76,7 +76,7 @@ def test_health_tells_of_an_engine_that_a_plugin_holds(tiny_model: Path, caplog:
 
 
 def test_an_engine_that_hangs_ends_the_server(tiny_model: Path) -> None:
-    with FailingServer(tiny_model, stall_seconds=0.2, stall_exit_seconds=0.4) as server:
+    with FailingServer(tiny_model, stall_seconds=1.0, stall_exit_seconds=2.0) as server:
         with server.gate.closed():
             held = server.patient()
             failed = refused(held.read)
