@@ -1,7 +1,6 @@
 """The watchdog: alone, and in a server whose engine a plugin holds."""
 
 import logging
-import threading
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -12,7 +11,6 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from darkroom_plugins import calls
 from darkroom_server.config.settings import Settings
-from darkroom_server.engine.outbox import Outbox
 from darkroom_server.observe.watchdog import Watchdog
 from tests.failing import FailingServer
 from tests.support import generate_request, refused
@@ -85,16 +83,16 @@ def test_an_engine_that_hangs_ends_the_server(tiny_model: Path) -> None:
 
 
 def test_a_fault_of_the_outbox_ends_as_any_of_the_engine(tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    faults = threading.Semaphore(1)
-    post = Outbox.post
-
-    def fail_once(outbox: Outbox, within_turn: bool = False) -> None:
-        if threading.current_thread().name == "engine" and faults.acquire(blocking=False):
-            raise RuntimeError("no room in the outbox")
-        post(outbox, within_turn)
-
     with FailingServer(tiny_model) as server:
-        monkeypatch.setattr(Outbox, "post", fail_once)
+        outbox = server.app.engine.outbox
+        faults, post = iter([RuntimeError("no room in the outbox")]), outbox.post
+
+        def fail_once(within_turn: bool = False) -> None:
+            for fault in faults:
+                raise fault
+            post(within_turn)
+
+        monkeypatch.setattr(outbox, "post", fail_once)
         failed = refused(lambda: server.start(generate_request(num_inference_steps=3)).read())
         assert (failed.code, failed.reason) == (grpc.StatusCode.UNAVAILABLE, "DEVICE_LOST")
         server.run(server.app.failed.wait())
