@@ -98,3 +98,13 @@ def test_what_needs_no_libraries_of_the_server_loads_none(command, shown):
         pytest.skip("the package is not installed")
     assert result.stderr.strip() == ""
     assert all(name in result.stdout for name in shown)
+
+
+def test_a_newcomer_sees_no_advice_of_libraries():
+    """Of diffusers' pipelines, which ask transformers for what needs torchvision, the server imports none."""
+    code = (
+        "import sys, darkroom_server.app; from darkroom_plugins.manager import load_plugins; load_plugins()\n"
+        "print(*(name for name in sys.modules if '.pipeline_stable_diffusion' in name))"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert (result.stdout, result.stderr) == ("\n", "")

@@ -16,7 +16,6 @@ class StableDiffusion(UNetFamily):
     """A Stable Diffusion 1.x or 2.x model: diffusers' StableDiffusionPipeline."""
 
     name = "sd"
-    pipeline = "StableDiffusionPipeline"
     classes = {"unet": "UNet2DConditionModel", "vae": "AutoencoderKL", "text_encoder": "CLIPTextModel"}  # noqa: RUF012
     text_encoders = ("text_encoder",)
     patched_options = {"steps_offset": 1, "clip_sample": False}  # noqa: RUF012

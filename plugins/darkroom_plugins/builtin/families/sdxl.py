@@ -23,7 +23,6 @@ class StableDiffusionXL(UNetFamily):
     """A Stable Diffusion XL model: diffusers' StableDiffusionXLPipeline."""
 
     name = "sdxl"
-    pipeline = "StableDiffusionXLPipeline"
     classes = {  # noqa: RUF012
         "unet": "UNet2DConditionModel",
         "vae": "AutoencoderKL",

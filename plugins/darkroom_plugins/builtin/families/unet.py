@@ -7,7 +7,6 @@ from collections.abc import Hashable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any, ClassVar, Self
 
-import diffusers
 import torch
 from diffusers.models.embeddings import get_timestep_embedding
 from diffusers.utils.torch_utils import randn_tensor
@@ -29,7 +28,6 @@ OTHER_FORMULATIONS = ("EDM", "FlowMatch", "CMStochastic")
 class UNetFamily(Family):
     """The components of one of diffusers' pipelines."""
 
-    pipeline: ClassVar[str]  # diffusers' class
     classes: ClassVar[Mapping[str, str]]  # component → class, as in model_index.json
     text_encoders: ClassVar[tuple[str, ...]]  # in the order of prompt, prompt_2
     penultimate: ClassVar[bool] = False  # whether hidden states are the last but one layer's
@@ -46,11 +44,6 @@ class UNetFamily(Family):
             for index, name in enumerate(self.text_encoders)
         ]
         self.texts = TextEncoders(encoders, files.index.get("force_zeros_for_empty_prompt", False))
-
-    @property
-    def pipeline_class(self) -> Any:
-        """Diffusers' pipeline, imported when it is asked for: that takes seconds."""
-        return getattr(diffusers, self.pipeline)
 
     def _config(self, component: str) -> Any:
         return self.meta_components[component].config
