@@ -8,9 +8,12 @@ import numpy as np
 import pytest
 import torch
 from grpc import StatusCode
+from safetensors.torch import load_file, save_file
 
+from darkroom.v1.parameters_pb2 import LoraSpec
 from tests.failing import SECRET, FailingServer
-from tests.support import RunningServer, Stream, generate_request, output, preview, refused, settle, spec
+from tests.support import RunningServer, Stream, generate_request, output, preview, refused, settle
+from tests.tiny import save_lora
 
 PLACES = ("wants", "first_evaluation", "begin", "task_begin", "condition", "applied", "after_evaluation", "finish")
 
@@ -172,10 +175,12 @@ def test_a_request_id_in_use(failing_server: FailingServer, alone: np.ndarray) -
     settle(server)
 
 
-def test_a_result_that_is_not_finite(clean: RunningServer) -> None:
-    """diffusers' UniPC with bh1 and a final sigma of zero takes the logarithm of zero."""
-    scheduler = spec("unipc", options={"solver_type": "bh1"})
-    failed = refused(lambda: clean.generate(prompt="x", num_inference_steps=4, scheduler=scheduler))
+def test_a_result_that_is_not_finite(tiny_model: Path, tmp_path: Path) -> None:
+    """By a LoRA whose product overflows."""
+    file = save_lora(tmp_path / "huge.safetensors", tiny_model, seed=1)
+    save_file({name: tensor * 1e25 for name, tensor in load_file(file).items()}, file)
+    with RunningServer(models=[{"name": "tiny", "path": tiny_model}], loras=[{"name": "huge", "path": file}]) as server:
+        failed = refused(lambda: server.generate(prompt="x", num_inference_steps=4, loras=[LoraSpec(name="huge")]))
     assert (failed.code, failed.reason) == (StatusCode.INTERNAL, "NON_FINITE")
 
 

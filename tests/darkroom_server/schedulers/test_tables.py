@@ -313,14 +313,15 @@ def test_who_leaves_takes_no_table_from_others() -> None:
 
 
 def combinations(entry: SchedulerEntry) -> Iterator[Case]:
-    """Each option with each timestep spacing and prediction type, in single precision."""
-    plain = SchedulerChoice(name=entry.name)
+    """Each option with each prediction type, and from the last training timestep on where there is a choice; in single
+    precision."""
+    spacing: Any = "trailing" if "trailing" in entry.timestep_spacings else None
+    plain = SchedulerChoice(name=entry.name, timestep_spacing=spacing)
     choices = [plain, *(replace(plain, options=options) for options in options_of(entry))]
     choices += [replace(plain, sigma_schedule=typing.cast("Any", schedule)) for schedule in entry.sigma_schedules]
-    spacings: tuple[Any, ...] = (None, *entry.timestep_spacings)
-    for choice, spacing, prediction in itertools.product(choices, spacings, ("epsilon", "v_prediction", "sample")):
-        chosen, config = replace(choice, timestep_spacing=spacing), {"prediction_type": prediction}
-        yield Case(chosen, 3, config=config, dtype=torch.float32)
+    choices += [replace(plain, timestep_spacing=typing.cast("Any", each)) for each in entry.timestep_spacings]
+    for choice, prediction in itertools.product(choices, ("epsilon", "v_prediction", "sample")):
+        yield Case(choice, 3, config={"prediction_type": prediction}, dtype=torch.float32)
 
 
 def stays_finite(case: Case) -> bool | None:
