@@ -18,13 +18,27 @@ if typing.TYPE_CHECKING:
         LoadingPhaseName,
         PreviewModeName,
         PromptSyntaxName,
+        ResidencyName,
         ResizeModeName,
+        SafetyPolicyName,
         SafetyVerdictName,
         SigmaScheduleName,
         TimestepSpacingName,
     )
     from darkroom_client._stream import AsyncStream
     from darkroom_client._sync import Client, Stream
+    from darkroom_client.catalog import (
+        ControlNet,
+        Device,
+        Lora,
+        Model,
+        Plugin,
+        Preprocessor,
+        Scheduler,
+        ServerInfo,
+        ServerLimits,
+        Task,
+    )
     from darkroom_client.errors import (
         Cancelled,
         ControlNetNotFound,
@@ -62,6 +76,7 @@ if typing.TYPE_CHECKING:
         Event,
         Image,
         Loading,
+        Picture,
         Preview,
         Queued,
         Step,
@@ -81,6 +96,8 @@ if typing.TYPE_CHECKING:
     )
     from darkroom_client.recipes import Recipe, read_recipe
 
+__version__: str  # of the distribution; read on first use
+
 __all__ = [
     "Accepted",
     "AsyncClient",
@@ -90,10 +107,12 @@ __all__ = [
     "Completed",
     "ConnectionOptions",
     "ControlImage",
+    "ControlNet",
     "ControlNetNotFound",
     "ControlSpec",
     "DarkroomError",
     "DeadlineExceeded",
+    "Device",
     "DeviceLost",
     "DisconnectPolicyName",
     "Event",
@@ -106,8 +125,10 @@ __all__ = [
     "LoadFailed",
     "Loading",
     "LoadingPhaseName",
+    "Lora",
     "LoraNotFound",
     "LoraSpec",
+    "Model",
     "ModelNotFound",
     "NonFinite",
     "NotFound",
@@ -115,7 +136,10 @@ __all__ = [
     "OutOfMemory",
     "OutputOptions",
     "ParameterOptions",
+    "Picture",
+    "Plugin",
     "PluginFailed",
+    "Preprocessor",
     "PreprocessorNotFound",
     "Preview",
     "PreviewModeName",
@@ -126,17 +150,23 @@ __all__ = [
     "Recipe",
     "RequestIdInUse",
     "RequestNotFound",
+    "ResidencyName",
     "ResizeModeName",
     "ResourceExhausted",
+    "SafetyPolicyName",
     "SafetyVerdictName",
+    "Scheduler",
     "SchedulerNotFound",
     "SchedulerSpec",
+    "ServerInfo",
+    "ServerLimits",
     "ServerUnreachable",
     "ShuttingDown",
     "SigmaScheduleName",
     "SizeConditioning",
     "Step",
     "Stream",
+    "Task",
     "TaskNotFound",
     "TimestepSpacingName",
     "Timings",
@@ -148,12 +178,14 @@ __all__ = [
 ]
 
 # The modules of the public names, which are imported on first use, so that `darkroom --help` does not load gRPC.
-_MODULES = ("_enums", "errors", "recipes", "options", "events", "_stream", "_aio", "_sync")
+_MODULES = ("_enums", "errors", "recipes", "options", "events", "catalog", "_stream", "_aio", "_sync")
 
 
 if not typing.TYPE_CHECKING:  # with it, type checkers would accept any name
 
     def __getattr__(name: str) -> typing.Any:
+        if name == "__version__":
+            return importlib.import_module("importlib.metadata").version("darkroom-diffusion")
         if name not in __all__:
             raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
         for module in _MODULES:

@@ -7,11 +7,11 @@ from weakref import WeakSet
 
 import grpc.aio
 
-from darkroom.v1 import catalog_service_pb2 as catalog
-from darkroom.v1 import image_service_pb2
-from darkroom_client import _assembly
+from darkroom.v1 import catalog_service_pb2, image_service_pb2
+from darkroom_client import _assembly, catalog
 from darkroom_client._connection import Connection
 from darkroom_client._job_calls import JobCalls
+from darkroom_client._signatures import lists_keywords
 from darkroom_client._status import to_exception
 from darkroom_client._stream import AsyncStream
 from darkroom_client.events import Loading
@@ -26,12 +26,13 @@ class AsyncClient(JobCalls[AsyncStream]):
         async with AsyncClient() as client:
             picture = await client.generate("a red circle on a blue background").image()
 
-    Bound to the event loop of its first use. Catalog methods return messages of `darkroom.v1`.
+    Bound to the event loop of its first use. Catalog methods return the records of `darkroom_client.catalog`.
 
     :param address: the server's HOST:PORT. Default: DARKROOM_ADDRESS, else 127.0.0.1:50051.
     :param options: `token`, `root_certificate` and `tls`: see `darkroom_client.options.ConnectionOptions`.
     """
 
+    @lists_keywords
     def __init__(self, address: str | None = None, **options: Unpack[ConnectionOptions]) -> None:
         self._connection = Connection(address, **options)
         self._streams: WeakSet[AsyncStream] = WeakSet()
@@ -64,12 +65,14 @@ class AsyncClient(JobCalls[AsyncStream]):
         response = await self._call(images.Cancel, image_service_pb2.CancelRequest(request_id=request_id))
         return bool(response.cancelled)
 
-    async def server_info(self) -> catalog.GetServerInfoResponse:
+    async def server_info(self) -> catalog.ServerInfo:
         """The server's version, devices, limits and plugins.
 
         :raises DarkroomError: if the call fails.
         """
-        info: catalog.GetServerInfoResponse = await self._call_catalog("GetServerInfo", catalog.GetServerInfoRequest())
+        info: catalog.ServerInfo = _assembly.record(
+            await self._call_catalog("GetServerInfo", catalog_service_pb2.GetServerInfoRequest())
+        )
         return info
 
     async def models(self) -> list[catalog.Model]:
@@ -77,42 +80,42 @@ class AsyncClient(JobCalls[AsyncStream]):
 
         :raises DarkroomError: if the call fails.
         """
-        return list((await self._call_catalog("ListModels", catalog.ListModelsRequest())).models)
+        return await self._list("Models")
 
     async def tasks(self) -> list[catalog.Task]:
         """The server's tasks; `task` takes their names.
 
         :raises DarkroomError: if the call fails.
         """
-        return list((await self._call_catalog("ListTasks", catalog.ListTasksRequest())).tasks)
+        return await self._list("Tasks")
 
     async def schedulers(self) -> list[catalog.Scheduler]:
         """The server's noise schedulers; `scheduler` takes their names.
 
         :raises DarkroomError: if the call fails.
         """
-        return list((await self._call_catalog("ListSchedulers", catalog.ListSchedulersRequest())).schedulers)
+        return await self._list("Schedulers")
 
     async def loras(self) -> list[catalog.Lora]:
         """The server's LoRAs; `loras` takes their names.
 
         :raises DarkroomError: if the call fails.
         """
-        return list((await self._call_catalog("ListLoras", catalog.ListLorasRequest())).loras)
+        return await self._list("Loras")
 
     async def control_nets(self) -> list[catalog.ControlNet]:
         """The server's ControlNets; `controls` takes their names.
 
         :raises DarkroomError: if the call fails.
         """
-        return list((await self._call_catalog("ListControlNets", catalog.ListControlNetsRequest())).control_nets)
+        return await self._list("ControlNets")
 
     async def preprocessors(self) -> list[catalog.Preprocessor]:
         """The server's preprocessors of control maps; `preprocess` and `controls` take their names.
 
         :raises DarkroomError: if the call fails.
         """
-        return list((await self._call_catalog("ListPreprocessors", catalog.ListPreprocessorsRequest())).preprocessors)
+        return await self._list("Preprocessors")
 
     async def load_model(self, model: str, on_progress: Callable[[Loading], object] | None = None) -> catalog.Model:
         """Loads a model before its first job. Needs an operator's token.
@@ -122,9 +125,9 @@ class AsyncClient(JobCalls[AsyncStream]):
         :raises DarkroomError: if the call fails.
         """
         call = self._connection.stubs()[1].LoadModel(
-            catalog.LoadModelRequest(model=model), metadata=self._connection.metadata
+            catalog_service_pb2.LoadModelRequest(model=model), metadata=self._connection.metadata
         )
-        loaded = catalog.Model()
+        loaded = catalog_service_pb2.Model()
         try:
             async for response in call:
                 loaded.MergeFrom(response.model)
@@ -134,14 +137,15 @@ class AsyncClient(JobCalls[AsyncStream]):
             raise to_exception(error, self.address, connected=False) from error
         finally:
             call.cancel()
-        return loaded
+        model_record: catalog.Model = _assembly.record(loaded)
+        return model_record
 
     async def unload_model(self, model: str) -> int:
         """Unloads a model as soon as no job uses it. Returns the bytes freed. Needs an operator's token.
 
         :raises ModelNotFound: if there is no such model.
         """
-        response = await self._call_catalog("UnloadModel", catalog.UnloadModelRequest(model=model))
+        response = await self._call_catalog("UnloadModel", catalog_service_pb2.UnloadModelRequest(model=model))
         return int(response.freed_bytes)
 
     def _start(self, rpc: str, request: Any, timeout: float | None, *, detached: bool) -> AsyncStream:
@@ -156,6 +160,11 @@ class AsyncClient(JobCalls[AsyncStream]):
         stream = AsyncStream(call, request_id=request_id, address=self.address, cancel_job=cancel)
         self._streams.add(stream)
         return stream
+
+    async def _list(self, kind: str) -> list[Any]:
+        """The records that `List…` returns, in its first field."""
+        response = await self._call_catalog(f"List{kind}", getattr(catalog_service_pb2, f"List{kind}Request")())
+        return list(map(_assembly.record, getattr(response, response.DESCRIPTOR.fields[0].name)))
 
     async def _call_catalog(self, rpc: str, request: Any) -> Any:
         return await self._call(getattr(self._connection.stubs()[1], rpc), request)

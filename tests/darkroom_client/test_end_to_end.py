@@ -47,9 +47,9 @@ def test_a_picture_develops(client):
     assert [event.sequence for event in events] == sorted(event.sequence for event in events)
     previews = [event for event in events if isinstance(event, Preview)]
     assert previews
-    assert max(previews[0].image.size) >= 64
+    assert max(previews[0].pil.size) >= 64
     image = stream.image()
-    assert (image.seed, image.image.size) == (3, (image.width, image.height))
+    assert (image.seed, image.pil.size) == (3, (image.width, image.height))
     assert stream.accepted.seeds == (3,)
     assert stream.accepted.parameters.num_inference_steps == 4
 
@@ -76,7 +76,7 @@ def test_the_recipe_makes_the_same_picture_again(client, tmp_path):
 
 def test_output_formats(client):
     image = client.generate("a", num_inference_steps=1, output=OutputOptions("jpeg", quality=50)).image()
-    assert (image.media_type, image.suffix, image.image.format) == ("image/jpeg", ".jpg", "JPEG")
+    assert (image.media_type, image.suffix, image.pil.format) == ("image/jpeg", ".jpg", "JPEG")
     assert image.metadata["parameters"]["prompt"] == "a"
 
 

@@ -15,7 +15,7 @@ from darkroom_client.cli._report import print_error
 from darkroom_client.errors import DarkroomError, ModelNotFound, SchedulerNotFound
 
 if TYPE_CHECKING:  # not loaded for --help
-    from darkroom.v1 import catalog_service_pb2 as catalog
+    from darkroom_client import catalog
     from darkroom_client._sync import Client
     from darkroom_client.events import Completed, Image
     from darkroom_client.options import JobOptions
@@ -103,5 +103,5 @@ def _save_sheet(out: Path, results: Sequence[tuple[Image, str]]) -> None:
     if not results:
         return
     out.parent.mkdir(parents=True, exist_ok=True)
-    contact_sheet([Tile(image.image, label) for image, label in results]).save(out)
+    contact_sheet([Tile(image.pil, label) for image, label in results]).save(out)
     typer.echo(out)

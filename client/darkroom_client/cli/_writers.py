@@ -74,9 +74,9 @@ class PreviewWriter:
         from darkroom_client.contact_sheet import Tile, contact_sheet
 
         previews = self._previews.pop((job.index, final.image_index))
-        tiles = [Tile(preview.image, f"step {preview.step}") for preview in previews]
+        tiles = [Tile(preview.pil, f"step {preview.step}") for preview in previews]
         path = self._folder / f"{self._prefix(job, final.image_index)}contact-sheet.png"
-        contact_sheet([*tiles, Tile(final.image, "final")]).save(path)
+        contact_sheet([*tiles, Tile(final.pil, "final")]).save(path)
         return path
 
 
