@@ -8,6 +8,8 @@ from typing import NoReturn, ParamSpec, TypeVar
 
 import typer
 
+from darkroom_client._text import os_error
+from darkroom_client.cli._words import in_options_words
 from darkroom_client.errors import DarkroomError
 
 INTERRUPTED = 130  # exit code of shells: 128 + SIGINT
@@ -25,8 +27,10 @@ def handle_errors(command: Callable[_P, _R]) -> Callable[_P, _R]:
         except BrokenPipeError:  # the reader of stdout is gone, as in `darkroom models | head`
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             raise typer.Exit(1) from None
-        except (DarkroomError, OSError) as error:
-            fail(str(error))
+        except DarkroomError as error:
+            fail(in_options_words(error))
+        except OSError as error:
+            fail(os_error(error))
         except KeyboardInterrupt:
             typer.secho("interrupted", fg=typer.colors.YELLOW, err=True)
             raise typer.Exit(INTERRUPTED) from None
