@@ -11,7 +11,7 @@ DarkroomError
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -32,6 +32,17 @@ def is_device_lost(error: BaseException) -> bool:
     import torch
 
     return isinstance(error, getattr(torch, "AcceleratorError", ())) or "CUDA error" in str(error)
+
+
+def no_such(kind: str, name: str, known: Iterable[str], *, listed: bool = True) -> str:
+    """That there is no `kind` of this name, with the nearest name and, if `listed`, all of them."""
+    import difflib
+
+    known = sorted(known)
+    nearest = difflib.get_close_matches(name.lower(), known, n=1)
+    hint = f" (did you mean {nearest[0]!r}?)" if nearest else ""
+    there = (f"; there are: {', '.join(known)}" if known else "; there are none") if listed else ""
+    return f"there is no {kind} {name[:128]!r}{hint}{there}"
 
 
 @dataclass(frozen=True, slots=True)

@@ -32,7 +32,7 @@ def preprocessor_options(
     entry, options_path = entries.get(name), f"{path}preprocessor_options"
     if entry is None:
         if name:
-            findings.unknown("preprocessor", f"{path}preprocessor", name)
+            findings.unknown("preprocessor", f"{path}preprocessor", name, entries)
         elif options.fields:
             findings.invalid(options_path, "must be unset without a preprocessor")
         return None
@@ -80,7 +80,7 @@ class ConditionsCheck:
         if not name:
             self.findings.invalid(path, "must be set")
         elif asset is None:
-            self.findings.unknown(kind, path, name)
+            self.findings.unknown(kind, path, name, self.catalog.assets.entries[kind])
         elif model is not None and model.name in asset.incompatibilities:
             self.findings.unsupported(
                 path, f"with the model {model.name} it cannot be used: {asset.incompatibilities[model.name]}"
