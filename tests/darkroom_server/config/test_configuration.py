@@ -294,6 +294,12 @@ def test_sizes_have_units(folder):
 # ----------------------------------------------------------------------------------------------------------- the manual
 
 
+@pytest.mark.parametrize("spelled", ["tiny-vae", "tiny_vae", "TINY_VAE"])
+def test_preview_modes_are_read_in_any_spelling(folder, spelled):
+    (folder / "darkroom.toml").write_text(f"{PATH}default_preview_mode = '{spelled}'\n")
+    assert read_settings({}, folder / "darkroom.toml").models[0].default_preview_mode == "tiny-vae"
+
+
 def test_the_example_is_valid(folder):
     (example,) = re.findall(r"```toml\n(.*?)```", MANUAL, re.DOTALL)
     for path in re.findall(r'^(?:path|config|vae|tiny_vae) = "(.*)"$', example, re.MULTILINE):
