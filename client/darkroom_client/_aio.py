@@ -7,8 +7,10 @@ from weakref import WeakSet
 
 import grpc.aio
 
-from darkroom.v1 import catalog_service_pb2, image_service_pb2
-from darkroom_client import _assembly, catalog
+from darkroom.v1 import catalog_service_pb2 as catalog
+from darkroom.v1 import image_service_pb2
+from darkroom_client import _assembly
+from darkroom_client import catalog as records
 from darkroom_client._connection import Connection
 from darkroom_client._job_calls import JobCalls
 from darkroom_client._signatures import lists_keywords
@@ -65,59 +67,59 @@ class AsyncClient(JobCalls[AsyncStream]):
         response = await self._call(images.Cancel, image_service_pb2.CancelRequest(request_id=request_id))
         return bool(response.cancelled)
 
-    async def server_info(self) -> catalog.ServerInfo:
+    async def server_info(self) -> records.ServerInfo:
         """The server's version, devices, limits and plugins.
 
         :raises DarkroomError: if the call fails.
         """
-        info: catalog.ServerInfo = _assembly.record(
-            await self._call_catalog("GetServerInfo", catalog_service_pb2.GetServerInfoRequest())
+        info: records.ServerInfo = _assembly.record(
+            await self._call_catalog("GetServerInfo", catalog.GetServerInfoRequest())
         )
         return info
 
-    async def models(self) -> list[catalog.Model]:
+    async def models(self) -> list[records.Model]:
         """The server's models; `model` takes their names.
 
         :raises DarkroomError: if the call fails.
         """
         return await self._list("Models")
 
-    async def tasks(self) -> list[catalog.Task]:
+    async def tasks(self) -> list[records.Task]:
         """The server's tasks; `task` takes their names.
 
         :raises DarkroomError: if the call fails.
         """
         return await self._list("Tasks")
 
-    async def schedulers(self) -> list[catalog.Scheduler]:
+    async def schedulers(self) -> list[records.Scheduler]:
         """The server's noise schedulers; `scheduler` takes their names.
 
         :raises DarkroomError: if the call fails.
         """
         return await self._list("Schedulers")
 
-    async def loras(self) -> list[catalog.Lora]:
+    async def loras(self) -> list[records.Lora]:
         """The server's LoRAs; `loras` takes their names.
 
         :raises DarkroomError: if the call fails.
         """
         return await self._list("Loras")
 
-    async def control_nets(self) -> list[catalog.ControlNet]:
+    async def control_nets(self) -> list[records.ControlNet]:
         """The server's ControlNets; `controls` takes their names.
 
         :raises DarkroomError: if the call fails.
         """
         return await self._list("ControlNets")
 
-    async def preprocessors(self) -> list[catalog.Preprocessor]:
+    async def preprocessors(self) -> list[records.Preprocessor]:
         """The server's preprocessors of control maps; `preprocess` and `controls` take their names.
 
         :raises DarkroomError: if the call fails.
         """
         return await self._list("Preprocessors")
 
-    async def load_model(self, model: str, on_progress: Callable[[Loading], object] | None = None) -> catalog.Model:
+    async def load_model(self, model: str, on_progress: Callable[[Loading], object] | None = None) -> records.Model:
         """Loads a model before its first job. Needs an operator's token.
 
         :param on_progress: called with each Loading event.
@@ -125,9 +127,9 @@ class AsyncClient(JobCalls[AsyncStream]):
         :raises DarkroomError: if the call fails.
         """
         call = self._connection.stubs()[1].LoadModel(
-            catalog_service_pb2.LoadModelRequest(model=model), metadata=self._connection.metadata
+            catalog.LoadModelRequest(model=model), metadata=self._connection.metadata
         )
-        loaded = catalog_service_pb2.Model()
+        loaded = catalog.Model()
         try:
             async for response in call:
                 loaded.MergeFrom(response.model)
@@ -137,15 +139,15 @@ class AsyncClient(JobCalls[AsyncStream]):
             raise to_exception(error, self.address, connected=False) from error
         finally:
             call.cancel()
-        model_record: catalog.Model = _assembly.record(loaded)
-        return model_record
+        record: records.Model = _assembly.record(loaded)
+        return record
 
     async def unload_model(self, model: str) -> int:
         """Unloads a model as soon as no job uses it. Returns the bytes freed. Needs an operator's token.
 
         :raises ModelNotFound: if there is no such model.
         """
-        response = await self._call_catalog("UnloadModel", catalog_service_pb2.UnloadModelRequest(model=model))
+        response = await self._call_catalog("UnloadModel", catalog.UnloadModelRequest(model=model))
         return int(response.freed_bytes)
 
     def _start(self, rpc: str, request: Any, timeout: float | None, *, detached: bool) -> AsyncStream:
@@ -163,7 +165,7 @@ class AsyncClient(JobCalls[AsyncStream]):
 
     async def _list(self, kind: str) -> list[Any]:
         """The records that `List…` returns, in its first field."""
-        response = await self._call_catalog(f"List{kind}", getattr(catalog_service_pb2, f"List{kind}Request")())
+        response = await self._call_catalog(f"List{kind}", getattr(catalog, f"List{kind}Request")())
         return list(map(_assembly.record, getattr(response, response.DESCRIPTOR.fields[0].name)))
 
     async def _call_catalog(self, rpc: str, request: Any) -> Any:

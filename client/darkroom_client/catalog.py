@@ -94,6 +94,7 @@ class Model:
     dtype: str
     safety_policy: SafetyPolicyName | None
     max_cache_interval: int
+    max_pixels: int
 
 
 @dataclass(frozen=True, slots=True)
