@@ -207,7 +207,7 @@ def test_command_errors(darkroom):
     stderr = darkroom("preprocess", "canny", "photo.png", "--option", "low=1", exit_code=1).stderr
     assert "--option low: " in stderr
     assert "it has depth, edges" in darkroom("generate", "a", "--control", "x=photo.png", exit_code=1).stderr
-    assert "strength: must be from 0 to 1" in darkroom("edit", "photo.png", "--strength", 2, exit_code=1).stderr
+    assert "--strength: must be from 0 to 1" in darkroom("edit", "photo.png", "", "--strength", 2, exit_code=1).stderr
 
 
 @pytest.mark.usefixtures("files")
