@@ -205,7 +205,7 @@ def test_there_are_no_circles(package: str) -> None:
 
 
 def test_the_client_needs_only_the_base_install() -> None:
-    base = {"grpc", "grpc_status", "google", "PIL", "typer", "rich", "click"}  # click comes with typer
+    base = {"grpc", "grpc_health", "grpc_status", "google", "PIL", "typer", "rich", "click"}  # click comes with typer
     for path in sources("darkroom_client"):
         foreign = tops(path) - base - {"darkroom", "darkroom_client"} - sys.stdlib_module_names
         assert not foreign, f"{path.relative_to(ROOT)} imports {foreign}"

@@ -1,25 +1,39 @@
 """The asyncio client."""
 
-from collections.abc import Awaitable, Callable
+import asyncio
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from functools import partial
 from types import TracebackType
-from typing import Any, Self, TypeVar, Unpack
+from typing import Any, Self, Unpack
 from weakref import WeakSet
 
-import grpc.aio
+from grpc_health.v1 import health_pb2
 
 from darkroom.v1 import catalog_service_pb2 as catalog
 from darkroom.v1 import image_service_pb2
 from darkroom_client import _assembly
 from darkroom_client import catalog as records
+from darkroom_client._attempts import Attempts, StreamCall, time_limit, unary
 from darkroom_client._connection import Connection
 from darkroom_client._job_calls import JobCalls
 from darkroom_client._signatures import lists_keywords
-from darkroom_client._status import to_exception
 from darkroom_client._stream import AsyncStream
+from darkroom_client.errors import (
+    DarkroomError,
+    DeadlineExceeded,
+    NotFound,
+    RequestTooLarge,
+    ServerUnreachable,
+    Unavailable,
+)
 from darkroom_client.events import Loading
 from darkroom_client.options import ConnectionOptions
 
-_T = TypeVar("_T")
+_SERVICE = image_service_pb2.DESCRIPTOR.services_by_name["ImageService"].full_name
+_ANY_SERVER_TAKES = 64 * 1024  # bytes of a request
+_POLL_SECONDS = 0.2  # between two questions whether the server is ready
 
 
 class AsyncClient(JobCalls[AsyncStream]):
@@ -31,13 +45,15 @@ class AsyncClient(JobCalls[AsyncStream]):
     Bound to the event loop of its first use. Catalog methods return the records of `darkroom_client.catalog`.
 
     :param address: the server's HOST:PORT. Default: DARKROOM_ADDRESS, else 127.0.0.1:50051.
-    :param options: `token`, `root_certificate` and `tls`: see `darkroom_client.options.ConnectionOptions`.
+    :param options: `token`, `root_certificate`, `tls`, `retries`: see `darkroom_client.options.ConnectionOptions`.
+    :raises InvalidOptions: if an argument is not valid.
     """
 
     @lists_keywords
     def __init__(self, address: str | None = None, **options: Unpack[ConnectionOptions]) -> None:
         self._connection = Connection(address, **options)
         self._streams: WeakSet[AsyncStream] = WeakSet()
+        self._max_request_bytes = 0  # the server's limit; 0: not known yet, or none
 
     @property
     def address(self) -> str:
@@ -53,18 +69,42 @@ class AsyncClient(JobCalls[AsyncStream]):
         await self.close()
 
     async def close(self) -> None:
-        """Cancels all calls and closes the connection."""
+        """Cancels all calls and closes the connection, for good."""
         for stream in list(self._streams):
             stream.hang_up()
         await self._connection.close()
+
+    async def is_ready(self, timeout: float | None = 5.0) -> bool:
+        """Whether the server makes pictures now: not while it starts, loads its models, stops or cannot be reached.
+
+        :param timeout: for the answer. Seconds.
+        """
+        return await self._why_not_ready(timeout) is None
+
+    async def wait_for_server(self, timeout: float | None = 60.0) -> None:
+        """Waits until the server is ready.
+
+        :param timeout: seconds; None: for ever.
+        :raises Unavailable: it was not ready within the time; `ServerUnreachable` if it did not answer at all.
+        """
+        limit = time_limit(timeout)
+        end = None if limit is None else time.monotonic() + limit
+        while True:
+            left = None if end is None else max(end - time.monotonic(), _POLL_SECONDS)
+            reason = await self._why_not_ready(left)
+            if reason is None:
+                return
+            if end is not None and time.monotonic() + _POLL_SECONDS >= end:
+                raise reason
+            await asyncio.sleep(_POLL_SECONDS)
 
     async def cancel(self, request_id: str) -> bool:
         """Cancels a job. Returns False for a job that has already ended.
 
         :raises RequestNotFound: if there is no such job.
         """
-        images, _ = self._connection.stubs()
-        response = await self._call(images.Cancel, image_service_pb2.CancelRequest(request_id=request_id))
+        request = image_service_pb2.CancelRequest(request_id=request_id)
+        response = await self._call(self._connection.images.Cancel, request)
         return bool(response.cancelled)
 
     async def server_info(self) -> records.ServerInfo:
@@ -126,17 +166,14 @@ class AsyncClient(JobCalls[AsyncStream]):
         :raises ModelNotFound: if there is no such model.
         :raises DarkroomError: if the call fails.
         """
-        call = self._connection.stubs()[1].LoadModel(
-            catalog.LoadModelRequest(model=model), metadata=self._connection.metadata
-        )
+        request = catalog.LoadModelRequest(model=model)
+        call = self._stream_call(self._connection.catalog.LoadModel, request, None)
         loaded = catalog.Model()
         try:
-            async for response in call:
+            while (response := await call.read()) is not None:
                 loaded.MergeFrom(response.model)
                 if on_progress is not None and response.HasField("loading"):
                     on_progress(_assembly.loading_event(response.loading))
-        except grpc.aio.AioRpcError as error:
-            raise to_exception(error, self.address, connected=False) from error
         finally:
             call.cancel()
         record: records.Model = _assembly.record(loaded)
@@ -151,17 +188,50 @@ class AsyncClient(JobCalls[AsyncStream]):
         return int(response.freed_bytes)
 
     def _start(self, rpc: str, request: Any, timeout: float | None, *, detached: bool) -> AsyncStream:
-        images, _ = self._connection.stubs()
-        call = getattr(images, rpc)(request, timeout=timeout, metadata=self._connection.metadata)
+        call = self._stream_call(getattr(self._connection.images, rpc), request, timeout)
         request_id = request.request_id
 
         async def cancel_job() -> bool:
             return await self.cancel(request_id)
 
-        cancel = cancel_job if detached else None
-        stream = AsyncStream(call, request_id=request_id, address=self.address, cancel_job=cancel)
+        stream = AsyncStream(call, request_id=request_id, cancel_job=cancel_job if detached else None)
         self._streams.add(stream)
         return stream
+
+    def _stream_call(self, method: Any, request: Any, timeout: float | None) -> StreamCall:
+        def begin(seconds: float | None) -> Any:
+            return method(request, timeout=seconds, metadata=self._connection.metadata)
+
+        size = request.ByteSize()
+        check = partial(self._check_size, size, timeout) if size > _ANY_SERVER_TAKES else None
+        return StreamCall(begin, Attempts(timeout, self._connection.retries), self.address, check)
+
+    async def _check_size(self, size: int, timeout: float | None) -> None:
+        """:raises RequestTooLarge: the server's limit is smaller"""
+        if size > self._max_request_bytes:
+            ask, request = self._connection.catalog.GetServerInfo, catalog.GetServerInfoRequest()
+            with suppress(DarkroomError):  # the call itself will say what is wrong
+                info = await self._call(ask, request, Attempts(timeout, 0))
+                self._max_request_bytes = info.limits.max_request_bytes
+        if 0 < self._max_request_bytes < size:
+            raise RequestTooLarge(
+                f"the request has {size:,} bytes, and the server at {self.address} takes up to "
+                f"{self._max_request_bytes:,}",
+                reason="REQUEST_TOO_LARGE",
+            )
+
+    async def _why_not_ready(self, timeout: float | None) -> DarkroomError | None:
+        """None if the server is ready."""
+        request = health_pb2.HealthCheckRequest(service=_SERVICE)
+        try:
+            answer = await self._call(self._connection.health.Check, request, Attempts(timeout, 0))
+        except (Unavailable, NotFound) as error:
+            return error
+        except DeadlineExceeded:
+            return ServerUnreachable(f"the Darkroom server at {self.address} does not answer")
+        if answer.status == health_pb2.HealthCheckResponse.SERVING:
+            return None
+        return Unavailable(f"the Darkroom server at {self.address} is not ready: it starts, or it stops")
 
     async def _list(self, kind: str) -> list[Any]:
         """The records that `List…` returns, in its first field."""
@@ -169,10 +239,10 @@ class AsyncClient(JobCalls[AsyncStream]):
         return list(map(_assembly.record, getattr(response, response.DESCRIPTOR.fields[0].name)))
 
     async def _call_catalog(self, rpc: str, request: Any) -> Any:
-        return await self._call(getattr(self._connection.stubs()[1], rpc), request)
+        return await self._call(getattr(self._connection.catalog, rpc), request)
 
-    async def _call(self, method: Callable[..., Awaitable[_T]], request: Any) -> _T:
-        try:
-            return await method(request, metadata=self._connection.metadata)
-        except grpc.aio.AioRpcError as error:
-            raise to_exception(error, self.address, connected=False) from error
+    async def _call(self, method: Any, request: Any, attempts: Attempts | None = None) -> Any:
+        def call(seconds: float | None) -> Any:
+            return method(request, timeout=seconds, metadata=self._connection.metadata)
+
+        return await unary(call, attempts or Attempts(None, self._connection.retries), self.address)

@@ -7,7 +7,9 @@ from google.rpc import error_details_pb2
 from grpc_status import rpc_status
 
 from darkroom_client import errors
+from darkroom_client._address import proxy_of
 
+RPC_ERRORS = (grpc.RpcError, grpc.aio.BaseError)  # what gRPC raises: a status, or its own failure
 _BY_REASON: dict[str, type[errors.DarkroomError]] = {
     "INVALID_REQUEST": errors.InvalidRequest,
     "MODEL_NOT_FOUND": errors.ModelNotFound,
@@ -22,6 +24,9 @@ _BY_REASON: dict[str, type[errors.DarkroomError]] = {
     "NOT_IMPLEMENTED": errors.NotImplementedYet,
     "QUEUE_FULL": errors.QueueFull,
     "OUT_OF_MEMORY": errors.OutOfMemory,
+    "REQUEST_TOO_LARGE": errors.RequestTooLarge,
+    "SLOW_READER": errors.SlowReader,
+    "STARTING": errors.Starting,
     "SHUTTING_DOWN": errors.ShuttingDown,
     "DEVICE_LOST": errors.DeviceLost,
     "LOAD_FAILED": errors.LoadFailed,
@@ -40,26 +45,46 @@ _BY_CODE: dict[grpc.StatusCode, type[errors.DarkroomError]] = {
     grpc.StatusCode.DEADLINE_EXCEEDED: errors.DeadlineExceeded,
     grpc.StatusCode.CANCELLED: errors.Cancelled,
     grpc.StatusCode.UNAUTHENTICATED: errors.Unauthenticated,
+    grpc.StatusCode.PERMISSION_DENIED: errors.PermissionDenied,
     grpc.StatusCode.INTERNAL: errors.JobFailed,
 }
 
 
-def to_exception(error: grpc.aio.AioRpcError, address: str, *, connected: bool) -> errors.DarkroomError:
-    """The exception for a failed call. `connected`: the server had answered before it failed."""
+def to_exception(error: Exception, address: str, *, connected: bool) -> errors.DarkroomError:
+    """The exception for one of RPC_ERRORS. `connected`: the server had answered before the call failed."""
+    if isinstance(error, grpc.aio.UsageError):
+        return closed(address)
+    if not isinstance(error, grpc.aio.AioRpcError):
+        return errors.DarkroomError(f"gRPC could not make the call to {address}: {error}"[:500])
     fields = _details(error)
     code = error.code()
-    kind = _BY_REASON.get(fields["reason"]) or _BY_CODE.get(code, errors.DarkroomError)
     message = error.details() or code.name.replace("_", " ").lower()
+    if _is_size_refusal(code, message):
+        fields["reason"] = "REQUEST_TOO_LARGE"
+        message = f"the request is larger than the server at {address} takes ({message})"
+    kind = _BY_REASON.get(fields["reason"]) or _BY_CODE.get(code, errors.DarkroomError)
     if kind is errors.ServerUnreachable:
         message = _unreachable(message, address, connected=connected)
     return kind(message, code=code.name, **fields)
 
 
+def closed(address: str) -> errors.DarkroomError:
+    """The exception for a call of a closed client."""
+    return errors.DarkroomError(f"this client of {address} is closed: make another")
+
+
+def _is_size_refusal(code: grpc.StatusCode, message: str) -> bool:
+    """Whether the server's gRPC refused the request's size, by itself and so without a reason."""
+    return code is grpc.StatusCode.RESOURCE_EXHAUSTED and "SERVER: Received message larger than max" in message
+
+
 def _unreachable(message: str, address: str, *, connected: bool) -> str:
+    proxy = proxy_of(address)
+    through = f" through the proxy {proxy}" if proxy else ""
     if connected:
-        return f"the connection to the Darkroom server at {address} was lost ({message})"
+        return f"the connection to the Darkroom server at {address}{through} was lost ({message})"
     return (
-        f"no Darkroom server answers at {address} ({message}); start one with `darkroom serve`, "
+        f"no Darkroom server answers at {address}{through} ({message}); start one with `darkroom serve`, "
         "or name another by --address or DARKROOM_ADDRESS"
     )
 

@@ -4,16 +4,13 @@ import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import suppress
 from types import TracebackType
-from typing import Any, Self
-
-import grpc
-import grpc.aio
+from typing import Self
 
 from darkroom.v1 import events_pb2
 from darkroom_client import events
 from darkroom_client._assembly import Assembler
+from darkroom_client._attempts import StreamCall
 from darkroom_client._notebook import Notebook
-from darkroom_client._status import to_exception
 from darkroom_client.errors import Cancelled, DarkroomError
 
 
@@ -33,10 +30,9 @@ class AsyncStream(AsyncIterator[events.Event]):
 
     def __init__(
         self,
-        call: Any,
+        call: StreamCall,
         *,
         request_id: str,
-        address: str,
         cancel_job: Callable[[], Awaitable[object]] | None = None,
     ) -> None:
         self.request_id = request_id
@@ -45,13 +41,10 @@ class AsyncStream(AsyncIterator[events.Event]):
         self._pictures: dict[int, events.Image] = {}  # by image index
         self._control_maps: dict[int, events.ControlImage] = {}  # by control index
         self._call = call
-        self._messages = aiter(call)
         self._loop = asyncio.get_running_loop()
-        self._address = address
         self._assembler = Assembler()
         self._cancel_job = cancel_job  # for a detached job, which goes on after its stream ends
         self._reading = asyncio.Lock()  # one reader at a time, such as a notebook's drawing beside `image()`
-        self._connected = False
         self._ended = False
         self._cancelled = False
 
@@ -167,14 +160,15 @@ class AsyncStream(AsyncIterator[events.Event]):
     async def _read(self) -> events_pb2.JobEvent | None:
         """The next message, or None at the end."""
         try:
-            response = await anext(self._messages, None)
+            response = await self._call.read()
         except asyncio.CancelledError:
-            self._on_cancelled()
-            return None
-        except grpc.aio.AioRpcError as error:
-            self._ended = True
-            raise to_exception(error, self._address, connected=self._connected) from error
-        self._connected = True
+            self.close()
+            raise
+        except DarkroomError:
+            was_closed, self._ended = self._ended, True
+            if was_closed:
+                return None
+            raise
         if response is None:
             self._on_end()
             return None
@@ -185,16 +179,6 @@ class AsyncStream(AsyncIterator[events.Event]):
         self._ended = True
         if self.completed is None:
             raise DarkroomError(f"the server ended the stream of job {self.request_id} before it was completed")
-
-    def _on_cancelled(self) -> None:
-        """Re-raises a cancellation of the reading task; a cancellation of the call ends the stream."""
-        ended = self._ended
-        self.close()
-        task = asyncio.current_task()
-        if task is not None and task.cancelling():
-            raise asyncio.CancelledError
-        if not ended:
-            raise Cancelled(f"the job {self.request_id} was cancelled: its client was closed")
 
     def _record(self, event: events.Event) -> None:
         match event:

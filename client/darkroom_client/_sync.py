@@ -114,7 +114,8 @@ class Client(JobCalls[Stream]):
     Thread-safe. Catalog methods return the records of `darkroom_client.catalog`.
 
     :param address: the server's HOST:PORT. Default: DARKROOM_ADDRESS, else 127.0.0.1:50051.
-    :param options: `token`, `root_certificate` and `tls`: see `darkroom_client.options.ConnectionOptions`.
+    :param options: `token`, `root_certificate`, `tls`, `retries`: see `darkroom_client.options.ConnectionOptions`.
+    :raises InvalidOptions: if an argument is not valid.
     """
 
     @lists_keywords
@@ -137,8 +138,23 @@ class Client(JobCalls[Stream]):
         self.close()
 
     def close(self) -> None:
-        """Cancels all calls and closes the connection."""
+        """Cancels all calls and closes the connection, for good."""
         self._loop.run(self._client.close())
+
+    def is_ready(self, timeout: float | None = 5.0) -> bool:
+        """Whether the server makes pictures now: not while it starts, loads its models, stops or cannot be reached.
+
+        :param timeout: for the answer. Seconds.
+        """
+        return self._loop.run(self._client.is_ready(timeout))
+
+    def wait_for_server(self, timeout: float | None = 60.0) -> None:
+        """Waits until the server is ready.
+
+        :param timeout: seconds; None: for ever.
+        :raises Unavailable: it was not ready within the time; `ServerUnreachable` if it did not answer at all.
+        """
+        self._loop.run(self._client.wait_for_server(timeout))
 
     def cancel(self, request_id: str) -> bool:
         """Cancels a job. Returns False for a job that has already ended.

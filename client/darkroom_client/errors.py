@@ -1,6 +1,7 @@
 """The exceptions of the client. Every failed call raises one of these:
 
 DarkroomError                  .message .reason .code .violations .retry_after
+├── InvalidOptions             a wrong argument of a client's constructor; also a ValueError
 ├── InvalidRequest             invalid fields or an undecodable image; .violations lists all of them
 ├── NotFound
 │   ├── ModelNotFound
@@ -15,14 +16,18 @@ DarkroomError                  .message .reason .code .violations .retry_after
 ├── NotImplementedYet          not offered by this server; .violations may name the field
 ├── ResourceExhausted
 │   ├── QueueFull              try again after .retry_after seconds
-│   └── OutOfMemory
+│   ├── OutOfMemory
+│   ├── SlowReader             the stream was not read
+│   └── RequestTooLarge        over the server's limit in bytes
 ├── Unavailable
 │   ├── ServerUnreachable      no server at the address, or the connection was lost
+│   ├── Starting               its models are being loaded
 │   ├── ShuttingDown
 │   └── DeviceLost
 ├── DeadlineExceeded           the `timeout` expired
 ├── Cancelled                  by this client or another one
-├── Unauthenticated            token missing or not valid for the call
+├── Unauthenticated            token missing or not valid
+├── PermissionDenied           a user's token, where an operator's is needed
 └── JobFailed
     ├── LoadFailed             a model, LoRA or ControlNet failed to load
     ├── PluginFailed
@@ -67,6 +72,10 @@ class DarkroomError(Exception):
         if len(self.violations) > 1 and not unmentioned:  # the message lists them on one line
             return "\n  ".join(["the request is not valid", *map(str, self.violations)])
         return "\n  ".join([self.message, *map(str, unmentioned)])
+
+
+class InvalidOptions(DarkroomError, ValueError):
+    """An argument of a client's constructor is not valid."""
 
 
 class InvalidRequest(DarkroomError):
@@ -129,12 +138,24 @@ class OutOfMemory(ResourceExhausted):
     """The job does not fit into the device's memory."""
 
 
+class SlowReader(ResourceExhausted):
+    """The stream was not read, and the server gave the job up."""
+
+
+class RequestTooLarge(ResourceExhausted):
+    """The request has more bytes than the server takes."""
+
+
 class Unavailable(DarkroomError):
     """The server cannot accept or finish the job now."""
 
 
 class ServerUnreachable(Unavailable):
     """There is no server at the address, or the connection was lost."""
+
+
+class Starting(Unavailable):
+    """The server is starting: it opens and loads its models."""
 
 
 class ShuttingDown(Unavailable):
@@ -154,7 +175,11 @@ class Cancelled(DarkroomError):
 
 
 class Unauthenticated(DarkroomError):
-    """The token is missing, or not valid for this call."""
+    """The token is missing, or not valid."""
+
+
+class PermissionDenied(DarkroomError):
+    """The call needs an operator's token, and this is a user's."""
 
 
 class JobFailed(DarkroomError):

@@ -144,6 +144,9 @@ class ConnectionOptions(TypedDict, total=False):
     token: str | None  # bearer token; None: DARKROOM_TOKEN, else no token
     root_certificate: str | os.PathLike[str] | bytes | None  # PEM of the server's CA: path or bytes; implies TLS
     tls: bool  # use TLS; without a root certificate, with gRPC's default CAs
+    # How often a call that the server cannot take yet (QueueFull, Unavailable) is made again, before its first event
+    # and within its `timeout`; None: as long as the `timeout` allows, or 3 times without one; 0: never.
+    retries: int | None
 
 
 class ParameterOptions(TypedDict, total=False):
@@ -183,4 +186,4 @@ class JobOptions(ParameterOptions, total=False):
     request_id: str | None  # None: a random one
     disconnect_policy: DisconnectPolicyName | None
     deterministic: bool | None
-    timeout: float | None  # seconds; then the job ends with DeadlineExceeded
+    timeout: float | None  # seconds above 0; then the job ends with DeadlineExceeded. None, infinity: no limit

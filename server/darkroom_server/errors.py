@@ -9,12 +9,14 @@ DarkroomError                 (darkroom_plugins.errors, like all marked *)
 ├── RequestIdInUse
 ├── ResourceExhausted
 │   ├── QueueFull
-│   └── OutOfMemory
+│   ├── OutOfMemory
+│   └── RequestTooLarge           more bytes than `max_request_bytes`
 ├── Unavailable
 │   ├── Starting
 │   ├── ShuttingDown
 │   └── DeviceLost
 ├── Unauthenticated
+├── PermissionDenied              a user's token on an operator's call
 ├── Cancelled
 ├── DeadlineExceeded
 └── JobFailed *
@@ -77,6 +79,10 @@ class OutOfMemory(ResourceExhausted):
     reason = "OUT_OF_MEMORY"
 
 
+class RequestTooLarge(ResourceExhausted):
+    reason = "REQUEST_TOO_LARGE"
+
+
 class SlowReader(ResourceExhausted):
     """The client does not read its stream."""
 
@@ -104,6 +110,10 @@ class DeviceLost(Unavailable):
 
 class Unauthenticated(DarkroomError):
     pass
+
+
+class PermissionDenied(DarkroomError):
+    reason = "OPERATOR_TOKEN_REQUIRED"
 
 
 class Cancelled(DarkroomError):

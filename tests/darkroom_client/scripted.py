@@ -132,6 +132,8 @@ class ScriptedServer(
     cancel_calls: list[str] = field(default_factory=list)
     active: set[str] = field(default_factory=set)  # request ids of running calls
     ended: list[str] = field(default_factory=list)  # request ids of calls that ended
+    max_request_bytes: int = 0  # the limit that GetServerInfo tells; 0: none
+    refusals: int = 0  # of the next calls of ListModels and LoadModel
     endless_steps: int = 0  # sent by `endless`
     changed: threading.Condition = field(default_factory=threading.Condition)  # guards and announces all of these
 
@@ -179,11 +181,18 @@ class ScriptedServer(
             version="0.1.0",
             api_version="darkroom.v1",
             devices=[catalog_service_pb2.Device(id="cpu", name="CPU")],
+            limits=catalog_service_pb2.ServerLimits(max_request_bytes=self.max_request_bytes),
             plugins=[plugin],
             default_model="shapes",
         )
 
+    def _refuse(self, context: grpc.ServicerContext) -> None:
+        if self.refusals:
+            self.refusals -= 1
+            abort(context, grpc.StatusCode.UNAVAILABLE, retry_after=0.01)
+
     def ListModels(self, request: Any, context: grpc.ServicerContext) -> Any:
+        self._refuse(context)
         shapes = catalog_service_pb2.Model(
             name="shapes",
             is_default=True,
@@ -215,6 +224,7 @@ class ScriptedServer(
         return catalog_service_pb2.ListLorasResponse()
 
     def LoadModel(self, request: Any, context: grpc.ServicerContext) -> Iterator[Any]:
+        self._refuse(context)
         if request.model != "shapes":
             abort(context, grpc.StatusCode.NOT_FOUND, "MODEL_NOT_FOUND")
         loading = events_pb2.LoadingEvent(model="shapes", phase=2, bytes_done=1, bytes_total=2)

@@ -46,6 +46,9 @@ Format = Annotated[
 ]
 
 
+_RETRIES = 3  # of a call, whatever its time limit: who has forgotten to start the server shall hear it soon
+
+
 @dataclass(frozen=True, slots=True)
 class Source:
     """The recipe to start from."""
@@ -85,7 +88,8 @@ class Server:
 
     def keywords(self) -> dict[str, Any]:
         """The arguments of Client and AsyncClient."""
-        return {"address": self.address, "token": self.token, "root_certificate": self.root_certificate}
+        connection = {"address": self.address, "token": self.token, "root_certificate": self.root_certificate}
+        return {**connection, "retries": _RETRIES}
 
 
 @dataclass(frozen=True, slots=True)

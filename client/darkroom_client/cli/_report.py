@@ -10,15 +10,16 @@ import typer
 
 from darkroom_client._text import os_error
 from darkroom_client.cli._words import in_options_words
-from darkroom_client.errors import DarkroomError
+from darkroom_client.errors import DarkroomError, InvalidOptions
 
+USAGE = 2  # exit code of click for a wrong option
 INTERRUPTED = 130  # exit code of shells: 128 + SIGINT
 _P = ParamSpec("_P")
 _R = TypeVar("_R")
 
 
 def handle_errors(command: Callable[_P, _R]) -> Callable[_P, _R]:
-    """Wraps a command: errors exit with a message and code 1, interrupts with 130."""
+    """Wraps a command: errors exit with a message and code 1, wrong options with 2, interrupts with 130."""
 
     @functools.wraps(command)
     def run(*args: _P.args, **kwargs: _P.kwargs) -> _R:
@@ -27,6 +28,9 @@ def handle_errors(command: Callable[_P, _R]) -> Callable[_P, _R]:
         except BrokenPipeError:  # the reader of stdout is gone, as in `darkroom models | head`
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             raise typer.Exit(1) from None
+        except InvalidOptions as error:
+            print_error(str(error))
+            raise typer.Exit(USAGE) from None
         except DarkroomError as error:
             fail(in_options_words(error))
         except OSError as error:

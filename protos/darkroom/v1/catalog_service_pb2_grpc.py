@@ -163,7 +163,8 @@ class CatalogServiceServicer(object):
         model share one load. Cancelling the call does not cancel the load.
 
         Fails with NOT_FOUND (MODEL_NOT_FOUND), RESOURCE_EXHAUSTED (OUT_OF_MEMORY) when models in use leave no room,
-        UNAUTHENTICATED without an operator's token, and UNIMPLEMENTED where the server does not offer it yet.
+        UNAUTHENTICATED without a token, PERMISSION_DENIED with a user's, and UNIMPLEMENTED where the server does not offer
+        it yet.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -175,8 +176,8 @@ class CatalogServiceServicer(object):
         Waits until the jobs that use the model have ended. Idempotent: no effect on a model that is not resident. The next
         job that names the model loads it again.
 
-        Fails with NOT_FOUND (MODEL_NOT_FOUND), UNAUTHENTICATED without an operator's token, and UNIMPLEMENTED where the
-        server does not offer it yet.
+        Fails with NOT_FOUND (MODEL_NOT_FOUND), UNAUTHENTICATED without a token, PERMISSION_DENIED with a user's, and
+        UNIMPLEMENTED where the server does not offer it yet.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

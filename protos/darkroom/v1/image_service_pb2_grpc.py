@@ -90,8 +90,8 @@ class ImageServiceServicer(object):
         fails with ALREADY_EXISTS (REQUEST_ID_IN_USE) and does not affect that job.
 
         Fails with INVALID_ARGUMENT, NOT_FOUND, FAILED_PRECONDITION, ALREADY_EXISTS, UNIMPLEMENTED, UNAUTHENTICATED and
-        RESOURCE_EXHAUSTED (QUEUE_FULL) before the first event; with RESOURCE_EXHAUSTED (OUT_OF_MEMORY), UNAVAILABLE,
-        INTERNAL, CANCELLED and DEADLINE_EXCEEDED at any time.
+        RESOURCE_EXHAUSTED (QUEUE_FULL, REQUEST_TOO_LARGE) before the first event; with RESOURCE_EXHAUSTED (OUT_OF_MEMORY),
+        UNAVAILABLE, INTERNAL, CANCELLED and DEADLINE_EXCEEDED at any time.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -47,7 +47,7 @@ class LateServices(grpc.GenericRpcHandler):  # type: ignore[misc]
         found = (each.service(details) for each in self._handlers)
         if self._handlers or not details.method.startswith("/darkroom."):
             return next((handler for handler in found if handler is not None), None)
-        return refusing(None, Starting("the server is starting: its models are being opened and loaded"))
+        return refusing(Starting("the server is starting: its models are being opened and loaded"))
 
 
 class Door:
@@ -58,7 +58,8 @@ class Door:
         self._listener = Listener(settings.listen)
         self._health = health.aio.HealthServicer()
         self._services = LateServices()
-        checks = [*([TokenCheck(settings.tokens)] if settings.tokens else []), ErrorStatuses()]
+        errors = ErrorStatuses(settings.limits.max_request_bytes)
+        checks = [TokenCheck(settings.tokens), errors] if settings.tokens else [errors]
         self._server = aio.server(interceptors=checks, options=_options(settings))
         self._server.add_generic_rpc_handlers((self._services,))
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
@@ -106,13 +107,16 @@ class Door:
 
 
 def _options(settings: Settings) -> list[tuple[str, int]]:
+    limit = settings.limits.max_request_bytes
     return [
         ("grpc.so_reuseport", 0),  # else a second server silently shares the port
-        ("grpc.max_receive_message_length", settings.limits.max_request_bytes),
+        # Above the limit, as gRPC's own refusal has no reason: what is a little too large is received, and refused by
+        # ErrorStatuses.
+        ("grpc.max_receive_message_length", min(limit + limit // 4, 2**31 - 1)),
         ("grpc.max_send_message_length", -1),
         ("grpc.keepalive_permit_without_calls", 1),
         ("grpc.keepalive_time_ms", 20_000),  # detects clients that vanished
-        ("grpc.keepalive_timeout_ms", 10_000),
+        ("grpc.http2.ping_timeout_ms", 20_000),  # gRPC does not enforce keepalive_timeout_ms (grpc/grpc#39239)
         ("grpc.http2.max_pings_without_data", 0),
         ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
     ]

@@ -15,12 +15,11 @@ from grpc import aio
 from darkroom_plugins.errors import DarkroomError, InvalidRequest, JobFailed
 from darkroom_server.api.status import status_of
 from darkroom_server.config.settings import TokenSettings
-from darkroom_server.errors import NotImplementedYet, Unauthenticated
+from darkroom_server.errors import NotImplementedYet, PermissionDenied, RequestTooLarge, Unauthenticated
 
 log = logging.getLogger(__name__)
 
 Call = Callable[[Any, Any], Awaitable[Any]]  # with a request and its context
-UNDECODABLE = object()  # sentinel: a request that fails to parse
 OPEN_METHODS = ("/grpc.health.v1.Health/",)  # health probes have no token
 OPERATOR_METHODS = ("/darkroom.v1.CatalogService/LoadModel", "/darkroom.v1.CatalogService/UnloadModel")
 
@@ -32,8 +31,8 @@ def answering_errors(call: Call, method: str) -> Call:
     async def answering(request: Any, context: aio.ServicerContext[Any, Any]) -> Any:
         failure: DarkroomError
         try:
-            if request is UNDECODABLE:
-                raise InvalidRequest(message="the request is not a message of this API")
+            if isinstance(request, DarkroomError):  # from the deserializer
+                raise request
             return await call(request, context)
         except aio.AbortError:
             raise
@@ -56,8 +55,10 @@ def _client_is_gone(error: Exception) -> bool:
 
 
 def token_of(metadata: Iterable[tuple[str, Any]] | None) -> str:
-    """The `authorization` metadata, scheme included; empty if absent."""
-    return next((str(value) for key, value in metadata or () if key == "authorization"), "")
+    """The token of `authorization: Bearer TOKEN`, the scheme in any case; empty if there is none."""
+    authorization = next((str(value) for key, value in metadata or () if key == "authorization"), "")
+    scheme, _, token = authorization.strip().partition(" ")
+    return token.strip() if scheme.lower() == "bearer" else ""
 
 
 def not_there_yet(what: str) -> Callable[[Any, Any, Any], Awaitable[None]]:
@@ -85,22 +86,24 @@ class TokenCheck(aio.ServerInterceptor):  # type: ignore[misc]
         if details.method.startswith(OPEN_METHODS):
             return handler
         if role is None:
-            return refusing(handler, Unauthenticated("this server wants a token: authorization: Bearer <token>"))
+            return refusing(Unauthenticated("this server wants a token: authorization: Bearer <token>"))
         if details.method in OPERATOR_METHODS and role != "operator":
-            return refusing(handler, Unauthenticated("this call wants an operator's token, and this is a user's"))
+            return refusing(PermissionDenied("this call wants an operator's token, and this is a user's"))
         return handler
 
-    def _role(self, authorization: str) -> str | None:
+    def _role(self, token: str) -> str | None:
         """The bearer's role; None if unknown. Constant-time comparison over all tokens."""
-        scheme, _, token = authorization.partition(" ")
         digest = hashlib.sha256(token.encode()).digest()
         roles = [role for known, role in self._roles.items() if hmac.compare_digest(known, digest)]
-        return roles[0] if roles and scheme == "Bearer" else None
+        return roles[0] if roles and token else None
 
 
 class ErrorStatuses(aio.ServerInterceptor):  # type: ignore[misc]
     """Interceptor: maps errors of Darkroom's handlers to statuses. Undecodable requests get INVALID_ARGUMENT: gRPC
-    would send the exception's text to the client."""
+    would send the exception's text to the client. Requests above `max_bytes` get REQUEST_TOO_LARGE, undecoded."""
+
+    def __init__(self, max_bytes: int) -> None:
+        self._max_bytes = max_bytes
 
     async def intercept_service(
         self,
@@ -112,29 +115,28 @@ class ErrorStatuses(aio.ServerInterceptor):  # type: ignore[misc]
             return handler
         kind = "unary_stream" if handler.response_streaming else "unary_unary"
         changes = {kind: answering_errors(getattr(handler, kind), details.method)}
-        return handler._replace(request_deserializer=_lenient(handler.request_deserializer), **changes)
+        return handler._replace(request_deserializer=self._lenient(handler.request_deserializer), **changes)
+
+    def _lenient(self, deserialize: Callable[[bytes], Any]) -> Callable[[bytes], Any]:
+        """A deserializer that returns the error of a request in place of raising."""
+
+        def lenient(data: bytes) -> Any:
+            if len(data) > self._max_bytes:
+                sizes = f"has {len(data):,} bytes, and this server takes up to {self._max_bytes:,}"
+                return RequestTooLarge(f"the request {sizes}")
+            try:
+                return deserialize(data)
+            except DecodeError:
+                return InvalidRequest(message="the request is not a message of this API")
+
+        return lenient
 
 
-def _lenient(deserialize: Callable[[bytes], Any]) -> Callable[[bytes], Any]:
-    """A deserializer that returns UNDECODABLE in place of raising."""
+def refusing(error: DarkroomError) -> grpc.RpcMethodHandler:
+    """A handler for any method that refuses without reading: the handler of a unary request would be called after all
+    of it has been received."""
 
-    def lenient(data: bytes) -> Any:
-        try:
-            return deserialize(data)
-        except DecodeError:
-            return UNDECODABLE
-
-    return lenient
-
-
-def refusing(handler: grpc.RpcMethodHandler | None, error: DarkroomError) -> grpc.RpcMethodHandler:
-    """The handler of a call that is answered with an error, in place of this one; None: of an unknown kind."""
-
-    async def refuse(request: Any, context: Any) -> None:
+    async def refuse(requests: Any, context: Any) -> None:
         raise error
 
-    call = answering_errors(refuse, "refusal")
-    if handler is None or handler.request_streaming:
-        return grpc.stream_stream_rpc_method_handler(call)
-    kind = grpc.unary_stream_rpc_method_handler if handler.response_streaming else grpc.unary_unary_rpc_method_handler
-    return kind(call, handler.request_deserializer, handler.response_serializer)
+    return grpc.stream_stream_rpc_method_handler(answering_errors(refuse, "refusal"))

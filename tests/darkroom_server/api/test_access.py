@@ -1,6 +1,7 @@
 """Calls want a token, some of them an operator's, and a job belongs to the token that started it."""
 
 import hashlib
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -33,6 +34,8 @@ TOKENS = {
     "empty token": "Bearer ",
     "longer": "Bearer t0ken2",
     "basic": "Basic t0ken",
+    "glued": "Bearert0ken",
+    "twice": "Bearer Bearer t0ken",
     "hash": f"Bearer {hashlib.sha256(b't0ken').hexdigest()}",
 }
 
@@ -100,7 +103,44 @@ def test_an_operators_calls_need_an_operators_token(locked_server: RunningServer
     user, operator = ([("authorization", f"Bearer {token}")] for token in BEARERS.values())
     for call in operators_calls(locked_server, metadata=user):
         failed = refused(call)
-        assert failed.code == StatusCode.UNAUTHENTICATED
+        assert (failed.code, failed.reason) == (StatusCode.PERMISSION_DENIED, "OPERATOR_TOKEN_REQUIRED")
         assert failed.message == "this call wants an operator's token, and this is a user's"
     for call in (*operators_calls(locked_server, metadata=operator), *operators_calls(server)):  # or none on loopback
-        assert refused(call).code != StatusCode.UNAUTHENTICATED
+        assert refused(call).code == StatusCode.NOT_FOUND
+
+
+@pytest.mark.parametrize(
+    ("method", "token", "code"),
+    [
+        ("ImageService/Edit", "wrong", StatusCode.UNAUTHENTICATED),
+        ("ImageService/Cancel", "wrong", StatusCode.UNAUTHENTICATED),
+        ("CatalogService/LoadModel", BEARERS["user"], StatusCode.PERMISSION_DENIED),
+    ],
+)
+def test_a_token_is_looked_at_before_the_request_is_read(
+    locked_server: RunningServer, method: str, token: str, code: StatusCode
+) -> None:
+    refusal = threading.Event()
+
+    def unsent() -> Iterator[bytes]:
+        refusal.wait(60)
+        yield from ()
+
+    call = locked_server.channel.stream_stream(f"/darkroom.v1.{method}")
+    try:
+        failed = refused(lambda: list(call(unsent(), metadata=[("authorization", f"Bearer {token}")], timeout=30)))
+    finally:
+        refusal.set()
+    assert failed.code == code
+
+
+@pytest.mark.parametrize("form", ["bearer {}", "BEARER {}", "Bearer  {}", "Bearer   {} "])
+def test_the_scheme_may_be_written_in_any_case_and_with_any_spaces(locked_server: RunningServer, form: str) -> None:
+    long = generate_request(request_id="spelled", num_inference_steps=500)
+    started, spelled = ([("authorization", each.format(BEARERS["user"]))] for each in ("Bearer {}", form))
+    job = Stream(locked_server.images.Generate(long, metadata=started, timeout=60))
+    job.read_until("step")
+    cancel = image_pb.CancelRequest(request_id="spelled")
+    assert locked_server.images.Cancel(cancel, metadata=spelled).cancelled  # the same token: the same bearer's job
+    assert refused(job.read).code == StatusCode.CANCELLED
+    settle(locked_server)

@@ -216,7 +216,11 @@ def test_large_options_are_refused_without_reading_them(clean: RunningServer) ->
 
 def test_requests_may_have_32_mib(clean: RunningServer) -> None:
     assert refused(lambda: clean.generate(prompt="x" * (32 * 2**20 - 100))).paths == {"parameters.prompt"}
-    assert refused(lambda: clean.generate(prompt="x" * (32 * 2**20))).code is StatusCode.RESOURCE_EXHAUSTED
+    failed = refused(lambda: clean.generate(prompt="x" * (32 * 2**20)))
+    assert (failed.code, failed.reason) == (StatusCode.RESOURCE_EXHAUSTED, "REQUEST_TOO_LARGE")
+    assert failed.message == "the request has 33,554,442 bytes, and this server takes up to 33,554,432"
+    far_over = refused(lambda: clean.generate(prompt="x" * (41 * 2**20)))  # refused by gRPC
+    assert (far_over.code, far_over.reason) == (StatusCode.RESOURCE_EXHAUSTED, "")
 
 
 @pytest.mark.parametrize("data", [b"\xff\xff\xff", b"\x0a\x02\xff\xfe"], ids=["garbage", "bad UTF-8"])
