@@ -15,6 +15,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
+from darkroom_plugins.quoting import MAX_QUOTED, quoted
+
 # In messages of cuBLAS, cuDNN, CUDA and the CPU's allocator.
 OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "ALLOC_FAILED")
 
@@ -39,10 +41,10 @@ def no_such(kind: str, name: str, known: Iterable[str], *, listed: bool = True) 
     import difflib
 
     known = sorted(known)
-    nearest = difflib.get_close_matches(name.lower(), known, n=1)
+    nearest = difflib.get_close_matches(name[:MAX_QUOTED].lower(), known, n=1)
     hint = f" (did you mean {nearest[0]!r}?)" if nearest else ""
     there = (f"; there are: {', '.join(known)}" if known else "; there are none") if listed else ""
-    return f"there is no {kind} {name[:128]!r}{hint}{there}"
+    return f"there is no {kind} {quoted(name)}{hint}{there}"
 
 
 @dataclass(frozen=True, slots=True)

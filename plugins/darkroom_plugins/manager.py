@@ -6,6 +6,7 @@ import dataclasses
 import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from importlib import import_module
 from importlib.metadata import Distribution, EntryPoint, entry_points
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
@@ -87,6 +88,22 @@ class Plugins:
                 log.warning("%s does not let go of memory", each.name, exc_info=error)
 
 
+BUILTIN = {  # name → its module in `builtin`, and the hook that it implements
+    "controlnet": ("conditioners.controlnet", "conditioners"),
+    "img2img": ("tasks.img2img", "tasks"),
+    "inpaint": ("tasks.inpaint", "tasks"),
+    "lora": ("lora", "adapters"),
+    "preprocessors": ("preprocessors", "preprocessors"),
+    "previews": ("previews", "preview_decoders"),
+    "prompt-weighting": ("conditioners.prompt_weighting", "conditioners"),
+    "recipe": ("recipe", "finishers"),
+    "safety": ("safety", "finishers"),
+    "schedulers": ("schedulers", "schedulers"),
+    "sd": ("families.sd", "families"),
+    "sdxl": ("families.sdxl", "families"),
+    "textual-inversion": ("conditioners.textual_inversion", "conditioners"),
+    "txt2img": ("tasks.txt2img", "tasks"),
+}
 KINDS = (
     "families",
     "schedulers",
@@ -105,15 +122,30 @@ def load_plugins(blocked: Iterable[str] = (), extra: Mapping[str, object] | None
     :raises PluginError: one does not load, declares another version of the contract, implements an unknown hook, or
         claims a name that is taken
     """
+    return _loaded(blocked, _builtins(), extra or {})
+
+
+def list_plugins(blocked: Iterable[str] = ()) -> list[PluginInfo]:
+    """What is registered of all plugins by `load_plugins`, sorted by name. Built-in ones are not imported, which takes
+    seconds; so names that contributions of a plugin share with theirs go unnoticed.
+
+    :raises PluginError: as `load_plugins`
+    """
+    others = _loaded(blocked, {}, {}).infos
+    left = (each for each in BUILTIN.items() if each[0] not in set(blocked))
+    builtin = [PluginInfo(name, VERSION, (f"darkroom_{hook}",), True, None) for name, (_, hook) in left]
+    return sorted([*builtin, *others], key=lambda info: info.name)
+
+
+def _loaded(blocked: Iterable[str], builtin: Mapping[str, object], extra: Mapping[str, object]) -> Plugins:
     manager = pluggy.PluginManager("darkroom")
     manager.add_hookspecs(hookspecs)
     for name in blocked:
         manager.set_blocked(name)
-    builtin = _builtins()
     installed = _installed(manager)
     loaded = {name: _load(entry) for name, entry in installed.items()}
-    for name, plugin in [*builtin.items(), *loaded.items(), *(extra or {}).items()]:
-        _register(manager, name, plugin)
+    for name, plugin in [*builtin.items(), *loaded.items(), *extra.items()]:
+        _register(manager, name, plugin, name in BUILTIN and plugin is not builtin.get(name))
     try:
         manager.check_pending()
     except pluggy.PluginValidationError as error:
@@ -132,27 +164,7 @@ def load_plugins(blocked: Iterable[str] = (), extra: Mapping[str, object] | None
 
 
 def _builtins() -> dict[str, ModuleType]:
-    from darkroom_plugins.builtin import lora, preprocessors, previews, recipe, safety, schedulers
-    from darkroom_plugins.builtin.conditioners import controlnet, prompt_weighting, textual_inversion
-    from darkroom_plugins.builtin.families import sd, sdxl
-    from darkroom_plugins.builtin.tasks import img2img, inpaint, txt2img
-
-    return {
-        "controlnet": controlnet,
-        "img2img": img2img,
-        "inpaint": inpaint,
-        "lora": lora,
-        "preprocessors": preprocessors,
-        "previews": previews,
-        "prompt-weighting": prompt_weighting,
-        "recipe": recipe,
-        "safety": safety,
-        "schedulers": schedulers,
-        "sd": sd,
-        "sdxl": sdxl,
-        "textual-inversion": textual_inversion,
-        "txt2img": txt2img,
-    }
+    return {name: import_module(f"darkroom_plugins.builtin.{module}") for name, (module, _) in BUILTIN.items()}
 
 
 def _installed(manager: pluggy.PluginManager) -> dict[str, EntryPoint]:
@@ -174,7 +186,7 @@ def _load(entry: EntryPoint) -> object:
         raise PluginError(f"plugin {entry.name!r} does not load: {error!r}; block it, or remove it") from error
 
 
-def _register(manager: pluggy.PluginManager, name: str, plugin: object) -> None:
+def _register(manager: pluggy.PluginManager, name: str, plugin: object, taken: bool) -> None:
     if manager.is_blocked(name):
         return
     declared = getattr(plugin, "darkroom_api_version", None)
@@ -187,7 +199,7 @@ def _register(manager: pluggy.PluginManager, name: str, plugin: object) -> None:
         raise PluginError(
             f"plugin {name!r} declares darkroom_api_version = {declared}; this server has version {API_VERSION}"
         )
-    if manager.has_plugin(name):
+    if taken:
         raise PluginError(f"plugin {name!r} has the name of a built-in plugin; give it another, or block {name!r}")
     try:
         manager.register(plugin, name)
@@ -231,7 +243,7 @@ def _check_parameters(plugin: str, contribution: Any) -> None:
 
 
 def _claimed_twice(kind: str, name: str, one: str, other: str) -> str:
-    builtin = [each for each in (one, other) if each in _builtins()]
+    builtin = [each for each in (one, other) if each in BUILTIN]
     if len(builtin) == 1:
         outside = other if builtin == [one] else one
         hint = f"give another name, or block {builtin[0]!r}"

@@ -34,6 +34,7 @@ from darkroom_server.models.holdings import holdings
 from darkroom_server.models.model import Model, ModelError
 from darkroom_server.models.opening import check_budget, open_models
 from darkroom_server.models.residency import ResidencyManager
+from darkroom_server.observe.streams import SETTLE_SECONDS, settle
 from darkroom_server.observe.watchdog import Watchdog
 
 log = logging.getLogger(__name__)
@@ -192,6 +193,7 @@ class Shutdown:
     def _on_signal(self, name: signal.Signals) -> None:
         if self.hurried.is_set():
             log.warning("%s for the third time: exiting at once", name.name)
+            settle(SETTLE_SECONDS)
             os._exit(EXIT_INTERRUPTED)
         if self.asked.is_set() and name is not signal.SIGHUP:
             log.warning("%s again: jobs that still run are ended", name.name)
@@ -211,6 +213,7 @@ class Shutdown:
 
 def _leave_hanging() -> None:
     log.critical("the server does not stop by itself: exiting with status %d", EXIT_HANGING)
+    settle(SETTLE_SECONDS)
     os._exit(EXIT_HANGING)
 
 

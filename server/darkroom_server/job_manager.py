@@ -7,6 +7,7 @@ import time
 from functools import partial
 from typing import TYPE_CHECKING, TypeVar
 
+from darkroom_plugins.quoting import quoted
 from darkroom_server.errors import DeviceLost, QueueFull, RequestIdInUse, ShuttingDown, SlowReader, to_domain_error
 from darkroom_server.jobs.job import Job
 from darkroom_server.jobs.mailbox import Mailbox
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
     from darkroom_server.engine.engine import Engine
     from darkroom_server.jobs.planner import Planner
     from darkroom_server.models.residency import ResidencyManager
+
+BLOCKED_SECONDS = 1.0  # an event that takes longer to write waits for its reader
 
 T = TypeVar("T")
 
@@ -63,7 +66,7 @@ class JobManager:
         if self._closed is not None:
             raise self._closed
         if (token, request_id) in self._jobs:
-            raise RequestIdInUse(f"request_id {request_id!r} is in use by an active job")
+            raise RequestIdInUse(f"request_id {quoted(request_id)} is in use by an active job")
         mailbox = Mailbox(on_picture=self._end_slow_readers)
         job = Job(request_id, token, time.monotonic(), held_bytes=size, mailbox=mailbox)
         self._refuse_if_full(besides=job)
@@ -95,6 +98,7 @@ class JobManager:
             values = await self._residency.acquire(job.plan.needs, job.mailbox.put)
         except Exception as error:
             job.mailbox.close(to_domain_error(error))
+            job.waiting = None  # the engine never hears of it
             return
         job.load_seconds = time.monotonic() - began
         job.plan = job.plan.with_assets(values)
@@ -111,7 +115,7 @@ class JobManager:
         """Unregister a job whose stream is over, and cancel what is left of it."""
         if job.waiting is not None:
             job.waiting.cancel()
-        self._engine.cancel(job)
+            self._engine.cancel(job)
         key = (job.token, job.request_id)
         if self._jobs.get(key) is job:
             del self._jobs[key]
@@ -121,10 +125,15 @@ class JobManager:
             self._idle.set()
 
     def _end_slow_readers(self) -> None:
-        """While finished pictures that no client has read take too much memory, end the job that has the most."""
-        while sum(job.mailbox.unread_bytes for job in self._jobs.values()) > self._max_unread_bytes:
-            most = max(self._jobs.values(), key=lambda job: job.mailbox.unread_bytes)
-            self.end(most, SlowReader("the pictures that wait for their readers take too much memory"))
+        """While finished pictures wait in too much memory, end the job that has the most of those whose clients do not
+        read."""
+        since = time.monotonic() - BLOCKED_SECONDS
+        slow = [job for job in self._jobs.values() if job.writing is not None and job.writing <= since]
+        slow.sort(key=lambda job: job.mailbox.unread_bytes)
+        while slow and sum(job.mailbox.unread_bytes for job in self._jobs.values()) > self._max_unread_bytes:
+            job = slow.pop()
+            job.mailbox.drop_unread(SlowReader("the pictures that wait for their readers take too much memory"))
+            self.release(job)
 
     async def drain(self, seconds: float, hurry: asyncio.Event) -> None:
         """Refuse new jobs, wait for the active ones, and end those left after `seconds`, or when `hurry` is set."""

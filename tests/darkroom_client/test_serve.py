@@ -1,6 +1,7 @@
 """`darkroom serve`: the files that it is told to offer."""
 
 import re
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -33,6 +34,8 @@ def refused(monkeypatch, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "problem"),
     [
+        (["--listen", "127.0.0.1:99999"], "listen: the port must be a number from 0 to 65535, not '99999'"),
+        (["--listen", "unix:"], "listen: unix: has no path"),
         (["--lora", "none.safetensors"], "Invalid value for --lora: there is nothing at none.safetensors"),
         (["--lora", "ink=none.safetensors"], "there is nothing at none.safetensors"),
         (["--lora", "net"], "Invalid value for --lora: net is a folder; a safetensors file is needed"),
@@ -53,6 +56,15 @@ def refused(monkeypatch, tmp_path):
 )
 def test_files_that_cannot_be_offered(refused, arguments, problem):
     assert problem in refused(*arguments)
+
+
+def test_an_address_in_use_is_said_before_any_model_is_opened(monkeypatch, tmp_path):
+    monkeypatch.setenv("COLUMNS", "300")
+    no_model = f"tiny={tmp_path}"
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        address = f"127.0.0.1:{other.getsockname()[1]}"
+        result = CliRunner().invoke(app, ["serve", "--listen", address, "--model", no_model])
+    assert (result.exit_code, result.stderr) == (1, f"cannot listen on {address}: Address already in use\n")
 
 
 def test_what_it_is_given_it_offers(tiny_model, tmp_path):

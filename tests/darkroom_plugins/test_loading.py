@@ -11,7 +11,7 @@ from pydantic import BaseModel
 
 from darkroom_plugins import hookimpl, manager
 from darkroom_plugins.contract import Adapter, Conditioner, Finisher, Preprocessor, PreviewDecoder, SchedulerEntry, Task
-from darkroom_plugins.manager import KINDS, PluginError, load_plugins
+from darkroom_plugins.manager import KINDS, PluginError, list_plugins, load_plugins
 from darkroom_plugins.version import VERSION
 from tests.noise_family import Noise
 
@@ -51,6 +51,11 @@ def test_builtins_and_the_installed_example_are_found() -> None:
     assert vignette.parameters.model_json_schema()["properties"]["strength"]["maximum"] == 1
     assert infos["txt2img"].version == VERSION
     assert infos["schedulers"].hooks == ("darkroom_schedulers",)
+
+
+@pytest.mark.parametrize("blocked", [[], ["vignette", "sdxl"]])
+def test_the_list_of_plugins_is_that_of_those_loaded(blocked: list[str]) -> None:
+    assert list_plugins(blocked) == load_plugins(blocked).infos
 
 
 def test_owners_are_known() -> None:

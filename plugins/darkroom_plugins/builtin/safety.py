@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import transformers
 from diffusers.pipelines.stable_diffusion import safety_checker
 from PIL import Image
 
@@ -75,10 +76,13 @@ def open_checker(files: ModelFiles) -> torch.nn.Module:
     if (files.index.get(SAFETY_CHECKER) or [None, None])[1] != CLASS:
         raise ValueError("the model has no safety checker")
     checker: Any = meta_network(SafetyChecker, files.config(SAFETY_CHECKER))
-    from transformers import CLIPImageProcessor  # warns at import without torchvision
-
-    checker.processor = CLIPImageProcessor.from_pretrained(files.folder / "feature_extractor", local_files_only=True)
+    checker.processor = _image_processor().from_pretrained(files.folder / "feature_extractor", local_files_only=True)
     return checker  # type: ignore[no-any-return]
+
+
+def _image_processor() -> Any:
+    """Transformers' class; of version 5 that which needs no torchvision, as the other warns without it."""
+    return getattr(transformers, "CLIPImageProcessorPil", None) or transformers.CLIPImageProcessor
 
 
 @hookimpl

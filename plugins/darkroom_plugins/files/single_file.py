@@ -7,13 +7,6 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-from diffusers.loaders.single_file_utils import (
-    convert_ldm_clip_checkpoint,
-    convert_ldm_unet_checkpoint,
-    convert_ldm_vae_checkpoint,
-    convert_open_clip_checkpoint,
-)
-
 from darkroom_plugins.files.safetensors_files import Tensors, read_tensors
 
 PREFIXES = {
@@ -50,7 +43,7 @@ def read_vae(file: Path, config: Mapping[str, Any], device: str = "cpu") -> Tens
     tensors = read_tensors([file], device)
     if any(name.startswith("encoder.down_blocks.") for name in tensors):
         return tensors
-    return convert_ldm_vae_checkpoint(tensors, config)  # type: ignore[no-any-return]
+    return _converters().convert_ldm_vae_checkpoint(tensors, config)  # type: ignore[no-any-return]
 
 
 def architecture(file: Path) -> str:
@@ -61,12 +54,20 @@ def architecture(file: Path) -> str:
 
 
 def _converted(tensors: Tensors, part: str, config: Mapping[str, Any]) -> Tensors:
+    convert = _converters()
     if part == "unet":
-        return convert_ldm_unet_checkpoint(tensors, config)  # type: ignore[no-any-return]
+        return convert.convert_ldm_unet_checkpoint(tensors, config)  # type: ignore[no-any-return]
     if part == "vae":
-        return convert_ldm_vae_checkpoint(tensors, config)  # type: ignore[no-any-return]
+        return convert.convert_ldm_vae_checkpoint(tensors, config)  # type: ignore[no-any-return]
     for prefix in (f"{each}model." for each in PREFIXES[part]):
         if any(name.startswith(prefix) for name in tensors):
             network = SimpleNamespace(config=SimpleNamespace(hidden_size=config["hidden_size"]))
-            return convert_open_clip_checkpoint(network, tensors, prefix)  # type: ignore[no-any-return]
-    return convert_ldm_clip_checkpoint(tensors)  # type: ignore[no-any-return]
+            return convert.convert_open_clip_checkpoint(network, tensors, prefix)  # type: ignore[no-any-return]
+    return convert.convert_ldm_clip_checkpoint(tensors)  # type: ignore[no-any-return]
+
+
+def _converters() -> Any:
+    """Diffusers' module, which takes a second to import."""
+    from diffusers.loaders import single_file_utils
+
+    return single_file_utils

@@ -36,6 +36,11 @@ class LateServices(grpc.GenericRpcHandler):  # type: ignore[misc]
     def __init__(self) -> None:
         self._handlers: list[grpc.GenericRpcHandler] = []
 
+    @property
+    def there(self) -> bool:
+        """Whether services have been added."""
+        return bool(self._handlers)
+
     def add_generic_rpc_handlers(self, handlers: Sequence[grpc.GenericRpcHandler]) -> None:
         """Called by the stubs' add_…_to_server."""
         self._handlers += handlers
@@ -45,7 +50,7 @@ class LateServices(grpc.GenericRpcHandler):  # type: ignore[misc]
 
     def service(self, details: grpc.HandlerCallDetails) -> grpc.RpcMethodHandler | None:
         found = (each.service(details) for each in self._handlers)
-        if self._handlers or not details.method.startswith("/darkroom."):
+        if self.there or not details.method.startswith("/darkroom."):
             return next((handler for handler in found if handler is not None), None)
         return refusing(Starting("the server is starting: its models are being opened and loaded"))
 
@@ -89,7 +94,9 @@ class Door:
             await self._health.set(service, SERVING)
 
     def report_stall(self, stalled: bool) -> None:
-        """Tell health probes that the engine has stalled, or goes on."""
+        """Tell health probes that the engine has stalled, or goes on; nothing while the server starts."""
+        if not self._services.there:
+            return
         self._reporting = asyncio.ensure_future(self._report(NOT_SERVING if stalled else SERVING))
 
     async def _report(self, status: health_pb2.HealthCheckResponse.ServingStatus) -> None:

@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 from darkroom.v1 import events_pb2, image_service_pb2, image_service_pb2_grpc
 from darkroom_plugins.errors import InvalidRequest, UnsupportedCombination, Violation
+from darkroom_plugins.quoting import quoted
 from darkroom_server.api import messages
 from darkroom_server.api.interceptors import not_there_yet, token_of
 from darkroom_server.api.preprocess import preprocess
-from darkroom_server.api.validation.request import check_edit, check_generate
+from darkroom_server.api.validation.request import check_edit, check_generate, is_request_id
 from darkroom_server.errors import Cancelled, LoadFailed, NotFound, SlowReader
 from darkroom_server.jobs.events import Accepted, ControlMade, Ended, ImageDecoded
 
@@ -55,7 +56,7 @@ class ImageService(image_service_pb2_grpc.ImageServiceServicer):
             self._jobs.submit(job)
             await asyncio.sleep(0)  # a job that need not wait enters the engine before its first event is written
             async for event in self._events(job):
-                await self._write(context, response(event=event))
+                await self._write(job, context, response(event=event))
         except LoadFailed as error:
             raise (refusal(request, error) if request else error) from None
         finally:
@@ -68,7 +69,7 @@ class ImageService(image_service_pb2_grpc.ImageServiceServicer):
             events = [{"accepted": {}}, *events, {"completed": messages.took(time.monotonic() - job.arrived)}]
             for sequence, fields in enumerate(events, 1):
                 event = events_pb2.JobEvent(request_id=job.request_id, sequence=sequence, **fields)
-                await self._write(context, image_service_pb2.PreprocessResponse(event=event))
+                await self._write(job, context, image_service_pb2.PreprocessResponse(event=event))
         finally:
             self._jobs.release(job)
 
@@ -79,25 +80,32 @@ class ImageService(image_service_pb2_grpc.ImageServiceServicer):
             raise InvalidRequest([Violation("request_id", "must be set")])
         job = self._jobs.find(token_of(context.invocation_metadata()), request.request_id)
         if job is None:
-            violation = Violation("request_id", f"there is no active job {request.request_id[:128]!r}")
+            violation = Violation("request_id", f"there is no active job {quoted(request.request_id)}")
             raise NotFound("request", [violation])
         cancelled = self._jobs.end(job, Cancelled("the job was cancelled"))
         return image_service_pb2.CancelResponse(cancelled=cancelled)
 
     Watch = not_there_yet("Watch is")
 
-    async def _write(self, context: Context, response: Any) -> None:
+    async def _write(self, job: Job, context: Context, response: Any) -> None:
         """:raises SlowReader: the client reads nothing for too long"""
+        job.writing = time.monotonic()
         try:
             async with asyncio.timeout(self._slow_reader_seconds):
                 await context.write(response)
         except TimeoutError:
             raise SlowReader(f"the client read nothing for {self._slow_reader_seconds:g} seconds") from None
+        finally:
+            job.writing = None
 
     def _register(self, message: Any, context: Context) -> Job:
-        """Admit a job, or refuse it before any work. Fills in a missing request_id."""
+        """Admit a job, or refuse it before any work. Fills in a missing request_id.
+
+        A job never has an id that is not allowed: until it is refused for it, with all violations, it has another.
+        """
         message.request_id = message.request_id or uuid.uuid4().hex
-        return self._jobs.register(token_of(context.invocation_metadata()), message.request_id, message.ByteSize())
+        request_id = message.request_id if is_request_id(message.request_id) else uuid.uuid4().hex
+        return self._jobs.register(token_of(context.invocation_metadata()), request_id, message.ByteSize())
 
     async def _events(self, job: Job) -> AsyncIterator[events_pb2.JobEvent]:
         """The job's events as messages, up to `completed`; raises the job's error."""

@@ -44,6 +44,7 @@ def answering_errors(call: Call, method: str) -> Call:
             log.exception("%s failed", method)
             failure = JobFailed("the server failed; its log says more")
         code, message, trailers = status_of(failure)
+        log.info("%s: %s: %s", method, code.name, message)
         return await context.abort(code, message, trailers)
 
     return answering

@@ -1,8 +1,8 @@
 """Binds a server to its address, with the system's reason where that fails.
 
 gRPC hides the reason; so each address is bound here first and let go. A unix socket is owned by a lock file beside it,
-which the system unlocks however the process ends. gRPC makes the socket under another name, for it deletes that name when
-it stops, whoever's socket it then is; renaming puts it in the place of one that a killed server left.
+which the system unlocks however the process ends. gRPC makes the socket under another name, as it deletes that name
+when it stops, whoever's socket it then is; renaming puts it in the place of one that a killed server left.
 """
 
 from __future__ import annotations

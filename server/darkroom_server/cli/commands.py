@@ -69,8 +69,6 @@ def serve(
     tune_malloc()
     limit_openmp_spinning()
     shorten_switch_interval()
-    from darkroom_plugins.manager import PluginError
-
     given: dict[str, Any] = {
         "listen": listen,
         "device": device,
@@ -85,16 +83,24 @@ def serve(
     if max_batch_rows is not None:
         given["limits"] = {"max_batch_rows": max_batch_rows}
     settings = _settings({name: value for name, value in given.items() if value is not None}, config)
+    from darkroom_server.observe.streams import queued_streams
+
+    with queued_streams():
+        raise typer.Exit(_serve(settings))
+
+
+def _serve(settings: Settings) -> int:
+    from darkroom_plugins.manager import PluginError
     from darkroom_server.api.listening import CannotListen
     from darkroom_server.app import run
     from darkroom_server.models.model import ModelError
 
     _quiet_libraries()
     try:
-        raise typer.Exit(_run_event_loop(run(settings)))
+        return _run_event_loop(run(settings))
     except (CannotListen, ModelError, PluginError) as error:
         _say(str(error))
-        raise typer.Exit(1) from None
+        return 1
 
 
 def check(config: Config = None) -> None:
@@ -155,11 +161,10 @@ def plugins(
     darkroom plugins
     darkroom plugins --json | jq '.[].name'
     """
-    from darkroom_plugins.manager import PluginError, load_plugins
+    from darkroom_plugins.manager import PluginError, list_plugins
 
-    _quiet_libraries()
     try:
-        infos = load_plugins(block or ()).infos
+        infos = list_plugins(block or ())
     except PluginError as error:
         _say(str(error))
         raise typer.Exit(1) from None
@@ -198,9 +203,10 @@ def _run_event_loop(main: Any) -> int:
 def _quiet_libraries() -> None:
     """Log to stderr, without the libraries' progress bars and advice."""
     import logging
-    import sys
 
-    logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    from darkroom_server.observe.log import log_to_stderr
+
+    log_to_stderr()
 
     import diffusers
     import transformers

@@ -203,9 +203,11 @@ class Engine:
         self._drain_inbox()
         running.check()
         may = partial(_may_interrupt, running)
-        while running.shared and time.monotonic() < until and (lane := self._batcher.next_lane(may)) is not None:
+        while running.shared and (lane := self._batcher.next_lane(may)) is not None:
             self._take_turn(lane)
             self._drain_inbox()
+            if time.monotonic() >= until:
+                break
         self._outbox.post(within_turn=True)
         self._attended = time.monotonic()
         running.check()

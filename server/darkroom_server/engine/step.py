@@ -11,7 +11,6 @@ from typing import Any, TypeAlias
 
 import numpy as np
 import torch
-from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import rescale_noise_cfg
 
 from darkroom_plugins import calls
 from darkroom_plugins.contract import SchedulerEntry
@@ -85,8 +84,15 @@ def guide(inputs: Sequence[StepInput]) -> list[torch.Tensor]:
     guided = dict(zip(pairs, (unconditional + towards.to(unconditional.dtype)).split(1), strict=True))
     for item in pairs:
         if rescale := item.sample.request.guidance_rescale:
-            guided[item] = rescale_noise_cfg(guided[item], item.outputs[1], guidance_rescale=rescale)
+            guided[item] = _rescaled(guided[item], item.outputs[1], rescale)
     return [guided.get(item, item.outputs[0]) for item in inputs]
+
+
+def _rescaled(guided: torch.Tensor, conditional: torch.Tensor, rescale: float) -> torch.Tensor:
+    """(1, channels, h, w): in part of the conditional prediction's spread (Lin et al. 2024, section 3.4)."""
+    dims = tuple(range(1, guided.ndim))
+    spread = conditional.std(dims, keepdim=True) / guided.std(dims, keepdim=True)
+    return rescale * (guided * spread) + (1 - rescale) * guided
 
 
 def _by_object(inputs: Sequence[StepInput]) -> list[StepResult]:

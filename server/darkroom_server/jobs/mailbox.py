@@ -48,11 +48,15 @@ class Mailbox:
         """End with this error; unread events are dropped. Returns False if it has ended already."""
         if self._ended:
             return False
+        self.drop_unread(error)
+        return True
+
+    def drop_unread(self, error: Exception) -> None:
+        """End with this error in place of all unread events, even if it has ended."""
         self._events.clear()
         self._newest.clear()
-        self.unread_bytes = 0
+        self.unread_bytes, self._ended = 0, False
         self.put(Ended(error))
-        return True
 
     async def get(self) -> tuple[int, Event]:
         """The oldest unread event with its number, from 1, in the order in which events were made: coalesced ones leave

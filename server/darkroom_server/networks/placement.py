@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 import torch
 from accelerate import cpu_offload
 from accelerate.hooks import ModelHook, add_hook_to_module
-from diffusers.hooks.group_offloading import apply_group_offloading
 from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
@@ -179,6 +178,8 @@ def _offload(network: nn.Module, how: str, device: torch.device, placement: Plac
         case "group":
             # With a stream the next layer is prefetched while one runs. diffusers learns the order of layers from the
             # network's forward, which an autoencoder never runs.
+            from diffusers.hooks.group_offloading import apply_group_offloading  # with PEFT, which takes a second
+
             apply_group_offloading(
                 network, device, offload_type="leaf_level", use_stream=streams and device.type == "cuda"
             )

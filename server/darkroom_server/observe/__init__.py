@@ -1,1 +1,1 @@
-"""What operators see of a running server."""
+"""What operators see of a running server. It waits for no reader."""

@@ -44,11 +44,11 @@ class Watchdog:
     async def watch(self) -> None:
         """Check until cancelled, or until the work hangs."""
         shortest = min(LOGGED_SECONDS, self._stall_seconds, self._exit_seconds or LOGGED_SECONDS)
-        while not self._check(time.monotonic()):  # noqa: ASYNC110  # time passes, no event
+        while not self.check(time.monotonic()):  # noqa: ASYNC110  # time passes, no event
             await asyncio.sleep(shortest / CHECKS)
 
-    def _check(self, now: float) -> bool:
-        """Whether the process has to end."""
+    def check(self, now: float) -> bool:
+        """Look once, at this time.monotonic. Returns whether the process has to end."""
         stall = self._longest(now)
         if stall.seconds < LOGGED_SECONDS:
             self._log_at = LOGGED_SECONDS
@@ -72,7 +72,8 @@ class Watchdog:
         engine = self._engine.thread
         hooks = [call for call in calls.running() if call.thread != engine]
         stalls = [Stall(f"the plugin {call.plugin!r} in {call.hook}", now - call.began) for call in hooks]
-        return max(Stall(self._engine_work(), self._engine.stalled_for(now)), *stalls, key=lambda stall: stall.seconds)
+        stalls.append(Stall(self._engine_work(), self._engine.stalled_for(now)))
+        return max(stalls, key=lambda stall: stall.seconds)
 
     def _engine_work(self) -> str:
         """What the engine does, as far as it is known."""

@@ -8,6 +8,7 @@ before their pixels are decoded. Colour profiles and XMP are ignored.
 from __future__ import annotations
 
 import io
+import logging
 import re
 import warnings
 from collections.abc import Iterator
@@ -45,8 +46,10 @@ _T = Image.Transpose
 TURNS = {2: _T.FLIP_LEFT_RIGHT, 3: _T.ROTATE_180, 4: _T.FLIP_TOP_BOTTOM, 5: _T.TRANSPOSE, 6: _T.ROTATE_270}
 TURNS |= {7: _T.TRANSVERSE, 8: _T.ROTATE_90}  # by EXIF orientation
 
-# Pillow's warnings quote values of the file, and Python keeps every distinct text in its warning registry.
+# Pillow's warnings quote values of the file, and Python keeps every distinct text in its warning registry. So does its
+# log, at length for each tag.
 warnings.filterwarnings("ignore", module=r"PIL\.")
+logging.getLogger("PIL").setLevel(logging.CRITICAL)
 
 
 class BadImage(ValueError):

@@ -1,5 +1,6 @@
 """The port answers while models are opened and loaded: a probe tells starting from dead, and calls are told to wait."""
 
+import asyncio
 import contextlib
 import threading
 from collections.abc import Iterator, Mapping
@@ -9,13 +10,15 @@ from typing import Any
 
 import grpc
 import pytest
-from grpc import StatusCode
+from grpc import StatusCode, aio
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from darkroom.v1 import catalog_service_pb2 as catalog_pb
 from darkroom.v1 import catalog_service_pb2_grpc, image_service_pb2_grpc
 from darkroom_plugins import hookimpl
 from darkroom_plugins.contract import Finisher
+from darkroom_server.api.door import Door
+from darkroom_server.config.settings import Settings
 from tests.support import RunningServer, generate_request, refused
 
 SERVING, NOT_SERVING = health_pb2.HealthCheckResponse.SERVING, health_pb2.HealthCheckResponse.NOT_SERVING
@@ -96,6 +99,20 @@ def test_health_of_the_whole_server_can_follow_that_of_its_services(tiny_model: 
         slow.released.set()
         assert next(watch).status == SERVING
         watch.cancel()
+
+
+def test_an_engine_that_goes_on_is_no_server_that_is_ready(tmp_path: Path) -> None:
+    async def main() -> None:
+        door = Door(Settings(listen=f"unix:{tmp_path / 's'}"))
+        await door.open()
+        for stalled in (True, False):
+            door.report_stall(stalled)
+        async with aio.insecure_channel(door.address) as channel:
+            ask = health_pb2.HealthCheckRequest(service=IMAGES)
+            assert (await health_pb2_grpc.HealthStub(channel).Check(ask, timeout=20)).status == NOT_SERVING
+        await door.close(0)
+
+    asyncio.run(main())
 
 
 @pytest.mark.parametrize("tokens", [[], [{"name": "me", "sha256": "0" * 64}]], ids=["open", "with tokens"])

@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from diffusers import StableDiffusionPipeline
-
 from darkroom_plugins import hookimpl
 from darkroom_plugins.builtin.families.unet import UNetFamily
 from darkroom_plugins.contract import Family
@@ -18,7 +16,7 @@ class StableDiffusion(UNetFamily):
     """A Stable Diffusion 1.x or 2.x model: diffusers' StableDiffusionPipeline."""
 
     name = "sd"
-    pipeline_class = StableDiffusionPipeline
+    pipeline = "StableDiffusionPipeline"
     classes = {"unet": "UNet2DConditionModel", "vae": "AutoencoderKL", "text_encoder": "CLIPTextModel"}  # noqa: RUF012
     text_encoders = ("text_encoder",)
     patched_options = {"steps_offset": 1, "clip_sample": False}  # noqa: RUF012

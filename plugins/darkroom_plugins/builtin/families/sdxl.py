@@ -7,7 +7,6 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from diffusers import StableDiffusionXLPipeline
 
 from darkroom_plugins import hookimpl
 from darkroom_plugins.builtin.families.unet import UNetFamily, refusal
@@ -24,7 +23,7 @@ class StableDiffusionXL(UNetFamily):
     """A Stable Diffusion XL model: diffusers' StableDiffusionXLPipeline."""
 
     name = "sdxl"
-    pipeline_class = StableDiffusionXLPipeline
+    pipeline = "StableDiffusionXLPipeline"
     classes = {  # noqa: RUF012
         "unet": "UNet2DConditionModel",
         "vae": "AutoencoderKL",

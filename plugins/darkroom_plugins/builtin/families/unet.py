@@ -7,7 +7,9 @@ from collections.abc import Hashable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any, ClassVar, Self
 
+import diffusers
 import torch
+from diffusers.models.embeddings import get_timestep_embedding
 from diffusers.utils.torch_utils import randn_tensor
 
 from darkroom_plugins import UnsupportedCombination, Violation
@@ -24,7 +26,7 @@ from darkroom_plugins.tensors import to_device
 class UNetFamily(Family):
     """The components of one of diffusers' pipelines."""
 
-    pipeline_class: ClassVar[Any]  # also reads LoRA files
+    pipeline: ClassVar[str]  # diffusers' class
     classes: ClassVar[Mapping[str, str]]  # component → class, as in model_index.json
     text_encoders: ClassVar[tuple[str, ...]]  # in the order of prompt, prompt_2
     penultimate: ClassVar[bool] = False  # whether hidden states are the last but one layer's
@@ -41,6 +43,11 @@ class UNetFamily(Family):
             for index, name in enumerate(self.text_encoders)
         ]
         self.texts = TextEncoders(encoders, files.index.get("force_zeros_for_empty_prompt", False))
+
+    @property
+    def pipeline_class(self) -> Any:
+        """Diffusers' pipeline, imported when it is asked for: that takes seconds."""
+        return getattr(diffusers, self.pipeline)
 
     def _config(self, component: str) -> Any:
         return self.meta_components[component].config
@@ -133,15 +140,14 @@ class UNetFamily(Family):
             )
 
     def _guidance_embedding(self, evaluation: Evaluation) -> torch.Tensor:
-        """(rows, width): the pipeline's get_guidance_scale_embedding of guidance_scale - 1."""
+        """(rows, width): that of guidance_scale - 1 as a timestep, as in the pipeline."""
         requests = [row.sample.request for row in evaluation.rows]
         return evaluation.batch_cache.get_or_make("timestep_cond", self._embedded, requests)
 
     def _embedded(self, requests: Sequence[Request]) -> torch.Tensor:
         scales = torch.tensor([request.guidance_scale - 1 for request in requests])
         width = self._config("unet").time_cond_proj_dim
-        embed = self.pipeline_class.get_guidance_scale_embedding
-        return to_device(embed(None, scales, embedding_dim=width).to(self.dtype), self.device)
+        return to_device(get_timestep_embedding(scales * 1000, width).to(self.dtype), self.device)
 
     def decode(self, latents: torch.Tensor) -> torch.Tensor:
         latents = latents.to(self.vae.dtype)

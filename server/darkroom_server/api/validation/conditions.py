@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from darkroom_plugins.quoting import quoted
 from darkroom_plugins.request import ControlChoice, LoraChoice, SizeConditioning
 from darkroom_server.api.validation.edit import decoded
 from darkroom_server.pictures.decode import decode_image
@@ -66,7 +67,7 @@ class ConditionsCheck:
             path = f"parameters.loras[{index}]"
             self._listed("lora", f"{path}.name", spec.name, model)
             if spec.name in names[:index]:
-                self.findings.invalid(f"{path}.name", f"{spec.name!r} is named twice")
+                self.findings.invalid(f"{path}.name", f"{quoted(spec.name)} is named twice")
         return tuple(
             LoraChoice(
                 name=spec.name,

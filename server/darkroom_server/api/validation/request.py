@@ -8,6 +8,7 @@ import uuid
 from typing import TYPE_CHECKING, Any
 
 from darkroom.v1 import image_service_pb2, parameters_pb2
+from darkroom_plugins.quoting import cut, quoted
 from darkroom_plugins.request import OutputOptions, PreviewOptions, Request, SchedulerChoice
 from darkroom_server.api.validation.conditions import ConditionsCheck
 from darkroom_server.api.validation.edit import CheckedEdit, EditCheck, derived_task
@@ -49,9 +50,14 @@ def _checked(message: Any, catalog: Catalog, rpc: str, task: str, edit: type[Edi
     return request
 
 
+def is_request_id(text: str) -> bool:
+    """Whether a client may choose it."""
+    return REQUEST_ID.fullmatch(text) is not None
+
+
 def check_request_id(request_id: str, findings: Findings) -> None:
     """Validates a client's request_id."""
-    if request_id and not REQUEST_ID.fullmatch(request_id):
+    if request_id and not is_request_id(request_id):
         findings.invalid("request_id", "must be 1 to 128 letters, digits or any of -_.:")
 
 
@@ -112,9 +118,9 @@ class _Check:
         if task is None:
             self.findings.unknown("task", path, name or derived, self.catalog.plugins.tasks)
         elif rpc not in task.rpcs:
-            self.findings.invalid(path, f"{name!r} is for {' and '.join(task.rpcs)}")
+            self.findings.invalid(path, f"{quoted(name)} is for {' and '.join(task.rpcs)}")
         elif edit.choice is not None and not isinstance(edit.choice, task.edits):
-            self.findings.invalid(path, f"{name!r} does not do the edit that is set")
+            self.findings.invalid(path, f"{quoted(name)} does not do the edit that is set")
         elif model is not None and (incompatibility := task.incompatibility(model.info)):
             self.findings.unsupported(path, f"with the model {model.name} it cannot be used: {incompatibility}")
         return name or derived
@@ -236,7 +242,7 @@ class _Check:
             self.findings.invalid("parameters.extensions", f"must be up to {MAX_EXTENSIONS}")
             return checked
         for name, struct in sorted(given.extensions.items()):
-            path = f"parameters.extensions[{name[:64]}]"
+            path = f"parameters.extensions[{cut(name, 64)}]"
             if name not in classes:
                 known = ", ".join(sorted(classes)) or "none"
                 self.findings.invalid(path, f"no plugin of this name takes parameters; those that do: {known}")

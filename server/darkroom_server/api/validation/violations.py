@@ -11,6 +11,7 @@ from google.protobuf.struct_pb2 import Struct, Value
 from pydantic import BaseModel, ValidationError
 
 from darkroom_plugins.errors import InvalidRequest, UnsupportedCombination, Violation, no_such
+from darkroom_plugins.quoting import printable
 from darkroom_server.errors import NotFound, NotImplementedYet
 
 MAX_VIOLATIONS = 50  # gRPC replaces a status with more than some 8 KiB of details by another
@@ -103,7 +104,7 @@ class Findings:
 
 
 def _violation(path: str, problem: str, limit: int = MAX_TEXT) -> Violation:
-    return Violation(path[:MAX_TEXT], problem if len(problem) <= limit else problem[: limit - 1] + "…")
+    return Violation(printable(path, MAX_TEXT), printable(problem, limit))
 
 
 def _short(enum: Any, name: str) -> str:
