@@ -10,7 +10,7 @@ from darkroom_client.errors import InvalidOptions
 
 _FORMS = "HOST:PORT, [IPv6]:PORT, unix:PATH or unix-abstract:NAME"
 _UNIX = ("unix:", "unix-abstract:")
-_HOST = re.compile(r"[\w.-]+")
+_HOST = re.compile(r"[A-Za-z0-9]([A-Za-z0-9._-]*[A-Za-z0-9.])?")
 _PROXIES = ("grpc_proxy", "https_proxy", "http_proxy")  # the variables that gRPC reads; the first one set counts
 _EXEMPT = ("no_grpc_proxy", "no_proxy")
 

@@ -62,7 +62,7 @@ class JobCalls(ABC, Generic[StreamT]):
         pictures from streams, PIL images or NumPy arrays: see `darkroom_client.options.ImageLike`.
 
         :param strength: share of the denoising steps to run, 0 (picture unchanged) to 1 (nothing of it left).
-        :param mask: of the picture's size; white is repainted, black is kept.
+        :param mask: of the picture's size; white is repainted, black and transparent parts are kept.
         :param mask_blur: softening of the mask's edge. Pixels.
         :param padding_crop: repaint only the mask's bounding box plus this margin, at full resolution. Pixels.
         :param keep_unmasked: copy the pixels outside of the mask from the input.

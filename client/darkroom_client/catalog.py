@@ -135,6 +135,7 @@ class Lora:
     models: tuple[str, ...]  # that it fits
     components: tuple[str, ...]  # that it changes, for instance "unet"
     weight_bytes: int
+    unusable: str  # why no model can use its file; empty: it can be used
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,6 +149,7 @@ class ControlNet:
     preprocessor: str  # that makes its maps; empty: unknown
     residency: ResidencyName | None
     weight_bytes: int
+    unusable: str  # why no model can use its files; empty: it can be used
 
 
 @dataclass(frozen=True, slots=True)

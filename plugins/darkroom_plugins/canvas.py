@@ -44,6 +44,11 @@ def fit(picture: Image.Image, size: tuple[int, int], mode: ResizeMode, path: str
     return fitted.convert(picture.mode)
 
 
+def binary(mask: Image.Image) -> Image.Image:
+    """A grey mask, L, as 255 where it is repainted and 0 where it is kept: from half on, as in diffusers' pipelines."""
+    return mask.point([0] * 128 + [255] * 128)
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Canvas:
     """The input pictures of a job.
@@ -72,9 +77,9 @@ class Canvas:
     ) -> Canvas:
         """The canvas of a request; `frame` defaults to its image.
 
-        With `mask` (L, of the frame's size) and `padding` in pixels, the box is the mask's, padded on each side and
-        widened to the aspect ratio of the working size. With `mask_blur`, a radius in pixels, the frame's pixels are
-        restored where the mask, blurred outwards, is 0.
+        With `mask` (L, of the frame's size, 0 or 255) and `padding` in pixels, the box is the mask's, padded on each
+        side and widened to the aspect ratio of the working size. With `mask_blur`, a radius in pixels, the frame's
+        pixels are restored where the mask, blurred outwards, is 0.
         """
         size = (request.width, request.height)
         whole = (0, 0, *size)
@@ -88,12 +93,12 @@ class Canvas:
             box = whole
             if request.sized:
                 frame = fit(frame, size, request.resize_mode)
-                mask = fit(mask, size, request.resize_mode) if mask else None
+                mask = binary(fit(mask, size, request.resize_mode)) if mask else None
         empty = cls(size, frame.size, box, request.resize_mode)
         return cls(
             *(size, frame.size, box, request.resize_mode, frame),
             image=empty._box_of(frame),
-            mask=empty._box_of(mask) >= 128 if mask else None,
+            mask=np.asarray(binary(Image.fromarray(empty._box_of(mask)))) > 0 if mask else None,
             overlay=_overlay(mask, box, mask_blur) if mask and mask_blur is not None else None,
         )
 

@@ -129,7 +129,8 @@ class AssetUser(Participant):
     asset_kind: ClassVar[AssetKind | None] = None
 
     def describe_asset(self, path: Path) -> AssetInfo:
-        """Properties from the header of a file or folder; raises OSError or ValueError if it is not of this kind."""
+        """Properties from the header of a file or folder. If it raises, the asset is listed as unusable, with the
+        message as the reason."""
         return AssetInfo()
 
     def incompatibility(self, path: Path, model: Family) -> str | None:
@@ -267,7 +268,7 @@ class Task(Contribution, ABC):
     @abstractmethod
     def begin(self, sample: Sample, parameters: Any) -> None:
         """Set `sample.latents`: (1, channels, h, w) as `Family.latent_shape`, in the model's dtype on its device, noise
-        drawn from the sample's generator."""
+        drawn from the sample's generator. Sentences for the user go to `sample.warnings`."""
 
     def after_evaluation(self, sample: Sample, latents: torch.Tensor, parameters: Any) -> torch.Tensor:
         """The latents after the scheduler's step, changed or not: (1, channels, h, w)."""

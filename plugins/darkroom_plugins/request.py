@@ -64,7 +64,7 @@ class ImageToImage:
 class Inpaint:
     """Repaint the white part of the mask. Lengths in pixels."""
 
-    mask: Pixels  # (height, width) uint8, of the image's size
+    mask: Pixels  # (height, width) uint8, of the image's size; 255: repainted, 0: kept
     strength: float = 1.0
     mask_blur: int = 4
     padding_crop: int | None = None

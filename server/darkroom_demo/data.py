@@ -49,6 +49,8 @@ class Scene:
     things: tuple[Thing, ...]
     position: str = ""
     relation: str = ""
+    strength: float = 1.0
+    """Of the style that it is drawn in, if any: 0 to 1."""
 
     def key(self) -> str:
         """The hash key of the split: colours, shapes and relation, without sizes and position."""
@@ -109,7 +111,7 @@ def draw(scene: Scene, rng: random.Random, image_size: int = IMAGE_SIZE, style: 
     picture = Image.new("RGB", (image_size, image_size), COLOURS[scene.background])
     for thing, (x, y, radius) in zip(scene.things, _layout(scene, rng), strict=True):
         mask = shape_mask(thing.shape, (x * image_size, y * image_size), radius * image_size, image_size)
-        picture.paste(COLOURS[thing.colour], mask=styled(mask, style))
+        picture.paste(COLOURS[thing.colour], mask=styled(mask, style, scene.strength))
     return picture
 
 

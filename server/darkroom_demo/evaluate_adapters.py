@@ -9,6 +9,7 @@ Scenes are held out from training. Exits with 1 below the bars; `--save` keeps a
 """
 
 import random
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
@@ -25,13 +26,15 @@ from .evaluate import load_pipeline, report, score, unseen_scenes
 from .measure import style_strength
 from .shapes import COLOURS
 
-WEIGHTS = (0.0, 0.5, 1.0)
+WEIGHTS = (0.0, 0.25, 0.5, 0.75, 1.0)
 FOLLOWS, BY_CHANCE = 0.7, 0.4
 """Bars for the mean edge F1: at least, with the ControlNet; at most, without."""
 KEPT = 0.8
 """Bar for the share of pictures, with the ControlNet or a LoRA at full weight, whose colours are the prompt's."""
 STYLED = 0.6
 """Bar for the mean strength of a style at full weight."""
+SEEN = 0.25
+"""The same at half weight."""
 BATCH = 20
 SHEET = 10
 """Pictures in a row of a sheet."""
@@ -94,12 +97,12 @@ def mean_f1(maps: list[Image.Image], pictures: list[Image.Image]) -> float:
 
 
 def styled_pictures(
-    pipeline: Any, style: str, file: Path, wanted: list[Scene], how: Sampling
+    pipeline: Any, style: str, file: Path, wanted: list[Scene], how: Sampling, weights: Sequence[float] = WEIGHTS
 ) -> list[list[Image.Image]]:
-    """One row of pictures per weight in WEIGHTS."""
+    """One row of pictures per weight."""
     pipeline.load_lora_weights(file.parent, weight_name=file.name, adapter_name=style, local_files_only=True)
     rows = []
-    for weight in WEIGHTS:
+    for weight in weights:
         pipeline.set_adapters(style, weight)
         rows.append(how.pictures(pipeline, [caption(scene) for scene in wanted]))
     pipeline.unload_lora_weights()
@@ -139,11 +142,13 @@ def judge_lora(pipeline: Any, style: str, file: Path, count: int, seed: int, how
     rows = styled_pictures(pipeline, style, file, wanted, how)
     same = all(one.tobytes() == other.tobytes() for one, other in zip(plain, rows[0], strict=True))
     growing = strengths(style, plain, rows)
+    half, full = growing[WEIGHTS.index(0.5)], growing[WEIGHTS.index(1.0)]
     totals = score(wanted, rows[-1], style)
     print(f"{style}: {dict(zip(WEIGHTS, (round(s, 3) for s in growing), strict=True))}, at 0 as without: {same}")
     print(f"{report(totals)}\n")
     kept = totals["colours"][0] >= KEPT * count
-    return same and sorted(growing) == growing and growing[-1] >= STYLED and kept, sheet(rows)
+    grows = growing == sorted(growing) and half >= SEEN and full >= STYLED
+    return same and grows and kept, sheet(rows)
 
 
 def main(

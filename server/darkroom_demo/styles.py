@@ -40,6 +40,8 @@ STYLES: dict[str, Callable[[Mask], Mask]] = {"outline": outline, "stripes": stri
 """Name to what it makes of a mask."""
 
 
-def styled(mask: Image.Image, style: str) -> Image.Image:
-    """A mask of mode L in a style; "" returns it unchanged."""
-    return Image.fromarray(STYLES[style](np.asarray(mask))) if style else mask
+def styled(mask: Image.Image, style: str, strength: float = 1.0) -> Image.Image:
+    """A mask of mode L in a style; "" returns it unchanged. With less strength what it leaves out is only faded."""
+    if not style:
+        return mask
+    return Image.blend(mask, Image.fromarray(STYLES[style](np.asarray(mask))), strength)

@@ -20,11 +20,12 @@ import typer
 from diffusers import StableDiffusionPipeline
 
 from . import CONTROLNET_PATH, LORA_PATHS, MODEL_PATH
+from .data import Scene
 from .networks import Network
 from .styles import STYLES
 from .train_controlnet import EdgePool, new_controlnet, train_controlnet
-from .train_lora import add_lora, save_lora
-from .train_unet import LatentPool, train_unet
+from .train_lora import StylePool, add_lora, load_lora, save_lora, set_weights
+from .train_unet import train_unet
 from .train_vae import freeze_decoder, train_vae
 from .training import Clock, Trainer, resumed
 
@@ -48,8 +49,20 @@ SHARES = {Stage.CONTROLNET: 0.5, Stage.ENCODER: 0.1, Stage.OUTLINE: 0.2, Stage.S
 class AdapterTraining:
     """A training run: base model, checkpoint folder and sizes."""
 
-    def __init__(self, folder: Path, model: Path, device: str, batch: int, pool: int, seed: int, max_steps: int):
+    def __init__(
+        self,
+        folder: Path,
+        model: Path,
+        device: str,
+        batch: int,
+        pool: int,
+        seed: int,
+        max_steps: int,
+        start: Path | None = None,
+    ):
+        """`start`: a folder of earlier adapters, whose LoRAs new ones go on from."""
         folder.mkdir(parents=True, exist_ok=True)
+        self.start = start
         self.folder, self.model, self.device = folder, model, torch.device(device)
         self.batch, self.pool, self.seed, self.max_steps = batch, pool, seed, max_steps
         torch.set_flush_denormal(True)
@@ -77,8 +90,12 @@ class AdapterTraining:
     def lora(self, style: str, minutes: float) -> None:
         trainer, base = self.lora_trainer(style, minutes)
         vae: Network = self._encoder().average["vae"]
-        pool = LatentPool(vae, vae.config.sample_size, self.seed + trainer.step, self.pool, style)
-        train_unet(trainer, pool, base.tokenizer, self.batch, self.max_steps)
+        pool = StylePool(vae, vae.config.sample_size, self.seed + trainer.step, self.pool, style)
+
+        def weigh(scenes: list[Scene]) -> None:
+            set_weights(trainer.networks, [scene.strength for scene in scenes])
+
+        train_unet(trainer, pool, base.tokenizer, self.batch, self.max_steps, weigh)
 
     def export(self, out: Path) -> None:
         """Write the averaged weights of the newest checkpoints in half precision."""
@@ -108,6 +125,8 @@ class AdapterTraining:
     def lora_trainer(self, style: str, minutes: float = 1) -> tuple[Trainer, Network]:
         base = self.base_model()
         add_lora(style, base.unet, base.text_encoder)
+        if self.start:
+            load_lora(self.start / LORA_PATHS[style].name, base.unet, base.text_encoder)
         return self._trainer(style, minutes, LORA_RATE, unet=base.unet, text_encoder=base.text_encoder), base
 
     def _trainer(self, name: str, minutes: float, peak: float, **networks: Network) -> Trainer:
@@ -120,6 +139,7 @@ def main(
     model: Annotated[Path, typer.Option(help="Folder of the finished model.")] = MODEL_PATH,
     stages: Annotated[Stage, typer.Option(help="Which part of the training to do.")] = Stage.ALL,
     minutes: Annotated[float, typer.Option(help="Time for it, in all.")] = 100.0,
+    start: Annotated[Path | None, typer.Option(help="Folder of earlier adapters: LoRAs go on from them.")] = None,
     checkpoints: Annotated[Path | None, typer.Option(help="Folder for checkpoints.  [default: OUT-training]")] = None,
     device: str = "cpu",
     threads: Annotated[int, typer.Option(help="Threads on a CPU.")] = 1,
@@ -131,7 +151,7 @@ def main(
     """Train the demo model's adapters, resuming from checkpoints if there are any."""
     torch.set_num_threads(threads)
     folder = checkpoints or out.with_name(out.name + "-training")
-    training = AdapterTraining(folder, model, device, batch, pool, seed, max_steps)
+    training = AdapterTraining(folder, model, device, batch, pool, seed, max_steps, start)
     for stage, share in (SHARES if stages is Stage.ALL else {stages: 1.0}).items():
         if stage is not Stage.EXPORT:
             training.train(stage, minutes * share)

@@ -1,12 +1,22 @@
-"""Style LoRAs for the finished demo model: Hu et al. 2021, "LoRA", trained as the UNet was, on styled pictures."""
+"""Style LoRAs for the finished demo model: Hu et al. 2021, "LoRA", trained as the UNet was, on styled pictures.
 
+A picture in the style at some strength is learnt with the adapter at that weight. Trained at full weight alone, half of
+it would show next to nothing: what a network makes of a weight is far from linear.
+"""
+
+from collections.abc import Iterator
 from pathlib import Path
 
+import torch
 from diffusers import StableDiffusionPipeline
-from peft import LoraConfig, get_peft_model_state_dict
+from peft import LoraConfig, get_peft_model_state_dict, set_peft_model_state_dict
+from peft.tuners.lora import Conv2d, LoraLayer
+from safetensors.torch import load_file
 
+from .data import Scene
 from .networks import Network
-from .training import Trainer
+from .train_unet import LatentPool
+from .training import Trainer, scenes_by_strength
 
 UNET_RANK, TEXT_RANK = 16, 4
 UNET_TARGETS = ("to_q", "to_k", "to_v", "to_out.0", "conv1", "conv2")
@@ -15,6 +25,13 @@ is where lines are drawn."""
 TEXT_TARGETS = ("q_proj", "k_proj", "v_proj", "out_proj")
 WITH_TEXT = ("stripes",)
 """Styles whose LoRA also changes the text encoder."""
+
+
+class StylePool(LatentPool):
+    """Pictures in a style, at all strengths."""
+
+    def _stream(self, seed: int) -> Iterator[Scene]:
+        return scenes_by_strength(seed)
 
 
 def add_lora(style: str, unet: Network, text_encoder: Network) -> None:
@@ -26,6 +43,25 @@ def add_lora(style: str, unet: Network, text_encoder: Network) -> None:
 
 def _config(rank: int, targets: tuple[str, ...]) -> LoraConfig:
     return LoraConfig(r=rank, lora_alpha=rank, init_lora_weights="gaussian", target_modules=list(targets))
+
+
+def load_lora(file: Path, unet: Network, text_encoder: Network) -> None:
+    """Give the networks' new adapter the weights of an earlier one, as `save_lora` wrote them."""
+    weights = load_file(file)
+    for prefix, network in (("unet.", unet), ("text_encoder.text_model.", text_encoder)):
+        part = {name.removeprefix(prefix): weights[name].float() for name in weights if name.startswith(prefix)}
+        if part and (unknown := set_peft_model_state_dict(network, part).unexpected_keys):
+            raise ValueError(f"{file} has weights of other layers: {unknown}")
+
+
+def set_weights(networks: Network, weights: list[float]) -> None:
+    """Give each row of the batch that comes next its own weight of the adapters."""
+    rows = torch.tensor(weights)
+    for layer in networks.modules():
+        if isinstance(layer, LoraLayer):
+            rest = 3 if isinstance(layer, Conv2d) else 2  # (B, C, h, w) or (B, T, C)
+            device = next(layer.parameters()).device
+            layer.scaling = dict.fromkeys(layer.scaling, rows.to(device).reshape(-1, *[1] * rest))
 
 
 def save_lora(style: str, trainer: Trainer, file: Path) -> None:

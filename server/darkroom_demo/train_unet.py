@@ -2,7 +2,7 @@
 
 import itertools
 import random
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import torch
 from torch.nn import functional
@@ -65,12 +65,20 @@ class LatentPool:
         return latents * float(self.vae.config.scaling_factor)
 
 
-def train_unet(trainer: Trainer, pool: LatentPool, tokenizer: CLIPTokenizer, batch: int, max_steps: int) -> None:
-    """Train until the clock or `max_steps` runs out, saving regularly."""
+def train_unet(
+    trainer: Trainer,
+    pool: LatentPool,
+    tokenizer: CLIPTokenizer,
+    batch: int,
+    max_steps: int,
+    prepare: Callable[[list[Scene]], None] = lambda scenes: None,
+) -> None:
+    """Train until the clock or `max_steps` runs out, saving regularly. `prepare` is called with each batch's scenes."""
     noise = training_noise()
     losses: list[torch.Tensor] = []
     while trainer.running(max_steps):
         latents, scenes = pool.batch(batch)
+        prepare(scenes)
         texts = _captions(scenes, pool.rng)
         ids = torch.tensor(token_ids(tokenizer, texts), device=trainer.device)
         loss = unet_loss(trainer, latents, ids, noise)

@@ -8,7 +8,7 @@ import torch
 from torch.nn import functional
 
 from .networks import LATENT_STD, Network
-from .training import Trainer, draw_batch, training_scenes
+from .training import Trainer, draw_batch, scenes_by_strength, training_scenes
 
 KL_WEIGHT = 3e-4
 """Of the KL divergence per latent. Little, but enough that the decoder forgives small errors in the latents."""
@@ -21,12 +21,13 @@ SAVE_EVERY = 250
 def train_vae(
     trainer: Trainer, image_size: int, seed: int, batch: int, max_steps: int, styles: Sequence[str] = ("",)
 ) -> None:
-    """Train until the clock or `max_steps` runs out, saving regularly; each batch is drawn in one of `styles`.
+    """Train until the clock or `max_steps` runs out, saving regularly; each batch is drawn in one of `styles`,
+    at any strength.
 
     With a frozen encoder this is the decoder stage, which may run in parallel to the UNet's.
     """
     rng = random.Random(seed + trainer.step)
-    stream = training_scenes(seed + trainer.step)
+    stream = scenes_by_strength(seed + trainer.step)
     vae: Network = trainer.networks["vae"]
     while trainer.running(max_steps):
         scenes = list(itertools.islice(stream, batch))

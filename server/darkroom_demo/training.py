@@ -6,7 +6,7 @@ import random
 import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -54,8 +54,9 @@ class Trainer:
         self.step = 0
 
     def autocast(self, on_cpu: bool) -> AbstractContextManager[object]:
-        """bfloat16 matrix products: faster on a GPU, and with AMX for large ones."""
-        return torch.autocast(self.device.type, torch.bfloat16, enabled=on_cpu or self.device.type != "cpu")
+        """bfloat16 matrix products: faster on a GPU, and with AMX for large ones. Without it they are very slow."""
+        faster = self.device.type != "cpu" or (on_cpu and bool(torch.cpu.get_capabilities().get("amx_bf16")))
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=faster)
 
     def apply(self, loss: torch.Tensor) -> None:
         """One optimiser step on a scalar loss."""
@@ -113,6 +114,13 @@ def training_scenes(seed: int) -> Iterator[Scene]:
     rng = random.Random(seed)
     while True:
         yield random_scene(rng)
+
+
+def scenes_by_strength(seed: int) -> Iterator[Scene]:
+    """Training scenes to be drawn in a style: a quarter of them in full, the others at any strength."""
+    rng = random.Random(seed)
+    for scene in training_scenes(seed):
+        yield replace(scene, strength=1.0 if rng.random() < 0.25 else rng.random())
 
 
 def draw_batch(scenes: list[Scene], rng: random.Random, image_size: int, style: str = "") -> torch.Tensor:

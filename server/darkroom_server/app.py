@@ -58,7 +58,7 @@ class App:
         self._hurry = asyncio.Event()
         self._loop = asyncio.get_running_loop()
         self.previews = decoders
-        self._planner = Planner(catalog, settings.reader_threads)
+        self._planner = Planner(catalog, settings.reader_threads, settings.max_decode_bytes)
         self.residency = ResidencyManager(
             holdings(catalog.models, catalog.assets, self._prepare),
             settings.memory_budget,

@@ -1,5 +1,6 @@
 import itertools
 import random
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -44,6 +45,16 @@ def test_styled_originals_are_measured_right(style: str) -> None:
     assert totals["all"][0] >= 95, report(totals)
     assert np.mean([style_strength(style, *pair) for pair in zip(plain, styled, strict=True)]) > 0.95
     assert np.mean([style_strength(style, picture, picture) for picture in plain]) == pytest.approx(0.0, abs=0.02)
+
+
+@pytest.mark.parametrize("style", STYLES)
+def test_a_style_is_as_strong_as_its_scene_says(style: str) -> None:
+    wanted = unseen_scenes(30, seed=3)
+    plain = originals(wanted, seed=4)
+    for strength in (0.25, 0.5, 0.75):
+        faded = originals([replace(scene, strength=strength) for scene in wanted], seed=4, style=style)
+        measured = np.mean([style_strength(style, *pair) for pair in zip(plain, faded, strict=True)])
+        assert measured == pytest.approx(strength, abs=0.05)
 
 
 def test_a_style_does_not_pass_for_the_other() -> None:

@@ -6,7 +6,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from darkroom_demo import CONTROLNET_PATH, LORA_PATHS, MODEL_PATH
+from darkroom_demo import ADAPTERS_PATH, CONTROLNET_PATH, LORA_PATHS, MODEL_PATH
 
 pytest.importorskip("diffusers")
 
@@ -16,8 +16,8 @@ from darkroom_demo.networks import training_noise
 from darkroom_demo.tokenizer import token_ids
 from darkroom_demo.train_adapters import AdapterTraining, Stage
 from darkroom_demo.train_controlnet import EdgePool, controlnet_loss
-from darkroom_demo.train_lora import WITH_TEXT
-from darkroom_demo.train_unet import LatentPool, unet_loss
+from darkroom_demo.train_lora import WITH_TEXT, StylePool, save_lora, set_weights
+from darkroom_demo.train_unet import unet_loss
 from darkroom_demo.training import WARMUP_STEPS, Trainer
 
 
@@ -56,7 +56,9 @@ def test_a_controlnet_learns_and_its_model_stays(training: AdapterTraining) -> N
 def test_a_lora_learns_and_its_model_stays(training: AdapterTraining, style: str) -> None:
     trainer, base = training.lora_trainer(style, minutes=10)
     before = {name: tensor.clone() for name, tensor in trainer.networks.state_dict().items()}
-    latents, scenes = LatentPool(base.vae, 64, seed=0, size=16, style=style).batch(8)
+    latents, scenes = StylePool(base.vae, 64, seed=0, size=16, style=style).batch(8)
+    assert len({scene.strength for scene in scenes}) > 2
+    set_weights(trainer.networks, [scene.strength for scene in scenes])
     ids = torch.tensor(token_ids(base.tokenizer, [scene.key() for scene in scenes]))
     noise = training_noise()
     first, last = losses(trainer, lambda: unet_loss(trainer, latents, ids, noise))
@@ -65,6 +67,34 @@ def test_a_lora_learns_and_its_model_stays(training: AdapterTraining, style: str
     assert changed
     assert all("lora_" in name for name in changed)
     assert any(name.startswith("text_encoder") for name in changed) == (style in WITH_TEXT)
+
+
+@pytest.mark.parametrize("style", LORA_PATHS)
+def test_a_lora_goes_on_from_an_earlier_one(training: AdapterTraining, tmp_path: Path, style: str) -> None:
+    training.start = ADAPTERS_PATH
+    trainer, _ = training.lora_trainer(style)
+    save_lora(style, trainer, tmp_path / "same.safetensors")
+    same, shipped = load_file(tmp_path / "same.safetensors"), load_file(LORA_PATHS[style])
+    assert same.keys() == shipped.keys()
+    assert all(torch.equal(same[name], shipped[name]) for name in same)
+
+
+@torch.no_grad()
+def test_each_row_has_its_own_weight(training: AdapterTraining) -> None:
+    training.start = ADAPTERS_PATH
+    trainer, base = training.lora_trainer("stripes")
+    ids = torch.tensor(token_ids(base.tokenizer, ["a red circle on a blue background"]))
+    noisy = torch.randn(1, 4, 16, 16, generator=torch.Generator().manual_seed(0))
+
+    def predicted(*weights: float) -> torch.Tensor:
+        set_weights(trainer.networks, list(weights))
+        text = base.text_encoder(ids.expand(len(weights), -1)).last_hidden_state
+        result: torch.Tensor = base.unet(noisy.expand(len(weights), -1, -1, -1), 500, text).sample
+        return result
+
+    alone = torch.cat([predicted(weight) for weight in (0.0, 0.5, 1.0)])
+    assert torch.allclose(predicted(0.0, 0.5, 1.0), alone, atol=1e-5)
+    assert all((alone[i] - alone[i + 1]).abs().max() > 0.01 for i in (0, 1)), "the case cannot fail"
 
 
 @pytest.mark.filterwarnings("ignore:Already found a `peft_config`")

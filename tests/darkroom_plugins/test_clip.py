@@ -9,7 +9,8 @@ import torch
 from diffusers import StableDiffusionPipeline
 
 from darkroom_plugins.builtin.conditioners.prompt_weighting import PromptWeighting
-from darkroom_plugins.builtin.families.clip import ClipEncoder, Token, emphasised
+from darkroom_plugins.builtin.conditioners.textual_inversion import TextualInversion
+from darkroom_plugins.builtin.families.clip import ClipEncoder, Embedding, Token, emphasised
 from darkroom_plugins.builtin.families.sd import StableDiffusion
 from darkroom_plugins.sample import PromptPiece
 from tests.prompting import a_request, embedded, largest, literal, reader
@@ -181,3 +182,53 @@ def test_chunks_hold_all_tokens_in_order(model: StableDiffusion) -> None:
         assert len(chunks) == max(1, -(-count // 75))
         assert all(chunk[0].id == 512 and chunk[-1].id == 513 and len(chunk) <= 77 for chunk in chunks)
         assert [token.weight for chunk in chunks for token in chunk[1:-1]] == [piece.weight for piece in pieces]
+
+
+def wrapped(model: StableDiffusion, prompt: str) -> list[str]:
+    """The text of each chunk of a weighted prompt, read with textual inversion; `<name>` has three vectors."""
+    request = a_request(prompt=prompt, prompt_syntax="weighted")
+    learned = Embedding((torch.zeros(3, 32),))
+    read = reader(request, TextualInversion(), PromptWeighting(), name=learned)
+    encoder: ClipEncoder = model.texts.encoders[0]
+    return [
+        encoder.tokenizer.decode([token.id for token in chunk[1:-1] if not token.embedding])
+        + "<>" * any(token.embedding for token in chunk)
+        for chunk in encoder.chunked(read(prompt))
+    ]
+
+
+def words(count: int) -> str:
+    return " ".join(["x"] * count)
+
+
+# The prompt; the texts of its chunks. In the web UI's words: comma_padding_backtrack is 20 of 75 tokens.
+WRAPPED = {
+    "moved": (f"{words(72)}, o r a n g e", [f"{words(72)},", "o r a n g e"]),
+    "with its weight": (f"{words(72)}, (o r a n g e:1.3)", [f"{words(72)},", "o r a n g e"]),
+    "nineteen": (f"{words(55)}, {words(20)}", [f"{words(55)},", words(20)]),
+    "twenty stay": (f"{words(54)}, {words(21)}", [f"{words(54)}, {words(20)}", "x"]),
+    "no comma": (words(76), [words(75), "x"]),
+    "a comma at the end": (f"{words(74)}, y", [f"{words(74)},", "y"]),
+    "a comma beyond": (f"{words(70)}, y y y y, z", [f"{words(70)}, y y y y", ", z"]),
+    "the last of two": (f"{words(70)}, y, o k o k", [f"{words(70)}, y,", "o k o k"]),
+    "not of the chunk before": (f"{words(74)}, BREAK {words(76)}", [f"{words(74)},", words(75), "x"]),
+    "an embedding that moves": (f"{words(70)}, y <name> z", [f"{words(70)},", "y z<>"]),
+    "an embedding that does not fit": (f"{words(70)}, y y <name> z", [f"{words(70)}, y y", "z<>"]),
+}
+
+
+@pytest.mark.parametrize("name", WRAPPED)
+def test_what_follows_a_comma_stays_together(name: str, model: StableDiffusion) -> None:
+    prompt, expected = WRAPPED[name]
+    assert [" ".join(text.split()) for text in wrapped(model, prompt)] == [
+        text.replace(",", " ,").replace("  ", " ").strip() for text in expected
+    ]
+
+
+def test_what_is_cut_off_of_an_embedding_is_told_by_its_name(model: StableDiffusion) -> None:
+    for count in (73, 74, 75):
+        prompt = f"{words(count)} <name> y"
+        request = a_request(prompt=prompt, negative_prompt="")
+        read = reader(request, TextualInversion(), name=Embedding((torch.zeros(3, 32),)))
+        (warning,) = model.prompt_keys(request, read)[1].warnings
+        assert warning.endswith(f"of a prompt of {count + 4} this was cut off: '<name> y'")

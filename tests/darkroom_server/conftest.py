@@ -34,8 +34,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def edit_server(folder: Path) -> Iterator[RunningServer]:
     controlnets = [f"{family}-{name}" for family in FAMILIES for name in CONTROLS]
     loras = ["sd-kohya", *(f"{family}-{name}" for family in FAMILIES for name in LORAS)]
+    size = {"max_edge": 2048, "max_pixels": 2048 * 2048}
     with RunningServer(
-        models=[{"name": name, "path": folder / name} for name in ("sd", "sd-9", "sdxl", "sdxl-9")],
+        models=[{"name": name, "path": folder / name, **size} for name in ("sd", "sd-9", "sdxl", "sdxl-9")],
         controlnets=[{"name": name, "path": folder / name} for name in controlnets],
         loras=[{"name": name, "path": folder / f"{name}.safetensors"} for name in loras],
     ) as running:

@@ -329,24 +329,77 @@ def test_a_lora_that_does_not_fit_is_refused_whole(misfit_server: RunningServer,
     assert misfit_server.app.jobs.active_jobs == 0
 
 
-def test_files_that_are_none_keep_the_server_from_starting(folder: Path, tmp_path: Path) -> None:
-    (tmp_path / "text.safetensors").write_text("hello")
-    model = {"name": "sd", "path": folder / "sd"}
+@pytest.fixture(scope="module")
+def unusable(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]:
+    """A server with a LoRA and a ControlNet that can be used, and some that cannot."""
+    where = tmp_path_factory.mktemp("unusable")
+    (where / "text.safetensors").write_text("hello")
     state = load_file(folder / "sd-kohya.safetensors")
-    layer = next(iter(state)).partition(".")[0]
-    save_file({**state, f"{layer}.dora_scale": torch.ones(1)}, tmp_path / "dora.safetensors")
-    save_file({**state, "vae.conv_in.lora_A.weight": torch.ones(1)}, tmp_path / "vae.safetensors")
-    for settings in (
-        {"loras": [{"name": "x", "path": tmp_path / "dora.safetensors"}]},
-        {"loras": [{"name": "x", "path": tmp_path / "vae.safetensors"}]},
-        {"controlnets": [{"name": "x", "path": folder / "sd-edges", "preprocessor": "no"}]},
-        {"loras": [{"name": "x", "path": tmp_path / "text.safetensors"}]},
-        {"loras": [{"name": "x", "path": folder / "sd" / "unet" / "diffusion_pytorch_model.safetensors"}]},
-        {"controlnets": [{"name": "x", "path": folder / "sd" / "unet"}]},
-        {"controlnets": [{"name": "x", "path": tmp_path}]},
+    save_file({**state, "lora_unet_conv_in.oft_blocks": torch.ones(1, 2, 2)}, where / "oft.safetensors")
+    save_file({**state, "vae.conv_in.lora_A.bias": torch.ones(1)}, where / "vae.safetensors")
+    shutil.copy(folder / "sd" / "unet" / "diffusion_pytorch_model.safetensors", where / "unet.safetensors")
+    shutil.copytree(folder / "sd" / "unet", where / "no-net")
+    shutil.copytree(folder / "sd-edges", where / "torn-net")
+    weights = load_file(where / "torn-net" / "diffusion_pytorch_model.safetensors")
+    weights.pop("conv_in.weight")
+    save_file(weights, where / "torn-net" / "diffusion_pytorch_model.safetensors")
+    files = [*where.glob("*.safetensors"), folder / "sd-kohya.safetensors"]
+    nets = [where / "no-net", where / "torn-net", where, folder / "sd-edges"]
+    with RunningServer(
+        models=[{"name": "sd", "path": folder / "sd"}],
+        loras=[{"name": file.stem, "path": file} for file in files],
+        controlnets=[{"name": net.name, "path": net} for net in nets],
+    ) as running:
+        yield running
+
+
+REASONS = {
+    "text": "text.safetensors is not a whole safetensors file",
+    "oft": "it has lora_unet_conv_in.oft_blocks, which is of OFT; that is not supported",
+    "vae": "it has vae.conv_in.lora_A.bias, which is no LoRA's matrix",
+    "unet": "which is no LoRA's matrix of a UNet or a text encoder",
+    "sd-kohya": "",
+    "no-net": "it is a UNet2DConditionModel, not a ControlNetModel",
+    "torn-net": "its weights are not those of its ControlNetModel: no conv_in.weight",
+    "sd-edges": "",
+}
+
+
+def test_files_that_cannot_be_used_are_listed_with_the_reason(unusable: RunningServer) -> None:
+    loras = unusable.catalog.ListLoras(catalog_pb.ListLorasRequest()).loras
+    nets = unusable.catalog.ListControlNets(catalog_pb.ListControlNetsRequest()).control_nets
+    assert len([*loras, *nets]) == len(REASONS) + 1
+    for each in (each for each in (*loras, *nets) if each.name in REASONS):
+        assert REASONS[each.name] in each.unusable
+        assert list(each.models) == ([] if REASONS[each.name] else ["sd"]), each.name
+        assert "/" not in each.unusable, "clients need no paths of the server"
+
+
+@pytest.mark.parametrize("name", [name for name, reason in REASONS.items() if reason])
+def test_a_request_that_names_one_gets_the_reason(unusable: RunningServer, name: str) -> None:
+    net = name.endswith("net") and name != "unet"
+    named = {"controls": [control(model=name)]} if net else {"loras": [LoraSpec(name=name)]}
+    with pytest.raises(grpc.RpcError) as caught:
+        unusable.generate(**BASE, **named)
+    reason, violations, _ = details(caught.value)
+    assert (caught.value.code(), reason) == CANNOT
+    path = "parameters.controls[0].model" if net else "parameters.loras[0].name"
+    assert violations.keys() == {path}
+    assert violations[path].startswith("it cannot be used: ")
+    assert REASONS[name] in violations[path]
+
+
+def test_the_others_are_served(unusable: RunningServer) -> None:
+    assert unusable.generate(**BASE, loras=[LoraSpec(name="sd-kohya")], controls=[control()]).kinds[-1] == "completed"
+
+
+def test_a_preprocessor_that_does_not_exist_keeps_the_server_from_starting(folder: Path) -> None:
+    net = {"name": "x", "path": folder / "sd-edges", "preprocessor": "no"}
+    with (
+        pytest.raises(ModelError, match="'x'"),
+        RunningServer(models=[{"name": "sd", "path": folder / "sd"}], controlnets=[net]),
     ):
-        with pytest.raises(ModelError, match="'x'"), RunningServer(models=[model], **settings):
-            pass
+        pass
 
 
 def test_the_pictures_of_jobs_that_wait_are_bounded(folder: Path) -> None:

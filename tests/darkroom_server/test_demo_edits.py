@@ -46,6 +46,19 @@ def test_inpainting_a_corner_changes_only_it(demo: RunningServer, circle: Image.
     assert np.abs(result[:18, :18] - before[:18, :18]).mean() > 20
 
 
+@pytest.mark.parametrize("left", [32, 33])
+def test_a_line_thinner_than_a_latent_is_repainted(demo: RunningServer, circle: Image.Image, left: int) -> None:
+    """A latent of this model is as large as 4 pixels. diffusers takes the first of them."""
+    line = Image.new("L", (64, 64))
+    line.paste(255, (left, 0, left + 2, 64))
+    edit = Inpaint(mask=png(line), keep_unmasked=True, mask_blur=0)
+    prompt = "a large yellow square on a green background"
+    (result,) = demo.edit(prompt=prompt, seed=1, image=png(circle), inpaint=edit).pixels
+    changed = np.abs(result - np.asarray(circle, int)).max(axis=2)
+    assert changed[:, left : left + 2].mean() > 20
+    assert np.delete(changed, [left, left + 1], axis=1).max() == 0
+
+
 def test_strength_goes_from_the_picture_to_the_prompt(demo: RunningServer, circle: Image.Image) -> None:
     def edited(strength: float) -> Image.Image:
         edit = ImageToImage(strength=strength)

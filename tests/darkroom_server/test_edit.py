@@ -157,6 +157,84 @@ def test_a_thin_mask_is_repainted_in_spite_of_its_blur(edit_server: RunningServe
     assert np.abs(result[:, 14:17] - np.asarray(given, int)[:, 14:17]).mean() > 4
 
 
+def test_what_is_masked_is_decided_once(edit_server: RunningServer) -> None:
+    """A grey of less than half is no mask: not for the region, what is repainted, and what is put back."""
+    given, hole = picture(96, 80), mask(96, 80, (20, 20, 44, 40))
+    hazy = Image.fromarray(np.where(np.asarray(hole) > 0, 200, 127).astype(np.uint8))
+    for fields in ({"padding_crop": 4}, {"keep_unmasked": True}):
+        hard, soft = (
+            edit_server.edit(image=png(given), inpaint=Inpaint(mask=png(each), mask_blur=2, **fields), **QUICK)
+            for each in (hole, hazy)
+        )
+        assert np.array_equal(hard.pixels, soft.pixels)
+
+
+def test_a_mask_may_stand_in_its_alpha(edit_server: RunningServer) -> None:
+    given, hole = picture(32, 32), mask(32, 32, (4, 4, 20, 20))
+    layer = Image.new("RGBA", (32, 32), "white")
+    layer.putalpha(hole)
+    plain, alpha = (
+        edit_server.edit(image=png(given), inpaint=Inpaint(mask=png(each)), **QUICK) for each in (hole, layer)
+    )
+    assert np.array_equal(plain.pixels, alpha.pixels)
+    assert not alpha.of("completed")[0].warnings
+
+
+def warnings_of(server: RunningServer, hole: Image.Image, **fields: Any) -> list[str]:
+    edit = Inpaint(mask=png(hole), **fields)
+    return list(server.edit(image=png(picture(*hole.size)), inpaint=edit, **QUICK).of("completed")[0].warnings)
+
+
+@pytest.mark.parametrize("model", ["sd", "sd-9"])
+def test_what_is_repainted_beside_the_mask_is_told(edit_server: RunningServer, model: str) -> None:
+    """A latent of this model is as large as 2 pixels."""
+    edit = {**QUICK, "model": model, "image": png(picture(32, 32))}
+    stream = edit_server.edit(inpaint=Inpaint(mask=png(mask(32, 32, (13, 4, 14, 28)))), **edit)
+    (warning,) = stream.of("completed")[0].warnings
+    assert warning.startswith("the mask is in places thinner than a latent of the model, 2x2 pixels:")
+
+
+def test_only_surprises_are_told(edit_server: RunningServer) -> None:
+    line, half, white = (mask(32, 32, box) for box in ((13, 4, 14, 28), (0, 0, 16, 32), (0, 0, 32, 32)))
+    assert not warnings_of(edit_server, line, keep_unmasked=True)
+    assert not warnings_of(edit_server, half)
+    (warning,) = warnings_of(edit_server, white)
+    assert warning == "the mask is white everywhere: the whole picture is repainted"
+    assert not warnings_of(edit_server, white, padding_crop=0)
+
+
+def test_a_mask_that_is_cut_off_is_refused(edit_server: RunningServer) -> None:
+    """Where nothing would be repainted at the size that is asked for."""
+    corner = {"image": png(picture(64, 32)), "inpaint": Inpaint(mask=png(mask(64, 32, (0, 0, 8, 32))))}
+    assert refusal(edit_server, width=32, height=32, **corner) == (*BAD, {"inpaint.mask"})
+    padded = edit_server.edit(width=32, height=32, resize_mode="RESIZE_MODE_PAD", **corner, **QUICK)
+    assert padded.kinds[-1] == "completed"
+    dot = {"image": png(picture(512, 512)), "inpaint": Inpaint(mask=png(mask(512, 512, (99, 99, 100, 100))))}
+    assert refusal(edit_server, width=32, height=32, **dot) == (*BAD, {"inpaint.mask"})
+    margins = {"image": png(picture(32, 32)), "outpaint": Outpaint(left=16, right=16)}
+    assert refusal(edit_server, width=16, height=32, **margins) == (*BAD, {"outpaint"})
+
+
+# ------------------------------------------------------------------------------------------------------------- alpha
+
+
+@pytest.mark.parametrize("preprocessor", ["", "canny"])
+def test_a_control_map_has_no_alpha_and_a_picture_is_on_white(edit_server: RunningServer, preprocessor: str) -> None:
+    """diffusers drops the alpha of a map; a picture that a map is made of is seen as on white."""
+    straight = picture(32, 32).convert("RGBA")
+    straight.putalpha(mask(32, 32, (0, 0, 32, 16)))
+    seen = straight.convert("RGB")
+    if preprocessor:
+        seen = Image.alpha_composite(Image.new("RGBA", straight.size, "white"), straight).convert("RGB")
+    size = {"width": 32, "height": 32, **QUICK}
+    maps = []
+    for given in (straight, seen):
+        control = ControlSpec(model="sd-edges", image=png(given), preprocessor=preprocessor, echo_map=True)
+        (made,) = edit_server.generate(controls=[control], **size).of("control_image")
+        maps.append(pixels(made.image_bytes))
+    assert np.array_equal(*maps)
+
+
 def test_lossy_and_other_formats(edit_server: RunningServer) -> None:
     output = OutputOptions(format="IMAGE_FORMAT_WEBP")
     stream = edit_server.edit(image=png(picture(37, 21)), output=output, num_images=2, **QUICK)
@@ -177,6 +255,7 @@ def test_inputs_of_any_mode(edit_server: RunningServer, kind: str) -> None:
 
 GOOD = png(picture(32, 32))
 HOLE = png(mask(32, 32, (4, 4, 20, 20)))
+HALF = mask(32, 32, (0, 0, 16, 32))
 
 
 REFUSED: dict[str, tuple[dict[str, Any], set[str]]] = {
@@ -198,6 +277,10 @@ REFUSED: dict[str, tuple[dict[str, Any], set[str]]] = {
     "an empty mask": ({"image": GOOD, "inpaint": Inpaint(mask=png(Image.new("L", (32, 32), 127)))}, {"inpaint.mask"}),
     "an opaque black mask": (
         {"image": GOOD, "inpaint": Inpaint(mask=png(Image.new("RGBA", (32, 32), (0, 0, 0, 255))))},
+        {"inpaint.mask"},
+    ),
+    "a black mask that stands in its alpha": (
+        {"image": GOOD, "inpaint": Inpaint(mask=png(Image.merge("LA", (Image.new("L", (32, 32)), HALF))))},
         {"inpaint.mask"},
     ),
     "a blur and a margin": (

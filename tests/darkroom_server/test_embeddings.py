@@ -4,12 +4,14 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import diffusers
+import grpc
 import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
 
-from tests.support import RunningServer, generate_request
+from darkroom.v1.parameters_pb2 import PROMPT_SYNTAX_PLAIN, PROMPT_SYNTAX_WEIGHTED
+from tests.support import RunningServer, generate_request, refused
 
 BASE = {"prompt": "a <cat-toy> on blue", "num_inference_steps": 6, "guidance_scale": 5.0, "seed": 7}
 
@@ -24,7 +26,11 @@ def embedding(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def toy_server(tiny_model: Path, embedding: Path) -> Iterator[RunningServer]:
-    toys = [{"name": "cat-toy", "path": embedding}]
+    pair = {"clip_l": torch.ones(1, 32), "clip_g": torch.ones(1, 48)}
+    save_file(pair, embedding.with_name("xl.safetensors"))
+    embedding.with_name("torn.safetensors").write_text("hello")
+    others = [{"name": name, "path": embedding.with_name(f"{name}.safetensors")} for name in ("xl", "torn")]
+    toys = [{"name": "cat-toy", "path": embedding}, *others]
     with RunningServer(models=[{"name": "tiny", "path": tiny_model}], embeddings=toys) as running:
         yield running
 
@@ -54,3 +60,22 @@ def test_a_word_means_what_its_file_says(toy_server: RunningServer, tiny_model: 
 def test_other_words_in_angle_brackets_are_text(toy_server: RunningServer) -> None:
     one, other = (toy_server.generate(**{**BASE, "prompt": f"a <{name}>"}).pixels for name in ("cat-toy", "dog-toy"))
     assert np.abs(one - other).max() > 8
+
+
+@pytest.mark.parametrize("field", ["prompt", "negative_prompt"])
+@pytest.mark.parametrize(
+    ("name", "problem"),
+    [
+        ("xl", "with the model tiny it cannot be used: it was made for text encoders of width 32 and 48, not 32"),
+        ("torn", "it cannot be used: torn.safetensors is not a whole safetensors file"),
+    ],
+)
+def test_an_embedding_that_does_not_fit_is_no_text(
+    toy_server: RunningServer, field: str, name: str, problem: str
+) -> None:
+    for syntax in (PROMPT_SYNTAX_PLAIN, PROMPT_SYNTAX_WEIGHTED):
+        named = {**BASE, field: f"a (<{name}>:1.2)", "prompt_syntax": syntax}
+        refusal = refused(lambda named=named: toy_server.generate(**named))
+        assert (refusal.code, refusal.reason) == (grpc.StatusCode.FAILED_PRECONDITION, "UNSUPPORTED_COMBINATION")
+        assert refusal.paths == {f"parameters.{field}"}
+        assert f"has the embedding <{name}>: {problem}" in refusal.violations[f"parameters.{field}"]

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from operator import attrgetter
+from typing import Any
 
 import typer
 
@@ -31,6 +32,11 @@ def _list(noun: str, purpose: str, method: str, columns: Mapping[str, Cell]) -> 
     command = f"darkroom {method.replace('_', '')}"
     show.__doc__ = f"List the server's {noun}{purpose}.\n\nExamples:\n{command}\n{command} --json | jq '.[].name'"
     return with_option_groups(show)
+
+
+def _models(asset: Any) -> str:
+    """The models that an asset fits, or why it fits none."""
+    return ", ".join(asset.models) or f"none: {asset.unusable or 'it fits no model of this server'}"
 
 
 _size: Cell = lambda entry: megabytes(entry.weight_bytes)  # noqa: E731
@@ -85,7 +91,7 @@ loras = _list(
     "loras",
     {
         "lora": attrgetter("name"),
-        "models": attrgetter("models"),
+        "models": _models,
         "changes": attrgetter("components"),
         "size": _size,
         "description": attrgetter("description"),
@@ -97,7 +103,7 @@ controlnets = _list(
     "control_nets",
     {
         "controlnet": attrgetter("name"),
-        "models": attrgetter("models"),
+        "models": _models,
         "preprocessor": attrgetter("preprocessor"),
         "state": attrgetter("residency"),
         "size": _size,

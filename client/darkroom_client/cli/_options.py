@@ -329,7 +329,10 @@ class Editing:
     ] = None
     mask: Annotated[
         Path | None,
-        typer.Option(metavar="PICTURE", help="Inpaint. Mask of the picture's size: white is repainted, black is kept."),
+        typer.Option(
+            metavar="PICTURE",
+            help="Inpaint. Mask of the picture's size: white is repainted, black and transparent parts are kept.",
+        ),
     ] = None
     mask_blur: Annotated[
         int | None, typer.Option(metavar="PIXELS", help="Blur radius of the mask's edge, 0 to 64. Default: 4.")

@@ -7,12 +7,20 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from darkroom_plugins.files.model_files import LOADING, ModelFiles, load_weights, meta_network, read_json
+    from darkroom_plugins.files.model_files import (
+        LOADING,
+        ModelFiles,
+        check_weights,
+        load_weights,
+        meta_network,
+        read_json,
+    )
     from darkroom_plugins.files.safetensors_files import read_tensors, weight_files
 
 _MODULES = {
     "LOADING": "model_files",
     "ModelFiles": "model_files",
+    "check_weights": "model_files",
     "load_weights": "model_files",
     "meta_network": "model_files",
     "read_json": "model_files",
@@ -20,7 +28,16 @@ _MODULES = {
     "weight_files": "safetensors_files",
 }
 
-__all__ = ["LOADING", "ModelFiles", "load_weights", "meta_network", "read_json", "read_tensors", "weight_files"]
+__all__ = [
+    "LOADING",
+    "ModelFiles",
+    "check_weights",
+    "load_weights",
+    "meta_network",
+    "read_json",
+    "read_tensors",
+    "weight_files",
+]
 
 
 def __getattr__(name: str) -> Any:

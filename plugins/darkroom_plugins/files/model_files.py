@@ -37,7 +37,7 @@ class ModelFiles:
 
     With a single-file `checkpoint` the weights are in that file; the folder has configurations and tokenizers of its
     architecture. `parts` replaces parts of the folder: name → another folder, or for a VAE a weights file with the
-    configuration of the model's own.
+    configuration of the model's own. `scheduler_options` go before the scheduler's configuration.
 
     Methods raise OSError if a file is missing, ValueError if its content is invalid.
     """
@@ -46,6 +46,7 @@ class ModelFiles:
     variant: str | None = None  # of the weights files, for instance "fp16"
     checkpoint: Path | None = None
     parts: Mapping[str, Path] = field(default_factory=dict)
+    scheduler_options: Mapping[str, Any] = field(default_factory=dict)
 
     @cached_property
     def index(self) -> Mapping[str, Any]:
@@ -60,7 +61,7 @@ class ModelFiles:
         wanted = self.index[part][1] if place and part in self.index else None
         if wanted and found.get("_class_name", wanted) != wanted:
             raise ValueError(f"{part}: {place} is a {found['_class_name']}, not an {wanted}")
-        return found
+        return found | dict(self.scheduler_options) if part == "scheduler" else found
 
     def tokenizer(self, part: str) -> Any:
         """A tokenizer."""
@@ -77,7 +78,7 @@ class ModelFiles:
         network = meta_network(self._class(part), self.config(part))
         if self.fetched([part]):
             try:
-                _renamed_weights(network, self.weights(part, "meta"))
+                check_weights(network, self.weights(part, "meta"))
             except ValueError as error:
                 kind = f"; {self.checkpoint.name} is {architecture(self.checkpoint)}" if self.checkpoint else ""
                 raise ValueError(f"{part}: {error}{kind}") from error
@@ -144,6 +145,14 @@ def load_weights(
             report(each.numel())
     network.load_state_dict(filled, assign=True)
     network.requires_grad_(False)
+
+
+def check_weights(network: torch.nn.Module, weights: Mapping[str, torch.Tensor]) -> None:
+    """Compare names and shapes of weights, also on the meta device, with a network's.
+
+    :raises ValueError: they do not match
+    """
+    _renamed_weights(network, weights)
 
 
 def _renamed_weights(network: torch.nn.Module, weights: Mapping[str, torch.Tensor]) -> Tensors:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from safetensors import SafetensorError, safe_open
 
@@ -74,10 +75,20 @@ def read_tensors(files: Iterable[Path], device: str = "cpu", prefixes: tuple[str
     """
     found: Tensors = {}
     for file in files:
-        try:
-            with safe_open(file, framework="pt") as tensors:
-                names = [name for name in tensors.keys() if name.startswith(prefixes)]  # noqa: SIM118  # it is no mapping
-                found |= {name: tensors.get_tensor(name).to(device) for name in names}
-        except SafetensorError as error:
-            raise ValueError(f"{file} is not a whole safetensors file: {error}") from error
+        with opened(file) as tensors:
+            names = [name for name in tensors.keys() if name.startswith(prefixes)]  # noqa: SIM118  # it is no mapping
+            found |= {name: tensors.get_tensor(name).to(device) for name in names}
     return found
+
+
+@contextmanager
+def opened(file: Path) -> Iterator[Any]:
+    """Context manager: the file as `safetensors.safe_open` opens it.
+
+    :raises OSError, ValueError: it cannot be read, or is no safetensors file
+    """
+    try:
+        with safe_open(file, framework="pt") as tensors:
+            yield tensors
+    except SafetensorError as error:
+        raise ValueError(f"{file} is not a whole safetensors file: {error}") from error

@@ -7,7 +7,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-from darkroom_plugins.files.safetensors_files import Tensors, read_tensors
+from darkroom_plugins.files.safetensors_files import Tensors, opened, read_tensors
 
 PREFIXES = {
     "unet": ("model.diffusion_model.",),
@@ -20,6 +20,41 @@ ARCHITECTURES = {  # by a prefix of tensor names that others do not have
     "cond_stage_model.model.": "Stable Diffusion 2.x",
     "cond_stage_model.transformer.": "Stable Diffusion 1.x",
 }
+
+
+# What marks an option of the scheduler: a tensor's name, or a text in the metadata (Stability AI's ModelSpec).
+TENSORS = {"v_pred": ("prediction_type", "v_prediction"), "ztsnr": ("rescale_betas_zero_snr", True)}
+METADATA = {
+    "modelspec.prediction_type": {
+        **dict.fromkeys(("v", "v_prediction", "v-prediction", "velocity"), "v_prediction"),
+        **dict.fromkeys(("epsilon", "eps"), "epsilon"),
+        "sample": "sample",
+    },
+    "modelspec.architecture": {"stable-diffusion-v2-768-v": "v_prediction", "stable-diffusion-v2-512": "epsilon"},
+}
+EDM = ("edm_mean", "edm_vpred.sigma_max")
+
+
+def stated_options(file: Path) -> dict[str, dict[Any, str]]:
+    """What a checkpoint says of itself: for an option of the scheduler each value, and where it says so.
+
+    :raises OSError, ValueError: the file cannot be read, or says what is not supported
+    """
+    found: dict[str, dict[Any, str]] = {}
+    with opened(file) as tensors:
+        names, metadata = set(tensors.keys()), tensors.metadata() or {}
+    if edm := names.intersection(EDM):
+        raise ValueError(f"{file.name} is of the EDM formulation (it has {min(edm)}), which is not supported")
+    for name in names & TENSORS.keys():
+        option, value = TENSORS[name]
+        found.setdefault(option, {})[value] = f"tensor {name}"
+    for key in METADATA.keys() & metadata.keys():
+        text, known = metadata[key].strip().lower(), METADATA[key]
+        if text in known:
+            found.setdefault("prediction_type", {})[known[text]] = key
+        elif key == "modelspec.prediction_type" and text:
+            raise ValueError(f"prediction_type: {file.name} says {text!r} in {key}, which is not known")
+    return found
 
 
 def read_checkpoint(file: Path, part: str, config: Mapping[str, Any], device: str = "cpu") -> Tensors:

@@ -237,20 +237,22 @@ class ListLorasResponse(_message.Message):
     def __init__(self, loras: _Optional[_Iterable[_Union[Lora, _Mapping]]] = ...) -> None: ...
 
 class Lora(_message.Message):
-    __slots__ = ("name", "description", "family", "models", "components", "weight_bytes")
+    __slots__ = ("name", "description", "family", "models", "components", "weight_bytes", "unusable")
     NAME_FIELD_NUMBER: _ClassVar[int]
     DESCRIPTION_FIELD_NUMBER: _ClassVar[int]
     FAMILY_FIELD_NUMBER: _ClassVar[int]
     MODELS_FIELD_NUMBER: _ClassVar[int]
     COMPONENTS_FIELD_NUMBER: _ClassVar[int]
     WEIGHT_BYTES_FIELD_NUMBER: _ClassVar[int]
+    UNUSABLE_FIELD_NUMBER: _ClassVar[int]
     name: str
     description: str
     family: str
     models: _containers.RepeatedScalarFieldContainer[str]
     components: _containers.RepeatedScalarFieldContainer[str]
     weight_bytes: int
-    def __init__(self, name: _Optional[str] = ..., description: _Optional[str] = ..., family: _Optional[str] = ..., models: _Optional[_Iterable[str]] = ..., components: _Optional[_Iterable[str]] = ..., weight_bytes: _Optional[int] = ...) -> None: ...
+    unusable: str
+    def __init__(self, name: _Optional[str] = ..., description: _Optional[str] = ..., family: _Optional[str] = ..., models: _Optional[_Iterable[str]] = ..., components: _Optional[_Iterable[str]] = ..., weight_bytes: _Optional[int] = ..., unusable: _Optional[str] = ...) -> None: ...
 
 class ListControlNetsRequest(_message.Message):
     __slots__ = ()
@@ -263,7 +265,7 @@ class ListControlNetsResponse(_message.Message):
     def __init__(self, control_nets: _Optional[_Iterable[_Union[ControlNet, _Mapping]]] = ...) -> None: ...
 
 class ControlNet(_message.Message):
-    __slots__ = ("name", "description", "family", "models", "preprocessor", "residency", "weight_bytes")
+    __slots__ = ("name", "description", "family", "models", "preprocessor", "residency", "weight_bytes", "unusable")
     NAME_FIELD_NUMBER: _ClassVar[int]
     DESCRIPTION_FIELD_NUMBER: _ClassVar[int]
     FAMILY_FIELD_NUMBER: _ClassVar[int]
@@ -271,6 +273,7 @@ class ControlNet(_message.Message):
     PREPROCESSOR_FIELD_NUMBER: _ClassVar[int]
     RESIDENCY_FIELD_NUMBER: _ClassVar[int]
     WEIGHT_BYTES_FIELD_NUMBER: _ClassVar[int]
+    UNUSABLE_FIELD_NUMBER: _ClassVar[int]
     name: str
     description: str
     family: str
@@ -278,7 +281,8 @@ class ControlNet(_message.Message):
     preprocessor: str
     residency: Residency
     weight_bytes: int
-    def __init__(self, name: _Optional[str] = ..., description: _Optional[str] = ..., family: _Optional[str] = ..., models: _Optional[_Iterable[str]] = ..., preprocessor: _Optional[str] = ..., residency: _Optional[_Union[Residency, str]] = ..., weight_bytes: _Optional[int] = ...) -> None: ...
+    unusable: str
+    def __init__(self, name: _Optional[str] = ..., description: _Optional[str] = ..., family: _Optional[str] = ..., models: _Optional[_Iterable[str]] = ..., preprocessor: _Optional[str] = ..., residency: _Optional[_Union[Residency, str]] = ..., weight_bytes: _Optional[int] = ..., unusable: _Optional[str] = ...) -> None: ...
 
 class ListPreprocessorsRequest(_message.Message):
     __slots__ = ()

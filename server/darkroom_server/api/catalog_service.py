@@ -155,6 +155,7 @@ class CatalogService(catalog_service_pb2_grpc.CatalogServiceServicer):
             "family": families.pop() if len(families) == 1 else "",
             "models": asset.fits,
             "weight_bytes": asset.info.weight_bytes,
+            "unusable": asset.unusable,
         }
 
     def _residency(self, *keys: Key) -> pb.Residency:

@@ -112,11 +112,13 @@ def check(config: Config = None) -> None:
 
     _quiet_libraries()
     try:
-        tables = overview(settings, load_plugins(settings.blocked_plugins))
+        tables, usable = overview(settings, load_plugins(settings.blocked_plugins))
     except (ModelError, PluginError) as error:
         _say(str(error))
         raise typer.Exit(1) from None
     _print(*tables)
+    if not usable:
+        raise typer.Exit(1)
 
 
 def token(

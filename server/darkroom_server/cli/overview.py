@@ -17,24 +17,26 @@ if TYPE_CHECKING:
 
     from darkroom_plugins.manager import Plugins
     from darkroom_server.config.settings import ModelSettings, Settings
+    from darkroom_server.models.assets import Asset
     from darkroom_server.models.model import Model
 
 
-def overview(settings: Settings, plugins: Plugins) -> list[Table]:
-    """Tables of models, assets, tokens and server settings; reads no weights.
+def overview(settings: Settings, plugins: Plugins) -> tuple[list[Table], bool]:
+    """Tables of models, assets, tokens and server settings, and whether all assets can be used; reads no weights.
 
-    :raises ModelError: a model or asset cannot be served as configured
+    :raises ModelError: a model cannot be served as configured
     """
     settings = settings if settings.models else with_demo(settings)
     models = open_models(settings, plugins)
     check_budget(models, settings.memory_budget)
     assets = AssetFiles(settings, plugins, models)
     tables = [_models(settings, models), _assets(assets), _tokens(settings), _server(settings)]
-    return [table for table in tables if table.row_count]
+    usable = not any(asset.unusable for entries in assets.entries.values() for asset in entries.values())
+    return [table for table in tables if table.row_count], usable
 
 
 def _models(settings: Settings, models: Mapping[str, Model]) -> Table:
-    columns = ("model", "source", "family", "dtype", "device", "weights", "memory", "safety")
+    columns = ("model", "source", "family", "dtype", "device", "weights", "memory", "safety", "prediction")
     rows = (
         (
             f"{name} (default)" if name == (settings.default_model or settings.models[0].name) else name,
@@ -45,10 +47,16 @@ def _models(settings: Settings, models: Mapping[str, Model]) -> Table:
             _size(model.family.weight_bytes),
             _memory(model.settings),
             model.settings.safety,
+            _prediction(model),
         )
         for name, model in models.items()
     )
     return _table(columns, rows)
+
+
+def _prediction(model: Model) -> str:
+    zero_snr = model.family.scheduler_config.get("rescale_betas_zero_snr")
+    return model.info.prediction_type + (", zero SNR" if zero_snr else "")
 
 
 def _memory(model: ModelSettings) -> str:
@@ -59,11 +67,17 @@ def _memory(model: ModelSettings) -> str:
 
 def _assets(assets: AssetFiles) -> Table:
     rows = (
-        (kind, name, str(asset.settings.path), ", ".join(asset.fits), _size(asset.info.weight_bytes))
+        (kind, name, str(asset.settings.path), _models_of(asset), _size(asset.info.weight_bytes))
         for kind, entries in assets.entries.items()
         for name, asset in entries.items()
     )
     return _table(("kind", "name", "path", "for models", "size"), rows)
+
+
+def _models_of(asset: Asset) -> str:
+    """The models that an asset fits, or why it fits none."""
+    whys = dict.fromkeys(asset.incompatibilities.values())
+    return ", ".join(asset.fits) or f"none: {asset.unusable or '; '.join(whys)}"
 
 
 def _tokens(settings: Settings) -> Table:

@@ -92,6 +92,9 @@ class ModelSettings(MemoryOptions):
     # a diffusers folder of its architecture
     vae: WeightsPath | None = None  # replaces the model's VAE: a folder or a single file
     tiny_vae: WeightsPath | None = None  # a folder with an AutoencoderTiny, for tiny-vae previews
+    # Of its scheduler. None: as the checkpoint says, else as its configuration.
+    prediction_type: Literal["epsilon", "v_prediction", "sample"] | None = None
+    rescale_betas_zero_snr: bool | None = None
     safety: SafetyPolicy = "off"  # safety checker; block: disables previews
     preload: bool = True  # load at startup if it fits memory_budget
     description: str = ""
@@ -156,7 +159,6 @@ class Limits(BaseModel, extra="forbid"):
     max_prompt_characters: Annotated[int, Field(ge=1)] = 10_000
     max_queued_jobs: Annotated[int, Field(ge=1)] = 1000
     max_request_bytes: Annotated[ByteSize, Field(ge=64 * 1024)] = ByteSize(32 * MIB)
-    max_decode_bytes: Annotated[ByteSize, Field(ge=MIB)] | None = None  # None: the memory that the device has
     chunk_bytes: Annotated[ByteSize, Field(ge=1024, le=3 * MIB)] = ByteSize(3 * MIB)
 
 
@@ -186,6 +188,8 @@ class Settings(BaseSettings):
     loras: list[AssetSettings] = []
     embeddings: list[AssetSettings] = []
     limits: Limits = Limits()
+    # To decode one picture, whole or in tiles; None: the memory that the device has.
+    max_decode_bytes: Annotated[ByteSize, Field(ge=MIB)] | None = None
     memory_budget: Annotated[ByteSize, Field(ge=1)] | None = None  # weights on the device; None: no limit
     park_budget: Annotated[ByteSize, Field(ge=0)] = ByteSize(0)  # unloaded weights kept in CPU memory
     idle_seconds: Annotated[float, Field(gt=0)] | None = None  # idle models are unloaded after this; None: never

@@ -329,6 +329,7 @@ class Engine:
         slot.sample, tiled = self._starter.begin(slot, slot.sample)
         if tiled and slot.job.request.image is not None:
             _warn(slot.job, TILED["encode"])
+        _warn(slot.job, *slot.sample.warnings)
 
     def _advance(
         self, begun: Sequence[tuple[Slot, Sample]], outcomes: Sequence[Outcome[list[torch.Tensor]]]

@@ -65,6 +65,6 @@ class Starter:
 
 def _begin(encoded: Sample) -> Sample:
     """The argument is unchanged, so that this can be retried."""
-    sample = replace(encoded, generator=torch.Generator().manual_seed(encoded.seed), state={})
+    sample = replace(encoded, generator=torch.Generator().manual_seed(encoded.seed), state={}, warnings=[])
     calls.begin(sample)
     return sample

@@ -15,7 +15,7 @@ from darkroom_plugins import calls
 from darkroom_plugins.contract import BatchContract, Contribution, SchedulerEntry, Task
 from darkroom_plugins.errors import InvalidRequest, UnsupportedCombination, Violation
 from darkroom_plugins.files import LOADING
-from darkroom_plugins.request import Pixels, Request
+from darkroom_plugins.request import Pixels, Request, SchedulerChoice
 from darkroom_server.device.memory import total_memory
 from darkroom_server.device.threads import single_threaded_pool
 from darkroom_server.errors import LoadFailed, to_domain_error
@@ -51,8 +51,10 @@ class Inputs(NamedTuple):
 class Planner:
     """Plans requests, on threads of its own. `plan`, `read` and `close` are for the event loop."""
 
-    def __init__(self, catalog: Catalog, reader_threads: int) -> None:
+    def __init__(self, catalog: Catalog, reader_threads: int, max_decode_bytes: int | None = None) -> None:
+        """`max_decode_bytes`: the memory to decode one picture; None: all that the model's device has."""
         self._catalog = catalog
+        self._max_decode_bytes = max_decode_bytes
         self._readers = single_threaded_pool("reader", reader_threads)
         self._thread = single_threaded_pool("planner")  # one, as tokenizers are not thread-safe
         self._tables = Tables()
@@ -69,14 +71,16 @@ class Planner:
     async def plan(self, request: Request) -> Plan:
         """The plan of a checked request.
 
-        :raises InvalidRequest: the scheduler refuses its options or step count, or an extension is unused
+        :raises InvalidRequest: the scheduler refuses its options or step count, or divides by zero with them, or an
+            extension is unused
         :raises DarkroomError: a plugin failed
         """
         inputs = await _run(self._readers, self._prepare_inputs, request)
         plan: Plan = await _run(self._thread, self._plan, request, inputs)
-        if request.deterministic:
-            return plan
-        return replace(plan, table=await self._tables.of(plan.scheduler, plan.steps.first, request.eta))
+        table = await self._tables.of(plan.scheduler, plan.steps.first, request.eta)
+        if not table.finite:
+            raise _divides_by_zero(request.scheduler, plan.model.info.prediction_type)
+        return plan if request.deterministic else replace(plan, table=table)
 
     def close(self) -> None:
         """Shut the threads down, without waiting for plugins that hang in them."""
@@ -147,7 +151,7 @@ class Planner:
         if costs is None:
             return False
         _, high, wide = model.family.latent_shape(request.width, request.height)
-        memory = self._catalog.limits.max_decode_bytes or total_memory(model.family.device)
+        memory = self._max_decode_bytes or total_memory(model.family.device)
         least = costs.tiled(high, wide).bytes
         if least > memory:
             takes = f"takes at least {least / MIB:,.0f} MiB to decode, more than the {memory / MIB:,.0f} there are"
@@ -277,6 +281,16 @@ def _refuse_scheduler_without_noise(task: Task, entry: SchedulerEntry) -> None:
     if task.adds_noise and not hasattr(entry.scheduler, "add_noise"):
         problem = f"the scheduler {entry.name} cannot begin with a picture, as the task {task.name} does"
         raise UnsupportedCombination([Violation("parameters.scheduler", problem)])
+
+
+def _divides_by_zero(choice: SchedulerChoice, prediction_type: str) -> InvalidRequest:
+    """The refusal of a scheduler that would end in pictures without finite values."""
+    options = choice.options.model_dump(exclude_none=True) if choice.options else {}
+    chosen = {f"options.{name}": value for name, value in options.items()}
+    chosen |= {"sigma_schedule": choice.sigma_schedule, "timestep_spacing": choice.timestep_spacing}
+    fields = [f"parameters.scheduler.{name}" for name, value in chosen.items() if value is not None]
+    problem = f"{choice.name} divides by zero with this on a model that predicts {prediction_type}"
+    return InvalidRequest([Violation(field, problem) for field in fields or ["parameters.scheduler"]])
 
 
 def _build_scheduler(request: Request, model: Model, entry: SchedulerEntry) -> Any:

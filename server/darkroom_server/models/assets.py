@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
+from darkroom_plugins.contract import AssetInfo
 from darkroom_plugins.errors import no_such
 from darkroom_plugins.files.hub import located
 from darkroom_server.models.model import Model, ModelError
@@ -16,9 +18,12 @@ from darkroom_server.models.model import Model, ModelError
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from darkroom_plugins.contract import AssetInfo, AssetKind, AssetUser
+    from darkroom_plugins.contract import AssetKind, AssetUser
     from darkroom_plugins.manager import Plugins
     from darkroom_server.config.settings import AssetSettings, Settings
+
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,8 +34,16 @@ class Asset:
     path: Path
     user: AssetUser
     info: AssetInfo
-    incompatibilities: Mapping[str, str]
-    fits: tuple[str, ...]
+    incompatibilities: Mapping[str, str] = field(default_factory=dict)
+    fits: tuple[str, ...] = ()
+    unusable: str = ""  # why no model can use its file
+
+    def refusal(self, model: str) -> str | None:
+        """Why a model cannot use it, for clients; None if it can."""
+        if self.unusable:
+            return f"it cannot be used: {self.unusable}"
+        why = self.incompatibilities.get(model)
+        return f"with the model {model} it cannot be used: {why}" if why else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +70,7 @@ class AssetFiles:
     """All configured assets, by kind and name."""
 
     def __init__(self, settings: Settings, plugins: Plugins, models: Mapping[str, Model]) -> None:
-        """:raises ModelError: a file is not of its configured kind"""
+        """:raises ModelError: no plugin works with assets of a kind, or a ControlNet's preprocessor does not exist"""
         users = [*plugins.conditioners.values(), *plugins.adapters.values()]
         self._users = {user.asset_kind: user for user in users if user.asset_kind}
         listed: dict[AssetKind, list[AssetSettings]] = {
@@ -83,7 +96,9 @@ class AssetFiles:
             info = user.describe_asset(path)
             incompatibilities = {name: user.incompatibility(path, model.family) for name, model in models.items()}
         except Exception as error:  # safetensors has its own error class
-            raise ModelError(f"{kind} {settings.name!r}: {path} cannot be used: {error}") from error
+            unusable = str(error).replace(str(path), path.name)  # clients need no paths
+            log.warning("%s %r cannot be used: %s: %s", kind, settings.name, path, unusable)
+            return Asset(settings, path, user, AssetInfo(), unusable=unusable)
         whys = {name: why for name, why in incompatibilities.items() if why}
         return Asset(settings, path, user, info, whys, tuple(sorted(set(models) - set(whys))))
 

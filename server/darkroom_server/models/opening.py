@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import inspect
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -11,15 +13,17 @@ from darkroom_plugins.errors import DarkroomError, no_such
 from darkroom_plugins.files import ModelFiles
 from darkroom_plugins.files.hub import HubFiles, located, located_config
 from darkroom_plugins.files.hub_paths import hub_place
+from darkroom_plugins.files.single_file import stated_options
 from darkroom_server.models import extras
 from darkroom_server.models.model import Model, ModelError
 from darkroom_server.networks.memory_checks import check
 from darkroom_server.networks.placement import device_bytes
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterator, Mapping
+    from pathlib import Path
 
-    from darkroom_plugins.contract import SchedulerEntry
+    from darkroom_plugins.contract import Family, SchedulerEntry
     from darkroom_plugins.manager import Plugins
     from darkroom_server.config.settings import ModelSettings, Settings
 
@@ -80,6 +84,8 @@ def _open(settings: ModelSettings, plugins: Plugins, device: torch.device, dtype
     problems += check(settings, family)
     if wanted not in plugins.scheduler_names:
         problems.append(f"default_scheduler: {no_such('scheduler', wanted, plugins.schedulers)}")
+    elif files.scheduler_options.get("rescale_betas_zero_snr"):
+        problems += _without_zero_snr(family, plugins.scheduler_names[wanted], plugins.schedulers)
     if problems:
         raise ModelError(f"model {settings.name!r}: {'; '.join(problems)}")
     family.meta_components = {**family.meta_components, **added}
@@ -98,6 +104,19 @@ def entry_of(config: Mapping[str, object], entries: Mapping[str, SchedulerEntry]
     return max(fitting, key=lambda entry: len(entry.options)).name if fitting else "ddim"
 
 
+def _without_zero_snr(family: Family, default: str, entries: Mapping[str, SchedulerEntry]) -> Iterator[str]:
+    """Why the model cannot have a terminal signal-to-noise ratio of zero, with this default scheduler."""
+    if family.info.prediction_type == "epsilon":
+        yield "rescale_betas_zero_snr: needs prediction_type 'v_prediction'; nothing can be told from the noise alone"
+    able = sorted(name for name, entry in entries.items() if _takes(entry, "rescale_betas_zero_snr"))
+    if default not in able:
+        yield f"default_scheduler: {default} has no rescale_betas_zero_snr, as the model wants; {', '.join(able)} have"
+
+
+def _takes(entry: SchedulerEntry, option: str) -> bool:
+    return option in inspect.signature(entry.scheduler.__init__).parameters
+
+
 def _dtype(name: str, device: torch.device) -> torch.dtype:
     if name == "auto":
         return torch.float16 if device.type == "cuda" else torch.float32
@@ -105,6 +124,34 @@ def _dtype(name: str, device: torch.device) -> torch.dtype:
 
 
 def files_of(settings: ModelSettings) -> ModelFiles:
+    """A model's files, with what they and the settings say of its scheduler (see `_found`).
+
+    :raises OSError, ValueError: they cannot be read, or contradict the settings
+    """
+    files = _found(settings)
+    return replace(files, scheduler_options=_scheduler_options(settings, files.checkpoint))
+
+
+def _scheduler_options(settings: ModelSettings, checkpoint: Path | None) -> dict[str, Any]:
+    """The options by the settings, and where these are silent by the checkpoint.
+
+    :raises ValueError: they contradict each other
+    """
+    stated = stated_options(checkpoint) if checkpoint else {}
+    options: dict[str, Any] = {}
+    for key in ("prediction_type", "rescale_betas_zero_snr"):
+        values, given = stated.get(key, {}), getattr(settings, key)
+        says = " and ".join(f"{value!r} ({where})" for value, where in values.items())
+        if given is not None and values and given not in values:
+            raise ValueError(f"{key}: it is set to {given!r}, but {checkpoint.name} says {says}")  # type: ignore[union-attr]
+        if given is None and len(values) > 1:
+            raise ValueError(f"{key}: {checkpoint.name} says {says}; set it")  # type: ignore[union-attr]
+        if given is not None or values:
+            options[key] = next(iter(values)) if given is None else given
+    return options
+
+
+def _found(settings: ModelSettings) -> ModelFiles:
     """A model's files. Downloads from the hub what is not cached: the configuration of a model repository; single-file
     checkpoints and separate components entirely.
 

@@ -1,4 +1,4 @@
-"""Decoding of clients' images; runs in a pool thread.
+"""Decoding of clients' images, by what they are for; runs in a pool thread.
 
 Files are untrusted. Pillow's readers are called without Image.open, whose warning of large pictures has a process-wide
 limit. Files with disproportionate cost in memory or time are refused before the reader sees them, oversized pictures
@@ -25,6 +25,7 @@ from PIL.PngImagePlugin import PngImageFile
 from PIL.TiffImagePlugin import TiffImageFile
 from PIL.WebPImagePlugin import WebPImageFile
 
+from darkroom_plugins.canvas import binary
 from darkroom_server.config.settings import Limits
 
 DAMAGED = "cannot be decoded: the file is cut off, damaged or of a kind that is not supported"
@@ -73,18 +74,30 @@ def decode_image(data: bytes, limits: Limits) -> npt.NDArray[np.uint8]:
 
     :raises BadImage: not an image, damaged, or too large
     """
-    straight = _decode(data, limits)
-    white = Image.new("RGBA", straight.size, "white")
-    return np.asarray(Image.alpha_composite(white, straight).convert("RGB"))  # read-only, as it views bytes
+    return np.asarray(_over("white", _decode(data, limits)).convert("RGB"))  # read-only, as it views bytes
+
+
+@_refusing()
+def decode_control_map(data: bytes, limits: Limits) -> npt.NDArray[np.uint8]:
+    """As `decode_image`, but without its alpha, as diffusers reads control maps: (h, w, 3) uint8 RGB, read-only.
+
+    :raises BadImage: not an image, damaged, or too large
+    """
+    return np.asarray(_decode(data, limits).convert("RGB"))
 
 
 @_refusing()
 def decode_mask(data: bytes, limits: Limits) -> npt.NDArray[np.uint8]:
-    """The first frame as grey, EXIF orientation applied, alpha ignored: (h, w) uint8, read-only.
+    """The first frame, EXIF orientation applied, composited over black: (h, w) uint8, read-only; 255 where it is white,
+    0 where it is black or transparent.
 
     :raises BadImage: not an image, damaged, or too large
     """
-    return np.asarray(_decode(data, limits).convert("L"))
+    return np.asarray(binary(_over("black", _decode(data, limits)).convert("L")))
+
+
+def _over(colour: str, straight: Image.Image) -> Image.Image:
+    return Image.alpha_composite(Image.new("RGBA", straight.size, colour), straight)
 
 
 def _decode(data: bytes, limits: Limits) -> Image.Image:

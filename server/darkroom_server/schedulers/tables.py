@@ -40,6 +40,10 @@ class NotLinear(Exception):
     """A scheduler's step is not linear in its terms."""
 
 
+class NotFinite(NotLinear):
+    """A scheduler's step divides by zero."""
+
+
 @dataclass(frozen=True, slots=True)
 class TensorRef:
     """Placeholder for a tensor: an index into a step's terms, followed by its results."""
@@ -66,6 +70,7 @@ class Table:
 
     first: int = 0
     steps: tuple[Step, ...] = ()
+    finite: bool = True  # False: the step after the last one divides by zero
 
     def at(self, evaluation: int) -> Step | None:
         """The step of this evaluation, at least `first`; None beyond the table."""
@@ -108,16 +113,20 @@ class Tables:
 def make_table(scheduler: Any, first: int, eta: float) -> Table:
     """The table of a scheduler, up to the first step that is not linear. Does not change the scheduler."""
     steps: list[Step] = []
+    finite = True
     try:
         steps.extend(tabulate(scheduler, first, eta))
+    except NotFinite:
+        finite = False
     except Exception as error:  # schedulers of plugins may raise anything
         log.info("%s is stepped by its object, without a table: %r", type(scheduler).__name__, error)
-    return Table(first, tuple(steps))
+    return Table(first, tuple(steps), finite)
 
 
 def tabulate(scheduler: Any, first: int, eta: float) -> Iterator[Step]:
     """The steps of a scheduler. Does not change it.
 
+    :raises NotFinite: the next step divides by zero
     :raises NotLinear: the next step is not linear
     """
     scheduler = begin_at(scheduler, first)
@@ -255,7 +264,7 @@ def _solve(terms: Floats, noise: Floats, result: torch.Tensor) -> Floats:
     """
     values, count = result.double().flatten().numpy(), len(terms)
     if not np.isfinite(values).all():
-        raise NotLinear("its step divides by zero")
+        raise NotFinite("its step divides by zero")
     zeros = slice(count, count + ZEROS)
     of_noise = np.linalg.lstsq(noise[:, zeros].T, values[zeros], rcond=None)[0] if len(noise) else noise[:, 0]
     of_terms = values[:count] - of_noise @ noise[:, :count]

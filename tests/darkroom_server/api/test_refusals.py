@@ -10,7 +10,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from darkroom.v1 import image_service_pb2 as image_pb
 from darkroom.v1 import parameters_pb2 as pb
 from tests.failing import FailingServer
-from tests.support import RunningServer, refused, settle
+from tests.support import RunningServer, refused, settle, spec
 
 # ------------------------------------------------------------------------ NOT_FOUND, UNIMPLEMENTED, FAILED_PRECONDITION
 
@@ -150,3 +150,26 @@ def test_jobs_that_do_not_end_in_time_are_told(tiny_model: Path) -> None:
         assert (failed.code, failed.reason) == (StatusCode.UNAVAILABLE, "SHUTTING_DOWN")
         stopping.result(20)
         assert server.app.engine.idle
+
+
+@pytest.mark.parametrize("deterministic", [False, True])
+def test_a_scheduler_that_would_divide_by_zero_is_refused(server: RunningServer, deterministic: bool) -> None:
+    """At zero terminal SNR the first latents say nothing of the picture: only v can be predicted there."""
+    zero = spec("ddim", options={"rescale_betas_zero_snr": True}, timestep_spacing=pb.TIMESTEP_SPACING_TRAILING)
+    request: dict[str, Any] = {"scheduler": zero, "num_inference_steps": 3, "deterministic": deterministic}
+    failed = refused(lambda: server.generate(model="tiny", **request))
+    assert (failed.code, failed.reason) == (StatusCode.INVALID_ARGUMENT, "INVALID_REQUEST")
+    assert "parameters.scheduler.options.rescale_betas_zero_snr" in failed.paths
+    assert "ddim divides by zero" in failed.violations["parameters.scheduler.options.rescale_betas_zero_snr"]
+    assert server.generate(model="tiny-v", **request).kinds[-1] == "completed"
+
+
+@pytest.mark.parametrize("option", [{"predict_x0": False}, {"lower_order_final": False}, {"solver_type": "bh1"}])
+def test_options_of_unipc_that_end_in_a_division_by_zero_are_refused(
+    server: RunningServer, option: dict[str, Any]
+) -> None:
+    failed = refused(lambda: server.generate(scheduler=spec("unipc", options=option), num_inference_steps=3))
+    assert (failed.code, failed.paths) == (
+        StatusCode.INVALID_ARGUMENT,
+        {f"parameters.scheduler.options.{next(iter(option))}"},
+    )

@@ -26,6 +26,7 @@ TABLE: dict[type[contract.DarkroomError], tuple[str, str]] = {
     errors.OutOfMemory: ("RESOURCE_EXHAUSTED", "OUT_OF_MEMORY"),
     errors.SlowReader: ("RESOURCE_EXHAUSTED", "SLOW_READER"),
     errors.RequestTooLarge: ("RESOURCE_EXHAUSTED", "REQUEST_TOO_LARGE"),
+    errors.Starting: ("UNAVAILABLE", "STARTING"),
     errors.ShuttingDown: ("UNAVAILABLE", "SHUTTING_DOWN"),
     errors.DeviceLost: ("UNAVAILABLE", "DEVICE_LOST"),
     errors.DeadlineExceeded: ("DEADLINE_EXCEEDED", ""),
@@ -36,7 +37,7 @@ TABLE: dict[type[contract.DarkroomError], tuple[str, str]] = {
     contract.PluginFailed: ("INTERNAL", "PLUGIN_FAILED"),
     contract.NonFinite: ("INTERNAL", "NON_FINITE"),
 }
-RETRIED = {errors.QueueFull, errors.ShuttingDown, errors.DeviceLost}
+RETRIED = {errors.QueueFull, errors.Starting, errors.ShuttingDown, errors.DeviceLost}
 
 
 def leaves(kind: type[contract.DarkroomError]) -> set[type[contract.DarkroomError]]:

@@ -398,8 +398,18 @@ def test_check_says_what_would_be_served(folder, tiny_model):
     (model,) = (row for row in rows if row and row[0] == "little (default)")
     assert model[1:5] == (str(tiny_model), "sd", "float32", "cpu")
     assert re.fullmatch(r"[\d.]+ (KiB|MiB)", model[5])
-    assert model[6:] == ("attention_slicing=max, vae_tiling", "off")
+    assert model[6:] == ("attention_slicing=max, vae_tiling", "off", "epsilon")
     assert ("me", "operator") in rows
     assert ("memory_budget", "20.0 GiB") in rows
     assert ("lora", "ink", "ink.safetensors", "little") in [row[:4] for row in rows]
     assert HASH not in result.stdout
+
+
+def test_check_tells_what_cannot_be_used(folder, tiny_model):
+    (folder / "torn.safetensors").write_text("hello")
+    lora = "[[loras]]\nname = 'torn'\npath = 'torn.safetensors'\n"
+    Path("darkroom.toml").write_text(f"{lora}[[models]]\nname = 'little'\npath = '{tiny_model}'\ndevice = 'cpu'\n")
+    result = CliRunner().invoke(app, ["check"])
+    assert result.exit_code == 1
+    assert "none: torn.safetensors is not a whole safetensors file" in result.stdout
+    assert "little (default)" in result.stdout

@@ -145,7 +145,7 @@ def test_pictures_that_would_not_fit_whole_are_made_in_tiles(tiny_model: Path) -
         **asked, image=Image.fromarray(pixels), strength=0.6, generator=torch.Generator().manual_seed(3)
     ).images[0]
     model = {"name": "tiny", "path": tiny_model, "max_edge": 256, "max_pixels": 256 * 256}
-    with RunningServer(models=[model], limits={"max_decode_bytes": 2**20}) as server:
+    with RunningServer(models=[model], max_decode_bytes=2**20) as server:
         made = server.generate(**asked, width=128, height=96, seed=3)
         edited = server.start(
             edit_request(**asked, seed=3, image=png(pixels), image_to_image=ImageToImage(strength=0.6))

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from darkroom_server.config.settings import Limits
-from darkroom_server.pictures.decode import decode_image, decode_mask
+from darkroom_server.pictures.decode import decode_control_map, decode_image, decode_mask
 from tests.picture_files import LIMITS, LOSSLESS, NOISE, chunk, encoded, picture, png, problem
 
 ORIENTATION = 0x0112
@@ -31,6 +31,11 @@ def over_white(pixels: np.ndarray) -> np.ndarray:
     return colours * alpha + 255 * (1 - alpha)
 
 
+def masked(image: Image.Image) -> np.ndarray:
+    """A picture without alpha as a mask: from half on."""
+    return np.where(np.asarray(image.convert("L")) < 128, 0, 255)
+
+
 class TestFormats:
     @pytest.mark.parametrize("name", LOSSLESS)
     def test_lossless(self, name: str) -> None:
@@ -38,7 +43,7 @@ class TestFormats:
         data = encoded(picture(), format, **options)
         pixels, mask = decode_image(data, LIMITS), decode_mask(data, LIMITS)
         np.testing.assert_array_equal(pixels, NOISE[..., :3])
-        np.testing.assert_array_equal(mask, np.asarray(picture().convert("L")))
+        np.testing.assert_array_equal(mask, masked(picture()))
         for each in (pixels, mask):
             assert each.dtype == np.uint8
             assert each.flags.c_contiguous
@@ -91,7 +96,18 @@ class TestModes:
         data = encoded(image, format, **({"lossless": True, "exact": True} if format == "WEBP" else {}))
         seen = over_white(np.asarray(image))
         assert np.abs(decode_image(data, LIMITS) - seen).max() <= 1
-        np.testing.assert_array_equal(decode_mask(data, LIMITS), np.asarray(image.convert("L")))
+        np.testing.assert_array_equal(decode_control_map(data, LIMITS), np.asarray(image.convert("RGB")))
+        black = Image.new("RGBA", image.size, "black")
+        expected = masked(Image.alpha_composite(black, image.convert("RGBA")))
+        np.testing.assert_array_equal(decode_mask(data, LIMITS), expected)
+        assert (expected != masked(image)).any(), "the case cannot fail"
+
+    @pytest.mark.parametrize(("colour", "levels"), [("white", [255, 255, 0, 0]), ("black", [0, 0, 0, 0])])
+    def test_a_mask_in_alpha(self, colour: str, levels: list[int]) -> None:
+        """Opaque white is repainted: of a mask of one colour, its alpha decides."""
+        image = Image.new("RGBA", (4, 1), colour)
+        image.putalpha(Image.fromarray(np.array([[255, 128, 127, 0]], np.uint8)))
+        assert decode_mask(encoded(image, "PNG"), LIMITS).tolist() == [levels]
 
     @pytest.mark.parametrize("mode", ["1", "L", "P"])
     @pytest.mark.parametrize("format", ["PNG", "BMP", "TIFF", "GIF"])
@@ -99,7 +115,7 @@ class TestModes:
         image = picture(mode)
         data = encoded(image, format)
         np.testing.assert_array_equal(decode_image(data, LIMITS), np.asarray(image.convert("RGB")))
-        np.testing.assert_array_equal(decode_mask(data, LIMITS), np.asarray(image.convert("RGB").convert("L")))
+        np.testing.assert_array_equal(decode_mask(data, LIMITS), masked(image.convert("RGB")))
 
     @pytest.mark.parametrize("transparency", [1, b"\xff\x00\x80"])
     def test_palette_with_transparency(self, transparency: int | bytes) -> None:
@@ -109,7 +125,8 @@ class TestModes:
         data = encoded(image, "PNG", transparency=transparency)
         blue = [0, 0, 255] if transparency == 1 else [127, 127, 255]
         assert decode_image(data, LIMITS).tolist() == [[[255, 0, 0], [255, 255, 255], blue]]
-        assert decode_mask(data, LIMITS).tolist() == [[76, 150, 29]]
+        assert decode_control_map(data, LIMITS).tolist() == [[[255, 0, 0], [0, 255, 0], [0, 0, 255]]]
+        assert decode_mask(data, LIMITS).tolist() == [[0, 0, 0]]
 
     def test_transparent_gif(self) -> None:
         image = Image.new("P", (2, 1))
@@ -122,19 +139,19 @@ class TestModes:
         rows = b"\0" + bytes([10, 20, 30, 10, 20, 31])
         data = png((2, 1), 8, 2, rows, chunk(b"tRNS", struct.pack(">HHH", 10, 20, 30)))
         assert decode_image(data, LIMITS).tolist() == [[[255, 255, 255], [10, 20, 31]]]
-        assert decode_mask(data, LIMITS).tolist() == [[18, 18]]
+        assert decode_control_map(data, LIMITS).tolist() == [[[10, 20, 30], [10, 20, 31]]]
 
     @pytest.mark.parametrize("format", ["PNG", "TIFF"])
     def test_sixteen_bits(self, format: str) -> None:
         values = np.array([[0, 255, 256, 32_768, 65_279, 65_535]], np.uint16)
         data = encoded(Image.fromarray(values), format)
-        assert decode_mask(data, LIMITS).tolist() == [[0, 0, 1, 128, 254, 255]]
+        assert decode_mask(data, LIMITS).tolist() == [[0, 0, 0, 255, 255, 255]]
         assert decode_image(data, LIMITS)[..., 2].tolist() == [[0, 0, 1, 128, 254, 255]]
 
     def test_sixteen_bits_and_a_transparent_value(self) -> None:
         data = png((2, 1), 16, 0, b"\0\x12\x34\x12\x35", chunk(b"tRNS", b"\x12\x34"))
         assert decode_image(data, LIMITS)[..., 0].tolist() == [[255, 0x12]]
-        assert decode_mask(data, LIMITS).tolist() == [[0x12, 0x12]]
+        assert decode_control_map(data, LIMITS)[..., 0].tolist() == [[0x12, 0x12]]
 
     def test_sixteen_bits_of_colours_and_alpha(self) -> None:
         data = png((1, 1), 16, 6, b"\0" + struct.pack(">HHHH", 65_535, 32_768, 0, 65_535))
@@ -150,7 +167,7 @@ class TestModes:
     )
     def test_thirty_two_bits(self, values: list[int], seen: list[int]) -> None:
         data = encoded(Image.fromarray(np.array([values], np.int32)), "TIFF")
-        assert decode_mask(data, LIMITS).tolist() == [seen]
+        assert decode_image(data, LIMITS)[..., 0].tolist() == [seen]
 
     @pytest.mark.parametrize(
         ("values", "seen"),
@@ -162,7 +179,6 @@ class TestModes:
     )
     def test_floats(self, values: list[float], seen: list[int]) -> None:
         data = encoded(Image.fromarray(np.array([values], np.float32)), "TIFF")
-        assert decode_mask(data, LIMITS).tolist() == [seen]
         assert decode_image(data, LIMITS)[..., 1].tolist() == [seen]
 
     @pytest.mark.parametrize("format", ["JPEG", "TIFF"])
@@ -189,7 +205,6 @@ class TestModes:
         red = Image.merge("LAB", [Image.new("L", (2, 2), value) for value in (137, 205, 195)])
         data = encoded(red, "TIFF")
         assert np.abs(decode_image(data, LIMITS).astype(int) - (247, 20, 9)).max() <= 8
-        assert np.abs(decode_mask(data, LIMITS).astype(int) - 86).max() <= 8
 
 
 OPTIONS: dict[str, dict[str, Any]] = {
@@ -212,19 +227,21 @@ class TestOrientation:
         seen = TURNED[orientation](pixels)
         for result, expected in (
             (decode_image(data, LIMITS), seen),
-            (decode_mask(data, LIMITS), np.asarray(Image.fromarray(seen).convert("L"))),
+            (decode_control_map(data, LIMITS), seen),
         ):
             assert result.shape == expected.shape
             assert np.abs(result.astype(int) - expected).max() <= (8 if format == "JPEG" else 0)
             assert result.flags.c_contiguous
+        mask = decode_mask(data, LIMITS)
+        assert (mask != masked(Image.fromarray(seen))).mean() <= (0.1 if format == "JPEG" else 0)
 
     @pytest.mark.parametrize(
         "exif", [b"", b"Exif\0\0", b"Exif\0\0II*\0", b"MM\0*\xff\xff\xff\xff", b"Exif\0\0II*\0\6\0"]
     )
     def test_damaged_exif_turns_nothing(self, exif: bytes) -> None:
         data = png((1, 2), 8, 0, b"\0\1\0\2", chunk(b"eXIf", exif))
-        assert decode_mask(data, LIMITS).tolist() == [[1], [2]]
+        assert decode_image(data, LIMITS)[..., 0].tolist() == [[1], [2]]
 
     def test_exif_that_is_text(self) -> None:
         data = png((1, 2), 8, 0, b"\0\1\0\2", chunk(b"tEXt", b"exif\0II*\0"))
-        assert decode_mask(data, LIMITS).tolist() == [[1], [2]]
+        assert decode_image(data, LIMITS)[..., 0].tolist() == [[1], [2]]

@@ -3,6 +3,7 @@
 import asyncio
 import copy
 import functools
+import itertools
 import typing
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -19,6 +20,7 @@ from darkroom_plugins.request import OutputOptions, PreviewOptions, Request, Sch
 from darkroom_plugins.sample import Sample
 from darkroom_server.engine.recovery import Recovery
 from darkroom_server.engine.step import StepInput, advance
+from darkroom_server.schedulers.scheduler import step_arguments
 from darkroom_server.schedulers.tables import NotLinear, Step, Table, Tables, make_table, tabulate
 
 SHAPE = (1, 4, 5, 3)
@@ -308,3 +310,39 @@ def test_who_leaves_takes_no_table_from_others() -> None:
         tables.close()
 
     asyncio.run(ask())
+
+
+def combinations(entry: SchedulerEntry) -> Iterator[Case]:
+    """Each option with each timestep spacing and prediction type, in single precision."""
+    plain = SchedulerChoice(name=entry.name)
+    choices = [plain, *(replace(plain, options=options) for options in options_of(entry))]
+    choices += [replace(plain, sigma_schedule=typing.cast("Any", schedule)) for schedule in entry.sigma_schedules]
+    spacings: tuple[Any, ...] = (None, *entry.timestep_spacings)
+    for choice, spacing, prediction in itertools.product(choices, spacings, ("epsilon", "v_prediction", "sample")):
+        chosen, config = replace(choice, timestep_spacing=spacing), {"prediction_type": prediction}
+        yield Case(chosen, 3, config=config, dtype=torch.float32)
+
+
+def stays_finite(case: Case) -> bool | None:
+    """Whether the object's own steps do; None where diffusers refuses the case."""
+    try:
+        scheduler = copy.deepcopy(case.scheduler)
+        latents = random(0, case.dtype) * scheduler.init_noise_sigma
+        for index, timestep in enumerate(scheduler.timesteps):
+            scheduler.scale_model_input(latents, timestep)
+            arguments = step_arguments(scheduler, torch.Generator().manual_seed(index), 0.0)
+            latents = scheduler.step(random(index + 1, case.dtype), timestep, latents, **arguments).prev_sample
+    except Exception:  # diffusers raises all kinds
+        return None
+    return bool(latents.isfinite().all())
+
+
+@pytest.mark.parametrize("entry", ENTRIES, ids=lambda entry: entry.name)
+def test_what_divides_by_zero_is_known_before(entry: SchedulerEntry) -> None:
+    wrong = [
+        (case.choice, case.steps, dict(case.config))
+        for case in combinations(entry)
+        for finite in [stays_finite(case)]
+        if finite is not None and make_table(case.scheduler, 0, 0.0).finite != finite
+    ]
+    assert wrong == []

@@ -12,7 +12,7 @@ from diffusers import ControlNetModel
 
 from darkroom_plugins import hookimpl
 from darkroom_plugins.contract import AssetInfo, AssetKind, Conditioner, Family
-from darkroom_plugins.files import load_weights, meta_network, read_json, read_tensors, weight_files
+from darkroom_plugins.files import check_weights, load_weights, meta_network, read_json, read_tensors, weight_files
 from darkroom_plugins.fixed_outputs import with_fixed_outputs
 from darkroom_plugins.latents import to_tensor
 from darkroom_plugins.request import ControlChoice, Request
@@ -46,8 +46,9 @@ class ControlNets(Conditioner):
         return any(choice.scale > 0 for choice in request.controls)
 
     def describe_asset(self, path: Path) -> AssetInfo:
-        _config(path)
-        return AssetInfo(components=("unet",), weight_bytes=sum(file.stat().st_size for file in weight_files(path)))
+        files = weight_files(path)
+        check_weights(meta_network(ControlNetModel, _config(path)), read_tensors(files, "meta"))
+        return AssetInfo(components=("unet",), weight_bytes=sum(file.stat().st_size for file in files))
 
     def incompatibility(self, path: Path, model: Family) -> str | None:
         if "unet" not in model.meta_components:

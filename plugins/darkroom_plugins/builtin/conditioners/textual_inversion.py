@@ -8,11 +8,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from safetensors import safe_open
-
 from darkroom_plugins import hookimpl
 from darkroom_plugins.builtin.families.clip import Embedding
 from darkroom_plugins.contract import AssetInfo, AssetKind, Assets, Conditioner, Family
+from darkroom_plugins.files.safetensors_files import opened
 from darkroom_plugins.request import Request
 from darkroom_plugins.sample import PromptPiece
 
@@ -48,7 +47,7 @@ class TextualInversion(Conditioner):
 
     def load_asset(self, path: Path, model: Family) -> Embedding:
         """Its vectors, on the CPU; the encoded prompt is on the device."""
-        with safe_open(path, framework="pt") as file:
+        with opened(path) as file:
             tensors = [file.get_tensor(name) for name in _names(file)]
         return Embedding(tuple(tensor.reshape(-1, tensor.shape[-1]) for tensor in tensors))
 
@@ -72,7 +71,7 @@ def _read(piece: PromptPiece, names: frozenset[str], assets: Assets) -> Iterator
 
 def _shapes(path: Path) -> list[Sequence[int]]:
     """For each text encoder the shape of its tensor: (n, width), or (width,) for one vector."""
-    with safe_open(path, framework="pt") as file:
+    with opened(path) as file:
         shapes = [file.get_slice(name).get_shape() for name in _names(file)]
     if any(len(shape) not in (1, 2) or 0 in shape for shape in shapes):
         raise ValueError(f"its tensors are of shape {shapes}, not vectors")

@@ -20,6 +20,7 @@ from darkroom_plugins.tensors import to_device
 
 MAX_CHUNKS = 16  # of one prompt; they are encoded in one forward
 MAX_WEIGHT = 100.0  # of a token; more soon overflows float16
+WRAP = 20  # tokens: up to so many from a comma on move to the next chunk, AUTOMATIC1111's comma_padding_backtrack
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -68,6 +69,12 @@ class ClipEncoder:
         self.tokenizer, self._model, self._component = tokenizer, model, component
         self._index, self._penultimate = index, penultimate
         self._begin, self._end, self._pad = tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id
+        self._comma = tokenizer.get_vocab().get(",</w>")
+
+    @property
+    def capacity(self) -> int:
+        """Tokens of a prompt in a chunk, without BOS and EOS."""
+        return self.length - 2
 
     @property
     def _network(self) -> Any:
@@ -75,31 +82,56 @@ class ClipEncoder:
 
     def truncated(self, pieces: Sequence[PromptPiece]) -> tuple[tuple[Chunk, ...], tuple[str, ...]]:
         """One chunk, as in diffusers' pipelines; a warning names what was cut off."""
-        capacity = self.length - 2  # without BOS and EOS
-        tokens = [token for piece in pieces for token in self._tokens(piece)]
-        chunks = (self._with_bos_eos(tokens[:capacity]),)
-        if len(tokens) <= capacity:
+        read = [(piece, self._tokens(piece)) for piece in pieces]
+        tokens = [token for _, part in read for token in part]
+        chunks = (self._with_bos_eos(tokens[: self.capacity]),)
+        if len(tokens) <= self.capacity:
             return chunks, ()
-        rest = self.tokenizer.decode([token.id for token in tokens[capacity:] if not token.embedding])[:200]
-        problem = f"of a prompt of {len(tokens)} this was cut off: {rest!r}"
-        return chunks, (f"the text encoder takes {capacity} tokens; {problem}",)
+        problem = f"of a prompt of {len(tokens)} this was cut off: {self._cut_off(read)[:200]!r}"
+        return chunks, (f"the text encoder takes {self.capacity} tokens; {problem}",)
+
+    def _cut_off(self, read: Sequence[tuple[PromptPiece, list[Token]]]) -> str:
+        """The text beyond the capacity; embeddings by their names."""
+        room, texts = self.capacity, []
+        for piece, tokens in read:
+            if cut := tokens[room:]:
+                texts.append(piece.text if piece.embedding else self.tokenizer.decode([token.id for token in cut]))
+            room = max(0, room - len(tokens))
+        return " ".join(texts)
 
     def chunked(self, pieces: Sequence[PromptPiece]) -> tuple[Chunk, ...]:
-        """As many chunks as needed, as in AUTOMATIC1111's web UI; an embedding is not split if it fits in one."""
-        capacity = self.length - 2  # without BOS and EOS
+        """As many chunks as needed, as in AUTOMATIC1111's web UI: what follows a full chunk's last comma, if it is
+        short, moves to the next one. An embedding is not split if it fits in one."""
         chunks: list[list[Token]] = [[]]
         for piece in pieces:
-            tokens = self._tokens(piece)
-            splits = piece.embedding is not None and len(chunks[-1]) + len(tokens) > capacity
-            if piece.new_chunk or (splits and chunks[-1]):
+            if piece.new_chunk:
                 chunks.append([])
-            for token in tokens:
-                if len(chunks[-1]) == capacity:
-                    chunks.append([])
-                chunks[-1].append(token)
+            tokens = self._tokens(piece)
+            for run in [tokens] if piece.embedding else [[token] for token in tokens]:
+                self._append(run, chunks)
         if len(chunks) > 1 and not chunks[-1]:
             chunks.pop()
         return tuple(self._with_bos_eos(chunk) for chunk in chunks)
+
+    def _append(self, run: list[Token], chunks: list[list[Token]]) -> None:
+        """Add tokens that belong together to the last chunk, or to new ones."""
+        if len(chunks[-1]) == self.capacity:
+            chunks.append([] if self._is_comma(run[0]) else self._taken_after_comma(chunks[-1]))
+        if chunks[-1] and len(chunks[-1]) + len(run) > self.capacity:
+            chunks.append([])
+        chunks[-1] += run[: self.capacity]
+        chunks += [run[start : start + self.capacity] for start in range(self.capacity, len(run), self.capacity)]
+
+    def _taken_after_comma(self, chunk: list[Token]) -> list[Token]:
+        """Removes and returns what follows the last comma among the last WRAP tokens; nothing without one."""
+        for start in range(len(chunk), max(0, len(chunk) - WRAP), -1):
+            if self._is_comma(chunk[start - 1]):
+                taken, chunk[start:] = chunk[start:], []
+                return taken
+        return []
+
+    def _is_comma(self, token: Token) -> bool:
+        return token.id == self._comma and token.embedding is None
 
     def padded(self, chunks: tuple[Chunk, ...], count: int) -> tuple[Chunk, ...]:
         """The chunks, with empty ones up to `count`."""

@@ -22,6 +22,9 @@ from darkroom_plugins.request import Request
 from darkroom_plugins.sample import Evaluation, PromptEmbedding, Row
 from darkroom_plugins.tensors import to_device
 
+# Schedulers of models that scale noise in other ways, and cannot be sampled by the server's.
+OTHER_FORMULATIONS = ("EDM", "FlowMatch", "CMStochastic")
+
 
 class UNetFamily(Family):
     """The components of one of diffusers' pipelines."""
@@ -75,6 +78,8 @@ class UNetFamily(Family):
         parts = ("unet", "vae", *cls.text_encoders)
         unet, vae, *encoders = (files.config(part) for part in parts)
         scheduler = files.config("scheduler")
+        if (kind := scheduler.get("_class_name", "")).startswith(OTHER_FORMULATIONS):
+            raise refusal(f"its scheduler is {kind}: it is of another formulation than noise in discrete steps")
         channels, latent_channels = unet["in_channels"], vae["latent_channels"]
         if channels not in (latent_channels, 2 * latent_channels + 1):
             raise refusal(f"its denoiser takes {channels} channels where its VAE makes {latent_channels}")

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
+import cv2
 import numpy as np
+import numpy.typing as npt
 import torch
 from PIL import Image
 
@@ -21,7 +23,10 @@ from darkroom_plugins.tensors import to_device
 
 darkroom_api_version = 1
 
+Mask = npt.NDArray[np.bool_]
 SEAM = 4  # pixels: blur between an outpainted margin and the picture
+THIN = "the mask is in places thinner than a latent of the model, {0}x{0} pixels: those that it touches are repainted"
+ALL = "the mask is white everywhere: the whole picture is repainted"
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +52,8 @@ class InpaintTask(Task):
     def canvas(self, request: Request, parameters: None) -> Canvas:
         edit = self._edit(request)
         blur = edit.mask_blur if edit.keep_unmasked or edit.padding_crop is not None else None
-        return Canvas.of(request, mask=Image.fromarray(edit.mask), padding=edit.padding_crop, mask_blur=blur)
+        canvas = Canvas.of(request, mask=Image.fromarray(edit.mask), padding=edit.padding_crop, mask_blur=blur)
+        return _with_something_to_repaint(canvas, "inpaint.mask")
 
     def _edit(self, request: Request) -> Inpaint:
         if not isinstance(request.edit, Inpaint):
@@ -68,8 +74,10 @@ class InpaintTask(Task):
         # diffusers' order of draws: the picture's latents if needed, noise, the masked picture's latents.
         latents = model.encode(image, sample.generator) if strength < 1 or not model.info.inpainting else None
         noise = noise_for(sample)
-        pixels = to_device(torch.from_numpy(canvas.mask.copy()).to(image.dtype), image.device)[None, None]
-        mask = torch.nn.functional.interpolate(pixels, size=noise.shape[-2:])
+        factor = canvas.mask.shape[-1] // noise.shape[-1]
+        of_latents = latent_mask(canvas.mask, factor)
+        sample.warnings += _surprises(canvas, of_latents, factor)
+        pixels, mask = _tensor(canvas.mask, image), _tensor(of_latents, image)
         if model.info.inpainting:
             masked = model.encode(image * (pixels < 0.5), sample.generator)
             sample.extra_channels = torch.cat([mask, masked], dim=1)
@@ -114,10 +122,52 @@ class OutpaintTask(InpaintTask):
         margins = [(edit.top, edit.bottom), (edit.left, edit.right)]
         frame = np.pad(request.image, [*margins, (0, 0)], mode="edge")
         mask = np.pad(np.zeros((height, width), np.uint8), margins, constant_values=255)
-        return Canvas.of(request, Image.fromarray(frame), mask=Image.fromarray(mask), mask_blur=SEAM)
+        canvas = Canvas.of(request, Image.fromarray(frame), mask=Image.fromarray(mask), mask_blur=SEAM)
+        return _with_something_to_repaint(canvas, "outpaint")
 
     def _strength(self, request: Request) -> float:
         return 1.0
+
+
+def latent_mask(mask: Mask, factor: int) -> Mask:
+    """(height, width) to (height / factor, width / factor): for each latent its first pixel, as in diffusers. Where the
+    mask is thinner than a latent, so that those may miss it: every latent that it touches."""
+    # The first pixels of the squares of a latent's size that lie in it; then those squares and half a latent around.
+    reach, square = factor // 2, np.ones((factor, factor), np.uint8)
+    inside = cv2.erode(mask.astype(np.uint8), square, anchor=(0, 0), borderType=cv2.BORDER_CONSTANT, borderValue=0)
+    around = np.ones((factor + 2 * reach,) * 2, np.uint8)
+    thick = cv2.dilate(inside, around, anchor=(factor - 1 + reach,) * 2)
+    thin = mask & (thick == 0)
+    height, width = mask.shape
+    touched = thin.reshape(height // factor, factor, width // factor, factor).any(axis=(1, 3))
+    return np.asarray(mask[::factor, ::factor] | touched)
+
+
+def _surprises(canvas: Canvas, of_latents: Mask, factor: int) -> Iterator[str]:
+    """What is repainted beside the mask and seen in the result, or may not be meant."""
+    if canvas.mask is None or canvas.overlay is not None:
+        return
+    if canvas.mask.all():
+        yield ALL
+    if (of_latents > canvas.mask[::factor, ::factor]).any():
+        yield THIN.format(factor)
+
+
+def _tensor(mask: Mask, like: torch.Tensor) -> torch.Tensor:
+    """(height, width) to (1, 1, height, width), 0 or 1, on the device and in the dtype of another tensor."""
+    return to_device(torch.from_numpy(mask.copy()).to(like.dtype), like.device)[None, None]
+
+
+def _with_something_to_repaint(canvas: Canvas, path: str) -> Canvas:
+    """The canvas. Its mask may be cut off, or too thin, at another size than its own.
+
+    :raises InvalidRequest: nothing of the mask is left
+    """
+    if canvas.mask is None or not canvas.mask.any():
+        width, height = canvas.size
+        problem = f"leaves nothing to repaint at {width} x {height} pixels: it is cut off or too thin for that size"
+        raise InvalidRequest([Violation(path, problem)])
+    return canvas
 
 
 @hookimpl

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from darkroom_plugins.quoting import quoted
 from darkroom_plugins.request import ControlChoice, LoraChoice, SizeConditioning
 from darkroom_server.api.validation.edit import decoded
-from darkroom_server.pictures.decode import decode_image
+from darkroom_server.pictures.decode import decode_control_map, decode_image
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -82,10 +82,8 @@ class ConditionsCheck:
             self.findings.invalid(path, "must be set")
         elif asset is None:
             self.findings.unknown(kind, path, name, self.catalog.assets.entries[kind])
-        elif model is not None and model.name in asset.incompatibilities:
-            self.findings.unsupported(
-                path, f"with the model {model.name} it cannot be used: {asset.incompatibilities[model.name]}"
-            )
+        elif model is not None and (problem := asset.refusal(model.name)):
+            self.findings.unsupported(path, problem)
 
     def _controls(self, given: parameters_pb2.Parameters, model: Model | None) -> tuple[ControlChoice, ...]:
         found = (self._control(f"parameters.controls[{i}]", spec, model) for i, spec in enumerate(given.controls))
@@ -100,7 +98,8 @@ class ConditionsCheck:
             self.findings.invalid(f"{path}.start", f"must be less than end, which is {end}")
         entries = self.catalog.plugins.preprocessors
         options = preprocessor_options(f"{path}.", spec.preprocessor, spec.preprocessor_options, entries, self.findings)
-        image = decoded(f"{path}.image", spec.image, decode_image, self.catalog.limits, self.findings)
+        decode = decode_image if spec.preprocessor else decode_control_map
+        image = decoded(f"{path}.image", spec.image, decode, self.catalog.limits, self.findings)
         if image is None:
             return None
         return ControlChoice(

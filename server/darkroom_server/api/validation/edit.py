@@ -99,8 +99,9 @@ class EditCheck:
             self.findings.invalid(
                 "inpaint.mask", f"must be {width} x {height} pixels as the image, not {wide} x {high}"
             )
-        if mask.max() < 128:
-            self.findings.invalid("inpaint.mask", "must have some white, which is what is repainted")
+        if not mask.any():
+            problem = "must have some white, which is what is repainted; black and transparent parts are kept"
+            self.findings.invalid("inpaint.mask", problem)
         return Inpaint(mask=mask, keep_unmasked=given.keep_unmasked, **numbers)
 
     def _outpaint(self, given: edits_pb2.Outpaint, image: Pixels | None) -> Outpaint:

@@ -133,6 +133,7 @@ class _Check:
                 self.findings.invalid(path, f"must have up to {limit} characters, not {len(text)}")
             if text and field.endswith("_2") and model is not None and model.info.text_encoders < 2:
                 self.findings.unsupported(path, "the model has one text encoder")
+            self._embeddings(path, text, model)
         negative = given.negative_prompt if given.HasField("negative_prompt") else None
         if given.negative_prompt_2 and negative is None:
             self.findings.invalid(f"{PARAMETERS}.negative_prompt_2", "needs negative_prompt to be set")
@@ -147,6 +148,11 @@ class _Check:
             "negative_prompt_2": given.negative_prompt_2,
             "prompt_syntax": syntax or "plain",
         }
+
+    def _embeddings(self, path: str, text: str, model: Model | None) -> None:
+        for name, asset in self.catalog.assets.entries["embedding"].items():
+            if model is not None and f"<{name}>" in text and (problem := asset.refusal(model.name)):
+                self.findings.unsupported(path, f"has the embedding <{name}>: {problem}")
 
     def _scheduler(self, given: parameters_pb2.Parameters, model: Model | None) -> SchedulerChoice | None:
         spec, plugins, path = given.scheduler, self.catalog.plugins, "parameters.scheduler"
