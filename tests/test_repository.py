@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from google.rpc import code_pb2, error_details_pb2, status_pb2
 
 ROOT = Path(__file__).parents[1]
 PROTO_PYTHON = ROOT / ".protoenv/bin/python"
@@ -265,6 +266,24 @@ def test_the_stubs_import_at_the_floors() -> None:
     )
     assert result.stderr == ""
     assert result.stdout.split() == [floor("grpcio"), floor("protobuf")]
+
+
+@needs_generator
+def test_the_protos_decode_error_details() -> None:
+    """As a client in a language without a package of google.rpc would."""
+    info = error_details_pb2.ErrorInfo(reason="INVALID_REQUEST", domain="darkroom")
+    status = status_pb2.Status(code=code_pb2.INVALID_ARGUMENT, message="no")
+    status.details.add().Pack(info)
+    files = [f"google/rpc/{name}.proto" for name in ("status", "error_details", "code")]
+    for message, expected in (
+        (status, "type.googleapis.com/google.rpc.ErrorInfo"),
+        (info, 'reason: "INVALID_REQUEST"'),
+    ):
+        name = message.DESCRIPTOR.full_name
+        command = [PROTO_PYTHON, "-m", "grpc_tools.protoc", "-I", "protos", "--decode", name, *files]
+        data = message.SerializeToString()
+        shown = subprocess.run(command, cwd=ROOT, input=data, capture_output=True, check=True).stdout
+        assert expected in shown.decode()
 
 
 def test_the_floors_are_the_generators_versions() -> None:

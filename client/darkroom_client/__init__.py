@@ -18,13 +18,27 @@ if typing.TYPE_CHECKING:
         LoadingPhaseName,
         PreviewModeName,
         PromptSyntaxName,
+        ResidencyName,
         ResizeModeName,
+        SafetyPolicyName,
         SafetyVerdictName,
         SigmaScheduleName,
         TimestepSpacingName,
     )
     from darkroom_client._stream import AsyncStream
     from darkroom_client._sync import Client, Stream
+    from darkroom_client.catalog import (
+        ControlNet,
+        Device,
+        Lora,
+        Model,
+        Plugin,
+        Preprocessor,
+        Scheduler,
+        ServerInfo,
+        ServerLimits,
+        Task,
+    )
     from darkroom_client.errors import (
         Cancelled,
         ControlNetNotFound,
@@ -67,6 +81,7 @@ if typing.TYPE_CHECKING:
         Event,
         Image,
         Loading,
+        Picture,
         Preview,
         Queued,
         Step,
@@ -86,6 +101,8 @@ if typing.TYPE_CHECKING:
     )
     from darkroom_client.recipes import Recipe, read_recipe
 
+__version__: str  # of the distribution; read on first use
+
 __all__ = [
     "Accepted",
     "AsyncClient",
@@ -95,10 +112,12 @@ __all__ = [
     "Completed",
     "ConnectionOptions",
     "ControlImage",
+    "ControlNet",
     "ControlNetNotFound",
     "ControlSpec",
     "DarkroomError",
     "DeadlineExceeded",
+    "Device",
     "DeviceLost",
     "DisconnectPolicyName",
     "Event",
@@ -112,8 +131,10 @@ __all__ = [
     "LoadFailed",
     "Loading",
     "LoadingPhaseName",
+    "Lora",
     "LoraNotFound",
     "LoraSpec",
+    "Model",
     "ModelNotFound",
     "NonFinite",
     "NotFound",
@@ -122,7 +143,10 @@ __all__ = [
     "OutputOptions",
     "ParameterOptions",
     "PermissionDenied",
+    "Picture",
+    "Plugin",
     "PluginFailed",
+    "Preprocessor",
     "PreprocessorNotFound",
     "Preview",
     "PreviewModeName",
@@ -134,11 +158,16 @@ __all__ = [
     "RequestIdInUse",
     "RequestNotFound",
     "RequestTooLarge",
+    "ResidencyName",
     "ResizeModeName",
     "ResourceExhausted",
+    "SafetyPolicyName",
     "SafetyVerdictName",
+    "Scheduler",
     "SchedulerNotFound",
     "SchedulerSpec",
+    "ServerInfo",
+    "ServerLimits",
     "ServerUnreachable",
     "ShuttingDown",
     "SigmaScheduleName",
@@ -147,6 +176,7 @@ __all__ = [
     "Starting",
     "Step",
     "Stream",
+    "Task",
     "TaskNotFound",
     "TimestepSpacingName",
     "Timings",
@@ -158,12 +188,14 @@ __all__ = [
 ]
 
 # The modules of the public names, which are imported on first use, so that `darkroom --help` does not load gRPC.
-_MODULES = ("_enums", "errors", "recipes", "options", "events", "_stream", "_aio", "_sync")
+_MODULES = ("_enums", "errors", "recipes", "options", "events", "catalog", "_stream", "_aio", "_sync")
 
 
 if not typing.TYPE_CHECKING:  # with it, type checkers would accept any name
 
     def __getattr__(name: str) -> typing.Any:
+        if name == "__version__":
+            return importlib.import_module("importlib.metadata").version("darkroom-diffusion")
         if name not in __all__:
             raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
         for module in _MODULES:

@@ -14,9 +14,11 @@ from grpc_health.v1 import health_pb2
 from darkroom.v1 import catalog_service_pb2 as catalog
 from darkroom.v1 import image_service_pb2
 from darkroom_client import _assembly
+from darkroom_client import catalog as records
 from darkroom_client._attempts import Attempts, StreamCall, time_limit, unary
 from darkroom_client._connection import Connection
 from darkroom_client._job_calls import JobCalls
+from darkroom_client._signatures import lists_keywords
 from darkroom_client._stream import AsyncStream
 from darkroom_client.errors import (
     DarkroomError,
@@ -40,13 +42,14 @@ class AsyncClient(JobCalls[AsyncStream]):
         async with AsyncClient() as client:
             picture = await client.generate("a red circle on a blue background").image()
 
-    Bound to the event loop of its first use. Catalog methods return messages of `darkroom.v1`.
+    Bound to the event loop of its first use. Catalog methods return the records of `darkroom_client.catalog`.
 
     :param address: the server's HOST:PORT. Default: DARKROOM_ADDRESS, else 127.0.0.1:50051.
     :param options: `token`, `root_certificate`, `tls`, `retries`: see `darkroom_client.options.ConnectionOptions`.
     :raises InvalidOptions: if an argument is not valid.
     """
 
+    @lists_keywords
     def __init__(self, address: str | None = None, **options: Unpack[ConnectionOptions]) -> None:
         self._connection = Connection(address, **options)
         self._streams: WeakSet[AsyncStream] = WeakSet()
@@ -104,57 +107,59 @@ class AsyncClient(JobCalls[AsyncStream]):
         response = await self._call(self._connection.images.Cancel, request)
         return bool(response.cancelled)
 
-    async def server_info(self) -> catalog.GetServerInfoResponse:
+    async def server_info(self) -> records.ServerInfo:
         """The server's version, devices, limits and plugins.
 
         :raises DarkroomError: if the call fails.
         """
-        info: catalog.GetServerInfoResponse = await self._call_catalog("GetServerInfo", catalog.GetServerInfoRequest())
+        info: records.ServerInfo = _assembly.record(
+            await self._call_catalog("GetServerInfo", catalog.GetServerInfoRequest())
+        )
         return info
 
-    async def models(self) -> list[catalog.Model]:
+    async def models(self) -> list[records.Model]:
         """The server's models; `model` takes their names.
 
         :raises DarkroomError: if the call fails.
         """
-        return list((await self._call_catalog("ListModels", catalog.ListModelsRequest())).models)
+        return await self._list("Models")
 
-    async def tasks(self) -> list[catalog.Task]:
+    async def tasks(self) -> list[records.Task]:
         """The server's tasks; `task` takes their names.
 
         :raises DarkroomError: if the call fails.
         """
-        return list((await self._call_catalog("ListTasks", catalog.ListTasksRequest())).tasks)
+        return await self._list("Tasks")
 
-    async def schedulers(self) -> list[catalog.Scheduler]:
+    async def schedulers(self) -> list[records.Scheduler]:
         """The server's noise schedulers; `scheduler` takes their names.
 
         :raises DarkroomError: if the call fails.
         """
-        return list((await self._call_catalog("ListSchedulers", catalog.ListSchedulersRequest())).schedulers)
+        return await self._list("Schedulers")
 
-    async def loras(self) -> list[catalog.Lora]:
+    async def loras(self) -> list[records.Lora]:
         """The server's LoRAs; `loras` takes their names.
 
         :raises DarkroomError: if the call fails.
         """
-        return list((await self._call_catalog("ListLoras", catalog.ListLorasRequest())).loras)
+        return await self._list("Loras")
 
-    async def control_nets(self) -> list[catalog.ControlNet]:
+    async def control_nets(self) -> list[records.ControlNet]:
         """The server's ControlNets; `controls` takes their names.
 
         :raises DarkroomError: if the call fails.
         """
-        return list((await self._call_catalog("ListControlNets", catalog.ListControlNetsRequest())).control_nets)
+        return await self._list("ControlNets")
 
-    async def preprocessors(self) -> list[catalog.Preprocessor]:
+    async def preprocessors(self) -> list[records.Preprocessor]:
         """The server's preprocessors of control maps; `preprocess` and `controls` take their names.
 
         :raises DarkroomError: if the call fails.
         """
-        return list((await self._call_catalog("ListPreprocessors", catalog.ListPreprocessorsRequest())).preprocessors)
+        return await self._list("Preprocessors")
 
-    async def load_model(self, model: str, on_progress: Callable[[Loading], object] | None = None) -> catalog.Model:
+    async def load_model(self, model: str, on_progress: Callable[[Loading], object] | None = None) -> records.Model:
         """Loads a model before its first job. Needs an operator's token.
 
         :param on_progress: called with each Loading event.
@@ -171,7 +176,8 @@ class AsyncClient(JobCalls[AsyncStream]):
                     on_progress(_assembly.loading_event(response.loading))
         finally:
             call.cancel()
-        return loaded
+        record: records.Model = _assembly.record(loaded)
+        return record
 
     async def unload_model(self, model: str) -> int:
         """Unloads a model as soon as no job uses it. Returns the bytes freed. Needs an operator's token.
@@ -226,6 +232,11 @@ class AsyncClient(JobCalls[AsyncStream]):
         if answer.status == health_pb2.HealthCheckResponse.SERVING:
             return None
         return Unavailable(f"the Darkroom server at {self.address} is not ready: it starts, or it stops")
+
+    async def _list(self, kind: str) -> list[Any]:
+        """The records that `List…` returns, in its first field."""
+        response = await self._call_catalog(f"List{kind}", getattr(catalog, f"List{kind}Request")())
+        return list(map(_assembly.record, getattr(response, response.DESCRIPTOR.fields[0].name)))
 
     async def _call_catalog(self, rpc: str, request: Any) -> Any:
         return await self._call(getattr(self._connection.catalog, rpc), request)

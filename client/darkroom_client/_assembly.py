@@ -3,12 +3,12 @@
 from dataclasses import fields, replace
 from typing import Any, NamedTuple, TypeAlias
 
-from google.protobuf import json_format
 from google.protobuf.message import Message
+from google.protobuf.struct_pb2 import Struct
 
-from darkroom.v1 import events_pb2
-from darkroom_client import events
-from darkroom_client._enums import field_names
+from darkroom.v1 import catalog_service_pb2, events_pb2
+from darkroom_client import catalog, events
+from darkroom_client._fields import field_value
 from darkroom_client.errors import DarkroomError
 
 _EVENT_TYPES: dict[str, Any] = {  # by field of JobEvent's oneof `event`
@@ -20,6 +20,19 @@ _EVENT_TYPES: dict[str, Any] = {  # by field of JobEvent's oneof `event`
     "control_image": events.ControlImage,
     "image": events.Image,
     "completed": events.Completed,
+}
+_RECORDS: dict[Any, Any] = {  # by message
+    events_pb2.Timings: events.Timings,
+    catalog_service_pb2.Device: catalog.Device,
+    catalog_service_pb2.ServerLimits: catalog.ServerLimits,
+    catalog_service_pb2.Plugin: catalog.Plugin,
+    catalog_service_pb2.GetServerInfoResponse: catalog.ServerInfo,
+    catalog_service_pb2.Model: catalog.Model,
+    catalog_service_pb2.Task: catalog.Task,
+    catalog_service_pb2.Scheduler: catalog.Scheduler,
+    catalog_service_pb2.Lora: catalog.Lora,
+    catalog_service_pb2.ControlNet: catalog.ControlNet,
+    catalog_service_pb2.Preprocessor: catalog.Preprocessor,
 }
 _Chunked: TypeAlias = events.Image | events.ControlImage
 
@@ -93,22 +106,22 @@ def loading_event(body: events_pb2.LoadingEvent) -> events.Loading:
     return events.Loading(request_id="", sequence=0, **_values(body, events.Loading))
 
 
+def record(message: Any) -> Any:
+    """A message of the catalog as its record; other values as they are, sequences one by one."""
+    if isinstance(message, tuple):
+        return tuple(map(record, message))
+    cls = _RECORDS.get(type(message))
+    return message if cls is None else cls(**_values(message, cls))
+
+
 def _values(body: Message, cls: Any) -> dict[str, Any]:
     """The message's values for the fields of a dataclass."""
     names = {field.name for field in fields(cls)} - {"request_id", "sequence"}
-    return {name: _value(body, name) for name in names}
+    return {name: record(_value(body, name)) for name in names}
 
 
 def _value(body: Message, name: str) -> Any:
-    """A field's value for an event: None if unset, a tuple if repeated, a name for an enum, a dictionary for JSON."""
     field = body.DESCRIPTOR.fields_by_name[name]
-    value = getattr(body, name)
-    if field.has_presence and field.message_type is None and not body.HasField(name):
-        return None
-    if field.enum_type is not None:
-        return field_names(body, name)
-    if name == "metadata":
-        return json_format.MessageToDict(value)
-    if name == "timings":
-        return events.Timings(**_values(value, events.Timings))
-    return tuple(value) if field.is_repeated else value
+    value = field_value(body, field)
+    is_message = field.message_type is not None and field.message_type is not Struct.DESCRIPTOR
+    return getattr(body, name) if value is None and is_message else value  # an empty message rather than None

@@ -7,12 +7,16 @@ that `darkroom --help` lists the names and stays fast.
 from collections.abc import Iterable, Sequence
 from typing import Any, Literal, TypeAlias
 
+from darkroom_client._text import did_you_mean
+
 DisconnectPolicyName: TypeAlias = Literal["cancel", "keep"]
 ImageFormatName: TypeAlias = Literal["png", "jpeg", "webp"]
 LoadingPhaseName: TypeAlias = Literal["download", "read"]
 PreviewModeName: TypeAlias = Literal["off", "latent-rgb", "tiny-vae", "full-vae"]
 PromptSyntaxName: TypeAlias = Literal["plain", "weighted"]
+ResidencyName: TypeAlias = Literal["absent", "loading", "parked", "resident"]
 ResizeModeName: TypeAlias = Literal["crop", "pad", "stretch"]
+SafetyPolicyName: TypeAlias = Literal["off", "flag", "block"]
 SafetyVerdictName: TypeAlias = Literal["passed", "flagged", "blocked"]
 SigmaScheduleName: TypeAlias = Literal["default", "karras", "exponential", "beta"]
 TimestepSpacingName: TypeAlias = Literal["linspace", "leading", "trailing"]
@@ -66,4 +70,5 @@ def _short(name: str, enum: Any) -> str:
 
 
 def _unknown(name: str, choices: Iterable[str]) -> ValueError:
-    return ValueError(f"must be one of {', '.join(choices)}, not {name!r}")
+    known = list(choices)
+    return ValueError(f"must be one of {', '.join(known)}, not {name!r}{did_you_mean(canonical(name), known)}")

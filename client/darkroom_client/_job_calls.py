@@ -6,6 +6,7 @@ from typing import Any, Generic, TypeVar, Unpack
 
 from darkroom.v1 import image_service_pb2, parameters_pb2
 from darkroom_client import _requests
+from darkroom_client._signatures import lists_keywords
 from darkroom_client.options import ImageFormatName, ImageLike, JobOptions, ResizeModeName
 
 StreamT = TypeVar("StreamT")
@@ -18,6 +19,7 @@ class JobCalls(ABC, Generic[StreamT]):
     def _start(self, rpc: str, request: Any, timeout: float | None, *, detached: bool) -> StreamT:
         """Calls a streaming RPC of ImageService. `detached`: the job goes on after its stream ends."""
 
+    @lists_keywords
     def generate(self, prompt: str | None = None, **options: Unpack[JobOptions]) -> StreamT:
         """Text to image.
 
@@ -35,6 +37,7 @@ class JobCalls(ABC, Generic[StreamT]):
         request = _requests.generate(prompt, options)
         return self._start("Generate", request, options.get("timeout"), detached=_is_detached(request))
 
+    @lists_keywords
     def edit(
         self,
         image: ImageLike,
@@ -55,7 +58,8 @@ class JobCalls(ABC, Generic[StreamT]):
             client.edit("photo.png", "a red hat", mask="mask.png", keep_unmasked=True)
             client.edit("photo.png", "a wide beach", margins=(128, 0, 128, 0))
 
-        Also takes the keywords of `generate`. Pictures are paths, bytes of image files, or PIL images.
+        Also takes the keywords of `generate`. Pictures are paths, bytes of image files, files opened in binary mode,
+        pictures from streams, PIL images or NumPy arrays: see `darkroom_client.options.ImageLike`.
 
         :param strength: share of the denoising steps to run, 0 (picture unchanged) to 1 (nothing of it left).
         :param mask: of the picture's size; white is repainted, black and transparent parts are kept.

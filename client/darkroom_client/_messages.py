@@ -1,10 +1,7 @@
 """Fills protobuf messages from Python values: names for enums, dictionaries for JSON, pictures for bytes."""
 
-import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields, is_dataclass
-from io import BytesIO
-from pathlib import Path
 from typing import Any
 
 from google.protobuf import json_format
@@ -14,6 +11,8 @@ from google.protobuf.struct_pb2 import Struct
 
 from darkroom.v1 import parameters_pb2
 from darkroom_client._enums import value_number
+from darkroom_client._pictures import image_bytes
+from darkroom_client._text import os_error
 from darkroom_client.errors import Violation
 from darkroom_client.options import LoraSpec
 
@@ -38,7 +37,9 @@ def _violations(setter: Callable[..., list[Violation]], *args: Any) -> list[Viol
     """A setter's violations; its exception is one, too. Its last argument is the path."""
     try:
         return setter(*args)
-    except (TypeError, ValueError, OSError, json_format.ParseError) as error:
+    except OSError as error:
+        return [Violation(args[-1], os_error(error))]
+    except (TypeError, ValueError, json_format.ParseError) as error:
         return [Violation(args[-1], str(error))]
 
 
@@ -105,23 +106,6 @@ def _scalar(field: FieldDescriptor, value: Any) -> Any:
     if field.type == FieldDescriptor.TYPE_BYTES:
         return image_bytes(value)
     return value
-
-
-def image_bytes(image: Any) -> bytes:
-    """An encoded image: bytes as they are, the file at a path, or a PIL image as PNG.
-
-    :raises TypeError: for other types.
-    :raises OSError: if the file cannot be read.
-    """
-    if isinstance(image, bytes | bytearray | memoryview):
-        return bytes(image)
-    if isinstance(image, str | os.PathLike):
-        return Path(image).read_bytes()
-    if not hasattr(image, "save"):
-        raise TypeError(f"must be bytes, a path or a PIL image, not {type(image).__name__}")
-    buffer = BytesIO()
-    image.save(buffer, "PNG")
-    return buffer.getvalue()
 
 
 def _is_map(field: FieldDescriptor) -> bool:

@@ -10,10 +10,11 @@ from darkroom.v1 import events_pb2
 from darkroom_client import events
 from darkroom_client._assembly import Assembler
 from darkroom_client._attempts import StreamCall
+from darkroom_client._notebook import Notebook
 from darkroom_client.errors import Cancelled, DarkroomError
 
 
-class AsyncStream:
+class AsyncStream(AsyncIterator[events.Event]):
     """The event stream of a job.
 
     Iterate over its events, or wait for the picture::
@@ -22,8 +23,9 @@ class AsyncStream:
         picture = await client.generate("a red circle").image()
 
     The job starts with the call, before the first read. The server cancels it when the stream is closed or
-    garbage-collected, when the `async for` loop ends early (by `break` or an exception), and when the reading task is
-    cancelled. To continue after a `break`, hold the iterator: `events = aiter(stream)`.
+    garbage-collected, and when the reading task is cancelled. The stream is its own iterator: after a `break` it can be
+    read on, and a loop over a stream that nothing else holds ends the job. As the last value of a notebook's cell it
+    shows the picture as it develops.
     """
 
     def __init__(
@@ -42,15 +44,18 @@ class AsyncStream:
         self._loop = asyncio.get_running_loop()
         self._assembler = Assembler()
         self._cancel_job = cancel_job  # for a detached job, which goes on after its stream ends
+        self._reading = asyncio.Lock()  # one reader at a time, such as a notebook's drawing beside `image()`
         self._ended = False
         self._cancelled = False
 
-    async def __aiter__(self) -> AsyncIterator[events.Event]:
-        try:
-            while (event := await self.next_event()) is not None:
-                yield event
-        finally:
-            self.close()
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> events.Event:
+        event = await self.next_event()
+        if event is None:
+            raise StopAsyncIteration
+        return event
 
     async def __aenter__(self) -> Self:
         return self
@@ -65,6 +70,11 @@ class AsyncStream:
         if call is not None and not self._ended:
             with suppress(RuntimeError):  # the loop is closed, and with it the call
                 self._loop.call_soon_threadsafe(call.cancel)
+
+    @property
+    def made(self) -> list[events.Picture]:
+        """The control maps and pictures read so far, without previews."""
+        return [*self._control_maps.values(), *self._pictures.values()]
 
     async def image(self) -> events.Image:
         """Waits for the job; returns its picture, or the first of several.
@@ -119,13 +129,26 @@ class AsyncStream:
         """Cancels the call while its client closes; readers of the stream get `Cancelled`."""
         self._call.cancel()
 
+    def _ipython_display_(self) -> None:
+        self._showing = asyncio.ensure_future(self._show(Notebook()))
+
+    async def _show(self, notebook: Notebook) -> None:
+        try:
+            for picture in self.made:
+                notebook.show(picture)
+            async for event in self:
+                notebook.show(event)
+        except DarkroomError as error:
+            notebook.fail(error)
+
     async def next_event(self) -> events.Event | None:
         """The next event, or None at the end.
 
         :raises DarkroomError: the job's error.
         """
         while not self._ended:
-            message = await self._read()
+            async with self._reading:
+                message = await self._read() if not self._ended else None
             event = self._assembler.feed(message) if message is not None else None
             if event is not None:
                 self._record(event)

@@ -4,17 +4,18 @@ from collections.abc import Callable, Iterator
 from types import TracebackType
 from typing import Any, Self, Unpack
 
-from darkroom.v1 import catalog_service_pb2 as catalog
-from darkroom_client import events
+from darkroom_client import catalog, events
 from darkroom_client._aio import AsyncClient
 from darkroom_client._fork import refuse_after_fork
 from darkroom_client._job_calls import JobCalls
 from darkroom_client._loop import BackgroundLoop, shared_loop
+from darkroom_client._notebook import Notebook
+from darkroom_client._signatures import lists_keywords
 from darkroom_client._stream import AsyncStream
 from darkroom_client.options import ConnectionOptions
 
 
-class Stream:
+class Stream(Iterator[events.Event]):
     """The event stream of a job.
 
     Iterate over its events, or wait for the picture::
@@ -23,8 +24,9 @@ class Stream:
         picture = client.generate("a red circle").image()
 
     The job starts with the call, before the first read. The server cancels it when the stream is closed or
-    garbage-collected, and when the `for` loop ends early: by `break`, an exception or Ctrl-C. To continue after a
-    `break`, hold the iterator: `events = iter(stream)`.
+    garbage-collected, and by Ctrl-C. The stream is its own iterator: after a `break` it can be read on, and a loop over
+    a stream that nothing else holds ends the job. As the last value of a notebook's cell it shows the picture as it
+    develops.
     """
 
     def __init__(self, stream: AsyncStream, loop: BackgroundLoop) -> None:
@@ -46,12 +48,14 @@ class Stream:
         """The job's `Completed` event; None until it has been read."""
         return self._stream.completed
 
-    def __iter__(self) -> Iterator[events.Event]:
-        try:
-            while (event := self._loop.run(self._stream.next_event())) is not None:
-                yield event
-        finally:
-            self.close()
+    def __iter__(self) -> Self:
+        return self
+
+    def __next__(self) -> events.Event:
+        event = self._loop.run(self._stream.next_event())
+        if event is None:
+            raise StopIteration
+        return event
 
     def __enter__(self) -> Self:
         return self
@@ -89,6 +93,13 @@ class Stream:
         """
         self._loop.run(self._stream.cancel())
 
+    def _ipython_display_(self) -> None:
+        notebook = Notebook()
+        for picture in self._stream.made:
+            notebook.show(picture)
+        for event in self:
+            notebook.show(event)
+
     def close(self) -> None:
         """Ends the stream, and the job unless its disconnect policy is "keep". Idempotent."""
         self._loop.call_soon(self._stream.close)
@@ -100,13 +111,14 @@ class Client(JobCalls[Stream]):
         with Client() as client:
             client.generate("a red circle on a blue background").image().save("circle.png")
 
-    Thread-safe. Catalog methods return messages of `darkroom.v1`.
+    Thread-safe. Catalog methods return the records of `darkroom_client.catalog`.
 
     :param address: the server's HOST:PORT. Default: DARKROOM_ADDRESS, else 127.0.0.1:50051.
     :param options: `token`, `root_certificate`, `tls`, `retries`: see `darkroom_client.options.ConnectionOptions`.
     :raises InvalidOptions: if an argument is not valid.
     """
 
+    @lists_keywords
     def __init__(self, address: str | None = None, **options: Unpack[ConnectionOptions]) -> None:
         refuse_after_fork()
         self._client = AsyncClient(address, **options)
@@ -151,7 +163,7 @@ class Client(JobCalls[Stream]):
         """
         return self._loop.run(self._client.cancel(request_id))
 
-    def server_info(self) -> catalog.GetServerInfoResponse:
+    def server_info(self) -> catalog.ServerInfo:
         """The server's version, devices, limits and plugins.
 
         :raises DarkroomError: if the call fails.

@@ -12,20 +12,21 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 from darkroom.v1 import parameters_pb2
 from darkroom_client._enums import LoadingPhaseName, PreviewModeName, SafetyVerdictName
+from darkroom_client._repr import ShortRepr
 
 if TYPE_CHECKING:
     import PIL.Image
 
 
-@dataclass(frozen=True, slots=True)
-class _Event:
+@dataclass(frozen=True, slots=True, repr=False)
+class _Event(ShortRepr):
     request_id: str
     sequence: int  # increases from event to event; gaps are skipped previews
 
 
-@dataclass(frozen=True, slots=True)
-class _Picture(_Event):
-    """An event with an encoded picture."""
+@dataclass(frozen=True, slots=True, repr=False)
+class Picture(_Event):
+    """An event with an encoded picture. Shows itself in a notebook; goes into `edit` and controls as it is."""
 
     image_bytes: bytes  # the image file as sent by the server
     media_type: str  # for instance "image/png"
@@ -33,8 +34,8 @@ class _Picture(_Event):
     height: int  # pixels
 
     @property
-    def image(self) -> "PIL.Image.Image":
-        """The decoded picture. Each access decodes it again."""
+    def pil(self) -> "PIL.Image.Image":
+        """The decoded picture, for Pillow. Each access decodes it again."""
         import PIL.Image
 
         picture: PIL.Image.Image = PIL.Image.open(BytesIO(self.image_bytes))
@@ -52,8 +53,20 @@ class _Picture(_Event):
         target.write_bytes(self.image_bytes)
         return target
 
+    def _repr_jpeg_(self) -> bytes | None:
+        """For notebooks: the file, if it is a JPEG."""
+        return self.image_bytes if self.media_type == "image/jpeg" else None
 
-@dataclass(frozen=True, slots=True)
+    def _repr_png_(self) -> bytes | None:
+        """For notebooks: the file, converted unless it is a PNG; None for a JPEG."""
+        if self.media_type in ("image/png", "image/jpeg"):
+            return self.image_bytes if self.media_type == "image/png" else None
+        buffer = BytesIO()
+        self.pil.save(buffer, "PNG")
+        return buffer.getvalue()
+
+
+@dataclass(frozen=True, slots=True, repr=False)
 class Accepted(_Event):
     """The request is valid; the job exists."""
 
@@ -64,7 +77,7 @@ class Accepted(_Event):
     output: parameters_pb2.OutputOptions  # resolved
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, repr=False)
 class Queued(_Event):
     """The job waits for its turn."""
 
@@ -72,7 +85,7 @@ class Queued(_Event):
     estimated_wait_seconds: float | None  # None: unknown
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, repr=False)
 class Loading(_Event):
     """The job waits while its model loads."""
 
@@ -83,7 +96,7 @@ class Loading(_Event):
     bytes_total: int  # of this phase; 0: unknown
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, repr=False)
 class Step(_Event):
     """A denoising step of an image is done."""
 
@@ -97,8 +110,8 @@ class Step(_Event):
     batch_rows: int  # batch size of the step; an image has two rows with guidance, one without
 
 
-@dataclass(frozen=True, slots=True)
-class Preview(_Picture):
+@dataclass(frozen=True, slots=True, repr=False)
+class Preview(Picture):
     """The estimate of the clean image after `step`, as a small picture."""
 
     image_index: int
@@ -106,16 +119,16 @@ class Preview(_Picture):
     decoder: PreviewModeName | None  # "latent-rgb", "tiny-vae" or "full-vae"; None: unknown to this client
 
 
-@dataclass(frozen=True, slots=True)
-class ControlImage(_Picture):
+@dataclass(frozen=True, slots=True, repr=False)
+class ControlImage(Picture):
     """A control map: as a ControlNet used it, or made by `preprocess`."""
 
     control_index: int
     preprocessor: str  # its name; empty: the map came with the request
 
 
-@dataclass(frozen=True, slots=True)
-class Image(_Picture):
+@dataclass(frozen=True, slots=True, repr=False)
+class Image(Picture):
     """A finished picture."""
 
     image_index: int
@@ -124,8 +137,8 @@ class Image(_Picture):
     metadata: dict[str, Any]  # the picture's recipe as a JSON object
 
 
-@dataclass(frozen=True, slots=True)
-class Timings:
+@dataclass(frozen=True, slots=True, repr=False)
+class Timings(ShortRepr):
     """The durations of a job's phases. Seconds."""
 
     queue_seconds: float
@@ -136,7 +149,7 @@ class Timings:
     total_seconds: float
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, repr=False)
 class Completed(_Event):
     """The job is done: the last event."""
 

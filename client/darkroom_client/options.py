@@ -7,7 +7,7 @@ the server's defaults.
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, TypeAlias, TypedDict, Union
+from typing import IO, TYPE_CHECKING, Any, Protocol, TypeAlias, TypedDict, Union
 
 from darkroom.v1 import parameters_pb2
 from darkroom_client._enums import (
@@ -19,6 +19,8 @@ from darkroom_client._enums import (
     SigmaScheduleName,
     TimestepSpacingName,
 )
+from darkroom_client._repr import ShortRepr
+from darkroom_client.events import Picture
 from darkroom_client.recipes import Recipe
 
 if TYPE_CHECKING:
@@ -44,8 +46,19 @@ __all__ = [
     "TimestepSpacingName",
 ]
 
-# The bytes of an image file, its path, or a PIL image.
-ImageLike: TypeAlias = Union[bytes, str, os.PathLike[str], "PIL.Image.Image"]
+
+class _Array(Protocol):
+    """A NumPy array."""
+
+    @property
+    def __array_interface__(self) -> dict[str, Any]: ...
+
+
+# The bytes of an image file, its path, a file opened in binary mode, a picture from a stream, a PIL image, or a NumPy
+# array: (height, width) or (height, width, 3 or 4), uint8, bool, or float from 0 to 1.
+ImageLike: TypeAlias = Union[
+    bytes, bytearray, memoryview, str, os.PathLike[str], IO[bytes], Picture, "PIL.Image.Image", _Array
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,8 +91,8 @@ class LoraSpec:
             raise ValueError(f"{text!r} is not NAME or NAME:WEIGHT") from None
 
 
-@dataclass(frozen=True, slots=True)
-class ControlSpec:
+@dataclass(frozen=True, slots=True, repr=False)
+class ControlSpec(ShortRepr):
     """A ControlNet with its control map, or with a picture and the preprocessor that makes the map of it."""
 
     model: str

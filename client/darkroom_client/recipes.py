@@ -1,7 +1,8 @@
 """Recipes: the parameters embedded in a picture, which reproduce it.
 
-The server's PNGs have two text chunks: `darkroom`, the JSON read here, and `parameters`, the form that many other
-programs show. The JSON is `{"darkroom": version, "parameters": {…}, "deterministic": …}`; its parameters are the proto
+The server's pictures carry two texts: the JSON read here, and the form that many other programs show. In a PNG they
+are the text chunks `darkroom` and `parameters`, in a JPEG or WebP the property `darkroom:recipe` of XMP and the EXIF
+UserComment. The JSON is `{"darkroom": version, "parameters": {…}, "deterministic": …}`; its parameters are the proto
 JSON of `darkroom.v1.Parameters` with the proto's field names.
 """
 
@@ -11,6 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
 from google.protobuf import json_format
 
@@ -18,6 +20,7 @@ from darkroom.v1 import parameters_pb2
 from darkroom_client.errors import InvalidRequest
 
 _KEY = "darkroom"
+_XMP_NAME = "{urn:darkroom:v1}recipe"
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +49,7 @@ class Recipe:
 
 
 def read_recipe(picture: str | os.PathLike[str]) -> Recipe:
-    """Reads the recipe of a PNG file made by a Darkroom server.
+    """Reads the recipe of a picture file made by a Darkroom server.
 
     :raises InvalidRequest: if the file is no picture or has no recipe.
     :raises OSError: if the file cannot be read.
@@ -66,8 +69,8 @@ def _embedded_text(path: Path) -> str:
 
     try:
         with PIL.Image.open(path) as image:
-            text = image.info.get(_KEY)
-            if text is None:
+            text = image.info.get(_KEY) or _recipe_in_xmp(image.info.get("xmp", b""))
+            if text is None and image.format == "PNG":
                 image.load()  # text chunks may follow the pixels
                 text = getattr(image, "text", {}).get(_KEY)
     except PIL.UnidentifiedImageError as error:
@@ -75,3 +78,13 @@ def _embedded_text(path: Path) -> str:
     if text is None:
         raise InvalidRequest(f"{path} carries no recipe of Darkroom")
     return str(text)
+
+
+def _recipe_in_xmp(packet: bytes) -> str | None:
+    """The property `darkroom:recipe` of an XMP packet, an element or an attribute; None without one."""
+    try:
+        elements = list(ElementTree.fromstring(packet).iter()) if packet else []
+    except ElementTree.ParseError:
+        return None
+    found = (each.text if each.tag == _XMP_NAME else each.get(_XMP_NAME) for each in elements)
+    return next((text for text in found if text), None)

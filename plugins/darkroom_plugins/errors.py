@@ -11,9 +11,11 @@ DarkroomError
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
+
+from darkroom_plugins.quoting import MAX_QUOTED, quoted
 
 # In messages of cuBLAS, cuDNN, CUDA and the CPU's allocator.
 OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "ALLOC_FAILED")
@@ -32,6 +34,17 @@ def is_device_lost(error: BaseException) -> bool:
     import torch
 
     return isinstance(error, getattr(torch, "AcceleratorError", ())) or "CUDA error" in str(error)
+
+
+def no_such(kind: str, name: str, known: Iterable[str], *, listed: bool = True) -> str:
+    """That there is no `kind` of this name, with the nearest name and, if `listed`, all of them."""
+    import difflib
+
+    known = sorted(known)
+    nearest = difflib.get_close_matches(name[:MAX_QUOTED].lower(), known, n=1)
+    hint = f" (did you mean {nearest[0]!r}?)" if nearest else ""
+    there = (f"; there are: {', '.join(known)}" if known else "; there are none") if listed else ""
+    return f"there is no {kind} {quoted(name)}{hint}{there}"
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,6 +7,7 @@ from typing import Any
 
 from darkroom_plugins.request import ControlChoice, ImageToImage, Inpaint, Outpaint, Request
 
+MAX_EXACT = 2**53  # greater integers lose digits where numbers are doubles: they are text
 EDIT_FIELDS = {ImageToImage: "image_to_image", Inpaint: "inpaint", Outpaint: "outpaint"}  # in EditRequest
 COPIED = (
     "task",
@@ -37,7 +38,7 @@ def parameters_json(request: Request, seed: int) -> dict[str, Any]:
     if request.prompt_syntax != "plain":
         result["prompt_syntax"] = f"PROMPT_SYNTAX_{request.prompt_syntax}".upper()
     result |= _conditions(request)
-    result["seed"] = str(seed)
+    result["seed"] = seed if seed <= MAX_EXACT else str(seed)
     scheduler: dict[str, Any] = {"name": request.scheduler.name}
     for field in ("sigma_schedule", "timestep_spacing"):
         if value := getattr(request.scheduler, field):

@@ -54,4 +54,4 @@ def _made(bench: Bench, orders: Sequence[Order], asked: dict[str, Any]) -> Any:
             ).image()
             for order in orders
         ]
-    return np.stack([np.asarray(made.image, dtype=float) for made in pictures])
+    return np.stack([np.asarray(made.pil, dtype=float) for made in pictures])

@@ -174,8 +174,17 @@ class ScriptedServer(
 
     def GetServerInfo(self, request: Any, context: grpc.ServicerContext) -> Any:
         self.metadata.append(dict(context.invocation_metadata()))
-        limits = catalog_service_pb2.ServerLimits(max_request_bytes=self.max_request_bytes)
-        return catalog_service_pb2.GetServerInfoResponse(version="0.1.0", default_model="shapes", limits=limits)
+        strength = {"type": "number", "default": 0.5, "minimum": 0, "maximum": 1, "description": "How dark."}
+        plugin = catalog_service_pb2.Plugin(name="vignette", version="1", hooks=["darkroom_finishers"])
+        plugin.extensions_schema.update({"properties": {"strength": strength}})
+        return catalog_service_pb2.GetServerInfoResponse(
+            version="0.1.0",
+            api_version="darkroom.v1",
+            devices=[catalog_service_pb2.Device(id="cpu", name="CPU")],
+            limits=catalog_service_pb2.ServerLimits(max_request_bytes=self.max_request_bytes),
+            plugins=[plugin],
+            default_model="shapes",
+        )
 
     def _refuse(self, context: grpc.ServicerContext) -> None:
         if self.refusals:

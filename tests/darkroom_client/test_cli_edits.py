@@ -58,11 +58,12 @@ def test_outpaint(sent):
     margins = sent("edit", "photo.png", "a", "--outpaint", "1,0,30,4").outpaint
     assert (margins.left, margins.top, margins.right, margins.bottom) == (1, 0, 30, 4)
     assert sent("edit", "photo.png", "a", "--outpaint", "16").outpaint.bottom == 16
-    assert sent("edit", "photo.png", "--height", "64", "--resize-mode", "pad").resize_mode == 2
+    assert sent("edit", "photo.png", "", "--height", "64", "--resize-mode", "pad").resize_mode == 2
 
 
 def test_an_edit_names_its_files_by_prompt_or_picture(darkroom):
-    assert darkroom("edit", "photo.png").stdout == "photo-7.png\n"
+    assert darkroom("edit", "photo.png", "").stdout == "photo-7.png\n"
+    assert "PROMPT" in darkroom("edit", "photo.png", exit_code=2).stderr
     assert darkroom("edit", "photo.png", "a", "b").stdout.splitlines() == ["1-a-7.png", "2-b-7.png"]
     result = darkroom("edit", "photo.png", "a", "--previews", "p", "--out", "a.png")
     assert result.stdout.splitlines() == ["a.png", "p/contact-sheet.png"]
@@ -82,11 +83,11 @@ def test_an_edit_names_its_files_by_prompt_or_picture(darkroom):
         ("--outpaint 0,0,-8,0", "--outpaint", "is not LEFT,TOP,RIGHT,BOTTOM"),
         ("--outpaint 0", "--outpaint", "greater than 0"),
         ("--resize-mode pad", "--resize-mode", "needs --width or --height"),
-        ("--mask none.png", "--mask", "No such file"),
+        ("--mask none.png", "--mask", "there is no file none.png"),
         ("--lora ink:strong", "--lora", "is not NAME or NAME:WEIGHT"),
         ("--control depth", "--control", "is not MODEL=PHOTO"),
         ("--control depth=photo.png", "--control", "--preprocess depth=NAME, or give a map by --control-map depth=MAP"),
-        ("--control-map depth=none.png", "--control-map", "No such file"),
+        ("--control-map depth=none.png", "--control-map", "there is no file none.png"),
         ("--preprocess depth=blur", "--preprocess", "needs --control"),
         ("--control-map depth=mask.png --preprocess depth=blur", "--preprocess", "there is no --control depth="),
         ("--control-map depth=mask.png --control-option other.end=1", "--control-option", "no --control other="),
@@ -107,8 +108,8 @@ def test_contradictions_are_told_before_the_call(darkroom, scripted, arguments, 
 
 
 def test_a_picture_that_is_not_there(darkroom):
-    assert "none.png: No such file" in darkroom("edit", "none.png", "a", exit_code=2).stderr
-    assert "none.png: No such file" in darkroom("preprocess", "canny", "none.png", exit_code=2).stderr
+    assert "there is no file none.png" in darkroom("edit", "none.png", "a", exit_code=2).stderr
+    assert "there is no file none.png" in darkroom("preprocess", "canny", "none.png", exit_code=2).stderr
 
 
 def test_loras(sent):
@@ -144,7 +145,9 @@ def test_a_map_goes_as_it_is(sent, darkroom, tmp_path):
 
 def test_a_control_net_that_is_not_there(darkroom):
     stderr = darkroom("generate", "a", "--control", "canny=photo.png", exit_code=1).stderr
-    assert stderr == "error: the server has no ControlNet canny; it has v1.1/canny, depth\n"
+    assert (
+        stderr == "error: the server has no ControlNet 'canny' (did you mean 'v1.1/canny'?); it has v1.1/canny, depth\n"
+    )
 
 
 @pytest.mark.parametrize(

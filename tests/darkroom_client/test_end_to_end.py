@@ -47,9 +47,9 @@ def test_a_picture_develops(client):
     assert [event.sequence for event in events] == sorted(event.sequence for event in events)
     previews = [event for event in events if isinstance(event, Preview)]
     assert previews
-    assert max(previews[0].image.size) >= 64
+    assert max(previews[0].pil.size) >= 64
     image = stream.image()
-    assert (image.seed, image.image.size) == (3, (image.width, image.height))
+    assert (image.seed, image.pil.size) == (3, (image.width, image.height))
     assert stream.accepted.seeds == (3,)
     assert stream.accepted.parameters.num_inference_steps == 4
 
@@ -76,8 +76,35 @@ def test_the_recipe_makes_the_same_picture_again(client, tmp_path):
 
 def test_output_formats(client):
     image = client.generate("a", num_inference_steps=1, output=OutputOptions("jpeg", quality=50)).image()
-    assert (image.media_type, image.suffix, image.image.format) == ("image/jpeg", ".jpg", "JPEG")
+    assert (image.media_type, image.suffix, image.pil.format) == ("image/jpeg", ".jpg", "JPEG")
     assert image.metadata["parameters"]["prompt"] == "a"
+
+
+@pytest.mark.parametrize("kind", ["jpeg", "webp"])
+def test_every_format_carries_its_recipe(client, tmp_path, kind):
+    first = client.generate("a “red” circle ☂", num_inference_steps=2, seed=2**62, output=kind).image()
+    recipe = read_recipe(first.save(tmp_path / "a"))
+    assert (recipe.parameters.prompt, recipe.parameters.seed) == ("a “red” circle ☂", 2**62)
+    again = client.generate(parameters=recipe, output=kind).image()
+    assert pixels(again.image_bytes) == pixels(first.image_bytes)
+
+
+def test_a_recipe_that_does_not_fit_is_said(client, tmp_path):
+    text = "\U0001f534" * 10_000
+    stream = client.generate(text, negative_prompt=text, num_inference_steps=1, num_images=2, output="jpeg")
+    stream.images()
+    warnings = [text for text in stream.completed.warnings if "JPEG" in text]
+    assert len(warnings) == 2
+    assert "bytes of recipe" in warnings[0]
+    assert "EXIF comment" in warnings[1]
+
+
+@pytest.mark.parametrize(("seed", "written"), [(7, 7), (2**53, 2**53), (2**53 + 1, "9007199254740993")])
+def test_seeds_are_numbers_as_far_as_doubles_go(client, seed, written):
+    image = client.generate("a", num_inference_steps=1, seed=seed).image()
+    assert image.metadata["parameters"]["seed"] == written
+    assert ("note" in image.metadata) == isinstance(written, str)
+    assert isinstance(image.metadata["parameters"]["num_inference_steps"], int)
 
 
 def test_many_jobs_of_both_clients_at_once(server, client):
@@ -172,8 +199,22 @@ def test_command_generate_as_json(darkroom):
 
 def test_command_errors(darkroom):
     result = darkroom("generate", "a", "--steps", 0, "--width", 33, exit_code=1)
-    assert "parameters.num_inference_steps" in result.stderr
-    assert "parameters.width" in result.stderr
+    assert "  --steps: must be from 1 to " in result.stderr
+    assert "  --width: " in result.stderr
+    stderr = darkroom("generate", "a", "--scheduler", "eulr", exit_code=1).stderr
+    assert stderr.startswith(
+        "error: --scheduler: there is no scheduler 'eulr' (did you mean 'euler'?); there are: ddim,"
+    )
+
+
+def test_command_info(darkroom):
+    shown = darkroom("info").stdout
+    assert "API darkroom.v1" in shown
+    assert "max prompt characters" in shown
+    info = json.loads(darkroom("info", "--json").stdout)
+    assert info["limits"]["max_request_bytes"] == 32 * 1024 * 1024
+    assert info["limits"]["job_retention_seconds"] == 0.0
+    assert {"name", "version", "hooks", "extensions_schema", "builtin"} == info["plugins"][0].keys()
 
 
 def test_command_compare_schedulers(darkroom, client):

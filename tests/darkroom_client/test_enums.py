@@ -6,7 +6,7 @@ from typing import get_args
 import pytest
 
 import darkroom_client
-from darkroom.v1 import edits_pb2, events_pb2, parameters_pb2
+from darkroom.v1 import catalog_service_pb2, edits_pb2, events_pb2, parameters_pb2
 from darkroom_client import InvalidRequest, PreviewOptions, SchedulerSpec
 
 MODES = {"off": 1, "latent-rgb": 2, "tiny-vae": 3, "full-vae": 4}
@@ -32,6 +32,8 @@ def sent(scripted, client):
 @pytest.mark.parametrize(
     "enum",
     [
+        catalog_service_pb2.Residency,
+        catalog_service_pb2.SafetyPolicy,
         edits_pb2.ResizeMode,
         events_pb2.LoadingPhase,
         events_pb2.SafetyVerdict,

@@ -3,12 +3,13 @@
 import dataclasses
 import inspect
 import math
+import pydoc
 from io import BytesIO
 
 import PIL.Image
 import pytest
 
-from darkroom.v1 import image_service_pb2, parameters_pb2
+from darkroom.v1 import catalog_service_pb2, image_service_pb2, parameters_pb2
 from darkroom_client import (
     AsyncClient,
     AsyncStream,
@@ -22,8 +23,11 @@ from darkroom_client import (
     SchedulerSpec,
     SizeConditioning,
     Stream,
+    catalog,
     options,
 )
+
+CATALOG = ("Device", "ServerLimits", "Plugin", "Model", "Task", "Scheduler", "Lora", "ControlNet", "Preprocessor")
 
 
 @pytest.fixture
@@ -184,7 +188,7 @@ def test_edits(scripted, client, tmp_path):
         client.edit(b"bytes", mask_blur=3)
     with pytest.raises(TypeError, match="margins cannot"):
         client.edit(b"bytes", mask=b"m", margins=(1, 2, 3, 4))
-    with pytest.raises(InvalidRequest, match=r"image: .*No such file"):
+    with pytest.raises(InvalidRequest, match=r"image: there is no file .*missing\.png"):
         client.edit(tmp_path / "missing.png")
 
 
@@ -207,7 +211,12 @@ def test_control_images(scripted, client, make_events):
 
 def test_the_catalog(client):
     assert client.server_info().default_model == "shapes"
-    assert [model.name for model in client.models()] == ["shapes"]
+    (model,) = client.models()
+    assert (model.name, model.preview_modes, model.default_preview_mode) == (
+        "shapes",
+        ("off", "latent-rgb", "full-vae"),
+        None,
+    )
     assert [scheduler.name for scheduler in client.schedulers()] == ["ddim", "euler", "lcm"]
     progress = []
     assert client.load_model("shapes", progress.append).weight_bytes == 2
@@ -240,6 +249,8 @@ def test_address_and_token(scripted, monkeypatch):
         (options.SizeConditioning, parameters_pb2.SizeConditioning),
         (options.PreviewOptions, parameters_pb2.PreviewOptions),
         (options.OutputOptions, parameters_pb2.OutputOptions),
+        (catalog.ServerInfo, catalog_service_pb2.GetServerInfoResponse),
+        *((getattr(catalog, name), getattr(catalog_service_pb2, name)) for name in CATALOG),
     ],
 )
 def test_records_have_the_fields_of_their_messages(spec, message):
@@ -261,6 +272,19 @@ def public(cls):
         for name, value in inspect.getmembers(cls, inspect.isfunction)
         if not name.startswith("_")
     }
+
+
+@pytest.mark.parametrize("call", [Client.generate, Client.edit, AsyncClient.generate, AsyncClient.edit])
+def test_help_lists_every_keyword(call):
+    listed = inspect.signature(call).parameters
+    assert set(options.JobOptions.__annotations__) <= listed.keys()
+    assert "options" not in listed
+    assert listed["seed"].annotation == int | None
+    assert "num_inference_steps: int | None = None" in pydoc.render_doc(call)
+
+
+def test_help_lists_what_a_client_takes():
+    assert set(options.ConnectionOptions.__annotations__) <= inspect.signature(Client).parameters.keys()
 
 
 def test_both_clients_offer_the_same():

@@ -50,8 +50,8 @@ def test_what_the_events_carry(client, tmp_path):
     accepted, step, preview, *_, image, completed = list(stream)
     assert (accepted.seeds, accepted.step_count, accepted.parameters.seed) == ((7,), 3, 7)
     assert (step.step, step.step_count, step.sigma, step.eta_seconds, step.batch_rows) == (1, 3, None, None, 2)
-    assert (preview.decoder, preview.image.size, preview.suffix) == ("full-vae", (64, 64), ".png")
-    assert (image.seed, image.safety, image.image.getpixel((0, 0))) == (7, "passed", (255, 0, 0))
+    assert (preview.decoder, preview.pil.size, preview.suffix) == ("full-vae", (64, 64), ".png")
+    assert (image.seed, image.safety, image.pil.getpixel((0, 0))) == (7, "passed", (255, 0, 0))
     assert image.metadata["parameters"] == {"prompt": "a red circle", "seed": "7"}
     assert image.save(tmp_path / "a.png").read_bytes() == image.image_bytes
     assert completed.timings.denoise_seconds == 1.5
@@ -174,11 +174,13 @@ class TestWhatStopsAJob:
             scripted.wait_started(stream.request_id)
         scripted.wait_ended(stream.request_id)
 
-    def test_an_exception_in_the_loop_while_the_stream_is_still_named(self, scripted, client):
-        stream = client.generate("endless")
+    def test_an_exception_in_the_loop_once_nothing_holds_the_stream(self, scripted, client):
+        stream = client.generate("endless", request_id="job")
         with pytest.raises(ZeroDivisionError):
             any(1 / 0 for _ in stream)
-        scripted.wait_ended(stream.request_id)
+        assert isinstance(next(stream), Step)
+        del stream
+        scripted.wait_ended("job")
 
     def test_an_exception_whose_traceback_is_kept(self, scripted, client):
         def run():
@@ -190,21 +192,27 @@ class TestWhatStopsAJob:
         scripted.wait_ended("kept")
         assert traceback.format_tb(kept.tb)
 
-    def test_break(self, scripted, client):
-        stream = client.generate("endless")
-        for _ in stream:
+    def test_break_from_a_loop_over_a_stream_without_a_name(self, scripted, client):
+        for _ in client.generate("endless", request_id="job"):
             break
-        scripted.wait_ended(stream.request_id)
-        with pytest.raises(Cancelled, match="closed before"):
-            stream.image()
+        scripted.wait_ended("job")
 
-    def test_but_not_break_with_an_iterator_of_ones_own(self, scripted, client, make_events):
+    def test_but_not_break_while_the_stream_is_held(self, scripted, client, make_events):
         scripted.script = lambda request, context: make_events(request.request_id).whole_job()
         stream = client.generate("a red circle")
-        events = iter(stream)
-        for _ in events:
+        assert isinstance(next(iter(stream)), Accepted)
+        for event in stream:
+            assert isinstance(event, Step)
             break
+        assert [type(event) for event in stream] == [Preview, *[Step, Preview] * 2, Image, Completed]
         assert stream.image().seed == 7
+        assert list(stream) == []
+
+    def test_an_image_of_a_stream_that_was_closed(self, client):
+        stream = client.generate("endless")
+        stream.close()
+        with pytest.raises(Cancelled, match="closed before"):
+            stream.image()
 
     def test_dropping_it(self, scripted, client):
         stream = client.generate("endless", request_id="dropped")
@@ -286,6 +294,28 @@ class TestAsync:
 
         kinds, image = asyncio.run(main())
         assert (len(kinds), image.seed) == (9, 7)
+
+    def test_reading_one_event_leaves_the_job(self, async_client):
+        async def main():
+            async with async_client as client:
+                stream = client.generate("a red circle")
+                first = await anext(aiter(stream))
+                gc.collect()
+                second = await anext(stream)
+                return first, second, await stream.image()
+
+        first, second, image = asyncio.run(main())
+        assert (type(first), type(second), image.seed) == (Accepted, Step, 7)
+
+    def test_several_readers_of_one_stream(self, async_client):
+        async def main():
+            async with async_client as client:
+                stream = client.generate("a red circle")
+                return await asyncio.gather(stream.image(), stream.images(), anext(stream))
+
+        image, images, event = asyncio.run(main())
+        assert images == [image]
+        assert event.request_id == image.request_id
 
     def test_many_at_once(self, async_client):
         async def main():

@@ -12,11 +12,11 @@ pytest.importorskip("mypy")
 ROOT = Path(__file__).parents[2]
 SOUND = """
 import asyncio
+from io import BytesIO
 from pathlib import Path
 
 import PIL.Image
 
-from darkroom.v1 import catalog_service_pb2
 from darkroom_client import (
     Accepted,
     AsyncClient,
@@ -33,11 +33,13 @@ from darkroom_client import (
     JobOptions,
     Loading,
     LoraSpec,
+    Model,
     OutputOptions,
     Preview,
     PreviewModeName,
     PreviewOptions,
     SchedulerSpec,
+    ServerInfo,
     SizeConditioning,
     Step,
     Stream,
@@ -62,7 +64,7 @@ def watch(stream: Stream) -> list[PIL.Image.Image]:
                 print(step / count)
             case Preview():
                 mode: PreviewModeName | None = event.decoder
-                previews.append(event.image)
+                previews.append(event.pil)
     accepted: Accepted | None = stream.accepted
     completed: Completed | None = stream.completed
     if accepted is not None and completed is not None:
@@ -77,12 +79,14 @@ def work(picture: ImageLike, format: ImageFormatName = "png", mode: PreviewModeN
     options["loras"] = ["a:0.5", LoraSpec("b", 1.0)]
     options["size_conditioning"] = SizeConditioning(original_width=1024)
     with Client("127.0.0.1:50051", **connection) as client:
-        models: list[catalog_service_pb2.Model] = client.models()
-        loaded: catalog_service_pb2.Model = client.load_model(models[0].name, progress)
+        models: list[Model] = client.models()
+        modes: tuple[PreviewModeName, ...] = models[0].preview_modes
+        loaded: Model = client.load_model(models[0].name, progress)
         previews = watch(client.generate("a", **options))
         contact_sheet([Tile(each, "label") for each in previews]).save("sheet.png")
         maps: list[ControlImage] = client.preprocess(picture, "canny", format="webp").control_images()
-        controls = [ControlSpec("canny", maps[0].image, scale=0.5)]
+        controls = [ControlSpec("canny", maps[0].pil, scale=0.5), ControlSpec("depth", maps[0])]
+        client.edit(BytesIO(maps[0].image_bytes), "a", mask=Path("a.png").open("rb"))
         images: list[Image] = client.edit(picture, "a", mask=Path("mask.png"), controls=controls).images()
         cancelled: bool = client.cancel("job")
         return client.generate(parameters=read_recipe(images[0].save("a.png"))).image().save("b.png")
@@ -91,9 +95,10 @@ def work(picture: ImageLike, format: ImageFormatName = "png", mode: PreviewModeN
 async def main() -> list[Event]:
     async with AsyncClient() as client:
         stream: AsyncStream = client.generate("a", preview="off")
+        first: Event = await anext(aiter(stream))
         events = [event async for event in stream]
         image: Image = await stream.image()
-        info: catalog_service_pb2.GetServerInfoResponse = await client.server_info()
+        info: ServerInfo = await client.server_info()
         print(image.seed + 1, info.version.upper())
         return events
 
@@ -110,6 +115,8 @@ MISTAKES = [
     'client.generate("a", seed="seven")',
     'client.generate("a", preview="full")',
     'client.edit("a.png", resize_mode="zoom")',
+    'client.edit(3, "a")',
+    "client.models()[0].residency == 4",
     'client.generate("a", output=darkroom_client.OutputOptions("gif"))',
     "client.generate(3)",
     "client.models()[0].nam",

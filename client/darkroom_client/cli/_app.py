@@ -1,50 +1,94 @@
 """The root of the command line: the client's commands, and those of other packages through entry points.
 
 An entry point of the group `darkroom.commands` names a plain function. Its parameters, annotated for typer, are the
-command's options; its docstring is the help.
+command's options; its docstring is the help, with lines below `Examples:` at its end. Commands are imported on first
+use.
 """
 
 import functools
+import importlib
 from collections.abc import Callable
-from importlib import metadata
-from typing import Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 import typer.core
 from typer.main import get_command_from_info
 from typer.models import CommandInfo
 
-from darkroom_client.cli import _catalog, _compare, _generate, _preprocess, _residency
+from darkroom_client._text import did_you_mean
 from darkroom_client.cli._report import fail, handle_errors
 
+if TYPE_CHECKING:
+    from importlib import metadata
+
 _GROUP = "darkroom.commands"
+_OWN = {  # the client's commands: module and function
+    "generate": "_generate:generate",
+    "edit": "_generate:edit",
+    "compare-schedulers": "_compare:compare_schedulers",
+    "preprocess": "_preprocess:preprocess",
+    "info": "_info:info",
+    "models": "_catalog:models",
+    "tasks": "_catalog:tasks",
+    "schedulers": "_catalog:schedulers",
+    "loras": "_catalog:loras",
+    "controlnets": "_catalog:controlnets",
+    "preprocessors": "_catalog:preprocessors",
+    "load": "_residency:load",
+    "unload": "_residency:unload",
+}
 
 
 class _Commands(typer.core.TyperGroup):
-    """The client's commands, then those of entry points, which are loaded on first use."""
+    """The client's commands, then those of entry points."""
 
     @functools.cached_property
-    def _entry_points(self) -> dict[str, metadata.EntryPoint]:
+    def _entry_points(self) -> "dict[str, metadata.EntryPoint]":
         """By name; the first of a name wins. Cached, as the look-up scans every installed distribution."""
+        from importlib import metadata  # slow to import
+
         return {point.name: point for point in reversed([*metadata.entry_points(group=_GROUP)])}
 
     def list_commands(self, ctx: Any) -> list[str]:
-        own = list(self.commands)
-        return own + sorted(name for name in self._entry_points if name not in own)
+        return [*_OWN, *sorted(self._entry_points.keys() - _OWN.keys())]
 
     def get_command(self, ctx: Any, cmd_name: str) -> Any:
-        own = super().get_command(ctx, cmd_name)
-        point = self._entry_points.get(cmd_name) if own is None else None
-        return own if point is None else _plugin_command(point)
+        if cmd_name not in self.commands:
+            if cmd_name in _OWN:
+                self.commands[cmd_name] = _command(cmd_name, handle_errors(_load_own(_OWN[cmd_name])))
+            elif cmd_name in self._entry_points:
+                self.commands[cmd_name] = _command(cmd_name, _load(self._entry_points[cmd_name]))
+        return self.commands.get(cmd_name)
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        name = args[0]
+        if not name.startswith("-") and self.get_command(ctx, name) is None:
+            known = self.list_commands(ctx)
+            ctx.fail(f"There is no command {name!r}{did_you_mean(name, known)}. There are: {', '.join(known)}.")
+        return super().resolve_command(ctx, args)
 
 
-def _plugin_command(point: metadata.EntryPoint) -> Any:
-    info = CommandInfo(name=point.name, callback=_load(point), cls=typer.core.TyperCommand)
+def _command(name: str, function: Callable[..., Any]) -> Any:
+    help_text, _, examples = (function.__doc__ or "").partition("Examples:\n")
+    info = CommandInfo(
+        name=name, callback=function, cls=typer.core.TyperCommand, help=help_text.strip(), epilog=_epilog(examples)
+    )
     command: Any = get_command_from_info(info, pretty_exceptions_short=True, rich_markup_mode="rich")
     return command
 
 
-def _load(point: metadata.EntryPoint) -> Callable[..., Any]:
+def _epilog(examples: str) -> str | None:
+    lines = [line.strip().replace("[", "\\[") for line in examples.splitlines() if line.strip()]
+    return "\n\n".join(["[bold]Examples[/bold]", *(f"  {line}" for line in lines)]) if lines else None
+
+
+def _load_own(place: str) -> Callable[..., Any]:
+    module, _, function = place.partition(":")
+    loaded: Callable[..., Any] = getattr(importlib.import_module(f"darkroom_client.cli.{module}"), function)
+    return loaded
+
+
+def _load(point: "metadata.EntryPoint") -> Callable[..., Any]:
     """The entry point's function, or a stand-in that says what to install."""
     try:
         function = point.load()
@@ -72,27 +116,34 @@ def _stand_in(name: str, error: ModuleNotFoundError) -> Callable[[], None]:
     return command
 
 
-_HELP = """Diffusion images from a Darkroom server, with a live preview of every denoising step.
-
-Start a server with `darkroom serve`, then try `darkroom generate "a red circle on a blue background"`."""
-
 app = typer.Typer(
     name="darkroom",
     cls=_Commands,
     no_args_is_help=True,
-    add_completion=False,
     rich_markup_mode="rich",
     pretty_exceptions_enable=False,
-    help=_HELP,
+    context_settings={"help_option_names": ["-h", "--help"]},
 )
-app.command("generate")(handle_errors(_generate.generate))
-app.command("edit")(handle_errors(_generate.edit))
-app.command("compare-schedulers")(handle_errors(_compare.compare_schedulers))
-app.command("preprocess")(handle_errors(_preprocess.preprocess))
-app.command("load")(handle_errors(_residency.load))
-app.command("unload")(handle_errors(_residency.unload))
-for _name, _list in _catalog.commands().items():
-    app.command(_name)(handle_errors(_list))
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        import darkroom_client
+
+        typer.echo(f"darkroom {darkroom_client.__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool, typer.Option("--version", is_eager=True, callback=_print_version, help="Print the version and exit.")
+    ] = False,
+) -> None:
+    """Diffusion images from a Darkroom server, with a live preview of every denoising step.
+
+    Start a server with `darkroom serve`, then try `darkroom generate "a red circle on a blue background"`.
+    """
 
 
 def main() -> None:

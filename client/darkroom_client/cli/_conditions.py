@@ -9,6 +9,7 @@ from google.protobuf import json_format
 
 from darkroom.v1 import parameters_pb2
 from darkroom_client._aio import AsyncClient
+from darkroom_client._text import did_you_mean, unknown
 from darkroom_client.cli._options import Conditions, Server
 from darkroom_client.cli._values import (
     parse_dotted_pairs,
@@ -125,7 +126,9 @@ class _Controls:
         _require_control(photos | maps, self._options, "--control-option")
         for key in (key for options in self._options.values() for key in options):
             if key not in _OPTIONS:
-                usage_error("--control-option", f"{key!r} must be one of {', '.join(_OPTIONS)}")
+                usage_error(
+                    "--control-option", f"{key!r} must be one of {', '.join(_OPTIONS)}{did_you_mean(key, _OPTIONS)}"
+                )
         if self._recipe_controls:
             again = " ".join(map(_missing_option, self._recipe_controls))
             usage_error("--from", f"the recipe has ControlNets, but not their pictures: add {again}, or --no-controls")
@@ -147,7 +150,7 @@ def _default_preprocessors(models: Iterable[str], server: Server) -> dict[str, s
     known = asyncio.run(_known_preprocessors(server))
     for model in sorted(models):
         if model not in known:
-            raise ControlNetNotFound(f"the server has no ControlNet {model}; it has {', '.join(known) or 'none'}")
+            raise ControlNetNotFound(unknown("ControlNet", model, known))
         if not known[model]:
             ways = f"choose one by --preprocess {model}=NAME, or give a map by --control-map {model}=MAP"
             usage_error("--control", f"the server has no default preprocessor for {model}: {ways}")

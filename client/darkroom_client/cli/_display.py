@@ -84,7 +84,7 @@ class Display:
             return
         columns = min(_MAX_COLUMNS, max(8, self._console.width // len(self._tasks) - 2))
         rows = min(_MAX_ROWS, max(4, self._console.height - len(self._tasks) - 3))
-        self._pictures[job.index] = HalfBlocks(event.image, columns, rows)
+        self._pictures[job.index] = HalfBlocks(event.pil, columns, rows)
 
     def _renderable(self) -> RenderableType:
         pictures = [self._pictures[index] for index in sorted(self._pictures)]

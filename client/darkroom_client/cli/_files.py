@@ -1,6 +1,7 @@
 """File names and formats of the pictures written."""
 
 import re
+import sys
 from pathlib import Path
 
 import typer
@@ -11,18 +12,49 @@ _FORMATS: dict[str, ImageFormatName] = {".png": "png", ".jpg": "jpeg", ".jpeg": 
 _AUTOMATIC = "{prompt}-{seed}{suffix}"
 
 
+class Output:
+    """Writes the pictures of a run to files, or the only one to stdout for `-`."""
+
+    def __init__(
+        self, out: str | None, total: int = 1, automatic: str = _AUTOMATIC, *, no_clobber: bool = False
+    ) -> None:
+        self._namer = None if out == "-" else Namer(out, total, automatic, no_clobber=no_clobber)
+        if self._namer is None:
+            _check_stdout(total)
+
+    def write(self, data: bytes, *, suffix: str, index: int = 1, prompt: str = "", seed: int = 0) -> Path | None:
+        """Writes picture `index`, which counts from 1. Returns its path; None for stdout."""
+        if self._namer is None:
+            sys.stdout.buffer.write(data)
+            sys.stdout.buffer.flush()
+            return None
+        path = self._namer.path(index=index, prompt=prompt, seed=seed, suffix=suffix)
+        path.write_bytes(data)
+        return path
+
+
+def _check_stdout(total: int) -> None:
+    if total > 1:
+        raise typer.BadParameter(f"- takes one picture, and this makes {total}", param_hint="--out")
+    if sys.stdout.isatty():
+        problem = "- writes the bytes of the picture: redirect them to a file or a pipe"
+        raise typer.BadParameter(problem, param_hint="--out")
+
+
 class Namer:
     """Chooses a distinct path for each picture of a run, by --out.
 
     - None, a folder, or a name without extension: automatic names, which avoid existing files.
     - A name with {prompt}, {seed}, {index} or {suffix}: a pattern.
     - Any other name: that file, overwritten if it exists; numbered if the run has several pictures.
+
+    With `no_clobber` names of all kinds avoid existing files.
     """
 
-    def __init__(self, out: str | None, total: int, automatic: str = _AUTOMATIC) -> None:
+    def __init__(self, out: str | None, total: int, automatic: str = _AUTOMATIC, *, no_clobber: bool = False) -> None:
         self._digits = len(str(total))
         self._taken: set[Path] = set()
-        self._avoids_existing = out is None or _is_folder(out)
+        self._avoids_existing = no_clobber or out is None or _is_folder(out)
         self._pattern = _pattern(out, total, automatic)
         self._expand(1, "prompt", 0, ".png")  # refuses an invalid pattern before any job
 
@@ -65,14 +97,16 @@ def _pattern(out: str | None, total: int, automatic: str) -> str:
 def format_for(out: str | None, chosen: ImageFormatName | None) -> ImageFormatName | None:
     """The image format: --format, else by the extension of --out, else None.
 
-    :raises typer.BadParameter: if the two contradict each other.
+    :raises typer.BadParameter: if the two contradict each other, or the extension is that of no format.
     """
-    if out is None or _is_folder(out):
+    if out is None or out == "-" or _is_folder(out):
         return chosen
     suffix = Path(out).suffix
     implied = _FORMATS.get(suffix.lower())
     if chosen and implied and chosen != implied:
         raise typer.BadParameter(f"--out ends in {suffix}", param_hint="--format")
+    if suffix and "{" not in suffix and not implied and not chosen:
+        raise typer.BadParameter(f"{out} ends in {suffix}; pictures end in {', '.join(_FORMATS)}", param_hint="--out")
     return chosen or implied
 
 

@@ -22,7 +22,16 @@ def generate(
     server: Server,
     prompts: _Prompts = None,
 ) -> None:
-    """Generate pictures from text, with a live preview, and print the paths of the files written."""
+    """Generate pictures from text, with a live preview, and print the paths of the files written.
+
+    Examples:
+    darkroom generate "a red circle on a blue background"
+    darkroom generate "a green star" "a red heart" --num-images 4 --out pictures/
+    darkroom generate "a green star" --seed 7 --steps 30 --scheduler dpmpp-2m
+    darkroom generate --from star.png --seed 8 --out other.png
+    darkroom generate "a star" --control canny=photo.png:0.7 --lora outline:0.5
+    darkroom generate "a green star" --out - | magick - -resize 400% star.jpg
+    """
     from darkroom_client.cli._job_options import JobRunner
 
     JobRunner(server, source, results, picture, sdxl, scheduling, conditions).generate(prompts or [])
@@ -30,7 +39,7 @@ def generate(
 
 @with_option_groups
 def edit(
-    image: Annotated[Path, typer.Argument(metavar="IMAGE", help="Picture to edit.")],
+    image: Annotated[Path, typer.Argument(metavar="IMAGE", help="Picture to edit, or - for stdin.")],
     editing: Editing,
     picture: Picture,
     scheduling: Scheduling,
@@ -41,7 +50,14 @@ def edit(
     server: Server,
     prompts: _Prompts = None,
 ) -> None:
-    """Edit a picture: inpainting with --mask, outpainting with --outpaint, else image to image."""
+    """Edit a picture: inpainting with --mask, outpainting with --outpaint, else image to image.
+
+    Examples:
+    darkroom edit photo.png "a watercolour" --strength 0.5
+    darkroom edit photo.png "a red hat" --mask mask.png --keep-unmasked
+    darkroom edit photo.png "a wide beach" --outpaint 64,0,64,0
+    darkroom generate "a red star" --out - | darkroom edit - "a blue star"
+    """
     from darkroom_client.cli._job_options import JobRunner
 
     JobRunner(server, source, results, picture, sdxl, scheduling, conditions).edit(image, prompts or [], editing)

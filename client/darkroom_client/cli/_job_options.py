@@ -20,6 +20,8 @@ from darkroom_client.cli._view import View
 from darkroom_client.options import JobOptions, SchedulerSpec
 from darkroom_client.recipes import Recipe
 
+_NO_PROMPT = "say what the picture shows, in quotes, or give a picture with a recipe by --from"
+
 
 class JobRunner:
     """Reads the options that `generate` and `edit` share, and runs the jobs."""
@@ -38,6 +40,8 @@ class JobRunner:
         self._source = source
         self._recipe = _recipes.read(source)
         self._base = self._recipe.parameters if self._recipe is not None else parameters_pb2.Parameters()
+        if results.out == "-" and results.as_json:
+            usage_error("--json", "cannot be combined with --out -, as both write to stdout")
         self._view = View(results)
         self._options: JobOptions = {
             **picture.keywords(),
@@ -47,7 +51,7 @@ class JobRunner:
             "scheduler": _scheduler(scheduling, self._recipe),
             "eta": scheduling.eta,
             "num_images": results.num_images,
-            "deterministic": results.deterministic,
+            "deterministic": results.deterministic or (False if results.no_deterministic else None),
             "output": format_for(results.out, results.image_format),
         }
 
@@ -59,14 +63,16 @@ class JobRunner:
         if self._recipe is not None:
             _recipes.check_generate(self._recipe, self._source, self._options["task"])
         elif not prompts:
-            usage_error("PROMPT", "give at least one prompt, or a picture by --from")
+            usage_error("PROMPT", _NO_PROMPT)
         self._run(prompts, None, "")
 
     def edit(self, image: Path, prompts: Sequence[str], editing: Editing) -> None:
-        """Runs an edit per prompt, or one without a prompt.
+        """Runs an edit per prompt, or one for the recipe.
 
         :raises typer.Exit: if a job fails.
         """
+        if self._recipe is None and not prompts:
+            usage_error("PROMPT", _NO_PROMPT)
         edit_options = self._edit_options(editing) | {"image": read_picture(image, "IMAGE")}
         if self._recipe is not None:
             _recipes.adapt_to_edit(self._recipe, self._source, edit_options, self._options["task"])

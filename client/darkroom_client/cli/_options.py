@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 def _choice(names: Any, *declarations: str, metavar: str, before: str = "", after: str = ".") -> Any:
     """An option for one of the names of a `Literal`, in any spelling. Its help lists them."""
-    choices: tuple[str, ...] = get_args(names)
+    choices: list[str] = list(get_args(names))
 
     def parse(text: str) -> str:
         try:
@@ -32,10 +32,13 @@ def _choice(names: Any, *declarations: str, metavar: str, before: str = "", afte
             raise typer.BadParameter(str(error)) from None
 
     listed = f"{', '.join(choices[:-1])} or {choices[-1]}"
-    return typer.Option(*declarations, metavar=metavar, parser=parse, help=f"{before}{listed}{after}")
+    return typer.Option(
+        *declarations, metavar=metavar, parser=parse, autocompletion=lambda: choices, help=f"{before}{listed}{after}"
+    )
 
 
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON. Integers beyond 2^53 are text.")]
+NoClobber = Annotated[bool, typer.Option("--no-clobber", help="Overwrite no file: number the new one.")]
 Timeout = Annotated[float | None, typer.Option(metavar="SECONDS", help="Time limit of each job.")]
 Format = Annotated[
     ImageFormatName | None,
@@ -53,7 +56,7 @@ class Source:
     recipe_of: Annotated[
         Path | None,
         typer.Option(
-            "--from", metavar="PICTURE", help="Start from the recipe of this PNG file; other options override it."
+            "--from", metavar="PICTURE", help="Start from the recipe of this picture; other options override it."
         ),
     ] = None
     no_controls: Annotated[
@@ -276,18 +279,20 @@ class Results:
         str | None,
         typer.Option(
             metavar="PATH",
-            help="File, folder, or pattern with {prompt}, {seed}, {index} and {suffix}. Default: PROMPT-SEED.png.",
+            help="File, folder, pattern with {prompt}, {seed}, {index} and {suffix}, or - for stdout. "
+            "Default: PROMPT-SEED.png.",
         ),
     ] = None
+    no_clobber: NoClobber = False
     num_images: Annotated[
-        int | None, typer.Option(min=1, help="Pictures per prompt, with consecutive seeds. Default: 1.")
+        int | None, typer.Option(min=1, metavar="N", help="Pictures per prompt, with consecutive seeds. Default: 1.")
     ] = None
     deterministic: Annotated[
-        bool | None,
-        typer.Option(
-            "--deterministic/--no-deterministic", help="Run alone, for identical bytes at each repetition; slower."
-        ),
-    ] = None
+        bool, typer.Option("--deterministic", help="Run alone, for identical bytes at each repetition; slower.")
+    ] = False
+    no_deterministic: Annotated[
+        bool, typer.Option("--no-deterministic", help="Not so, whatever the recipe of --from says.")
+    ] = False
     image_format: Format = None
     previews: Annotated[
         Path | None, typer.Option(metavar="DIR", help="Save all previews and a contact sheet in this folder.")
@@ -302,7 +307,9 @@ class Results:
     ] = None
     no_preview: Annotated[bool, typer.Option("--no-preview", help="Same as --preview off.")] = False
     echo_maps: Annotated[Path | None, typer.Option(metavar="DIR", help="Save the control maps in this folder.")] = None
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object per event.")] = False
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print one JSON object per event. Integers beyond 2^53 are text.")
+    ] = False
 
     @property
     def preview_mode(self) -> PreviewModeName | None:

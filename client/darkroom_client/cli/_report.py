@@ -8,6 +8,8 @@ from typing import NoReturn, ParamSpec, TypeVar
 
 import typer
 
+from darkroom_client._text import os_error
+from darkroom_client.cli._words import in_options_words
 from darkroom_client.errors import DarkroomError, InvalidOptions
 
 USAGE = 2  # exit code of click for a wrong option
@@ -29,8 +31,10 @@ def handle_errors(command: Callable[_P, _R]) -> Callable[_P, _R]:
         except InvalidOptions as error:
             print_error(str(error))
             raise typer.Exit(USAGE) from None
-        except (DarkroomError, OSError) as error:
-            fail(str(error))
+        except DarkroomError as error:
+            fail(in_options_words(error))
+        except OSError as error:
+            fail(os_error(error))
         except KeyboardInterrupt:
             typer.secho("interrupted", fg=typer.colors.YELLOW, err=True)
             raise typer.Exit(INTERRUPTED) from None

@@ -12,7 +12,11 @@ Model = Annotated[str, typer.Argument(metavar="MODEL", help="Model from `darkroo
 
 @with_option_groups
 def load(model: Model, server: Server) -> None:
-    """Load a model into memory before its first job. Needs an operator's token."""
+    """Load a model into memory before its first job. Needs an operator's token.
+
+    Examples:
+    darkroom load sdxl
+    """
     from rich.console import Console
     from rich.progress import Progress
 
@@ -31,7 +35,11 @@ def load(model: Model, server: Server) -> None:
 
 @with_option_groups
 def unload(model: Model, server: Server) -> None:
-    """Unload a model as soon as no job uses it, and free its memory. Needs an operator's token."""
+    """Unload a model as soon as no job uses it, and free its memory. Needs an operator's token.
+
+    Examples:
+    darkroom unload sdxl
+    """
     from darkroom_client._sync import Client
 
     with Client(**server.keywords()) as client:

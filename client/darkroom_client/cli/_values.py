@@ -2,11 +2,14 @@
 
 import json
 import re
+import sys
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NoReturn
 
 import typer
+
+from darkroom_client._text import os_error
 
 _NUMBER = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)")
 
@@ -54,11 +57,11 @@ def parse_scaled_path(text: str) -> tuple[Path, float | None]:
 
 
 def read_picture(path: Path, option: str) -> bytes:
-    """The bytes of a picture file."""
+    """The bytes of a picture file, or of stdin for `-`."""
     try:
-        return path.read_bytes()
+        return sys.stdin.buffer.read() if str(path) == "-" else path.read_bytes()
     except OSError as error:
-        usage_error(option, f"{path}: {error.strerror}")
+        usage_error(option, os_error(error))
 
 
 def parse_sizes(original: str | None, offset: str | None, target: str | None) -> dict[str, int] | None:

@@ -8,11 +8,12 @@ from typing import TypeAlias
 import typer
 
 from darkroom_client._aio import AsyncClient
-from darkroom_client.cli._files import Namer
+from darkroom_client.cli._files import Output
 from darkroom_client.cli._jobs import Job, Listener, run_jobs
 from darkroom_client.cli._json_lines import JsonLines
 from darkroom_client.cli._options import Results
 from darkroom_client.cli._report import print_error, print_warning
+from darkroom_client.cli._words import in_options_words
 from darkroom_client.cli._writers import ControlMapWriter, PictureWriter, PreviewWriter
 from darkroom_client.errors import DarkroomError
 from darkroom_client.events import Event
@@ -42,7 +43,8 @@ class View:
         return succeeded
 
     def _make_writers(self, jobs: int, images_per_job: int) -> list[_Writer]:
-        writers: list[_Writer] = [PictureWriter(Namer(self.results.out, jobs * images_per_job), images_per_job)]
+        output = Output(self.results.out, jobs * images_per_job, no_clobber=self.results.no_clobber)
+        writers: list[_Writer] = [PictureWriter(output, images_per_job)]
         if self.results.previews is not None:
             writers.append(PreviewWriter(self.results.previews, jobs, images_per_job))
         if self.results.echo_maps is not None:
@@ -67,10 +69,11 @@ class View:
         for text in messages.warnings:
             print_warning(text)
         for job, error in messages.errors:
-            print_error(f"{job.title}: {error}" if several else str(error))
+            text = in_options_words(error)
+            print_error(f"{job.title}: {text}" if several else text)
         for writer in writers if not self.results.as_json else []:
             for path in writer.written():
-                typer.echo(path)
+                typer.echo(path, err=self.results.out == "-")
 
 
 class _Messages:

@@ -3,7 +3,7 @@
 from collections import defaultdict
 from pathlib import Path
 
-from darkroom_client.cli._files import Namer, slug
+from darkroom_client.cli._files import Output, slug
 from darkroom_client.cli._jobs import Job
 from darkroom_client.errors import DarkroomError
 from darkroom_client.events import ControlImage, Event, Image, Preview
@@ -12,16 +12,19 @@ from darkroom_client.events import ControlImage, Event, Image, Preview
 class PictureWriter:
     """Writes finished pictures."""
 
-    def __init__(self, namer: Namer, images_per_job: int) -> None:
-        self._namer = namer
+    def __init__(self, output: Output, images_per_job: int) -> None:
+        self._output = output
         self._images_per_job = images_per_job
         self._paths: dict[tuple[int, int], Path] = {}  # by job and image index
 
     def on_event(self, job: Job, event: Event) -> None:
         if isinstance(event, Image):
             index = job.index * self._images_per_job + event.image_index + 1
-            path = self._namer.path(index=index, prompt=job.title, seed=event.seed, suffix=event.suffix)
-            self._paths[job.index, event.image_index] = event.save(path)
+            path = self._output.write(
+                event.image_bytes, suffix=event.suffix, index=index, prompt=job.title, seed=event.seed
+            )
+            if path is not None:
+                self._paths[job.index, event.image_index] = path
 
     def on_error(self, job: Job, error: DarkroomError) -> None:
         """Writes nothing."""
@@ -74,9 +77,9 @@ class PreviewWriter:
         from darkroom_client.contact_sheet import Tile, contact_sheet
 
         previews = self._previews.pop((job.index, final.image_index))
-        tiles = [Tile(preview.image, f"step {preview.step}") for preview in previews]
+        tiles = [Tile(preview.pil, f"step {preview.step}") for preview in previews]
         path = self._folder / f"{self._prefix(job, final.image_index)}contact-sheet.png"
-        contact_sheet([*tiles, Tile(final.image, "final")]).save(path)
+        contact_sheet([*tiles, Tile(final.pil, "final")]).save(path)
         return path
 
 

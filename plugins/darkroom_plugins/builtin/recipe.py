@@ -8,7 +8,7 @@ from typing import Any
 from darkroom_plugins import hookimpl
 from darkroom_plugins.contract import Finisher
 from darkroom_plugins.request import Request
-from darkroom_plugins.request_json import edit_json, parameters_json
+from darkroom_plugins.request_json import MAX_EXACT, edit_json, parameters_json
 from darkroom_plugins.sample import Picture
 from darkroom_plugins.version import VERSION
 
@@ -16,7 +16,7 @@ darkroom_api_version = 1
 
 
 class Recipe(Finisher):
-    """Puts the parameters, in protobuf's JSON form (the seed, an int64, is a string), and the inspectors' findings into
+    """Puts the parameters, in protobuf's JSON form (a seed beyond 2^53 as text), and the inspectors' findings into
     `metadata`, and AUTOMATIC1111's form into the text chunk `parameters`."""
 
     name = "recipe"
@@ -29,6 +29,8 @@ class Recipe(Finisher):
         if request.deterministic:
             picture.metadata["deterministic"] = True
         picture.metadata |= picture.findings
+        if picture.seed > MAX_EXACT:
+            picture.metadata["note"] = "seed is text, as readers of JSON with doubles would change it"
         picture.text["parameters"] = parameters_line(request, picture.seed, picture.findings)
         return picture
 

@@ -12,8 +12,7 @@ from google.protobuf.struct_pb2 import Struct
 
 from darkroom.v1 import catalog_service_pb2 as pb
 from darkroom.v1 import catalog_service_pb2_grpc
-from darkroom_plugins.errors import InvalidRequest, Violation
-from darkroom_plugins.quoting import quoted
+from darkroom_plugins.errors import InvalidRequest, Violation, no_such
 from darkroom_plugins.version import VERSION
 from darkroom_server.api import messages
 from darkroom_server.api.messages import preview_mode
@@ -60,7 +59,7 @@ class CatalogService(catalog_service_pb2_grpc.CatalogServiceServicer):
             torch_version=torch.__version__,
             diffusers_version=diffusers.__version__,
             devices=[_device(d) for d in dict.fromkeys(m.family.device for m in self._catalog.models.values())],
-            limits=pb.ServerLimits(**limits.model_dump()),
+            limits=pb.ServerLimits(**limits.model_dump(include=set(pb.ServerLimits.DESCRIPTOR.fields_by_name))),
             plugins=[_plugin(info) for info in self._catalog.plugins.infos],
             default_model=self._catalog.default_model,
         )
@@ -142,8 +141,7 @@ class CatalogService(catalog_service_pb2_grpc.CatalogServiceServicer):
             raise InvalidRequest([Violation("model", "must be set")])
         models = self._catalog.models
         if name not in models:
-            known = f"there is no model {quoted(name)}, but {', '.join(sorted(models))}"
-            raise NotFound("model", [Violation("model", known)])
+            raise NotFound("model", [Violation("model", no_such("model", name, models))])
         return models[name]
 
     def _assets(self, kind: AssetKind) -> Mapping[str, Asset]:

@@ -109,7 +109,8 @@ def _image(job: Job, event: ImageDecoded, chunk_bytes: int) -> list[dict[str, An
         picture = Picture(job.plan.canvas.restore(event.picture.read()), seed, findings=event.findings)
         for finisher in job.plan.finishers:
             picture = calls.finish(finisher, picture, job.request)
-        data = encode_picture(picture, job.request.output)
+        data, warnings = encode_picture(picture, job.request.output)
+        job.warnings += (each for each in warnings if each not in job.warnings)
         return list(messages.image(event.image_index, picture, data, job, chunk_bytes))
     except BaseException as error:
         raise to_domain_error(error) from None

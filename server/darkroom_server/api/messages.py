@@ -154,4 +154,5 @@ def completed(event: Ended, job: Job, encode_seconds: float, now: float) -> even
         total_seconds=now - job.arrived,
     )
     approximations = (*job.plan.model.settings.approximations, *job.request.approximations)
-    return events_pb2.CompletedEvent(timings=timings, warnings=event.warnings, approximations=approximations)
+    warnings = (*event.warnings, *job.warnings)
+    return events_pb2.CompletedEvent(timings=timings, warnings=warnings, approximations=approximations)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 if TYPE_CHECKING:
+    from darkroom_plugins.manager import PluginInfo
     from darkroom_server.config.settings import Settings
 
 
@@ -154,8 +155,14 @@ def _settings(given: dict[str, Any], config: Path | None) -> Settings:
 
 def plugins(
     block: Annotated[list[str] | None, typer.Option(help="A plugin not to load; repeat for more.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """List the installed plugins: name, version, hooks."""
+    """List the installed plugins: name, version, hooks, parameters. `darkroom info` asks a running server.
+
+    Examples:
+    darkroom plugins
+    darkroom plugins --json | jq '.[].name'
+    """
     from darkroom_plugins.manager import PluginError, list_plugins
 
     try:
@@ -163,13 +170,26 @@ def plugins(
     except PluginError as error:
         _say(str(error))
         raise typer.Exit(1) from None
+    if as_json:
+        import json
+
+        typer.echo(json.dumps([_plugin_json(info) for info in infos], indent=2))
+        return
     from rich.table import Table
 
-    table = Table("name", "version", "hooks", "parameters", "")
+    table = Table("name", "version", "contributes", "parameters", "")
     for info in infos:
         parameters = ", ".join(info.parameters.model_fields) if info.parameters else ""
-        table.add_row(info.name, info.version, "\n".join(info.hooks), parameters, "built in" if info.builtin else "")
+        hooks = "\n".join(hook.removeprefix("darkroom_") for hook in info.hooks)
+        table.add_row(info.name, info.version, hooks, parameters, "built in" if info.builtin else "")
     _print(table)
+
+
+def _plugin_json(info: PluginInfo) -> dict[str, Any]:
+    """As in GetServerInfo."""
+    schema = info.parameters.model_json_schema() if info.parameters else None
+    names = {"name": info.name, "version": info.version, "hooks": info.hooks}
+    return {**names, "extensions_schema": schema, "builtin": info.builtin}
 
 
 def _run_event_loop(main: Any) -> int:

@@ -95,7 +95,9 @@ def _server(settings: Settings) -> Table:
 
 
 def _table(columns: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> Table:
-    table = Table(*columns)
+    table = Table()
+    for column in columns:
+        table.add_column(column, overflow="fold")  # nothing is cut where the terminal is narrow
     for row in rows:
         table.add_row(*map(escape, row))
     return table

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any, TypeAlias
 
+from darkroom_plugins.errors import no_such
 from darkroom_server.config.address import TcpAddress, parse_address
 
 Location: TypeAlias = tuple[str | int, ...]  # path of a value: keys of tables, indices of arrays
@@ -26,8 +27,7 @@ def inconsistencies(given: Mapping[str, Any], demo: str) -> Iterator[tuple[Locat
                 yield (kind, index, key), f"{same} as that of {kind}.{values.index(value)}; each must have its own"
     default, names = given.get("default_model"), _each(given, "models", "name") or [demo]
     if default is not None and default not in names:
-        known = ", ".join(sorted({str(name) for name in names if name}))
-        yield ("default_model",), f"there is no model {default!r}, but {known}"
+        yield ("default_model",), no_such("model", str(default), {str(name) for name in names if name})
     exposed = _exposed_host(given.get("listen"))
     if exposed is not None and not given.get("tokens"):
         hint = "make a token by `darkroom token`, or listen on 127.0.0.1"

@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import (
     AfterValidator,
     BaseModel,
+    BeforeValidator,
     ByteSize,
     Field,
     ModelWrapValidatorHandler,
@@ -31,6 +32,11 @@ MIB = 1024 * 1024
 
 Dtype = Literal["auto", "float32", "float16", "bfloat16"]
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9._/-]+$", max_length=128)]
+
+
+def _spelled(name: Any) -> Any:
+    """The one spelling of a name: ``latent-rgb`` for ``LATENT_RGB``."""
+    return name.lower().replace("_", "-") if isinstance(name, str) else name
 
 
 def _readable(path: Path) -> Path:
@@ -85,7 +91,7 @@ class ModelSettings(MemoryOptions):
     config: Annotated[WeightsPath | None, Field(validate_default=True)] = None  # required for a single-file checkpoint:
     # a diffusers folder of its architecture
     vae: WeightsPath | None = None  # replaces the model's VAE: a folder or a single file
-    tiny_vae: WeightsPath | None = None  # a folder with an AutoencoderTiny, for TINY_VAE previews
+    tiny_vae: WeightsPath | None = None  # a folder with an AutoencoderTiny, for tiny-vae previews
     # Of its scheduler. None: as the checkpoint says, else as its configuration.
     prediction_type: Literal["epsilon", "v_prediction", "sample"] | None = None
     rescale_betas_zero_snr: bool | None = None
@@ -97,7 +103,7 @@ class ModelSettings(MemoryOptions):
     default_scheduler: str | None = None  # None: the entry of the model's own scheduler
     default_num_inference_steps: Annotated[int, Field(ge=1)] = 30
     default_guidance_scale: Annotated[float, Field(ge=0, le=100)] = 7.5
-    default_preview_mode: PreviewMode = "latent-rgb"
+    default_preview_mode: Annotated[PreviewMode, BeforeValidator(_spelled)] = "latent-rgb"
     max_edge: Annotated[int, Field(ge=64)] | None = None  # pixels; None: four times the longer edge of its own size
     max_pixels: Annotated[int, Field(ge=64 * 64)] | None = None  # None: four times those of its own size
 

@@ -33,7 +33,7 @@ class Progress:
 @dataclass(slots=True, eq=False)
 class Job:
     """The work of one RPC. The event loop owns it until submission; afterwards only `progress`, owned by the engine's
-    thread, and `queued` and `writing`, owned by the event loop, change."""
+    thread, `queued` and `writing`, owned by the event loop, and `warnings`, owned by the stream, change."""
 
     request_id: str
     token: str = field(repr=False)  # of the client; ids are unique by token
@@ -45,6 +45,7 @@ class Job:
     waiting: asyncio.Task[None] | None = None  # submission, which waits for its models and assets
     queued: bool = True  # until the engine's Started event
     writing: float | None = None  # time.monotonic since which its stream writes an event, that the client has to read
+    warnings: list[str] = field(default_factory=list)  # of the encoding of its pictures
     progress: Progress = field(default_factory=Progress)
 
     @property

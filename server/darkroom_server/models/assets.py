@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from torch import nn
 
 from darkroom_plugins.contract import AssetInfo
+from darkroom_plugins.errors import no_such
 from darkroom_plugins.files.hub import located
 from darkroom_server.models.model import Model, ModelError
 
@@ -79,7 +80,8 @@ class AssetFiles:
         }
         for net in settings.controlnets:
             if net.preprocessor and net.preprocessor not in plugins.preprocessors:
-                raise ModelError(f"controlnet {net.name!r}: there is no preprocessor {net.preprocessor!r}")
+                problem = no_such("preprocessor", net.preprocessor, plugins.preprocessors)
+                raise ModelError(f"controlnet {net.name!r}: {problem}")
         self.entries: dict[AssetKind, dict[str, Asset]] = {
             kind: {each.name: self._open(kind, each, models) for each in sorted(files, key=lambda each: each.name)}
             for kind, files in listed.items()

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from darkroom_plugins.contract import SAFETY_CHECKER, TINY_VAE
-from darkroom_plugins.errors import DarkroomError
+from darkroom_plugins.errors import DarkroomError, no_such
 from darkroom_plugins.files import ModelFiles
 from darkroom_plugins.files.hub import HubFiles, located, located_config
 from darkroom_plugins.files.hub_paths import hub_place
@@ -83,7 +83,7 @@ def _open(settings: ModelSettings, plugins: Plugins, device: torch.device, dtype
     added, problems = extras.open_extras(family, files, settings, plugins)
     problems += check(settings, family)
     if wanted not in plugins.scheduler_names:
-        problems.append(f"default_scheduler: there is no scheduler {wanted!r}")
+        problems.append(f"default_scheduler: {no_such('scheduler', wanted, plugins.schedulers)}")
     elif files.scheduler_options.get("rescale_betas_zero_snr"):
         problems += _without_zero_snr(family, plugins.scheduler_names[wanted], plugins.schedulers)
     if problems:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import io
 import json
+import re
 from typing import Any
+from xml.sax.saxutils import escape
 
 from PIL import Image, PngImagePlugin
 
@@ -14,35 +16,67 @@ from darkroom_plugins.sample import Picture
 MIN_PREVIEW_EDGE = 64  # pixels; smaller previews are upscaled
 PREVIEW_QUALITY, MAP_QUALITY = 90, 95
 EXIF_IFD, USER_COMMENT = 0x8769, 0x9286
-MAX_COMMENT = 60_000  # bytes, even (UTF-16); EXIF is limited to 64 KiB in all
+# JPEG's segments have up to 64 KiB, EXIF one and XMP one. WebP's chunks have no such limit.
+MAX_COMMENT = 60_000  # bytes, even (UTF-16)
+MAX_XMP = 65_000  # bytes
+XMP = (
+    '<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:RDF xmlns:rdf="http://www.w3.org/1999/02/22-rdf-syntax-ns#">'
+    '<rdf:Description rdf:about="" xmlns:darkroom="urn:darkroom:v1"><darkroom:recipe>{}</darkroom:recipe>'
+    "</rdf:Description></rdf:RDF></x:xmpmeta>"
+)
+NOT_IN_XML = re.compile(r"[^\t\n\r -\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 MEDIA_TYPES: dict[ImageFormat, str] = {"png": "image/png", "jpeg": "image/jpeg", "webp": "image/webp"}
 
 
-def encode_picture(picture: Picture, options: OutputOptions) -> bytes:
-    """The encoded file. With `embed_metadata`, PNG has the text chunks `parameters`, those of plugins, and `darkroom`
-    (the metadata as JSON); JPEG and WebP have `parameters` as EXIF UserComment."""
-    image = Image.fromarray(picture.pixels)
+def encode_picture(picture: Picture, options: OutputOptions) -> tuple[bytes, tuple[str, ...]]:
+    """The encoded file, and warnings about what did not fit into it.
+
+    With `embed_metadata`, PNG has the text chunks `parameters`, those of plugins, and `darkroom` (the metadata as
+    JSON); JPEG and WebP have `parameters` as EXIF UserComment and the JSON as `darkroom:recipe` in XMP.
+    """
     extra: dict[str, Any] = {}
-    if options.embed_metadata and options.format == "png":
-        extra["pnginfo"] = _text_chunks(picture)
-    elif options.embed_metadata and "parameters" in picture.text:
-        extra["exif"] = _user_comment(picture.text["parameters"])
-    return _file(image, options.format, options.quality, **extra)
+    warnings: list[str] = []
+    if options.embed_metadata:
+        recipe = json.dumps(picture.metadata, ensure_ascii=False, allow_nan=False)
+        if options.format == "png":
+            extra["pnginfo"] = _text_chunks(picture, recipe)
+        else:
+            comment, xmp = picture.text.get("parameters", "").encode("utf-16-be", "replace"), _xmp(recipe)
+            if options.format == "jpeg":
+                comment, xmp, warnings = _fitted(comment, xmp)
+            extra |= {"exif": _user_comment(comment)} if comment else {}
+            extra |= {"xmp": xmp} if xmp else {}
+    return _file(Image.fromarray(picture.pixels), options.format, options.quality, **extra), tuple(warnings)
 
 
-def _text_chunks(picture: Picture) -> PngImagePlugin.PngInfo:
+def _fitted(comment: bytes, xmp: bytes) -> tuple[bytes, bytes, list[str]]:
+    """What of a comment and an XMP packet goes into a JPEG, and warnings about the rest."""
+    warnings = []
+    if len(xmp) > MAX_XMP:
+        warnings.append(f"a JPEG holds {MAX_XMP:,} bytes of recipe, and this one has {len(xmp):,}: the file has none")
+        xmp = b""
+    if len(comment) > MAX_COMMENT:
+        warnings.append(f"the EXIF comment of the JPEG is cut to {MAX_COMMENT:,} of {len(comment):,} bytes")
+    return comment[:MAX_COMMENT], xmp, warnings
+
+
+def _text_chunks(picture: Picture, recipe: str) -> PngImagePlugin.PngInfo:
     chunks = PngImagePlugin.PngInfo()
     for keyword, text in picture.text.items():
         chunks.add_itxt(keyword, text)
-    chunks.add_itxt("darkroom", json.dumps(picture.metadata, ensure_ascii=False, allow_nan=False))
+    chunks.add_itxt("darkroom", recipe)
     return chunks
 
 
-def _user_comment(text: str) -> bytes:
+def _user_comment(encoded: bytes) -> bytes:
     exif = Image.Exif()
-    encoded = text.encode("utf-16-be", "replace")[:MAX_COMMENT]
     exif.get_ifd(EXIF_IFD)[USER_COMMENT] = b"UNICODE\0" + encoded
     return exif.tobytes()
+
+
+def _xmp(recipe: str) -> bytes:
+    """The packet with a recipe; characters that XML cannot have are escaped as JSON."""
+    return XMP.format(escape(NOT_IN_XML.sub(lambda found: f"\\u{ord(found[0]):04x}", recipe))).encode()
 
 
 def encode_preview(pixels: Any, options: PreviewOptions) -> tuple[bytes, tuple[int, int]]:

@@ -88,8 +88,8 @@ WRONG = {  # the file, and the beginning of each violation
         f"tokens = [\n{{ name = 'a', sha256 = '{HASH}' }},\n{{ name = 'b', sha256 = '{HASH}' }}]",
         ["1: tokens.1.sha256: the same as that of tokens.0"],
     ),
-    "default": ("default_model = 'b'\n" + PATH, ["1: default_model: there is no model 'b', but a"]),
-    "default of none": ("default_model = 'b'", ["1: default_model: there is no model 'b', but shapes"]),
+    "default": ("default_model = 'b'\n" + PATH, ["1: default_model: there is no model 'b'; there are: a"]),
+    "default of none": ("default_model = 'b'", ["1: default_model: there is no model 'b'; there are: shapes"]),
     "open": (
         "listen = '0.0.0.0:1'",
         ["1: listen: 0.0.0.0 is reached from other machines, and no tokens are configured"],
@@ -292,6 +292,12 @@ def test_sizes_have_units(folder):
 
 
 # ----------------------------------------------------------------------------------------------------------- the manual
+
+
+@pytest.mark.parametrize("spelled", ["tiny-vae", "tiny_vae", "TINY_VAE"])
+def test_preview_modes_are_read_in_any_spelling(folder, spelled):
+    (folder / "darkroom.toml").write_text(f"{PATH}default_preview_mode = '{spelled}'\n")
+    assert read_settings({}, folder / "darkroom.toml").models[0].default_preview_mode == "tiny-vae"
 
 
 def test_the_example_is_valid(folder):

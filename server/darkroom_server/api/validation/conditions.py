@@ -33,7 +33,7 @@ def preprocessor_options(
     entry, options_path = entries.get(name), f"{path}preprocessor_options"
     if entry is None:
         if name:
-            findings.unknown("preprocessor", f"{path}preprocessor", name)
+            findings.unknown("preprocessor", f"{path}preprocessor", name, entries)
         elif options.fields:
             findings.invalid(options_path, "must be unset without a preprocessor")
         return None
@@ -81,7 +81,7 @@ class ConditionsCheck:
         if not name:
             self.findings.invalid(path, "must be set")
         elif asset is None:
-            self.findings.unknown(kind, path, name)
+            self.findings.unknown(kind, path, name, self.catalog.assets.entries[kind])
         elif model is not None and (problem := asset.refusal(model.name)):
             self.findings.unsupported(path, problem)
 

@@ -110,13 +110,13 @@ class _Check:
     def _model(self, name: str) -> Model | None:
         model = self.catalog.models.get(name or self.catalog.default_model)
         if model is None:
-            self.findings.unknown("model", "parameters.model", name)
+            self.findings.unknown("model", "parameters.model", name, self.catalog.models)
         return model
 
     def _task(self, name: str, rpc: str, derived: str, model: Model | None, edit: CheckedEdit) -> str:
         task, path = self.catalog.plugins.tasks.get(name or derived), f"{PARAMETERS}.task"
         if task is None:
-            self.findings.unknown("task", path, name or derived)
+            self.findings.unknown("task", path, name or derived, self.catalog.plugins.tasks)
         elif rpc not in task.rpcs:
             self.findings.invalid(path, f"{quoted(name)} is for {' and '.join(task.rpcs)}")
         elif edit.choice is not None and not isinstance(edit.choice, task.edits):
@@ -162,7 +162,7 @@ class _Check:
         name = plugins.scheduler_names.get(wanted)
         if name is None:
             if spec.name:
-                self.findings.unknown("scheduler", f"{path}.name", spec.name)
+                self.findings.unknown("scheduler", f"{path}.name", spec.name, plugins.schedulers)
             self.findings.parsed(f"{path}.options", spec.options, None)
             return None
         entry = plugins.schedulers[name]

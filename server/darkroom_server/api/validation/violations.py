@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Iterable
 from typing import Any
 
 from google.protobuf.struct_pb2 import Struct, Value
 from pydantic import BaseModel, ValidationError
 
-from darkroom_plugins.errors import InvalidRequest, UnsupportedCombination, Violation
-from darkroom_plugins.quoting import printable, quoted
+from darkroom_plugins.errors import InvalidRequest, UnsupportedCombination, Violation, no_such
+from darkroom_plugins.quoting import printable
 from darkroom_server.errors import NotFound, NotImplementedYet
 
 MAX_VIOLATIONS = 50  # gRPC replaces a status with more than some 8 KiB of details by another
 MAX_TEXT = 200
+MAX_LIST = 1000  # with the names that a server has; once for each kind
 MAX_STRUCT = 64 * 1024  # bytes; limits the time to validate
 
 
@@ -31,9 +33,11 @@ class Findings:
         """An invalid value."""
         self._invalid.append(_violation(path, problem))
 
-    def unknown(self, kind: str, path: str, name: str) -> None:
-        """A name unknown to the server."""
-        self._unknown.append((kind, _violation(path, f"there is no {kind} {quoted(name)}")))
+    def unknown(self, kind: str, path: str, name: str, known: Iterable[str]) -> None:
+        """A name unknown to the server. The first of a kind lists those that are known."""
+        listed = all(kind != other for other, _ in self._unknown)
+        problem = no_such(kind, name, known, listed=listed)
+        self._unknown.append((kind, _violation(path, problem, MAX_LIST)))
 
     def not_yet(self, path: str, what: str) -> None:
         """A set field that is not implemented yet."""
@@ -62,11 +66,10 @@ class Findings:
         if value == 0:
             return None
         if value not in enum.values():
-            names = ", ".join(enum.keys()[1:])
+            names = ", ".join(_short(enum, name) for name in enum.keys()[1:])
             self.invalid(path, f"must be one of {names}, not {value}")
             return None
-        prefix = enum.Name(0).removesuffix("UNSPECIFIED")
-        return str(enum.Name(value).removeprefix(prefix).lower().replace("_", "-"))
+        return _short(enum, enum.Name(value))
 
     def parsed(self, path: str, struct: Struct, parameters: type[BaseModel] | None) -> BaseModel | None:
         """The struct as an instance of its pydantic class; None if invalid, or without a class."""
@@ -100,8 +103,13 @@ class Findings:
             raise UnsupportedCombination(every)
 
 
-def _violation(path: str, problem: str) -> Violation:
-    return Violation(printable(path, MAX_TEXT), printable(problem, MAX_TEXT))
+def _violation(path: str, problem: str, limit: int = MAX_TEXT) -> Violation:
+    return Violation(printable(path, MAX_TEXT), printable(problem, limit))
+
+
+def _short(enum: Any, name: str) -> str:
+    """A value's name in the one spelling: ``latent-rgb`` for ``PREVIEW_MODE_LATENT_RGB``."""
+    return name.removeprefix(enum.Name(0).removesuffix("UNSPECIFIED")).lower().replace("_", "-")
 
 
 def _plain(struct: Struct) -> dict[str, Any]:

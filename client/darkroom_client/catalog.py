@@ -1,0 +1,162 @@
+"""What a server offers, as `Client.models` and the other lists return it.
+
+Records of the messages in `darkroom/v1/catalog_service.proto`, which describes every field; enum values are names, as
+in events. JSON schemas are dictionaries; None: takes no options.
+"""
+
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+from darkroom_client._enums import (
+    PreviewModeName,
+    ResidencyName,
+    SafetyPolicyName,
+    SigmaScheduleName,
+    TimestepSpacingName,
+)
+
+_Schema: TypeAlias = dict[str, Any] | None
+
+
+@dataclass(frozen=True, slots=True)
+class Device:
+    """A device that pictures are made on."""
+
+    id: str  # torch's, for instance "cuda:0"
+    name: str
+    memory_bytes: int  # 0: unknown
+
+
+@dataclass(frozen=True, slots=True)
+class ServerLimits:
+    """What a request may ask for at most."""
+
+    max_batch_rows: int
+    max_images: int  # of a job
+    max_inference_steps: int
+    max_edge: int  # pixels
+    max_pixels: int
+    max_prompt_characters: int
+    max_queued_jobs: int
+    max_request_bytes: int
+    chunk_bytes: int
+    job_retention_seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class Plugin:
+    """A plugin at work in the server."""
+
+    name: str  # its key in `extensions`
+    version: str  # empty: unknown
+    hooks: tuple[str, ...]
+    extensions_schema: _Schema
+    builtin: bool
+
+
+@dataclass(frozen=True, slots=True)
+class ServerInfo:
+    """Versions, devices, limits and plugins of a server."""
+
+    version: str
+    api_version: str
+    torch_version: str
+    diffusers_version: str
+    devices: tuple[Device, ...]
+    limits: ServerLimits
+    plugins: tuple[Plugin, ...]
+    default_model: str
+
+
+@dataclass(frozen=True, slots=True)
+class Model:
+    """A model; `model` takes its name."""
+
+    name: str
+    description: str
+    is_default: bool
+    family: str  # for instance "sdxl"
+    tasks: tuple[str, ...]
+    prediction_type: str  # for instance "epsilon"; empty: unknown before it is loaded
+    size_factor: int  # pixels; width and height are multiples of it
+    default_width: int  # pixels
+    default_height: int  # pixels
+    min_size: int  # pixels
+    max_size: int  # pixels
+    default_scheduler: str
+    default_num_inference_steps: int
+    default_guidance_scale: float
+    preview_modes: tuple[PreviewModeName, ...]
+    default_preview_mode: PreviewModeName | None
+    residency: ResidencyName | None
+    weight_bytes: int  # 0: unknown before it is loaded
+    device: str
+    dtype: str
+    safety_policy: SafetyPolicyName | None
+    max_cache_interval: int
+    max_pixels: int
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    """A kind of generation; `task` takes its name."""
+
+    name: str
+    description: str
+    rpcs: tuple[str, ...]  # "Generate", "Edit"
+    plugin: str
+    parameters_schema: _Schema  # of `extensions[plugin]`
+
+
+@dataclass(frozen=True, slots=True)
+class Scheduler:
+    """A noise scheduler; `scheduler` takes its name or an alias."""
+
+    name: str
+    aliases: tuple[str, ...]
+    diffusers_class: str
+    description: str
+    min_steps: int
+    max_steps: int
+    sigma_schedules: tuple[SigmaScheduleName, ...]
+    timestep_spacings: tuple[TimestepSpacingName, ...]
+    takes_eta: bool
+    parameters_schema: _Schema  # of `SchedulerSpec.options`
+    plugin: str
+
+
+@dataclass(frozen=True, slots=True)
+class Lora:
+    """A LoRA; `loras` takes its name."""
+
+    name: str
+    description: str
+    family: str
+    models: tuple[str, ...]  # that it fits
+    components: tuple[str, ...]  # that it changes, for instance "unet"
+    weight_bytes: int
+    unusable: str  # why no model can use its file; empty: it can be used
+
+
+@dataclass(frozen=True, slots=True)
+class ControlNet:
+    """A ControlNet; `ControlSpec.model` takes its name."""
+
+    name: str
+    description: str
+    family: str
+    models: tuple[str, ...]  # that it fits
+    preprocessor: str  # that makes its maps; empty: unknown
+    residency: ResidencyName | None
+    weight_bytes: int
+    unusable: str  # why no model can use its files; empty: it can be used
+
+
+@dataclass(frozen=True, slots=True)
+class Preprocessor:
+    """A maker of control maps; `preprocess` and `ControlSpec.preprocessor` take its name."""
+
+    name: str
+    description: str
+    parameters_schema: _Schema  # of `preprocessor_options`
+    plugin: str
