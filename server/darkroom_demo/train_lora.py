@@ -6,6 +6,7 @@ it would show next to nothing: what a network makes of a weight is far from line
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import torch
 from diffusers import StableDiffusionPipeline
@@ -50,13 +51,15 @@ def load_lora(file: Path, unet: Network, text_encoder: Network) -> None:
     weights = load_file(file)
     for prefix, network in (("unet.", unet), ("text_encoder.text_model.", text_encoder)):
         part = {name.removeprefix(prefix): weights[name].float() for name in weights if name.startswith(prefix)}
-        if part and (unknown := set_peft_model_state_dict(network, part).unexpected_keys):
-            raise ValueError(f"{file} has weights of other layers: {unknown}")
+        loaded: Any = set_peft_model_state_dict(network, part) if part else None
+        if loaded is not None and loaded.unexpected_keys:
+            raise ValueError(f"{file} has weights of other layers: {loaded.unexpected_keys}")
 
 
 def set_weights(networks: Network, weights: list[float]) -> None:
     """Give each row of the batch that comes next its own weight of the adapters."""
     rows = torch.tensor(weights)
+    layer: Any
     for layer in networks.modules():
         if isinstance(layer, LoraLayer):
             rest = 3 if isinstance(layer, Conv2d) else 2  # (B, C, h, w) or (B, T, C)
