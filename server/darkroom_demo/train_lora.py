@@ -59,12 +59,11 @@ def load_lora(file: Path, unet: Network, text_encoder: Network) -> None:
 def set_weights(networks: Network, weights: list[float]) -> None:
     """Give each row of the batch that comes next its own weight of the adapters."""
     rows = torch.tensor(weights)
-    layer: Any
-    for layer in networks.modules():
-        if isinstance(layer, LoraLayer):
-            rest = 3 if isinstance(layer, Conv2d) else 2  # (B, C, h, w) or (B, T, C)
-            device = next(layer.parameters()).device
-            layer.scaling = dict.fromkeys(layer.scaling, rows.to(device).reshape(-1, *[1] * rest))
+    layers: list[Any] = [module for module in networks.modules() if isinstance(module, LoraLayer)]
+    for layer in layers:
+        rest = 3 if isinstance(layer, Conv2d) else 2  # (B, C, h, w) or (B, T, C)
+        device = next(layer.parameters()).device
+        layer.scaling = dict.fromkeys(layer.scaling, rows.to(device).reshape(-1, *[1] * rest))
 
 
 def save_lora(style: str, trainer: Trainer, file: Path) -> None:
