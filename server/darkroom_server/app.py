@@ -70,8 +70,7 @@ class App:
         self._encoder = Encoder(settings.encoder_threads, settings.limits.chunk_bytes, engine.lose)
         self._door = door
         engine.attach(self._on_device_lost, self._relieve)
-        watchdog = Watchdog(engine, settings, door.report_stall, self._on_hang)
-        self._watching = asyncio.ensure_future(watchdog.watch())
+        self._watchdog = Watchdog(engine, settings, door.report_stall, self._on_hang)
 
     @classmethod
     async def open(cls, settings: Settings, plugins: Plugins) -> App:
@@ -107,6 +106,7 @@ class App:
         await self._preload()
         images = ImageService(self.catalog, self.jobs, self._encoder, self.settings.slow_reader_seconds)
         await self._door.serve(images, CatalogService(self.catalog, self.residency))
+        self._watchdog.start()
 
     async def stop(self) -> None:
         """Drain: refuse new jobs, give running ones `drain_seconds` to end, or until `hurry`; then stop."""
@@ -115,7 +115,7 @@ class App:
             self.hurry()
         await self.jobs.drain(self.settings.drain_seconds, self._hurry)
         await self._door.close(1)
-        self._watching.cancel()
+        self._watchdog.stop()
         await self.engine.stop()
         self.residency.close()
         self.jobs.close()

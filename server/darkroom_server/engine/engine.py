@@ -76,7 +76,7 @@ class Engine:
         self.prompts = PromptCache()
         self._batcher = Batcher()
         self._positions = QueuePositions(self._batcher, self._row_limit)
-        self._outbox = Outbox(self._loop, self._positions)
+        self.outbox = Outbox(self._loop, self._positions)
         self._launches = LaunchLimiter()
         self._stopping = False
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
@@ -171,13 +171,13 @@ class Engine:
                 self._drain_inbox()
                 if (lane := self._batcher.next_lane()) is not None:
                     self._take_turn(lane)
-                self._outbox.post()
+                self.outbox.post()
             except DeviceLost as error:
                 self._lose(error)
             except BaseException as error:  # without this thread all streams would hang
                 log.critical("the engine failed", exc_info=error)
                 self._lose(DeviceLost("the engine failed; the server will be restarted"))
-        self._outbox.post()
+        self.outbox.post()
 
     def _wait(self) -> None:
         """Block while there is nothing to do."""
@@ -208,14 +208,14 @@ class Engine:
             self._drain_inbox()
             if time.monotonic() >= until:
                 break
-        self._outbox.post(within_turn=True)
+        self.outbox.post(within_turn=True)
         self._attended = time.monotonic()
         running.check()
 
     def _lose(self, error: DeviceLost) -> None:
         self._end_all(error)
         self._on_lost()
-        self._outbox.post()
+        self.outbox.post()
 
     def _stop(self) -> None:
         self._stopping = True
@@ -223,7 +223,7 @@ class Engine:
 
     def _admit(self, job: Job, then: Callable[[], None]) -> None:
         if job.progress.ended:
-            self._outbox.release(then)
+            self.outbox.release(then)
             return
         job.progress.then = then
         self._batcher.add(job)
@@ -298,7 +298,7 @@ class Engine:
             return
         if job.progress.started is None:
             job.progress.started, job.progress.swaps = arrived, job.plan.model.placement.swaps
-            self._outbox.emit(job, Started())
+            self.outbox.emit(job, Started())
             self._positions.stale = True
         try:
             part(slot)
@@ -357,7 +357,7 @@ class Engine:
                 self._fail(slot.job, advanced)
                 continue
             if step is not None:
-                self._outbox.emit(slot.job, _step_done(slot, sample, step, rows))
+                self.outbox.emit(slot.job, _step_done(slot, sample, step, rows))
             if advanced is not None:
                 estimates.append((slot, advanced))
         return estimates
@@ -378,7 +378,7 @@ class Engine:
                     continue
                 assert slot.sample is not None
                 step = slot.job.plan.steps.ends[slot.sample.evaluation - 1]
-                self._outbox.emit(slot.job, PreviewMade(slot.index, step, outcome, mode))
+                self.outbox.emit(slot.job, PreviewMade(slot.index, step, outcome, mode))
 
     def _finish(self, done: Sequence[tuple[Slot, Sample]]) -> None:
         done = [(slot, sample) for slot, sample in done if not slot.job.progress.ended]
@@ -398,7 +398,7 @@ class Engine:
             return
         if outcome.tiled:
             _warn(job, TILED["decode"])
-        self._outbox.emit(job, ImageDecoded(slot.index, outcome.picture, outcome.findings))
+        self.outbox.emit(job, ImageDecoded(slot.index, outcome.picture, outcome.findings))
         self._batcher.drop([slot])
         job.progress.slots_left -= 1
         if job.progress.slots_left == 0:
@@ -412,9 +412,9 @@ class Engine:
         self._batcher.drop_job(job)
         self._positions.stale = True
         now = time.monotonic()
-        self._outbox.emit(job, Ended(error, job.timings(now), tuple(job.progress.warnings)))
+        self.outbox.emit(job, Ended(error, job.timings(now), tuple(job.progress.warnings)))
         if job.progress.then is not None:
-            self._outbox.release(job.progress.then)
+            self.outbox.release(job.progress.then)
         seconds = round(now - job.arrived, 3)
         swaps = job.plan.model.placement.swaps - job.progress.swaps if job.progress.started is not None else 0
         moved = f", with {swaps} swaps" if swaps else ""

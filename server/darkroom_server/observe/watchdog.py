@@ -40,9 +40,18 @@ class Watchdog:
         self._on_stall, self._on_hang = on_stall, on_hang
         self._log_at = LOGGED_SECONDS
         self._stalled = False
+        self._watching: asyncio.Task[None] | None = None
 
-    async def watch(self) -> None:
-        """Check until cancelled, or until the work hangs."""
+    def start(self) -> None:
+        """Check now and then until `stop`, or until the work hangs."""
+        self._watching = asyncio.create_task(self._watch())
+
+    def stop(self) -> None:
+        """End the checks, if they were started."""
+        if self._watching is not None:
+            self._watching.cancel()
+
+    async def _watch(self) -> None:
         shortest = min(LOGGED_SECONDS, self._stall_seconds, self._exit_seconds or LOGGED_SECONDS)
         while not self.check(time.monotonic()):  # noqa: ASYNC110  # time passes, no event
             await asyncio.sleep(shortest / CHECKS)

@@ -127,7 +127,7 @@ def test_models_are_listed(models: dict[str, pb.Model]) -> None:
     )
     assert models["tiny-v"].prediction_type == "v_prediction"
     assert (tiny.size_factor, tiny.default_width, tiny.default_height) == (8, 32, 32)
-    assert (tiny.min_size, tiny.max_size) == (8, 2048)
+    assert (tiny.min_size, tiny.max_size, tiny.max_pixels) == (8, 4 * 32, 4 * 32 * 32)
     assert (tiny.default_scheduler, tiny.default_num_inference_steps, tiny.default_guidance_scale) == ("pndm", 30, 7.5)
     assert (tiny.residency, tiny.safety_policy) == (pb.RESIDENCY_RESIDENT, pb.SAFETY_POLICY_OFF)
     assert tiny.weight_bytes > 100_000

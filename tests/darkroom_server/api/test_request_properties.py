@@ -70,7 +70,8 @@ class Opened:
 @pytest.fixture(scope="module")
 def opened(tiny_model: Path) -> Opened:
     """The models `tiny` and `shapes`, with ControlNets and LoRAs that are for the second alone."""
-    models = [ModelSettings(name="tiny", path=tiny_model), demo_model()]
+    large: Any = {"max_edge": 2048, "max_pixels": 2048 * 2048}
+    models = [ModelSettings(name="tiny", path=tiny_model, **large), demo_model().model_copy(update=large)]
     configured = with_demo(Settings(device="cpu", limits=LIMITS)).model_copy(update={"models": models})
     return Opened(open_catalog(configured, plugins()))
 

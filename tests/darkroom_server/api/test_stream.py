@@ -175,13 +175,13 @@ def test_previews_have_the_size_asked_for(server: RunningServer) -> None:
     wide = server.generate(
         prompt="x",
         num_inference_steps=1,
-        width=192,
-        height=96,
-        preview=pb.PreviewOptions(mode=pb.PREVIEW_MODE_FULL_VAE, max_edge=100, format=pb.IMAGE_FORMAT_WEBP),
+        width=80,
+        height=40,
+        preview=pb.PreviewOptions(mode=pb.PREVIEW_MODE_FULL_VAE, max_edge=70, format=pb.IMAGE_FORMAT_WEBP),
     )
     preview = wide.of("preview")[0]
-    assert (preview.width, preview.height) == (100, 50)
-    assert Image.open(io.BytesIO(preview.image_bytes)).size == (100, 50)
+    assert (preview.width, preview.height) == (70, 35)
+    assert Image.open(io.BytesIO(preview.image_bytes)).size == (70, 35)
     assert preview.decoder == pb.PREVIEW_MODE_FULL_VAE
 
 
@@ -217,7 +217,8 @@ def test_waiting_jobs_are_told_their_place(tiny_model: Path) -> None:
 def noise_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]:
     """A server of a model whose pictures are large at once."""
     folder = save_noise(tmp_path_factory.mktemp("noise") / "noise")
-    with RunningServer(plugins={"noise": noise_family}, models=[{"name": "noise", "path": folder}]) as running:
+    model = {"name": "noise", "path": folder, "max_edge": 2048, "max_pixels": 2048 * 2048}
+    with RunningServer(plugins={"noise": noise_family}, models=[model]) as running:
         yield running
 
 

@@ -1,7 +1,6 @@
 """The watchdog: alone, and in a server whose engine a plugin holds."""
 
 import logging
-import threading
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -12,7 +11,6 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from darkroom_plugins import calls
 from darkroom_server.config.settings import Settings
-from darkroom_server.engine.outbox import Outbox
 from darkroom_server.observe.watchdog import Watchdog
 from tests.failing import FailingServer
 from tests.support import generate_request, refused
@@ -63,7 +61,7 @@ def test_a_hook_on_another_thread_is_named(caplog: pytest.LogCaptureFixture) -> 
 
 
 def test_health_tells_of_an_engine_that_a_plugin_holds(tiny_model: Path, caplog: pytest.LogCaptureFixture) -> None:
-    with FailingServer(tiny_model, stall_seconds=0.3, stall_exit_seconds=None) as server:
+    with FailingServer(tiny_model, stall_seconds=2.0, stall_exit_seconds=None) as server:
         request = health_pb2.HealthCheckRequest(service="darkroom.v1.ImageService")
         watch = health_pb2_grpc.HealthStub(server.channel).Watch(request, timeout=60)
         assert next(watch).status == SERVING
@@ -76,7 +74,7 @@ def test_health_tells_of_an_engine_that_a_plugin_holds(tiny_model: Path, caplog:
 
 
 def test_an_engine_that_hangs_ends_the_server(tiny_model: Path) -> None:
-    with FailingServer(tiny_model, stall_seconds=0.2, stall_exit_seconds=0.4) as server:
+    with FailingServer(tiny_model, stall_seconds=1.0, stall_exit_seconds=2.0) as server:
         with server.gate.closed():
             held = server.patient()
             failed = refused(held.read)
@@ -85,16 +83,16 @@ def test_an_engine_that_hangs_ends_the_server(tiny_model: Path) -> None:
 
 
 def test_a_fault_of_the_outbox_ends_as_any_of_the_engine(tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    faults = threading.Semaphore(1)
-    post = Outbox.post
-
-    def fail_once(outbox: Outbox, within_turn: bool = False) -> None:
-        if threading.current_thread().name == "engine" and faults.acquire(blocking=False):
-            raise RuntimeError("no room in the outbox")
-        post(outbox, within_turn)
-
     with FailingServer(tiny_model) as server:
-        monkeypatch.setattr(Outbox, "post", fail_once)
+        outbox = server.app.engine.outbox
+        faults, post = iter([RuntimeError("no room in the outbox")]), outbox.post
+
+        def fail_once(within_turn: bool = False) -> None:
+            for fault in faults:
+                raise fault
+            post(within_turn)
+
+        monkeypatch.setattr(outbox, "post", fail_once)
         failed = refused(lambda: server.start(generate_request(num_inference_steps=3)).read())
         assert (failed.code, failed.reason) == (grpc.StatusCode.UNAVAILABLE, "DEVICE_LOST")
         server.run(server.app.failed.wait())
