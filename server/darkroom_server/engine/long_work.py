@@ -19,6 +19,7 @@ from darkroom_server.engine.recovery import work
 from darkroom_server.engine.slot import Slot
 from darkroom_server.errors import Cancelled
 from darkroom_server.jobs.job import Job
+from darkroom_server.networks.placement import denoiser
 
 LONG_SECONDS = 0.25  # shorter work is not divided
 PIECE_SECONDS = 0.05  # the least time between two attendances
@@ -111,9 +112,10 @@ class LongWork:
 
 def _layers(job: Job) -> list[nn.Module]:
     """All layers that the job's work may run on a CPU."""
-    plan = job.plan
-    if plan.model.family.device.type != "cpu":
+    plan, family = job.plan, job.plan.model.family
+    if family.device.type != "cpu":
         return []
-    networks = (*plan.model.family.components.values(), *plan.assets.networks)
-    found = chain.from_iterable(network.modules() for network in networks)
+    compiled = denoiser(family) if plan.model.settings.compile else None  # with hooks it would run eagerly
+    networks = [network for name, network in family.components.items() if name != compiled]
+    found = chain.from_iterable(network.modules() for network in (*networks, *plan.assets.networks))
     return [module for module in found if not any(True for _ in module.children())]
