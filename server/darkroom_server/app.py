@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import os
 import signal
+import sys
 import threading
 from collections.abc import Coroutine
 from functools import partial
@@ -34,7 +36,7 @@ from darkroom_server.models.holdings import holdings
 from darkroom_server.models.model import Model, ModelError
 from darkroom_server.models.opening import check_budget, open_models
 from darkroom_server.models.residency import ResidencyManager
-from darkroom_server.observe.streams import SETTLE_SECONDS, settle
+from darkroom_server.observe.streams import SETTLE_SECONDS, QueuedStream, settle
 from darkroom_server.observe.watchdog import Watchdog
 
 log = logging.getLogger(__name__)
@@ -204,17 +206,21 @@ class Shutdown:
             self.asked.set()
             self.bound(self._drain_seconds)
 
-    def bound(self, seconds: float) -> None:
+    def bound(self, seconds: float, status: int = EXIT_HANGING) -> None:
         """End the process after these seconds and the grace: a thread may hang, also one that others join."""
-        timer = threading.Timer(seconds + GRACE_SECONDS, _leave_hanging)
+        timer = threading.Timer(seconds + GRACE_SECONDS, _leave_hanging, [status])
         timer.daemon = True
         timer.start()
 
 
-def _leave_hanging() -> None:
-    log.critical("the server does not stop by itself: exiting with status %d", EXIT_HANGING)
+def _leave_hanging(status: int) -> None:
+    message = f"the server does not stop by itself: exiting with status {status}"
+    log.critical(message)
     settle(SETTLE_SECONDS)
-    os._exit(EXIT_HANGING)
+    if not isinstance(sys.stderr, QueuedStream):  # the log's stream has been closed
+        with contextlib.suppress(OSError):
+            os.write(2, f"{message}\n".encode())
+    os._exit(status)
 
 
 async def _until(stop: asyncio.Event, work: Coroutine[Any, Any, T]) -> T | None:
@@ -234,12 +240,15 @@ async def run(settings: Settings, plugins: Plugins | None = None) -> int:
     shutdown = Shutdown(settings.drain_seconds)
     app = await _until(shutdown.asked, App.open(settings, plugins or load_plugins(settings.blocked_plugins)))
     if app is None:
+        shutdown.bound(0, status=0)  # models that are being opened or loaded are not worth waiting for
         return 0
     hurrying = asyncio.ensure_future(shutdown.hurried.wait())
     hurrying.add_done_callback(lambda _: app.hurry())
     try:
         await _until(shutdown.asked, app.start())
-        if not shutdown.asked.is_set():
+        if shutdown.asked.is_set():
+            shutdown.bound(0, status=0)
+        else:
             await _serve(app, shutdown.asked)
     finally:
         if app.failed.is_set():

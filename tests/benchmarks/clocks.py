@@ -27,10 +27,10 @@ STAGES = {
     "gathering rows": [f"{ENGINE}.denoise:gather"],
     "guidance and scheduler": [f"{ENGINE}.step:advance"],
     "previews": [f"{ENGINE}.previews:PreviewDecoders.decode"],
-    "decode": [f"{ENGINE}.decode:decode"],
+    "decode": [f"{ENGINE}.decode:Decoder.decode"],
     "text encoding": [f"{ENGINE}.prompt_cache:PromptCache.fetch", f"{ENGINE}.prompt_cache:PromptCache.rows"],
-    "beginning samples": [f"{ENGINE}.prepare:make_sample", f"{ENGINE}.prepare:begin"],
-    "events": [f"{ENGINE}.engine:Engine._flush_events"],
+    "beginning samples": [f"{ENGINE}.prepare:make_sample", f"{ENGINE}.prepare:Starter.begin"],
+    "events": [f"{ENGINE}.outbox:Outbox.post"],
     "waiting for work": [f"{ENGINE}.engine:Engine._drain_inbox"],
     "other Python": [f"{ENGINE}.engine:Engine._take_turn"],
 }

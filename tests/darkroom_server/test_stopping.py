@@ -4,7 +4,6 @@ import os
 import signal
 import subprocess
 import sys
-import textwrap
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -35,8 +34,8 @@ main()
 class Served:
     """The process, and what it has said."""
 
-    def __init__(self, config: Path) -> None:
-        code = textwrap.dedent(SERVER)
+    def __init__(self, config: Path, nohup: bool) -> None:
+        code = f"import signal; signal.signal(signal.SIGHUP, signal.SIG_{'IGN' if nohup else 'DFL'})\n{SERVER}"
         self.process = subprocess.Popen(
             [sys.executable, "-c", code, str(config)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
         )
@@ -72,13 +71,13 @@ class Served:
 
 
 @pytest.fixture
-def serve(tiny_model: Path, tmp_path: Path) -> Iterator[Callable[[float], Served]]:
+def serve(tiny_model: Path, tmp_path: Path) -> Iterator[Callable[..., Served]]:
     started: list[Served] = []
 
-    def start(drain_seconds: float) -> Served:
+    def start(drain_seconds: float, nohup: bool = False) -> Served:
         config = tmp_path / "darkroom.toml"
         config.write_text(f'drain_seconds = {drain_seconds}\n[[models]]\nname = "tiny"\npath = "{tiny_model}"\n')
-        started.append(Served(config))
+        started.append(Served(config, nohup))
         return started[-1]
 
     yield start
@@ -114,7 +113,7 @@ class Job:
         return self.outcome
 
 
-def test_the_first_signal_drains(serve: Callable[[float], Served]) -> None:
+def test_the_first_signal_drains(serve: Callable[..., Served]) -> None:
     served = serve(60)
     job = Job(served, "a", steps=20)
     served.signal(signal.SIGHUP)
@@ -122,7 +121,7 @@ def test_the_first_signal_drains(serve: Callable[[float], Served]) -> None:
     assert served.status() == 0
 
 
-def test_the_second_ends_the_drain(serve: Callable[[float], Served]) -> None:
+def test_the_second_ends_the_drain(serve: Callable[..., Served]) -> None:
     served = serve(600)
     job = Job(served, "a", steps=500)
     served.signal(signal.SIGTERM, signal.SIGINT)
@@ -130,7 +129,7 @@ def test_the_second_ends_the_drain(serve: Callable[[float], Served]) -> None:
     assert served.status() == 0
 
 
-def test_a_hanging_thread_does_not_keep_the_process(serve: Callable[[float], Served]) -> None:
+def test_a_hanging_thread_does_not_keep_the_process(serve: Callable[..., Served]) -> None:
     served = serve(0.1)
     Job(served, "hang", steps=5)
     served.signal(signal.SIGTERM)
@@ -138,19 +137,15 @@ def test_a_hanging_thread_does_not_keep_the_process(serve: Callable[[float], Ser
     assert "does not stop by itself" in served.said
 
 
-def test_the_third_exits_at_once(serve: Callable[[float], Served]) -> None:
+def test_the_third_exits_at_once(serve: Callable[..., Served]) -> None:
     served = serve(600)
     Job(served, "hang", steps=5)
     served.signal(signal.SIGINT, signal.SIGINT, signal.SIGINT)
     assert served.status() == 130
 
 
-def test_nohup_is_heeded(serve: Callable[[float], Served]) -> None:
-    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)  # which a child inherits
-    try:
-        served = serve(60)
-    finally:
-        signal.signal(signal.SIGHUP, before)
+def test_nohup_is_heeded(serve: Callable[..., Served]) -> None:
+    served = serve(60, nohup=True)
     served.process.send_signal(signal.SIGHUP)
     job = Job(served, "a", steps=3)
     assert job.end() == "Completed"

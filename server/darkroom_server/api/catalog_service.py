@@ -121,12 +121,17 @@ class CatalogService(catalog_service_pb2_grpc.CatalogServiceServicer):
         model, progress = self._named(request.model), Mailbox()
         key = ("model", model.name)
         loading = asyncio.create_task(self._resident.acquire([key], progress.put, wait=False))
-        loading.add_done_callback(lambda _: progress.put(Ended()))
+
+        def loaded(task: asyncio.Task[Any]) -> None:
+            if not task.cancelled() and task.exception() is None:  # whether its client is still there or not
+                self._resident.release([key])
+            progress.put(Ended())
+
+        loading.add_done_callback(loaded)
         try:
             while isinstance(event := (await progress.get())[1], Loading):
                 await context.write(pb.LoadModelResponse(loading=messages.loading(event)))
             await loading
-            self._resident.release([key])
         finally:
             loading.cancel()
         await context.write(pb.LoadModelResponse(model=self._model(model)))

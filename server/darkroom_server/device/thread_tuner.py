@@ -71,6 +71,12 @@ class ThreadTuner:
         self._kinds: dict[Hashable, _Kind] = {}
         self._latest = most
 
+    def settle(self, kind: Hashable, fixed: bool = False) -> None:
+        """Set the number for other work beside evaluations of this kind."""
+        known = self._kinds.get(kind)
+        tuned = known.threads if known is not None else self._latest
+        self._set_threads(self.most if fixed or not self._adaptive else tuned)
+
     @contextmanager
     def evaluation(self, kind: Hashable, fixed: bool = False) -> Iterator[None]:
         """Context manager around an evaluation. The last bits of results depend on the number of threads: where they

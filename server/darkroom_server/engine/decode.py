@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -55,13 +56,15 @@ class Decoder:
                 for each, outcome in zip(done, whole, strict=True)
             ]
 
-    def _decode(self, done: Sequence[tuple[Slot, Sample]], tiled: bool = False) -> list[Decoded]:
+    def _decode(
+        self, done: Sequence[tuple[Slot, Sample]], tiling: AbstractContextManager[None] | None = None
+    ) -> list[Decoded]:
         samples = [sample for _, sample in done]
         model, latents = samples[0].model, torch.cat([sample.latents for sample in samples])
-        with self._long.divided("decode", [slot for slot, _ in done], shared=True):
+        with self._long.divided("decode", [slot for slot, _ in done], shared=True, tiling=tiling):
             with calls.calling(model, "decode", timed=False):
                 images = model.decode(latents)
-            return _pictures(samples, images, tiled)
+            return _pictures(samples, images, tiled=tiling is not None)
 
     def _in_tiles(self, done: tuple[Slot, Sample], failure: OutOfMemory) -> Outcome[Decoded]:
         """Its image, decoded in tiles; `failure` where its model does not tile this size."""
@@ -69,9 +72,8 @@ class Decoder:
         tiling = calls.tiling(sample.model, request)
         if tiling is None:
             return failure
-        with tiling:
-            run = partial(self._decode, tiled=True)
-            (outcome,) = self._recovery.each(work("tiles", request), run, [(slot, sample)])
+        run = partial(self._decode, tiling=tiling)
+        (outcome,) = self._recovery.each(work("tiles", request), run, [(slot, sample)])
         if isinstance(outcome, Decoded) and not slot.job.plan.tiled:
             self._recovery.limits.exclude(work("decode", request))
         return outcome

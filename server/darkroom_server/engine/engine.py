@@ -9,7 +9,7 @@ import logging
 import queue
 import threading
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Hashable, Sequence
 from functools import partial
 from typing import TypeVar
 
@@ -44,6 +44,8 @@ TILED = {
     "encode": "the input pictures are large for the model or its memory: they were encoded in tiles, approximately",
     "decode": "the picture is large for the model or its memory: it was decoded in tiles, approximately",
 }
+
+FAILED = "the engine failed; the server will be restarted"
 
 T = TypeVar("T")
 
@@ -138,6 +140,8 @@ class Engine:
         future: concurrent.futures.Future[T] = concurrent.futures.Future()
 
         def run() -> None:
+            if not future.set_running_or_notify_cancel():  # nobody waits for it any more
+                return
             try:
                 future.set_result(function())
             except BaseException as error:
@@ -176,7 +180,7 @@ class Engine:
                 self._lose(error)
             except BaseException as error:  # without this thread all streams would hang
                 log.critical("the engine failed", exc_info=error)
-                self._lose(DeviceLost("the engine failed; the server will be restarted"))
+                self._lose(DeviceLost(FAILED))
         self.outbox.post()
 
     def _wait(self) -> None:
@@ -199,18 +203,30 @@ class Engine:
 
         :raises Cancelled: all jobs of the work have ended
         """
-        until = time.monotonic() + seconds
-        self._drain_inbox()
-        running.check()
+        try:
+            self._drain_inbox()
+            running.check()
+            if running.shared:
+                with running.interrupted():
+                    self._give_turns(running, time.monotonic() + seconds)
+                self._threads.settle(*_kind(running.slots))
+            self.outbox.post(within_turn=True)
+            self._attended = time.monotonic()
+            running.check()
+        except (Cancelled, DeviceLost):
+            raise
+        except Exception as error:  # not the fault of the work's network, through which it is raised
+            log.critical("the engine failed", exc_info=error)
+            raise DeviceLost(FAILED) from error
+
+    def _give_turns(self, running: Work, until: float) -> None:
+        """Give other lanes turns, at least one, until this time."""
         may = partial(_may_interrupt, running)
-        while running.shared and (lane := self._batcher.next_lane(may)) is not None:
+        while (lane := self._batcher.next_lane(may)) is not None:
             self._take_turn(lane)
             self._drain_inbox()
             if time.monotonic() >= until:
                 break
-        self.outbox.post(within_turn=True)
-        self._attended = time.monotonic()
-        running.check()
 
     def _lose(self, error: DeviceLost) -> None:
         self._end_all(error)
@@ -256,6 +272,7 @@ class Engine:
     def _tick(self, slots: Sequence[Slot]) -> None:
         """One iteration of the loop: prepare new slots, evaluate the denoiser, step, preview, decode."""
         self.ticks += 1
+        self._threads.settle(*_kind(slots))
         if not slots[0].job.plan.model.placement.swapping:
             self._begin(slots)
             self._step(_begun(slots, done=False))
@@ -272,12 +289,8 @@ class Engine:
     def _step(self, begun: Sequence[tuple[Slot, Sample]]) -> None:
         if not begun:  # a low strength can skip all steps
             return
-        request, rows = begun[0][0].job.request, sum(slot.rows for slot, _ in begun)
-        kind = request.model, (rows * request.width * request.height).bit_length()
-        with (
-            self._threads.evaluation(kind, fixed=request.deterministic),
-            self._long.divided("evaluation", [slot for slot, _ in begun]),
-        ):
+        slots = [slot for slot, _ in begun]
+        with self._threads.evaluation(*_kind(slots)), self._long.divided("evaluation", slots):
             outcomes = denoise.predict(begun, self.recovery)
         self._preview(self._advance(begun, outcomes))
 
@@ -441,15 +454,16 @@ def _begun(slots: Sequence[Slot], done: bool) -> list[tuple[Slot, Sample]]:
     return [(slot, sample) for slot, sample in begun if sample.done is done]
 
 
+def _kind(slots: Sequence[Slot]) -> tuple[Hashable, bool]:
+    """What evaluations of these slots are to the tuner of threads, and whether their number is fixed."""
+    request, rows = slots[0].job.request, sum(slot.rows for slot in slots)
+    return (request.model, (rows * request.width * request.height).bit_length()), request.deterministic
+
+
 def _may_interrupt(running: Work, lane: Lane) -> bool:
-    """Whether a lane may have a turn within this work: it may not move the work's networks, nor would it be right to
-    decode large pictures while the model's networks are set to work in tiles."""
-    own, other = running.job.plan, lane.slots[0].job.plan
-    if other.model is not own.model:
-        return True
-    info, request = other.model.info, other.request
-    small = request.width <= info.default_width and request.height <= info.default_height
-    return own.model.settings.offload == "none" and (small or not own.tiled)
+    """Whether a lane may have a turn within this work: it may not move the work's networks."""
+    own, other = running.job.plan.model, lane.slots[0].job.plan.model
+    return other is not own or own.settings.offload == "none"
 
 
 def _warn(job: Job, *warnings: str) -> None:

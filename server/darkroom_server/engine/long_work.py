@@ -8,7 +8,7 @@ from __future__ import annotations
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from itertools import chain
 from typing import Any
@@ -34,6 +34,7 @@ class Work:
     slots: Sequence[Slot]
     began: float  # time.monotonic
     shared: bool  # other lanes may have turns meanwhile
+    tiling: AbstractContextManager[None] | None  # in which it runs
 
     @property
     def job(self) -> Job:
@@ -44,6 +45,18 @@ class Work:
         """:raises Cancelled: all its jobs have ended"""
         if all(slot.job.progress.ended for slot in self.slots):
             raise Cancelled("the job was cancelled")
+
+    @contextmanager
+    def interrupted(self) -> Iterator[None]:
+        """Context manager around other work in the middle of this one."""
+        if self.tiling is None:
+            yield
+            return
+        self.tiling.__exit__(None, None, None)
+        try:
+            yield
+        finally:
+            self.tiling.__enter__()
 
     def __str__(self) -> str:
         request = self.job.request
@@ -57,7 +70,7 @@ class LongWork:
     def __init__(self, attend: Callable[[Work, float], None]) -> None:
         self._attend = attend
         self._seconds: OrderedDict[Hashable, float] = OrderedDict()  # of the latest work, attendances included
-        self._running: list[Work] = []  # the innermost one last: others may have turns within a piece
+        self._running: list[Work] = []  # the innermost one last: others may have turns within the outermost
 
     @property
     def running(self) -> Work | None:
@@ -65,23 +78,30 @@ class LongWork:
         return next(iter(self._running[-1:]), None)
 
     @contextmanager
-    def divided(self, kind: str, slots: Sequence[Slot], shared: bool = False) -> Iterator[None]:
-        """Context manager around work of networks on these slots. Divided if the last of its kind, model and size took
-        long, or if it is the first.
+    def divided(
+        self,
+        kind: str,
+        slots: Sequence[Slot],
+        shared: bool = False,
+        tiling: AbstractContextManager[None] | None = None,
+    ) -> Iterator[None]:
+        """Context manager around work of networks on these slots, within `tiling`. Divided if work of its kind, model
+        and size took long of late, or if it is the first. Within shared work no other is shared: at most two pictures
+        are being decoded.
 
         :raises Cancelled: all jobs of the slots have ended
         """
-        key, now = work(kind, slots[0].job.request), time.monotonic()
-        running = Work(kind, slots, now, shared)
+        key, began = work(kind, slots[0].job.request), time.monotonic()
+        running = Work(kind, slots, began, shared and not self._running, tiling)
         running.check()
         long = self._seconds.get(key, LONG_SECONDS) >= LONG_SECONDS
         self._running.append(running)
         try:
-            with self._attending(running) if long else ExitStack():
+            with tiling or nullcontext(), self._attending(running) if long else nullcontext():
                 yield
         finally:
             self._running.pop()
-            self._remember(key, time.monotonic() - now)
+        self._remember(key, time.monotonic() - began)
 
     @contextmanager
     def _attending(self, running: Work) -> Iterator[None]:
@@ -104,7 +124,8 @@ class LongWork:
             yield
 
     def _remember(self, key: Hashable, seconds: float) -> None:
-        self._seconds[key] = seconds
+        """Work that took long once may do so again, with more rows or in a step that is not a cached one."""
+        self._seconds[key] = max(seconds, self._seconds.get(key, 0.0) / 2)
         self._seconds.move_to_end(key)
         if len(self._seconds) > KINDS:
             self._seconds.popitem(last=False)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from functools import partial
 
@@ -48,18 +49,19 @@ class Starter:
     def begin(self, slot: Slot, encoded: Sample) -> tuple[Sample, bool]:
         """A copy of a slot's sample with initial latents, and whether its input pictures were encoded in tiles: where
         the plan says so, or they do not fit into memory whole."""
+        if encoded.request.image is None:
+            return self._recovery.once(partial(_begin, encoded)), False
         tiling = calls.tiling(encoded.model, encoded.request)
         if tiling is None or not slot.job.plan.tiled:
             try:
-                return self._begin(slot, encoded), False
+                return self._begin(slot, encoded, None), False
             except BaseException as error:
                 if tiling is None or not isinstance(classify(error), OutOfMemory):
                     raise
-        with tiling:
-            return self._begin(slot, encoded), True
+        return self._begin(slot, encoded, tiling), True
 
-    def _begin(self, slot: Slot, encoded: Sample) -> Sample:
-        with self._long.divided("encode", [slot], shared=True):
+    def _begin(self, slot: Slot, encoded: Sample, tiling: AbstractContextManager[None] | None) -> Sample:
+        with self._long.divided("encode", [slot], shared=True, tiling=tiling):
             return self._recovery.once(partial(_begin, encoded))
 
 

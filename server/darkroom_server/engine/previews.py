@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
 from functools import partial
 
 import torch
@@ -74,8 +73,7 @@ class PreviewDecoders:
         decoder = self._decoder(model, mode)
         tiling = calls.tiling(model.family, job.request) if job.plan.tiled else None
         with (
-            tiling or nullcontext(),
-            long.divided(f"{mode} preview", [slot for slot, _ in wanted], shared=True),
+            long.divided(f"{mode} preview", [slot for slot, _ in wanted], shared=True, tiling=tiling),
             calls.calling(self._plugins.preview_decoders[mode], "preview"),
         ):
             return to_pictures(decoder(torch.cat([estimate for _, estimate in wanted])))

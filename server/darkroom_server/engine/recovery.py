@@ -196,8 +196,8 @@ class Recovery:
         return [next(found[its]) for its in guilty]
 
     def _update_limits(self, work: Hashable, limit: int, size: int, outcomes: Sequence[object]) -> None:
-        if any(isinstance(outcome, OutOfMemory) for outcome in outcomes):
-            return  # a single item failed, which tells nothing about row limits
+        if any(isinstance(outcome, OutOfMemory | Cancelled) for outcome in outcomes):
+            return  # a single item failed, or none was finished, which tells nothing about row limits
         if size < limit:
             self.limits.lower(work, size)
         elif outcomes:

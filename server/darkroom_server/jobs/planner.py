@@ -157,7 +157,7 @@ class Planner:
             takes = f"takes at least {least / MIB:,.0f} MiB to decode, more than the {memory / MIB:,.0f} there are"
             problem = f"a picture of {request.width} x {request.height} pixels {takes}"
             raise InvalidRequest([Violation("parameters.width", problem)])
-        return costs.tiles_pay(high, wide, memory)
+        return not model.settings.vae_tiling and costs.tiles_pay(high, wide, memory)
 
     def _build_steps(self, request: Request, model: Model, task: Task, entry: SchedulerEntry) -> tuple[Any, Steps]:
         """The scheduler with its timesteps, and the steps from the task's first evaluation on."""

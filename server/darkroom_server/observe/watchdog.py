@@ -19,6 +19,7 @@ log = logging.getLogger(__name__)
 
 LOGGED_SECONDS = 10.0  # work that takes longer is logged, again each time that it has taken twice as long
 CHECKS = 4  # in the shortest time that is watched for
+FROZEN = 4  # a check that is late by more than so many pauses tells of a process that stood still
 
 
 class Stall(NamedTuple):
@@ -40,6 +41,7 @@ class Watchdog:
         self._on_stall, self._on_hang = on_stall, on_hang
         self._log_at = LOGGED_SECONDS
         self._stalled = False
+        self._frozen = 0.0  # seconds of the present stall
         self._watching: asyncio.Task[None] | None = None
 
     def start(self) -> None:
@@ -52,13 +54,18 @@ class Watchdog:
             self._watching.cancel()
 
     async def _watch(self) -> None:
-        shortest = min(LOGGED_SECONDS, self._stall_seconds, self._exit_seconds or LOGGED_SECONDS)
-        while not self.check(time.monotonic()):  # noqa: ASYNC110  # time passes, no event
-            await asyncio.sleep(shortest / CHECKS)
+        pause = min(LOGGED_SECONDS, self._stall_seconds, self._exit_seconds or LOGGED_SECONDS) / CHECKS
+        last = time.monotonic()
+        while not self.check(time.monotonic(), frozen=max(0.0, time.monotonic() - last - FROZEN * pause)):
+            last = time.monotonic()
+            await asyncio.sleep(pause)
 
-    def check(self, now: float) -> bool:
-        """Look once, at this time.monotonic. Returns whether the process has to end."""
-        stall = self._longest(now)
+    def check(self, now: float, frozen: float = 0.0) -> bool:
+        """Look once, at this time.monotonic, `frozen` seconds later than planned: the whole process stood still, and
+        its work, too. Returns whether the process has to end."""
+        what, seconds = self._longest(now)
+        self._frozen = self._frozen + frozen if seconds >= LOGGED_SECONDS else 0.0
+        stall = Stall(what, seconds - self._frozen)
         if stall.seconds < LOGGED_SECONDS:
             self._log_at = LOGGED_SECONDS
         if stall.seconds >= self._log_at:

@@ -38,7 +38,7 @@ def test_a_refused_text(server: RunningServer, caplog: pytest.LogCaptureFixture,
     failed = refused(calls[field])
     assert failed.code in (StatusCode.INVALID_ARGUMENT, StatusCode.NOT_FOUND)
     assert len(failed.message) < 1000
-    assert all(len(text) < 300 for text in (*failed.violations, *failed.violations.values()))
+    assert all(len(text) < 600 for text in (*failed.violations, *failed.violations.values()))
     (line,) = lines(server, caplog)
     assert "\n" not in line
     assert len(line) < 1500

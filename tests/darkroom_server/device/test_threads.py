@@ -78,6 +78,8 @@ def two_threads() -> Iterator[None]:
 def test_only_the_engine_has_several_threads(tiny_model: Path) -> None:
     """Those of the residency manager: see test_residency_manager.py."""
     SEEN.clear()
-    with RunningServer(plugins={"seeing": Plugin()}, models=[{"name": "tiny", "path": tiny_model}]) as server:
+    with RunningServer(
+        plugins={"seeing": Plugin()}, models=[{"name": "tiny", "path": tiny_model}], threads=2
+    ) as server:
         server.generate(task="seeing", prompt="a fox", num_inference_steps=2)
     assert SEEN == {"reader": 1, "planner": 1, "engine": 2, "encoder": 1}

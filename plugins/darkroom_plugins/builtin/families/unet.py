@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Hashable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Hashable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from typing import Any, ClassVar, Self
 
 import torch
@@ -155,15 +155,7 @@ class UNetFamily(Family):
 
     def tiling(self, width: int, height: int) -> AbstractContextManager[None] | None:
         larger = max(self.latent_shape(width, height)[1:]) > self.vae.tile_latent_min_size
-        return self._tiled() if larger and not self.vae.use_tiling else None
-
-    @contextmanager
-    def _tiled(self) -> Iterator[None]:
-        self.vae.enable_tiling()
-        try:
-            yield
-        finally:
-            self.vae.disable_tiling()
+        return Tiling(self.vae) if larger and not self.vae.use_tiling else None
 
     def encode(self, images: torch.Tensor, generator: torch.Generator | None = None) -> torch.Tensor:
         distribution = self.vae.encode(images.to(self.vae.dtype)).latent_dist
@@ -191,6 +183,19 @@ class UNetFamily(Family):
         defaults = set(config.pop("_use_default_values", ())) - set(cls.patched_options)
         config |= {name: value for name, value in cls.patched_options.items() if name in config}
         return {name: value for name, value in config.items() if name not in defaults}
+
+
+class Tiling(AbstractContextManager[None]):
+    """diffusers' switch of an autoencoder, which it reads when `encode` or `decode` begins."""
+
+    def __init__(self, vae: Any) -> None:
+        self._vae = vae
+
+    def __enter__(self) -> None:
+        self._vae.enable_tiling()
+
+    def __exit__(self, *_: object) -> None:
+        self._vae.disable_tiling()
 
 
 def _residuals(evaluation: Evaluation) -> dict[str, Any]:
