@@ -223,9 +223,9 @@ class Family(ABC):
         run on a side stream: tensors that it caches on the device must exist before."""
 
     def tiling(self, width: int, height: int) -> AbstractContextManager[None] | None:
-        """Context manager in which `encode` and `decode` work in overlapping tiles: less memory, about the same result. It
-        is left and entered again around the turns of other jobs within such a call. None where it makes no difference
-        for pictures of width x height pixels."""
+        """Context manager in which `encode` and `decode` work in overlapping tiles: less memory, about the same result.
+        It is left and entered again around the turns of other jobs within such a call. None where it makes no
+        difference for pictures of width x height pixels."""
         return None
 
     @abstractmethod
