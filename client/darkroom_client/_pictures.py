@@ -7,12 +7,14 @@ from typing import Any
 
 from darkroom_client.events import Picture
 
-_PNG_MODES = ("1", "L", "LA", "I", "I;16", "P", "RGB", "RGBA")  # Pillow's, which a PNG holds as they are
+_PNG_MODES = ("1", "L", "LA", "I;16", "I;16B", "P", "RGB", "RGBA")  # Pillow's, which a PNG holds as they are
+_TIFF_MODES = ("F", "I", "I;16L")  # of which Pillow writes TIFF, but not PNG
+_CONVERTED = {"La": "LA", "PA": "RGBA", "RGBa": "RGBA"}  # others, such as CMYK, to RGB
 _FORMS = "(height, width) or (height, width, 3 or 4)"
 
 
 def image_bytes(image: Any) -> bytes:
-    """An encoded image: bytes, files and events as they are, PIL images and NumPy arrays as PNG.
+    """An encoded image: bytes, files and events as they are, PIL images and NumPy arrays as PNG or TIFF.
 
     :raises TypeError: for other types.
     :raises ValueError: for arrays that are no pictures.
@@ -45,10 +47,14 @@ def _read(file: Any) -> bytes:
 
 
 def _encoded(image: Any) -> bytes:
-    if image.mode not in (*_PNG_MODES, "F"):  # such as CMYK
-        image = image.convert("RGBA" if image.mode in ("RGBa", "La", "PA") else "RGB")
+    if image.mode == "I;16N":  # the machine's byte order; Pillow neither writes nor converts it
+        import PIL.Image
+
+        image = PIL.Image.frombytes("I;16", image.size, image.tobytes(), "raw", image.mode)
+    if image.mode not in (*_PNG_MODES, *_TIFF_MODES):
+        image = image.convert(_CONVERTED.get(image.mode, "RGB"))
     buffer = BytesIO()
-    image.save(buffer, "TIFF" if image.mode == "F" else "PNG")
+    image.save(buffer, "TIFF" if image.mode in _TIFF_MODES else "PNG")
     return buffer.getvalue()
 
 

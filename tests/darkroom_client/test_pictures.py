@@ -11,6 +11,8 @@ import pytest
 
 from darkroom.v1 import parameters_pb2
 from darkroom_client import Accepted, ControlSpec, Image, InvalidRequest, Preview
+from darkroom_server.config.settings import Limits
+from darkroom_server.pictures.decode import decode_image
 
 
 def picture(media_type="image/png", size=8):
@@ -192,10 +194,36 @@ def test_files(sent, tmp_path, client):
         client.edit("no.png", "a")
 
 
-@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "YCbCr", "HSV", "LAB", "RGBa", "I;16"])
-def test_modes_of_pillow(sent, mode):
-    image = PIL.Image.new(mode, (6, 4)) if mode != "RGBa" else PIL.Image.new("RGBA", (6, 4)).convert("RGBa")
-    assert sent(image).size == (6, 4)
+@pytest.fixture
+def decoded(scripted, sent):
+    """The red levels that the server reads from an argument of `edit`: (height, width) uint8."""
+
+    def decode(image):
+        sent(image)
+        return decode_image(scripted.requests[-1].image, Limits())[..., 0]
+
+    return decode
+
+
+@pytest.mark.parametrize(
+    "modes",
+    ["1", "L", "LA", "LA La", "P", "P PA", "RGB", "RGBA", "RGBA RGBa", "RGBX", "CMYK", "YCbCr", "HSV", "LAB"],
+)
+def test_modes_of_pillow(decoded, modes):
+    image = PIL.Image.fromarray(np.array([[[0] * 3, [255] * 3]], np.uint8))
+    for mode in modes.split():
+        image = image.convert(mode)
+    assert decoded(image) == pytest.approx(np.array([[0, 255]]), abs=1)  # of LAB's conversion
+
+
+@pytest.mark.parametrize(
+    ("mode", "kind"),
+    [("I", "=i4"), ("I;16", "<u2"), ("I;16L", "<u2"), ("I;16B", ">u2"), ("I;16N", "=u2")],
+)
+@pytest.mark.parametrize("levels", [[0, 64, 128, 255], [0, 1, 2, 3]])
+def test_modes_of_more_than_eight_bits(decoded, mode, kind, levels):
+    values = np.array([levels], kind) * np.array(257, kind)
+    assert decoded(PIL.Image.frombytes(mode, (4, 1), values.astype(kind).tobytes())).tolist() == [levels]
 
 
 def test_colours_of_cmyk_are_kept(sent):
