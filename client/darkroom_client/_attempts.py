@@ -56,20 +56,26 @@ class Attempts:
         self._end = None if limit is None else time.monotonic() + limit
         self._left: float = retries if retries is not None else _UNTIMED_RETRIES if limit is None else float("inf")
         self._backoff = _FIRST_DELAY
-        self._lost = False  # an attempt may have reached the server, which may not have noticed the end of it
+        # Of an attempt that may have reached the server, which may not have noticed the end of it.
+        self._lost: ServerUnreachable | None = None
 
     @property
     def remaining(self) -> float | None:
         """The seconds left; None without a limit."""
         return None if self._end is None else max(self._end - time.monotonic(), 0.0)
 
+    def outcome(self, error: DarkroomError) -> DarkroomError:
+        """What a call ends with whose last attempt failed so: the lost connection, if that attempt may hold the id."""
+        return self._lost if self._lost is not None and isinstance(error, RequestIdInUse) else error
+
     def delay(self, error: DarkroomError) -> float | None:
         """Seconds until the next attempt after this error; None if there is none."""
-        again = isinstance(error, QueueFull | Unavailable) or (self._lost and isinstance(error, RequestIdInUse))
+        again = isinstance(error, QueueFull | Unavailable) or self.outcome(error) is not error
         if not again or self._left <= 0:
             return None
         self._left -= 1
-        self._lost = self._lost or isinstance(error, ServerUnreachable)
+        if isinstance(error, ServerUnreachable):
+            self._lost = error
         seconds = (error.retry_after or self._backoff) * random.uniform(1, 1 + _JITTER)
         self._backoff = min(2 * self._backoff, _LONGEST_DELAY)
         if self._end is not None and time.monotonic() + seconds >= self._end:
@@ -92,7 +98,7 @@ async def unary(call: Callable[[float | None], Awaitable[_T]], attempts: Attempt
             failure = to_exception(error, address, connected=False)
             delay = attempts.delay(failure)
             if delay is None:
-                raise failure from error
+                raise attempts.outcome(failure) from error
         await asyncio.sleep(delay)
 
 
@@ -172,7 +178,7 @@ class StreamCall:
         failure = to_exception(error, self._address, connected=self._answered)
         delay = None if self._answered else self._attempts.delay(failure)
         if delay is None:
-            raise failure from error
+            raise self._attempts.outcome(failure) from error
         with suppress(TimeoutError):
             await asyncio.wait_for(self._cancelled.wait(), delay)
         if self._cancelled.is_set():

@@ -114,6 +114,18 @@ def test_the_id_may_still_be_held_by_the_attempt_that_was_lost(scripted, client,
     assert client.generate("a").image().seed == 7
 
 
+def test_if_it_holds_the_id_to_the_end_the_connection_was_lost(scripted, client, abort_call):
+    def script(request, context):
+        lost = len(scripted.requests) == 1
+        code, reason = ("UNAVAILABLE", "") if lost else ("ALREADY_EXISTS", "REQUEST_ID_IN_USE")
+        abort_call(context, grpc.StatusCode[code], reason, retry_after=0.01)
+
+    scripted.script = script
+    with pytest.raises(ServerUnreachable):
+        client.generate("a").image()
+    assert len(scripted.requests) == 4
+
+
 @pytest.mark.parametrize("how", ["cancel", "close"])
 def test_waiting_ends_with_the_stream_and_the_client(scripted, client, busy, how):
     busy(1, retry_after=100)
