@@ -221,6 +221,16 @@ def test_a_picture_from_stdin(scripted, tmp_path):
     assert scripted.requests[0].image == b"picture"
 
 
+@pytest.mark.parametrize("option", [("--mask", "-"), ("--control-map", "depth=-:0.5")])
+def test_stdin_is_one_picture(scripted, tmp_path, option):
+    code = "from darkroom_client.cli import main; main()"
+    environment = {**os.environ, "DARKROOM_ADDRESS": scripted.address, "COLUMNS": "200"}
+    command = [sys.executable, "-c", code, "edit", "-", "a hat", *option]
+    result = subprocess.run(command, cwd=tmp_path, env=environment, input=b"picture", capture_output=True, check=False)
+    assert (result.returncode, scripted.requests) == (2, [])
+    assert "stdin is empty or read already: only one picture may be -" in result.stderr.decode()
+
+
 class TestJson:
     def test_numbers_are_numbers_and_zeros_are_there(self, darkroom, scripted, make_events):
         def script(request, context):

@@ -57,9 +57,16 @@ def parse_scaled_path(text: str) -> tuple[Path, float | None]:
 
 
 def read_picture(path: Path, option: str) -> bytes:
-    """The bytes of a picture file, or of stdin for `-`."""
+    """The bytes of a picture file, or of stdin for `-`.
+
+    :raises typer.BadParameter: if the file cannot be read, or stdin is at its end.
+    """
     try:
-        return sys.stdin.buffer.read() if str(path) == "-" else path.read_bytes()
+        if str(path) != "-":
+            return path.read_bytes()
+        return sys.stdin.buffer.read() or usage_error(
+            option, "stdin is empty or read already: only one picture may be -"
+        )
     except OSError as error:
         usage_error(option, os_error(error))
 
