@@ -206,6 +206,30 @@ class TestOut:
         darkroom("generate", "a", "--out", "a.png")
         assert (tmp_path / "a.png").read_bytes() == png()
 
+    def test_no_clobber_of_previews_and_control_maps(self, darkroom, scripted, make_events, tmp_path):
+        def script(request, context):
+            events = make_events(request.request_id)
+            yield from (
+                events.accepted(),
+                events.control_image(),
+                events.preview(1),
+                events.image(),
+                events.completed(),
+            )
+
+        scripted.script = script
+        (tmp_path / "a.png").write_bytes(png())
+        names = ("control-1-depth", "step-001", "contact-sheet")
+        for name in names:
+            (tmp_path / f"{name}.png").write_bytes(b"kept")
+        run = ("generate", "a", "--control-map", "depth=a.png", "--previews", ".", "--echo-maps", ".", "--no-clobber")
+        lines = map(json.loads, darkroom(*run, "--json").stdout.splitlines())
+        paths = [line["path"] for line in lines if "path" in line]
+        assert paths == ["control-1-depth-2.png", "step-001-2.png", "a-7.png"]
+        assert darkroom(*run).stdout.splitlines() == ["a-7-2.png", "contact-sheet-3.png", "control-1-depth-3.png"]
+        assert {(tmp_path / f"{name}.png").read_bytes() for name in names} == {b"kept"}
+        assert all((tmp_path / f"{name}-{number}.png").exists() for name in names for number in (2, 3))
+
     def test_a_folder_that_cannot_be_written(self, darkroom, tmp_path):
         (tmp_path / "file").write_text("")
         stderr = darkroom("generate", "a", "--out", "file/a.png", exit_code=1).stderr

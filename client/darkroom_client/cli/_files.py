@@ -41,6 +41,23 @@ def _check_stdout(total: int) -> None:
         raise typer.BadParameter(problem, param_hint="--out")
 
 
+class Paths:
+    """The distinct paths of a run; with `no_clobber` they avoid existing files."""
+
+    def __init__(self, *, no_clobber: bool) -> None:
+        self._no_clobber = no_clobber
+        self._taken: set[Path] = set()
+
+    def take(self, first: Path) -> Path:
+        """This path, or the first one numbered from 2 that is free."""
+        path, number = first, 2
+        while path in self._taken or (self._no_clobber and path.exists()):
+            path = first.with_stem(f"{first.stem}-{number}")
+            number += 1
+        self._taken.add(path)
+        return path
+
+
 class Namer:
     """Chooses a distinct path for each picture of a run, by --out.
 
@@ -53,19 +70,13 @@ class Namer:
 
     def __init__(self, out: str | None, total: int, automatic: str = _AUTOMATIC, *, no_clobber: bool = False) -> None:
         self._digits = len(str(total))
-        self._taken: set[Path] = set()
-        self._avoids_existing = no_clobber or out is None or _is_folder(out)
+        self._paths = Paths(no_clobber=no_clobber or out is None or _is_folder(out))
         self._pattern = _pattern(out, total, automatic)
         self._expand(1, "prompt", 0, ".png")  # refuses an invalid pattern before any job
 
     def path(self, *, index: int, prompt: str, seed: int, suffix: str) -> Path:
         """The path of picture `index`, which counts from 1. Creates its folder."""
-        first = self._expand(index, prompt, seed, suffix)
-        path, number = first, 2
-        while path in self._taken or (self._avoids_existing and path.exists()):
-            path = first.with_stem(f"{first.stem}-{number}")
-            number += 1
-        self._taken.add(path)
+        path = self._paths.take(self._expand(index, prompt, seed, suffix))
         path.parent.mkdir(parents=True, exist_ok=True)
         return path
 

@@ -8,7 +8,7 @@ from typing import TypeAlias
 import typer
 
 from darkroom_client._aio import AsyncClient
-from darkroom_client.cli._files import Output
+from darkroom_client.cli._files import Output, Paths
 from darkroom_client.cli._jobs import Job, Listener, run_jobs
 from darkroom_client.cli._json_lines import JsonLines
 from darkroom_client.cli._options import Results
@@ -44,11 +44,12 @@ class View:
 
     def _make_writers(self, jobs: int, images_per_job: int) -> list[_Writer]:
         output = Output(self.results.out, jobs * images_per_job, no_clobber=self.results.no_clobber)
+        paths = Paths(no_clobber=self.results.no_clobber)
         writers: list[_Writer] = [PictureWriter(output, images_per_job)]
         if self.results.previews is not None:
-            writers.append(PreviewWriter(self.results.previews, jobs, images_per_job))
+            writers.append(PreviewWriter(self.results.previews, paths, jobs, images_per_job))
         if self.results.echo_maps is not None:
-            writers.append(ControlMapWriter(self.results.echo_maps, jobs))
+            writers.append(ControlMapWriter(self.results.echo_maps, paths, jobs))
         return writers
 
     def _make_display(
