@@ -63,6 +63,8 @@ def _handler(folder: Path, name: str, downloads: list[str], serving: threading.E
                     assert file.suffix != ".safetensors" or serving.wait(20)
                     downloads.append(path.removeprefix(files))
                 self._send(body, file.read_bytes(), ETag=f'"{_hash(file)}"')
+            elif path.startswith(files):
+                self._send(body, b"{}", 404, **{"X-Error-Code": "EntryNotFound"})
             elif path.startswith((api, f"/{name}/")):
                 self._send(body, b"{}", 404, **{"X-Error-Code": "RevisionNotFound"})
             else:

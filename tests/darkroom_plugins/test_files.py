@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from darkroom_plugins.files import ModelFiles, load_weights
-from darkroom_plugins.files.hub import HubFiles
+from darkroom_plugins.files.hub import HubFiles, located
 from tests.checkpoints import COMMIT, ldm_vae, save_checkpoint, save_to_cache
 from tests.hub import Hub
 from tests.tiny import save_sd
@@ -273,6 +273,29 @@ class TestHub:
         assert sum(told) == total == sum(each.stat().st_size for each in weights)
         assert (files.fetched(["unet", "vae"]), files.fetch_bytes(["unet", "vae"])) == (True, 0)
         assert not files.fetched(["text_encoder"])
+
+    def test_adapters_of_peft_come_with_their_configuration(
+        self, tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Which has their scale. A repository without one is no error; a hub that cannot be reached is."""
+        names = ["bare/adapter_model.safetensors", "it/adapter_config.json", "it/adapter_model.safetensors"]
+        for name in names:
+            file = tmp_path / "adapters" / name
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_text(name)
+        bare, it = (Path(f"hub:tiny/adapters@{COMMIT}/{each}/adapter_model.safetensors") for each in ("bare", "it"))
+        with Hub(tmp_path / "adapters", "tiny/adapters") as running:
+            running.reached(monkeypatch)
+            running.serving.set()
+            for _ in range(2):
+                assert located(it).with_name("adapter_config.json").read_text() == "it/adapter_config.json"
+                assert not located(bare).with_name("adapter_config.json").exists()
+            assert sorted(running.downloads) == names
+        monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+        assert [located(each).read_text() for each in (bare, it)] == [names[0], names[2]]
+        located(it).with_name("adapter_config.json").unlink()
+        with pytest.raises(OSError, match="hub: tiny/adapters at .* is not in the cache, and was not fetched"):
+            located(it)
 
     def test_that_do_not_exist(self, hub: Hub) -> None:
         with pytest.raises(OSError, match="revision: tiny/sd has no 'v9'"):

@@ -4,18 +4,19 @@ loaded; assets are fetched whole. Files in the local cache are used without netw
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any, Self
 
-from huggingface_hub import DryRunFileInfo, hf_hub_download, snapshot_download
+from huggingface_hub import DryRunFileInfo, hf_hub_download, snapshot_download, try_to_load_from_cache
 from huggingface_hub.errors import (
     EntryNotFoundError,
     GatedRepoError,
     HFValidationError,
     LocalEntryNotFoundError,
+    RemoteEntryNotFoundError,
     RepositoryNotFoundError,
     RevisionNotFoundError,
 )
@@ -102,7 +103,8 @@ def _in_repository(part: str, name: str) -> str:
 
 
 def located(path: Path) -> Path:
-    """The local path of a weights file or a network's folder; fetched if it is of the hub.
+    """The local path of a weights file or a network's folder; fetched if it is of the hub, weights of PEFT with their
+    configuration beside them.
 
     :raises OSError: it cannot be fetched
     """
@@ -112,6 +114,7 @@ def located(path: Path) -> Path:
     repository, revision, inner = place
     if place.is_file:
         with _hub_errors(repository, revision):
+            _fetch_beside(repository, revision, PurePosixPath(inner))
             return _file(repository, revision, inner)
     folder = _snapshot(repository, revision, lambda folder: (folder / inner / "config.json").exists())
     HubFiles(folder, repository=repository).fetch([inner])
@@ -124,6 +127,15 @@ def located_config(path: Path) -> Path:
     if place is None:
         return path
     return _snapshot(place.repository, place.revision, lambda folder: _complete(folder / place.inner)) / place.inner
+
+
+def _fetch_beside(repository: str, revision: str, weights: PurePosixPath) -> None:
+    """Fetch the configuration of PEFT's weights, which has their scale, unless the repository has none."""
+    config = str(weights.with_name("adapter_config.json"))
+    unknown = try_to_load_from_cache(repository, config, revision=revision) is None
+    if weights.name == "adapter_model.safetensors" and unknown:
+        with suppress(RemoteEntryNotFoundError):
+            hf_hub_download(repository, config, revision=revision, tqdm_class=_progress_bar(None))
 
 
 def _file(repository: str, revision: str, name: str) -> Path:
