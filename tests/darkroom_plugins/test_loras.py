@@ -194,6 +194,62 @@ def test_magnitudes_of_columns(folder: Path, sd: StableDiffusion, tmp_path: Path
     assert error(outputs(sd, {"it": tmp_path / "it.safetensors"}, [{"it": 1.0}]), output(network)) <= BOUND
 
 
+def normal(*shape: int) -> torch.Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(3))
+
+
+FORWARD = "mid_block.attentions.0.transformer_blocks.0.ff.net.2"
+DOWN, UP = normal(2, 128), normal(32, 2)
+CHANGES: dict[str, tuple[str, Tensors, torch.Tensor]] = {  # a layer, a file's tensors of it, the change of its weight
+    "alpha as an integer": (
+        FORWARD,
+        {"lora_down.weight": DOWN, "lora_up.weight": UP, "alpha": torch.tensor(1)},
+        UP @ DOWN / 2,
+    ),
+    "a matrix as of a convolution": (FORWARD, {"diff": normal(32, 128, 1, 1)}, normal(32, 128)),
+    "a flat matrix": ("conv_in", {"diff": normal(16, 36)}, normal(16, 4, 3, 3)),
+    "a bias": ("conv_in", {"diff_b": normal(16)}, torch.zeros(())),
+    "a bias of a norm": ("mid_block.resnets.0.norm1", {"b_norm": normal(32)}, torch.zeros(())),
+    "LoRA with a bias": (
+        FORWARD,
+        {"lora_down.weight": DOWN, "lora_up.weight": UP, "alpha": torch.tensor(1.0), "diff_b": normal(32)},
+        UP @ DOWN / 2,
+    ),
+    "LoKr with a bias": (
+        "conv_in",
+        {"lokr_w1": normal(4, 1), "lokr_w2": normal(4, 4, 3, 3), "diff_b": normal(16)},
+        torch.kron(normal(4, 1, 1, 1), normal(4, 4, 3, 3)),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", CHANGES)
+def test_changes_of_a_layer(name: str, folder: Path, sd: StableDiffusion, tmp_path: Path) -> None:
+    layer, parts, weight = CHANGES[name]
+    flat = f"lora_unet_{layer.replace('.', '_')}"
+    save_file({f"{flat}.{role}": each for role, each in parts.items()}, tmp_path / "it.safetensors")
+    assert PLUGIN.incompatibility(tmp_path / "it.safetensors", sd) is None
+    rows = outputs(sd, {"it": tmp_path / "it.safetensors"}, [{"it": 1.0}, {}, {"it": 0.5}]).split(1)
+    for ours, scale in zip(rows, (1.0, 0.0, 0.5), strict=True):
+        network = UNet2DConditionModel.from_pretrained(folder / "unet")
+        with torch.no_grad():
+            network.get_submodule(layer).weight.add_(scale * weight)
+            network.get_submodule(layer).bias.add_(scale * parts.get("diff_b", parts.get("b_norm", torch.zeros(()))))
+        assert error(ours, output(network)) <= BOUND
+    assert error(rows[0], rows[1]) > 0.01, "the case cannot fail"
+
+
+def test_magnitudes_of_zeros(folder: Path, sd: StableDiffusion, tmp_path: Path) -> None:
+    """A row without direction stays zero."""
+    network = UNet2DConditionModel.from_pretrained(folder / "unet")
+    weight = network.get_submodule(FORWARD).weight
+    flat = f"lora_unet_{FORWARD.replace('.', '_')}"
+    save_file({f"{flat}.diff": -weight.detach(), f"{flat}.dora_scale": torch.ones(32, 1)}, tmp_path / "it.safetensors")
+    with torch.no_grad():
+        weight.zero_()
+    assert error(outputs(sd, {"it": tmp_path / "it.safetensors"}, [{"it": 1.0}]), output(network)) <= BOUND
+
+
 @pytest.fixture(scope="module")
 def plain(folder: Path) -> Path:
     return save_lora(folder.parent / "plain.safetensors", folder, seed=1, networks=("unet", "text_encoder"))
@@ -266,6 +322,15 @@ MISFITS: dict[str, tuple[Tensors, str]] = {
         },
         "is of 31 x 1 (dora_scale), 2 x 32 (down), 32 x 2 (up), the model's",
     ),
+    "axes": (
+        {f"{LAYER}.lora_down.weight": torch.ones(32), f"{LAYER}.lora_up.weight": torch.ones(32)},
+        f"its {LAYER} is of 32 (down), 32 (up), the model's of 32 x 32 x 1 x 1",
+    ),
+    "magnitudes of a norm": (
+        {"lora_unet_conv_norm_out.w_norm": torch.ones(16), "lora_unet_conv_norm_out.dora_scale": torch.ones(1, 16)},
+        "is of 1 x 16 (dora_scale), 16 (weight), the model's of 16",
+    ),
+    "a bias": ({f"{LAYER}.diff_b": torch.ones(31)}, f"its {LAYER} is of 31 (bias), the model's of 32 x 32 x 1 x 1"),
     "a layer": (
         {"lora_unet_no.lora_down.weight": torch.ones(2, 32), "lora_unet_no.lora_up.weight": torch.ones(32, 2)},
         "the model lacks 1 of its 1 layers, as lora_unet_no",

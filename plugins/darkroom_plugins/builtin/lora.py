@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from darkroom_plugins import hookimpl
-from darkroom_plugins.builtin.loras.dialects import LoraFile, Scaled
+from darkroom_plugins.builtin.loras.dialects import LoraFile, LoraUpdates
 from darkroom_plugins.builtin.loras.layer_names import component_of
 from darkroom_plugins.builtin.loras.updates import Update, combined
 from darkroom_plugins.contract import Adapter, AssetInfo, AssetKind, Assets, Family
@@ -62,7 +62,7 @@ class Loras(Adapter):
             return str(error)
         return None
 
-    def load_asset(self, path: Path, model: Family) -> Mapping[str, Mapping[str, Scaled]]:
+    def load_asset(self, path: Path, model: Family) -> LoraUpdates:
         """Its updates on the CPU, by component and layer."""
         return LoraFile(path).updates(model.meta_components)
 
@@ -128,7 +128,8 @@ def _add_updates(parts: Sequence[tuple[Rows, Update]]) -> Callable[..., torch.Te
             if rows is None:
                 output = output + update(layer, inputs[0])
             else:
-                output = output.index_add(0, rows, update(layer, inputs[0][rows]))
+                added = update(layer, inputs[0][rows]).expand(len(rows), *output.shape[1:])
+                output = output.index_add(0, rows, added)
         return output
 
     return add
@@ -144,14 +145,13 @@ def _removed_on_exit(handle: Any) -> Iterator[None]:
 
 def _summed(lora_set: LoraSet, assets: Assets, model: Family) -> Updates:
     """The weighted sum of LoRAs, on the model's device."""
-    loras: list[tuple[Mapping[str, Mapping[str, Scaled]], float]]
-    loras = [(assets.get("lora", name), weight) for name, weight in lora_set]
+    loras: list[tuple[LoraUpdates, float]] = [(assets.get("lora", name), weight) for name, weight in lora_set]
     updates: dict[str, dict[str, list[Update]]] = {}
     for lora, weight in loras:
         for part, layers in lora.items():
-            for name, (update, scale) in layers.items():
-                scaled = update.mapped(torch.Tensor.float).scaled(scale * weight)
-                updates.setdefault(part, {}).setdefault(name, []).append(scaled)
+            for name, each in layers.items():
+                scaled = [update.mapped(torch.Tensor.float).scaled(scale * weight) for update, scale in each]
+                updates.setdefault(part, {}).setdefault(name, []).extend(scaled)
 
     def placed(tensor: torch.Tensor) -> torch.Tensor:
         return to_device(tensor.to(model.dtype), model.device)

@@ -17,7 +17,16 @@ import torch
 from torch import nn
 
 from darkroom_plugins.builtin.loras.layer_names import PREFIXES, LayerNames
-from darkroom_plugins.builtin.loras.updates import Decomposed, Dense, Hadamard, Kronecker, LowRank, Update, product
+from darkroom_plugins.builtin.loras.updates import (
+    Decomposed,
+    Dense,
+    Hadamard,
+    Kronecker,
+    LowRank,
+    Shift,
+    Update,
+    product,
+)
 from darkroom_plugins.files import read_json, read_tensors
 from darkroom_plugins.files.safetensors_files import opened
 
@@ -38,7 +47,7 @@ ROLES = {
     **{f"k{role}": rf"\.lokr_{role}{ADAPTER}" for role in ("w1", "w1_a", "w1_b", "w2", "w2_a", "w2_b", "t2")},
 }
 NAME = re.compile("(.+?)(?:" + "|".join(f"(?P<{role}>{pattern})" for role, pattern in ROLES.items()) + ")")
-# Marks of trainers and of checkpoints; integers and empty tensors change nothing either.
+# Marks of trainers and of checkpoints; empty tensors, and integers of no role, change nothing either.
 WITHOUT_EFFECT = re.compile(r"(.*[._])?(position_ids|logit_scale|v_pred|ztsnr|global_step|step|epoch|iteration)")
 FOREIGN = {  # dialects that are no sum with a layer's weight, or of more than layers
     "OFT": re.compile(r"\.(oft_|boft_)"),
@@ -59,6 +68,9 @@ class Scaled(NamedTuple):
     scale: float
 
 
+LoraUpdates: TypeAlias = Mapping[str, Mapping[str, Sequence[Scaled]]]  # component → layer → its updates
+
+
 class LoraFile:
     """A LoRA's file, of any dialect.
 
@@ -70,7 +82,8 @@ class LoraFile:
         self._header = read_tensors([path], "meta")
         self.layers: dict[str, dict[str, str]] = {}  # the file's name of a layer → role → tensor's name
         for name, tensor in self._header.items():
-            if tensor.is_floating_point() and tensor.numel() and not WITHOUT_EFFECT.fullmatch(name):
+            of_use = tensor.is_floating_point() or NAME.fullmatch(name)  # some write alpha as an integer
+            if of_use and tensor.numel() and not WITHOUT_EFFECT.fullmatch(name):
                 layer, role = _read_name(name)
                 self.layers.setdefault(layer, {})[role] = name
         self.layers = {layer: roles for layer, roles in self.layers.items() if roles.keys() != {"alpha"}}
@@ -85,22 +98,23 @@ class LoraFile:
         for name, (_, _, shape) in self._places(networks).items():
             parts = self._parts(name, self._header)
             try:
-                update_of(parts, shape).delta()
-            except (ValueError, RuntimeError) as error:
+                for update, _ in updates_of(parts, shape):
+                    update.delta()
+            except (ValueError, RuntimeError, IndexError) as error:
                 shapes = ", ".join(f"{_size(part.shape)} ({role})" for role, part in parts.items() if part.dim())
                 raise ValueError(f"its {name} is of {shapes}, the model's of {_size(shape)}") from error
 
-    def updates(self, networks: Mapping[str, nn.Module]) -> dict[str, dict[str, Scaled]]:
+    def updates(self, networks: Mapping[str, nn.Module]) -> LoraUpdates:
         """Its updates on the CPU, by component and layer.
 
         :raises OSError, ValueError: it cannot be read, or does not fit
         """
         tensors, config = read_tensors([self._path]), _peft_config(self._path)
-        found: dict[str, dict[str, Scaled]] = {}
+        found: dict[str, dict[str, Sequence[Scaled]]] = {}
         for name, (part, layer, shape) in self._places(networks).items():
             parts = {role: each.clone() for role, each in self._parts(name, tensors).items()}
             scale = _scale(parts, config.get(part, {}), layer)
-            found.setdefault(part, {}).setdefault(layer, Scaled(update_of(parts, shape), scale))
+            found.setdefault(part, {}).setdefault(layer, updates_of(parts, shape, scale))
         return found
 
     def _parts(self, name: str, tensors: Mapping[str, torch.Tensor]) -> Parts:
@@ -121,11 +135,19 @@ class LoraFile:
         return found
 
 
-def update_of(parts: Parts, shape: torch.Size) -> Update:
-    """The update that the tensors of one layer make, unscaled; `shape` is that of the layer's weight.
+def updates_of(parts: Parts, shape: torch.Size, scale: float = 1.0) -> Sequence[Scaled]:
+    """The updates that the tensors of one layer make; `shape` is that of the layer's weight, `scale` not of its bias.
 
-    :raises ValueError, RuntimeError: some are missing or superfluous, or their shapes do not fit
+    :raises ValueError, RuntimeError, IndexError: some are missing or superfluous, or their shapes do not fit
     """
+    of_weight = {role: each for role, each in parts.items() if role != "bias"}
+    found = [Scaled(_update_of(of_weight, shape), scale)] if of_weight.keys() - {"alpha"} else []
+    if "bias" in parts:
+        found.append(Scaled(_shift(parts["bias"], shape), 1.0))
+    return found
+
+
+def _update_of(parts: Parts, shape: torch.Size) -> Update:
     given = {role: each for role, each in parts.items() if role not in ("alpha", *MAGNITUDES)}
     for factor, core in (("kw1", None), ("kw2", given.pop("kt2", None))):
         a, b = given.pop(f"{factor}_a", None), given.pop(f"{factor}_b", None)
@@ -160,11 +182,13 @@ def _kronecker(parts: Parts, shape: torch.Size) -> Update:
 
 
 def _dense(parts: Parts, shape: torch.Size) -> Update:
-    bias = parts.get("bias")
-    if bias is not None and bias.shape != shape[:1]:
+    return Dense(shape, parts["weight"])
+
+
+def _shift(bias: torch.Tensor, shape: torch.Size) -> Update:
+    if bias.shape != shape[:1]:
         raise ValueError("the bias has another number of rows")
-    weight = parts["weight"] if "weight" in parts else bias.new_zeros(shape)  # type: ignore[union-attr]
-    return Dense(shape, weight, bias)
+    return Shift(shape, bias)
 
 
 def _decomposed(update: Update, magnitude: torch.Tensor, of_rows: bool) -> Update:
@@ -184,8 +208,7 @@ FORMS: Sequence[tuple[tuple[set[str], set[str]], Callable[[Parts, torch.Size], U
     (({"down", "up"}, {"mid"}), _low_rank),
     (({"w1_a", "w1_b", "w2_a", "w2_b"}, {"t1", "t2"}), _hadamard),
     (({"kw1", "kw2"}, set()), _kronecker),
-    (({"weight"}, {"bias"}), _dense),
-    (({"bias"}, set()), _dense),
+    (({"weight"}, set()), _dense),
 )  # ((roles it needs, roles that it may have), what makes the update)
 
 

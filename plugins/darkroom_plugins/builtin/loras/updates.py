@@ -96,19 +96,33 @@ class Kronecker(Update):
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Dense(Update):
-    """A whole matrix, and a change of the bias; also of normalisations."""
+    """A whole matrix, also flat; also of normalisations."""
 
     weight: torch.Tensor
-    bias: torch.Tensor | None = None
 
     def scaled(self, factor: float) -> Self:
-        return self.mapped(lambda tensor: tensor * factor)
+        return replace(self, weight=self.weight * factor)
 
     def delta(self) -> torch.Tensor:
         return _shaped(self.weight, self.shape)
 
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Shift(Update):
+    """A change of the bias alone."""
+
+    bias: torch.Tensor  # (out,)
+
+    def scaled(self, factor: float) -> Self:
+        return replace(self, bias=self.bias * factor)
+
+    def delta(self) -> torch.Tensor:
+        return self.bias.new_zeros(()).expand(self.shape)
+
     def __call__(self, layer: nn.Module, x: torch.Tensor) -> torch.Tensor:
-        return with_weight(layer, x, self.weight, self.bias)
+        """To be broadcast over the layer's output."""
+        after = x.dim() - 2 if isinstance(layer, nn.Conv2d | nn.GroupNorm) else 0  # axes after the channels
+        return self.bias.reshape(-1, *[1] * after)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -137,20 +151,19 @@ class Decomposed(Update):
         merged = weight + self.delta().float()
         others = [axis for axis in range(weight.dim()) if axis != self.axis]
         norm = torch.linalg.vector_norm(merged, dim=others, keepdim=True)
-        return with_weight(layer, x, (merged * (self.magnitude.float() / norm) - weight).to(x.dtype))
+        unit = merged / norm.clamp_min(torch.finfo(norm.dtype).tiny)  # rows of zeros stay so
+        return with_weight(layer, x, (unit * self.magnitude.float() - weight).to(x.dtype))
 
 
-def with_weight(
-    layer: nn.Module, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None
-) -> torch.Tensor:
-    """The layer's output with this weight in place of its own; all layers are linear in it."""
+def with_weight(layer: nn.Module, x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+    """The layer's output with this weight in place of its own, without bias; all layers are linear in it."""
     if isinstance(layer, nn.Conv2d):
-        return nn.functional.conv2d(x, weight, bias, layer.stride, layer.padding, layer.dilation, layer.groups)
+        return nn.functional.conv2d(x, weight, None, layer.stride, layer.padding, layer.dilation, layer.groups)
     if isinstance(layer, nn.GroupNorm):
-        return nn.functional.group_norm(x, layer.num_groups, weight, bias, layer.eps)
+        return nn.functional.group_norm(x, layer.num_groups, weight, None, layer.eps)
     if isinstance(layer, nn.LayerNorm):
-        return nn.functional.layer_norm(x, layer.normalized_shape, weight, bias, layer.eps)
-    return nn.functional.linear(x, weight, bias)
+        return nn.functional.layer_norm(x, layer.normalized_shape, weight, None, layer.eps)
+    return nn.functional.linear(x, weight)
 
 
 def combined(updates: Sequence[Update]) -> tuple[Update, ...]:
