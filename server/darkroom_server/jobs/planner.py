@@ -21,7 +21,7 @@ from darkroom_server.device.threads import single_threaded_pool
 from darkroom_server.errors import LoadFailed, to_domain_error
 from darkroom_server.jobs.plan import Plan
 from darkroom_server.networks.decode_cost import DecodeCosts
-from darkroom_server.schedulers.schedule import Steps, count_steps
+from darkroom_server.schedulers.schedule import Steps, count_steps, with_zero_snr
 from darkroom_server.schedulers.tables import Tables
 
 if TYPE_CHECKING:
@@ -110,6 +110,7 @@ class Planner:
         plugins, model = self._catalog.plugins, self._catalog.models[request.model]
         task, entry = plugins.tasks[request.task], plugins.schedulers[request.scheduler.name]
         _refuse_scheduler_without_noise(task, entry)
+        _refuse_scheduler_without_zero_snr(model, entry, plugins.schedulers)
         conditioners = participants(plugins.conditioners, request)
         adapters, finishers = participants(plugins.adapters, request), participants(plugins.finishers, request)
         _refuse_unused_extensions(request, (task, *conditioners, *adapters, *finishers))
@@ -280,6 +281,17 @@ def _refuse_scheduler_without_noise(task: Task, entry: SchedulerEntry) -> None:
     """:raises UnsupportedCombination: the task begins with a noised image, and the scheduler has no `add_noise`"""
     if task.adds_noise and not hasattr(entry.scheduler, "add_noise"):
         problem = f"the scheduler {entry.name} cannot begin with a picture, as the task {task.name} does"
+        raise UnsupportedCombination([Violation("parameters.scheduler", problem)])
+
+
+def _refuse_scheduler_without_zero_snr(
+    model: Model, entry: SchedulerEntry, entries: Mapping[str, SchedulerEntry]
+) -> None:
+    """:raises UnsupportedCombination: the model begins at a signal-to-noise ratio of zero, the scheduler does not"""
+    if model.family.scheduler_config.get("rescale_betas_zero_snr") and entry.name not in (
+        able := with_zero_snr(entries)
+    ):
+        problem = f"{entry.name} has no rescale_betas_zero_snr, as the model {model.name} wants; {', '.join(able)} have"
         raise UnsupportedCombination([Violation("parameters.scheduler", problem)])
 
 

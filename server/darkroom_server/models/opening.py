@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +17,7 @@ from darkroom_server.models import extras
 from darkroom_server.models.model import Model, ModelError
 from darkroom_server.networks.memory_checks import check
 from darkroom_server.networks.placement import device_bytes
+from darkroom_server.schedulers.schedule import with_zero_snr
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -84,8 +84,8 @@ def _open(settings: ModelSettings, plugins: Plugins, device: torch.device, dtype
     problems += check(settings, family)
     if wanted not in plugins.scheduler_names:
         problems.append(f"default_scheduler: {no_such('scheduler', wanted, plugins.schedulers)}")
-    elif files.scheduler_options.get("rescale_betas_zero_snr"):
-        problems += _without_zero_snr(family, plugins.scheduler_names[wanted], plugins.schedulers)
+    elif family.scheduler_config.get("rescale_betas_zero_snr"):
+        problems += _without_zero_snr(family, files, plugins.scheduler_names[wanted], plugins.schedulers)
     if problems:
         raise ModelError(f"model {settings.name!r}: {'; '.join(problems)}")
     family.meta_components = {**family.meta_components, **added}
@@ -104,17 +104,15 @@ def entry_of(config: Mapping[str, object], entries: Mapping[str, SchedulerEntry]
     return max(fitting, key=lambda entry: len(entry.options)).name if fitting else "ddim"
 
 
-def _without_zero_snr(family: Family, default: str, entries: Mapping[str, SchedulerEntry]) -> Iterator[str]:
+def _without_zero_snr(
+    family: Family, files: ModelFiles, default: str, entries: Mapping[str, SchedulerEntry]
+) -> Iterator[str]:
     """Why the model cannot have a terminal signal-to-noise ratio of zero, with this default scheduler."""
-    if family.info.prediction_type == "epsilon":
+    if family.info.prediction_type == "epsilon" and files.scheduler_options.get("rescale_betas_zero_snr"):
         yield "rescale_betas_zero_snr: needs prediction_type 'v_prediction'; nothing can be told from the noise alone"
-    able = sorted(name for name, entry in entries.items() if _takes(entry, "rescale_betas_zero_snr"))
+    able = with_zero_snr(entries)
     if default not in able:
         yield f"default_scheduler: {default} has no rescale_betas_zero_snr, as the model wants; {', '.join(able)} have"
-
-
-def _takes(entry: SchedulerEntry, option: str) -> bool:
-    return option in inspect.signature(entry.scheduler.__init__).parameters
 
 
 def _dtype(name: str, device: torch.device) -> torch.dtype:

@@ -1,12 +1,17 @@
-"""Maps evaluations of the denoiser to inference steps."""
+"""Maps evaluations of the denoiser to inference steps; tells which schedulers begin at pure noise."""
 
 from __future__ import annotations
 
+import inspect
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     import torch
+
+    from darkroom_plugins.contract import SchedulerEntry
 
 
 @dataclass(frozen=True, slots=True, weakref_slot=True)
@@ -37,3 +42,10 @@ def count_steps(timesteps: torch.Tensor, first: int, order: int, num_inference_s
         ends={first + i: step for step, i in enumerate(done, 1)},
         begins={step: first + i for step, i in enumerate(begins, 1)},
     )
+
+
+def with_zero_snr(entries: Mapping[str, SchedulerEntry]) -> list[str]:
+    """The schedulers that can begin at a signal-to-noise ratio of zero, sorted."""
+    option = "rescale_betas_zero_snr"
+    takes = {name: inspect.signature(each.scheduler.__init__).parameters for name, each in entries.items()}
+    return sorted(name for name, parameters in takes.items() if option in parameters)

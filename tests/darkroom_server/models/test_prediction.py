@@ -9,6 +9,7 @@ import diffusers
 import numpy as np
 import pytest
 import torch
+from grpc import StatusCode
 from safetensors.torch import load_file, save_file
 
 from darkroom.v1 import catalog_service_pb2 as catalog_pb
@@ -17,7 +18,7 @@ from darkroom_server.config.settings import Settings
 from darkroom_server.models.model import ModelError
 from darkroom_server.models.opening import open_models
 from tests.checkpoints import save_checkpoint
-from tests.support import RunningServer
+from tests.support import RunningServer, refused
 from tests.tiny import save_sd
 from tests.tiny_sdxl import save_sdxl
 
@@ -97,6 +98,18 @@ def test_the_configured_schedulers_have_it_too(server: RunningServer, folder: Pa
     assert np.abs(ours - np.asarray(theirs, dtype=int)).max() <= 1
 
 
+WITHOUT = ["dpmpp-sde", "pndm", "heun", "kdpm2", "kdpm2-ancestral", "lms", "deis", "ipndm", "sa-solver"]
+
+
+@pytest.mark.parametrize("scheduler", WITHOUT)
+def test_a_scheduler_without_zero_snr_is_refused(server: RunningServer, scheduler: str) -> None:
+    failed = refused(lambda: server.generate(model="v_pred-ztsnr", scheduler=scheduler, **BASE))
+    assert (failed.code, failed.reason) == (StatusCode.FAILED_PRECONDITION, "UNSUPPORTED_COMBINATION")
+    assert failed.violations.keys() == {"parameters.scheduler"}
+    assert f"{scheduler} has no rescale_betas_zero_snr" in failed.violations["parameters.scheduler"]
+    assert "ddim, ddpm, dpmpp-2m" in failed.violations["parameters.scheduler"]
+
+
 REFUSED: dict[str, tuple[str, tuple[str, ...], dict[str, str], dict[str, Any], str]] = {
     "a tensor against the configuration": (
         "sdxl",
@@ -153,3 +166,11 @@ def test_folders_of_other_formulations_are_refused(tmp_path: Path) -> None:
     file.write_text(json.dumps({**json.loads(file.read_text()), "_class_name": "EDMEulerScheduler"}))
     with pytest.raises(ModelError, match="its scheduler is EDMEulerScheduler"):
         open_models(Settings(models=[{"name": "x", "path": folder}]), load_plugins())
+
+
+def test_a_default_without_the_zero_snr_of_the_folder_is_refused(tmp_path: Path) -> None:
+    folder = save_sdxl(tmp_path / "zero")
+    file = folder / "scheduler" / "scheduler_config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), **ZERO}))
+    with pytest.raises(ModelError, match="default_scheduler: heun has no rescale_betas_zero_snr"):
+        open_models(Settings(models=[{"name": "x", "path": folder, "default_scheduler": "heun"}]), load_plugins())
