@@ -70,7 +70,8 @@ class AssetFiles:
     """All configured assets, by kind and name."""
 
     def __init__(self, settings: Settings, plugins: Plugins, models: Mapping[str, Model]) -> None:
-        """:raises ModelError: no plugin works with assets of a kind, or a ControlNet's preprocessor does not exist"""
+        """:raises ModelError: no plugin works with assets of a kind, or a ControlNet's preprocessor does not exist,
+        or an asset of the hub is not in the cache and cannot be fetched"""
         users = [*plugins.conditioners.values(), *plugins.adapters.values()]
         self._users = {user.asset_kind: user for user in users if user.asset_kind}
         listed: dict[AssetKind, list[AssetSettings]] = {
@@ -90,16 +91,18 @@ class AssetFiles:
     def _open(self, kind: AssetKind, settings: AssetSettings, models: Mapping[str, Model]) -> Asset:
         if kind not in self._users:
             raise ModelError(f"{kind} {settings.name!r}: no plugin works with files of this kind")
-        user, path = self._users[kind], settings.path
+        user = self._users[kind]
         try:
-            path = located(path)
+            path = located(settings.path)
+        except (OSError, ValueError) as error:  # the hub may answer at the next start
+            raise ModelError(f"{kind} {settings.name!r}: {error}") from error
+        try:
             info = user.describe_asset(path)
-            incompatibilities = {name: user.incompatibility(path, model.family) for name, model in models.items()}
         except Exception as error:  # safetensors has its own error class
-            unusable = str(error).replace(str(path), path.name)  # clients need no paths
+            unusable = _reason(error, path)
             log.warning("%s %r cannot be used: %s: %s", kind, settings.name, path, unusable)
             return Asset(settings, path, user, AssetInfo(), unusable=unusable)
-        whys = {name: why for name, why in incompatibilities.items() if why}
+        whys = {name: why for name, model in models.items() if (why := _incompatibility(user, path, model))}
         return Asset(settings, path, user, info, whys, tuple(sorted(set(models) - set(whys))))
 
     def fitting(self, model: str) -> dict[AssetKind, dict[str, Asset]]:
@@ -108,3 +111,17 @@ class AssetFiles:
             kind: {name: asset for name, asset in entries.items() if model in asset.fits}
             for kind, entries in self.entries.items()
         }
+
+
+def _incompatibility(user: AssetUser, path: Path, model: Model) -> str | None:
+    """Why it does not fit the model; None if it fits."""
+    try:
+        return user.incompatibility(path, model.family)
+    except Exception as error:  # the other models may use it
+        log.warning("%s with model %r", path, model.name, exc_info=error)
+        return _reason(error, path)
+
+
+def _reason(error: Exception, path: Path) -> str:
+    """An error's message, never empty, without paths, which clients do not need."""
+    return str(error).replace(str(path), path.name) or type(error).__name__

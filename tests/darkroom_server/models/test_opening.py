@@ -11,7 +11,6 @@ import pytest
 import torch
 from huggingface_hub import constants
 
-from darkroom.v1 import catalog_service_pb2 as catalog_pb
 from darkroom.v1.events_pb2 import LOADING_PHASE_DOWNLOAD
 from darkroom.v1.parameters_pb2 import ControlSpec, LoraSpec
 from darkroom_server.models.model import ModelError
@@ -180,10 +179,10 @@ def test_what_goes_with_models_comes_from_the_hub_too(
         with RunningServer(**listed) as server:
             assert all(map(alike, pictures(server), expected))
         assert not hub.downloads
-        nets = [{"name": name, "path": place + name} for name in ("none", "none.safetensors")]
-        with RunningServer(models=listed["models"], controlnets=nets) as server:
-            there = server.catalog.ListControlNets(catalog_pb.ListControlNetsRequest()).control_nets
-            assert [each.unusable.partition(":")[0] for each in there] == ["hub", "hub"]
+        for name in ("none", "none.safetensors"):
+            nets = [{"name": "x", "path": place + name}]
+            with pytest.raises(ModelError, match="controlnet 'x': hub: tiny/whole"):
+                RunningServer(models=listed["models"], controlnets=nets).__enter__()
 
 
 def test_a_server_of_a_mismatched_checkpoint_does_not_start(folder: Path) -> None:
