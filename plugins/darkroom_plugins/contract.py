@@ -134,7 +134,8 @@ class AssetUser(Participant):
         return AssetInfo()
 
     def incompatibility(self, path: Path, model: Family) -> str | None:
-        """Why it does not fit the model, a sentence without full stop; None if it fits. Must not read weights."""
+        """Why it does not fit the model, a sentence without full stop; None if it fits. If it raises, the message is
+        the reason. Must not read weights."""
         return None
 
     def load_asset(self, path: Path, model: Family) -> Any:
