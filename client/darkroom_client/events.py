@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 @dataclass(frozen=True, slots=True, repr=False)
 class _Event(ShortRepr):
     request_id: str
-    sequence: int  # increases from event to event; gaps are skipped previews
+    sequence: int  # increases from event to event; gaps are events that newer ones replaced before they were sent
 
 
 @dataclass(frozen=True, slots=True, repr=False)
