@@ -15,7 +15,7 @@ from PIL import Image
 from darkroom.v1.catalog_service_pb2 import ListModelsRequest
 from darkroom.v1.edits_pb2 import ImageToImage
 from darkroom.v1.image_service_pb2 import CancelRequest
-from darkroom_server.engine import long_work
+from darkroom_server.engine import long_work, queue_positions
 from tests.support import RunningServer, edit_request, generate_request, png, refused, settle
 
 LARGE = {"width": 64, "height": 64, "num_inference_steps": 2, "request_id": "large"}
@@ -27,6 +27,8 @@ def server(tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Runnin
     """One that attends to others between all layers."""
     monkeypatch.setattr(long_work, "LONG_SECONDS", 0.0)
     monkeypatch.setattr(long_work, "PIECE_SECONDS", 0.0)
+    monkeypatch.setattr(queue_positions, "INTERVAL", 0.0)
+    monkeypatch.setattr(queue_positions, "INTERVAL_PER_JOB", 0.0)
     with RunningServer(models=[{"name": "tiny", "path": tiny_model, "default_preview_mode": "off"}]) as running:
         yield running
 
