@@ -26,6 +26,7 @@ def _processor() -> Any:
     return VaeImageProcessor()
 
 
+MASKED = 128  # grey of a mask from which on it is repainted, as in diffusers' pipelines
 _MODES = {"crop": "crop", "pad": "fill", "stretch": "default"}  # diffusers' names
 
 
@@ -45,8 +46,8 @@ def fit(picture: Image.Image, size: tuple[int, int], mode: ResizeMode, path: str
 
 
 def binary(mask: Image.Image) -> Image.Image:
-    """A grey mask, L, as 255 where it is repainted and 0 where it is kept: from half on, as in diffusers' pipelines."""
-    return mask.point([0] * 128 + [255] * 128)
+    """A grey mask, L, as 255 where it is repainted and 0 where it is kept."""
+    return mask.point([0] * MASKED + [255] * (256 - MASKED))
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -98,7 +99,7 @@ class Canvas:
         return cls(
             *(size, frame.size, box, request.resize_mode, frame),
             image=empty._box_of(frame),
-            mask=np.asarray(binary(Image.fromarray(empty._box_of(mask)))) > 0 if mask else None,
+            mask=empty._box_of(mask) >= MASKED if mask else None,
             overlay=_overlay(mask, box, mask_blur) if mask and mask_blur is not None else None,
         )
 

@@ -23,7 +23,8 @@ from darkroom_server.api.encoding import Encoder
 from darkroom_server.api.image_service import ImageService
 from darkroom_server.api.warmup import warm_up
 from darkroom_server.config.settings import Settings, with_demo
-from darkroom_server.device.thread_tuner import ThreadTuner, available_processors
+from darkroom_server.device.resources import available_processors
+from darkroom_server.device.thread_tuner import ThreadTuner
 from darkroom_server.device.threads import background
 from darkroom_server.engine.engine import Engine
 from darkroom_server.engine.previews import PreviewDecoders
@@ -182,11 +183,11 @@ def open_catalog(settings: Settings, plugins: Plugins) -> Catalog:
 
 class Shutdown:
     """What signals ask for. The first SIGINT, SIGTERM or SIGHUP: drain; the second: end the drain; the third: exit at
-    once. However it is asked for, the process ends `GRACE_SECONDS` after the drain, whatever its threads do."""
+    once. If the process is `owned`, it ends `GRACE_SECONDS` after the drain, whatever its threads do."""
 
-    def __init__(self, drain_seconds: float) -> None:
+    def __init__(self, drain_seconds: float, owned: bool) -> None:
         self.asked, self.hurried = asyncio.Event(), asyncio.Event()
-        self._drain_seconds = drain_seconds
+        self._drain_seconds, self._owned = drain_seconds, owned
         self._loop = asyncio.get_running_loop()
         for name in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
             if signal.getsignal(name) is not signal.SIG_IGN:  # nohup ignores SIGHUP
@@ -207,7 +208,9 @@ class Shutdown:
             self.bound(self._drain_seconds)
 
     def bound(self, seconds: float, status: int = EXIT_HANGING) -> None:
-        """End the process after these seconds and the grace: a thread may hang, also one that others join."""
+        """End an owned process after these seconds and the grace: a thread may hang, also one that its exit joins."""
+        if not self._owned:
+            return
         timer = threading.Timer(seconds + GRACE_SECONDS, _leave_hanging, [status])
         timer.daemon = True
         timer.start()
@@ -235,9 +238,10 @@ async def _until(stop: asyncio.Event, work: Coroutine[Any, Any, T]) -> T | None:
     return None
 
 
-async def run(settings: Settings, plugins: Plugins | None = None) -> int:
-    """Serve until a signal. Returns the exit code: 1 after a lost device or a hanging engine."""
-    shutdown = Shutdown(settings.drain_seconds)
+async def run(settings: Settings, plugins: Plugins | None = None, owns_process: bool = False) -> int:
+    """Serve until a signal. Returns the exit code: 1 after a lost device or a hanging engine. Whoever `owns_process`
+    exits with it: if a thread keeps the process from that, it is ended."""
+    shutdown = Shutdown(settings.drain_seconds, owns_process)
     app = await _until(shutdown.asked, App.open(settings, plugins or load_plugins(settings.blocked_plugins)))
     if app is None:
         shutdown.bound(0, status=0)  # models that are being opened or loaded are not worth waiting for

@@ -131,9 +131,10 @@ def located_config(path: Path) -> Path:
 
 def _fetch_beside(repository: str, revision: str, weights: PurePosixPath) -> None:
     """Fetch the configuration of PEFT's weights, which has their scale, unless the repository has none."""
+    if weights.name != "adapter_model.safetensors":
+        return
     config = str(weights.with_name("adapter_config.json"))
-    unknown = try_to_load_from_cache(repository, config, revision=revision) is None
-    if weights.name == "adapter_model.safetensors" and unknown:
+    if try_to_load_from_cache(repository, config, revision=revision) is None:
         with suppress(RemoteEntryNotFoundError):
             hf_hub_download(repository, config, revision=revision, tqdm_class=_progress_bar(None))
 

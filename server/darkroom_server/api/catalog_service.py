@@ -59,7 +59,7 @@ class CatalogService(catalog_service_pb2_grpc.CatalogServiceServicer):
             torch_version=torch.__version__,
             diffusers_version=diffusers.__version__,
             devices=[_device(d) for d in dict.fromkeys(m.family.device for m in self._catalog.models.values())],
-            limits=pb.ServerLimits(**limits.model_dump(include=set(pb.ServerLimits.DESCRIPTOR.fields_by_name))),
+            limits=pb.ServerLimits(**limits.model_dump()),
             plugins=[_plugin(info) for info in self._catalog.plugins.infos],
             default_model=self._catalog.default_model,
         )

@@ -97,7 +97,7 @@ def _serve(settings: Settings) -> int:
 
     _quiet_libraries()
     try:
-        return _run_event_loop(run(settings))
+        return _run_event_loop(run(settings, owns_process=True))
     except (CannotListen, ModelError, PluginError) as error:
         _say(str(error))
         return 1

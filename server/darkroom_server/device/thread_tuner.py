@@ -7,39 +7,17 @@ are tried now and then while the server serves, and those that were faster stay.
 
 from __future__ import annotations
 
-import os
 import statistics
 import time
 from collections.abc import Callable, Hashable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from pathlib import Path
-
-CGROUP = Path("/sys/fs/cgroup")
 
 TRIAL = 3  # evaluations with each of two numbers of threads, in turns
 GAIN = 0.9  # of the time: the other number of threads must take less
 FIRST_PAUSE, LONGEST_PAUSE = 10.0, 300.0  # seconds between trials: doubled after each that changed nothing
 COST = 20  # a trial is followed by a pause of so many times its length, at least
 CHANGED = 2.0  # an evaluation that takes so many times longer than usual is followed by a trial
-
-
-def available_processors() -> int:
-    """The processors that this process may use: its affinity and its container's CPU quota."""
-    affinity = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, min(affinity, int(_quota(CGROUP) or affinity)))
-
-
-def _quota(cgroup: Path) -> float | None:
-    """Processors, from cgroup version 2 or 1; None: not limited."""
-    try:
-        quota, period = (cgroup / "cpu.max").read_text().split()
-    except (OSError, ValueError):
-        try:
-            quota, period = ((cgroup / "cpu" / f"cpu.cfs_{name}_us").read_text() for name in ("quota", "period"))
-        except OSError:
-            return None
-    return float(quota) / float(period) if quota.strip() not in ("max", "-1") else None
 
 
 @dataclass(slots=True)

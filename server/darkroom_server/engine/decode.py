@@ -68,12 +68,12 @@ class Decoder:
 
     def _in_tiles(self, done: tuple[Slot, Sample], failure: OutOfMemory) -> Outcome[Decoded]:
         """Its image, decoded in tiles; `failure` where its model does not tile this size."""
-        (slot, sample), request = done, done[1].request
+        (slot, sample) = done
+        request = sample.request
         tiling = calls.tiling(sample.model, request)
         if tiling is None:
             return failure
-        run = partial(self._decode, tiling=tiling)
-        (outcome,) = self._recovery.each(work("tiles", request), run, [(slot, sample)])
+        (outcome,) = self._recovery.each(work("tiles", request), partial(self._decode, tiling=tiling), [done])
         if isinstance(outcome, Decoded) and not slot.job.plan.tiled:
             self._recovery.limits.exclude(work("decode", request))
         return outcome

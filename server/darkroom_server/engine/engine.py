@@ -221,8 +221,7 @@ class Engine:
 
     def _give_turns(self, running: Work, until: float) -> None:
         """Give other lanes turns, at least one, until this time."""
-        may = partial(_may_interrupt, running)
-        while (lane := self._batcher.next_lane(may)) is not None:
+        while (lane := self._batcher.next_lane(running.may_give_way)) is not None:
             self._take_turn(lane)
             self._drain_inbox()
             if time.monotonic() >= until:
@@ -458,12 +457,6 @@ def _kind(slots: Sequence[Slot]) -> tuple[Hashable, bool]:
     """What evaluations of these slots are to the tuner of threads, and whether their number is fixed."""
     request, rows = slots[0].job.request, sum(slot.rows for slot in slots)
     return (request.model, (rows * request.width * request.height).bit_length()), request.deterministic
-
-
-def _may_interrupt(running: Work, lane: Lane) -> bool:
-    """Whether a lane may have a turn within this work: it may not move the work's networks."""
-    own, other = running.job.plan.model, lane.slots[0].job.plan.model
-    return other is not own or own.settings.offload == "none"
 
 
 def _warn(job: Job, *warnings: str) -> None:

@@ -15,6 +15,7 @@ from typing import Any
 
 from torch import nn
 
+from darkroom_server.engine.batcher import Lane
 from darkroom_server.engine.recovery import work
 from darkroom_server.engine.slot import Slot
 from darkroom_server.errors import Cancelled
@@ -32,7 +33,6 @@ class Work:
 
     kind: str
     slots: Sequence[Slot]
-    began: float  # time.monotonic
     shared: bool  # other lanes may have turns meanwhile
     tiling: AbstractContextManager[None] | None  # in which it runs
 
@@ -45,6 +45,11 @@ class Work:
         """:raises Cancelled: all its jobs have ended"""
         if all(slot.job.progress.ended for slot in self.slots):
             raise Cancelled("the job was cancelled")
+
+    def may_give_way(self, lane: Lane) -> bool:
+        """Whether a lane may have a turn within this work: it may not move the work's networks."""
+        own, other = self.job.plan.model, lane.slots[0].job.plan.model
+        return other is not own or own.settings.offload == "none"
 
     @contextmanager
     def interrupted(self) -> Iterator[None]:
@@ -92,7 +97,7 @@ class LongWork:
         :raises Cancelled: all jobs of the slots have ended
         """
         key, began = work(kind, slots[0].job.request), time.monotonic()
-        running = Work(kind, slots, began, shared and not self._running, tiling)
+        running = Work(kind, slots, shared and not self._running, tiling)
         running.check()
         long = self._seconds.get(key, LONG_SECONDS) >= LONG_SECONDS
         self._running.append(running)

@@ -16,12 +16,12 @@ from darkroom_plugins.contract import BatchContract, Contribution, SchedulerEntr
 from darkroom_plugins.errors import InvalidRequest, UnsupportedCombination, Violation
 from darkroom_plugins.files import LOADING
 from darkroom_plugins.request import Pixels, Request, SchedulerChoice
-from darkroom_server.device.memory import total_memory
+from darkroom_server.device.resources import total_memory
 from darkroom_server.device.threads import single_threaded_pool
 from darkroom_server.errors import LoadFailed, to_domain_error
 from darkroom_server.jobs.plan import Plan
 from darkroom_server.networks.decode_cost import DecodeCosts
-from darkroom_server.schedulers.schedule import Steps, count_steps, with_zero_snr
+from darkroom_server.schedulers.schedule import ZERO_SNR, Steps, count_steps, lacks_zero_snr
 from darkroom_server.schedulers.tables import Tables
 
 if TYPE_CHECKING:
@@ -288,10 +288,8 @@ def _refuse_scheduler_without_zero_snr(
     model: Model, entry: SchedulerEntry, entries: Mapping[str, SchedulerEntry]
 ) -> None:
     """:raises UnsupportedCombination: the model begins at a signal-to-noise ratio of zero, the scheduler does not"""
-    if model.family.scheduler_config.get("rescale_betas_zero_snr") and entry.name not in (
-        able := with_zero_snr(entries)
-    ):
-        problem = f"{entry.name} has no rescale_betas_zero_snr, as the model {model.name} wants; {', '.join(able)} have"
+    zero_snr = model.family.scheduler_config.get(ZERO_SNR)
+    if zero_snr and (problem := lacks_zero_snr(entry, entries, model.name)):
         raise UnsupportedCombination([Violation("parameters.scheduler", problem)])
 
 

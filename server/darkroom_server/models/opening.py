@@ -17,13 +17,13 @@ from darkroom_server.models import extras
 from darkroom_server.models.model import Model, ModelError
 from darkroom_server.networks.memory_checks import check
 from darkroom_server.networks.placement import device_bytes
-from darkroom_server.schedulers.schedule import with_zero_snr
+from darkroom_server.schedulers.schedule import ZERO_SNR, lacks_zero_snr
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Mapping
     from pathlib import Path
 
-    from darkroom_plugins.contract import Family, SchedulerEntry
+    from darkroom_plugins.contract import SchedulerEntry
     from darkroom_plugins.manager import Plugins
     from darkroom_server.config.settings import ModelSettings, Settings
 
@@ -84,8 +84,14 @@ def _open(settings: ModelSettings, plugins: Plugins, device: torch.device, dtype
     problems += check(settings, family)
     if wanted not in plugins.scheduler_names:
         problems.append(f"default_scheduler: {no_such('scheduler', wanted, plugins.schedulers)}")
-    elif family.scheduler_config.get("rescale_betas_zero_snr"):
-        problems += _without_zero_snr(family, files, plugins.scheduler_names[wanted], plugins.schedulers)
+    elif family.scheduler_config.get(ZERO_SNR):
+        if family.info.prediction_type == "epsilon" and files.scheduler_options.get(ZERO_SNR):
+            problems.append(
+                f"{ZERO_SNR}: needs prediction_type 'v_prediction'; nothing can be told from the noise alone"
+            )
+        entry = plugins.schedulers[plugins.scheduler_names[wanted]]
+        if problem := lacks_zero_snr(entry, plugins.schedulers, settings.name):
+            problems.append(f"default_scheduler: {problem}")
     if problems:
         raise ModelError(f"model {settings.name!r}: {'; '.join(problems)}")
     family.meta_components = {**family.meta_components, **added}
@@ -102,17 +108,6 @@ def entry_of(config: Mapping[str, object], entries: Mapping[str, SchedulerEntry]
         and all(config.get(option) == value for option, value in entry.options.items())
     ]
     return max(fitting, key=lambda entry: len(entry.options)).name if fitting else "ddim"
-
-
-def _without_zero_snr(
-    family: Family, files: ModelFiles, default: str, entries: Mapping[str, SchedulerEntry]
-) -> Iterator[str]:
-    """Why the model cannot have a terminal signal-to-noise ratio of zero, with this default scheduler."""
-    if family.info.prediction_type == "epsilon" and files.scheduler_options.get("rescale_betas_zero_snr"):
-        yield "rescale_betas_zero_snr: needs prediction_type 'v_prediction'; nothing can be told from the noise alone"
-    able = with_zero_snr(entries)
-    if default not in able:
-        yield f"default_scheduler: {default} has no rescale_betas_zero_snr, as the model wants; {', '.join(able)} have"
 
 
 def _dtype(name: str, device: torch.device) -> torch.dtype:
@@ -137,7 +132,7 @@ def _scheduler_options(settings: ModelSettings, checkpoint: Path | None) -> dict
     """
     stated = stated_options(checkpoint) if checkpoint else {}
     options: dict[str, Any] = {}
-    for key in ("prediction_type", "rescale_betas_zero_snr"):
+    for key in ("prediction_type", ZERO_SNR):
         values, given = stated.get(key, {}), getattr(settings, key)
         says = " and ".join(f"{value!r} ({where})" for value, where in values.items())
         if given is not None and values and given not in values:

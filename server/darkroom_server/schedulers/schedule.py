@@ -14,6 +14,9 @@ if TYPE_CHECKING:
     from darkroom_plugins.contract import SchedulerEntry
 
 
+ZERO_SNR = "rescale_betas_zero_snr"  # diffusers' option
+
+
 @dataclass(frozen=True, slots=True, weakref_slot=True)
 class Steps:
     """The evaluations of one image, grouped by inference step."""
@@ -44,8 +47,13 @@ def count_steps(timesteps: torch.Tensor, first: int, order: int, num_inference_s
     )
 
 
-def with_zero_snr(entries: Mapping[str, SchedulerEntry]) -> list[str]:
-    """The schedulers that can begin at a signal-to-noise ratio of zero, sorted."""
-    option = "rescale_betas_zero_snr"
-    takes = {name: inspect.signature(each.scheduler.__init__).parameters for name, each in entries.items()}
-    return sorted(name for name, parameters in takes.items() if option in parameters)
+def lacks_zero_snr(entry: SchedulerEntry, entries: Mapping[str, SchedulerEntry], model: str) -> str | None:
+    """Why a scheduler does not do for a model that begins at a signal-to-noise ratio of zero; None if it does."""
+    if _takes_zero_snr(entry):
+        return None
+    able = ", ".join(sorted(name for name, each in entries.items() if _takes_zero_snr(each)))
+    return f"{entry.name} has no {ZERO_SNR}, as the model {model} wants; {able} have"
+
+
+def _takes_zero_snr(entry: SchedulerEntry) -> bool:
+    return ZERO_SNR in inspect.signature(entry.scheduler.__init__).parameters

@@ -1,12 +1,8 @@
 """The number of threads that compute, chosen by a tuner with a clock of the test's own."""
 
 from collections.abc import Callable
-from pathlib import Path
 
-import pytest
-
-from darkroom_server.device import thread_tuner
-from darkroom_server.device.thread_tuner import LONGEST_PAUSE, ThreadTuner, available_processors
+from darkroom_server.device.thread_tuner import LONGEST_PAUSE, ThreadTuner
 
 
 class Machine:
@@ -75,25 +71,3 @@ def test_fixed_evaluations_have_all_threads() -> None:
 
 def test_a_configured_number_stays() -> None:
     assert set(Machine(3, lambda threads: float(threads), adaptive=False).run(100)) == {3}
-
-
-@pytest.mark.parametrize(
-    ("files", "most"),
-    [
-        ({}, 8),
-        ({"cpu.max": "max 100000\n"}, 8),
-        ({"cpu.max": "250000 100000\n"}, 2),
-        ({"cpu.max": "50000 100000\n"}, 1),
-        ({"cpu/cpu.cfs_quota_us": "-1\n", "cpu/cpu.cfs_period_us": "100000\n"}, 8),
-        ({"cpu/cpu.cfs_quota_us": "400000\n", "cpu/cpu.cfs_period_us": "100000\n"}, 4),
-    ],
-)
-def test_a_containers_quota_counts(
-    files: dict[str, str], most: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    for name, text in files.items():
-        (tmp_path / name).parent.mkdir(exist_ok=True)
-        (tmp_path / name).write_text(text)
-    monkeypatch.setattr(thread_tuner, "CGROUP", tmp_path)
-    monkeypatch.setattr(thread_tuner.os, "sched_getaffinity", lambda pid: set(range(8)))
-    assert available_processors() == most
