@@ -11,7 +11,7 @@ import sys
 import threading
 from collections.abc import Coroutine
 from functools import partial
-from typing import Any, TypeVar
+from typing import Any, Self, TypeVar
 
 import torch
 
@@ -183,15 +183,26 @@ def open_catalog(settings: Settings, plugins: Plugins) -> Catalog:
 
 class Shutdown:
     """What signals ask for. The first SIGINT, SIGTERM or SIGHUP: drain; the second: end the drain; the third: exit at
-    once. If the process is `owned`, it ends `GRACE_SECONDS` after the drain, whatever its threads do."""
+    once. If the process is `owned`, it ends `GRACE_SECONDS` after the drain, whatever its threads do.
+
+    A context manager: the signals' handlers are those of before when it ends."""
 
     def __init__(self, drain_seconds: float, owned: bool) -> None:
         self.asked, self.hurried = asyncio.Event(), asyncio.Event()
         self._drain_seconds, self._owned = drain_seconds, owned
         self._loop = asyncio.get_running_loop()
-        for name in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-            if signal.getsignal(name) is not signal.SIG_IGN:  # nohup ignores SIGHUP
-                self._loop.add_signal_handler(name, self._on_signal, name)
+        handlers = {name: signal.getsignal(name) for name in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
+        self._before = {name: old for name, old in handlers.items() if old is not signal.SIG_IGN}  # as SIGHUP by nohup
+
+    def __enter__(self) -> Self:
+        for name in self._before:
+            self._loop.add_signal_handler(name, self._on_signal, name)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for name, old in self._before.items():
+            self._loop.remove_signal_handler(name)  # a closed uvloop would leave its own (0.23)
+            signal.signal(name, old)
 
     def _on_signal(self, name: signal.Signals) -> None:
         if self.hurried.is_set():
@@ -241,25 +252,25 @@ async def _until(stop: asyncio.Event, work: Coroutine[Any, Any, T]) -> T | None:
 async def run(settings: Settings, plugins: Plugins | None = None, owns_process: bool = False) -> int:
     """Serve until a signal. Returns the exit code: 1 after a lost device or a hanging engine. Whoever `owns_process`
     exits with it: if a thread keeps the process from that, it is ended."""
-    shutdown = Shutdown(settings.drain_seconds, owns_process)
-    app = await _until(shutdown.asked, App.open(settings, plugins or load_plugins(settings.blocked_plugins)))
-    if app is None:
-        shutdown.bound(0, status=0)  # models that are being opened or loaded are not worth waiting for
-        return 0
-    hurrying = asyncio.ensure_future(shutdown.hurried.wait())
-    hurrying.add_done_callback(lambda _: app.hurry())
-    try:
-        await _until(shutdown.asked, app.start())
-        if shutdown.asked.is_set():
-            shutdown.bound(0, status=0)
-        else:
-            await _serve(app, shutdown.asked)
-    finally:
-        if app.failed.is_set():
-            shutdown.bound(0)
-        await app.stop()
-        hurrying.cancel()
-    return 1 if app.failed.is_set() else 0
+    with Shutdown(settings.drain_seconds, owns_process) as shutdown:
+        app = await _until(shutdown.asked, App.open(settings, plugins or load_plugins(settings.blocked_plugins)))
+        if app is None:
+            shutdown.bound(0, status=0)  # models that are being opened or loaded are not worth waiting for
+            return 0
+        hurrying = asyncio.ensure_future(shutdown.hurried.wait())
+        hurrying.add_done_callback(lambda _: app.hurry())
+        try:
+            await _until(shutdown.asked, app.start())
+            if shutdown.asked.is_set():
+                shutdown.bound(0, status=0)
+            else:
+                await _serve(app, shutdown.asked)
+        finally:
+            if app.failed.is_set():
+                shutdown.bound(0)
+            await app.stop()
+            hurrying.cancel()
+        return 1 if app.failed.is_set() else 0
 
 
 async def _serve(app: App, stop: asyncio.Event) -> None:

@@ -1,6 +1,7 @@
 """`darkroom serve`: the files that it is told to offer."""
 
 import re
+import signal
 import socket
 import subprocess
 import sys
@@ -65,6 +66,13 @@ def test_an_address_in_use_is_said_before_any_model_is_opened(monkeypatch, tmp_p
         address = f"127.0.0.1:{other.getsockname()[1]}"
         result = CliRunner().invoke(app, ["serve", "--listen", address, "--model", no_model])
     assert (result.exit_code, result.stderr) == (1, f"cannot listen on {address}: Address already in use\n")
+
+
+def test_a_start_that_fails_leaves_the_signals_as_they_were(tmp_path):
+    signals = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    before = [signal.getsignal(name) for name in signals]
+    assert CliRunner().invoke(app, ["serve", "--listen", "127.0.0.1:0", "--model", f"tiny={tmp_path}"]).exit_code == 1
+    assert [signal.getsignal(name) for name in signals] == before
 
 
 def test_what_it_is_given_it_offers(tiny_model, tmp_path):
