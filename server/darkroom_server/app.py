@@ -11,7 +11,7 @@ import sys
 import threading
 from collections.abc import Coroutine
 from functools import partial
-from typing import Any, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 import torch
 
@@ -21,6 +21,7 @@ from darkroom_server.api.catalog_service import CatalogService
 from darkroom_server.api.door import Door
 from darkroom_server.api.encoding import Encoder
 from darkroom_server.api.image_service import ImageService
+from darkroom_server.api.listening import CannotListen
 from darkroom_server.api.warmup import warm_up
 from darkroom_server.config.settings import Settings, with_demo
 from darkroom_server.device.resources import available_processors
@@ -39,6 +40,11 @@ from darkroom_server.models.opening import check_budget, open_models
 from darkroom_server.models.residency import ResidencyManager
 from darkroom_server.observe.streams import SETTLE_SECONDS, QueuedStream, settle
 from darkroom_server.observe.watchdog import Watchdog
+from darkroom_server.pictures.decode import decode_transparency
+
+if TYPE_CHECKING:
+    from darkroom_server.api.in_process import InProcessCalls
+    from darkroom_server.web.door import HttpDoor
 
 log = logging.getLogger(__name__)
 
@@ -49,14 +55,21 @@ T = TypeVar("T")
 
 
 class App:
-    """A server. `address` is its listen address; `failed` is set when the device is lost."""
+    """A server. `address` is its listen address, `http_address` that of HTTP, if it has one; `failed` is set when the
+    device is lost."""
 
     def __init__(
-        self, settings: Settings, engine: Engine, catalog: Catalog, decoders: PreviewDecoders, door: Door
+        self,
+        settings: Settings,
+        engine: Engine,
+        catalog: Catalog,
+        decoders: PreviewDecoders,
+        door: Door,
+        http: HttpDoor | None,
     ) -> None:
-        """Called by `open`, which first opens the door, starts the engine and opens the models."""
+        """Called by `open`, which first opens the doors, starts the engine and opens the models."""
         self.settings, self.engine, self.catalog = settings, engine, catalog
-        self.address = door.address
+        self.address, self.http_address = door.address, http.address if http else None
         self.failed = asyncio.Event()
         self._hurry = asyncio.Event()
         self._loop = asyncio.get_running_loop()
@@ -71,7 +84,7 @@ class App:
         )
         self.jobs = JobManager(engine, self._planner, self.residency, settings)
         self._encoder = Encoder(settings.encoder_threads, settings.limits.chunk_bytes, engine.lose)
-        self._door = door
+        self._door, self._http = door, http
         engine.attach(self._on_device_lost, self._relieve)
         self._watchdog = Watchdog(engine, settings, door.report_stall, self._on_hang)
 
@@ -88,14 +101,20 @@ class App:
         threads = ThreadTuner(most, torch.set_num_threads, adaptive=settings.threads is None)
         engine = Engine(settings.limits.max_batch_rows, plugins, decoders, threads)
         door = Door(settings)
+        http = http_door(settings, door.calls)
         await door.open()
         engine.start()
         try:
+            if http is not None:
+                await http.open()
             torch.set_num_threads(1)
             background()
-            app = cls(settings, engine, await engine.call(partial(open_catalog, settings, plugins)), decoders, door)
+            catalog = await engine.call(partial(open_catalog, settings, plugins))
+            app = cls(settings, engine, catalog, decoders, door, http)
             await engine.call(partial(torch.set_num_threads, most))  # see device/threads.py
         except BaseException:
+            if http is not None:
+                await http.close()
             await door.close(0)
             await engine.stop()
             raise
@@ -108,6 +127,8 @@ class App:
         """
         await self._preload()
         images = ImageService(self.catalog, self.jobs, self._encoder, self.settings.slow_reader_seconds)
+        if self._http is not None:
+            self._http.serve(self._decode_mask)
         await self._door.serve(images, CatalogService(self.catalog, self.residency))
         self._watchdog.start()
 
@@ -117,7 +138,7 @@ class App:
         if self.failed.is_set():
             self.hurry()
         await self.jobs.drain(self.settings.drain_seconds, self._hurry)
-        await self._door.close(1)
+        await asyncio.gather(self._door.close(1), *([self._http.close()] if self._http is not None else []))
         self._watchdog.stop()
         await self.engine.stop()
         self.residency.close()
@@ -127,6 +148,10 @@ class App:
     def hurry(self) -> None:
         """End the drain."""
         self._hurry.set()
+
+    async def _decode_mask(self, data: bytes) -> Any:
+        """A mask of the OpenAI images API: (h, w) uint8, 255 where it is transparent. :raises BadImage: it is none"""
+        return await self.jobs.read(decode_transparency, data, self.settings.limits)
 
     async def _prepare(self, model: Model) -> None:
         """Prepare a loaded model: preview decoders, on the engine's thread as they use torch; warm-up."""
@@ -167,6 +192,21 @@ class App:
         self.jobs.lose(DeviceLost(f"{why}; the server will be restarted"))
         self._farewell = self._loop.create_task(self._door.stop_serving())
         self.failed.set()
+
+
+def http_door(settings: Settings, calls: InProcessCalls) -> HttpDoor | None:
+    """HTTP's door, not open yet, if there shall be one.
+
+    :raises CannotListen: its packages are not installed
+    """
+    if settings.http is None:
+        return None
+    try:
+        from darkroom_server.web.door import HttpDoor
+    except ModuleNotFoundError as error:
+        install = "pip install 'darkroom-diffusion[web]'"
+        raise CannotListen(f"http wants the packages of the extra `web`, {error.name} for one: {install}") from error
+    return HttpDoor(settings, calls)
 
 
 def open_catalog(settings: Settings, plugins: Plugins) -> Catalog:
@@ -275,7 +315,8 @@ async def run(settings: Settings, plugins: Plugins | None = None, owns_process: 
 
 async def _serve(app: App, stop: asyncio.Event) -> None:
     """Print the readiness line, and wait for `stop` or a lost device."""
-    print(f"Darkroom is ready on {app.address}: {', '.join(app.catalog.models)}", flush=True)  # noqa: T201
+    where = app.address + (f" and http://{app.http_address}" if app.http_address else "")
+    print(f"Darkroom is ready on {where}: {', '.join(app.catalog.models)}", flush=True)  # noqa: T201
     unchecked = [model.name for model in app.settings.models if model.safety == "off"]
     if unchecked:
         print(f"No safety checker looks at the pictures of: {', '.join(unchecked)}", flush=True)  # noqa: T201

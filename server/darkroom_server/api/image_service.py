@@ -21,12 +21,13 @@ from darkroom_server.jobs.events import Accepted, ControlMade, Ended, ImageDecod
 if TYPE_CHECKING:
     from darkroom_plugins.errors import DarkroomError
     from darkroom_plugins.request import Request
+    from darkroom_server.api.context import CallContext
     from darkroom_server.api.encoding import Encoder
     from darkroom_server.job_manager import JobManager
     from darkroom_server.jobs.job import Job
     from darkroom_server.models.catalog import Catalog
 
-Context: TypeAlias = Any  # grpc.aio.ServicerContext, which has no types
+Context: TypeAlias = "CallContext"
 
 
 class ImageService(image_service_pb2_grpc.ImageServiceServicer):

@@ -28,10 +28,11 @@ def inconsistencies(given: Mapping[str, Any], demo: str) -> Iterator[tuple[Locat
     default, names = given.get("default_model"), _each(given, "models", "name") or [demo]
     if default is not None and default not in names:
         yield ("default_model",), no_such("model", str(default), {str(name) for name in names if name})
-    exposed = _exposed_host(given.get("listen"))
-    if exposed is not None and not given.get("tokens"):
-        hint = "make a token by `darkroom token`, or listen on 127.0.0.1"
-        yield ("listen",), f"{exposed} is reached from other machines, and no tokens are configured: {hint}"
+    for key in ("listen", "http"):
+        exposed = _exposed_host(given.get(key))
+        if exposed is not None and not given.get("tokens"):
+            hint = "make a token by `darkroom token`, or listen on 127.0.0.1"
+            yield (key,), f"{exposed} is reached from other machines, and no tokens are configured: {hint}"
 
 
 def _each(given: Mapping[str, Any], kind: str, key: str) -> list[Any]:
