@@ -40,7 +40,6 @@ from darkroom_server.models.opening import check_budget, open_models
 from darkroom_server.models.residency import ResidencyManager
 from darkroom_server.observe.streams import SETTLE_SECONDS, QueuedStream, settle
 from darkroom_server.observe.watchdog import Watchdog
-from darkroom_server.pictures.decode import decode_transparency
 
 if TYPE_CHECKING:
     from darkroom_server.api.in_process import InProcessCalls
@@ -128,7 +127,7 @@ class App:
         await self._preload()
         images = ImageService(self.catalog, self.jobs, self._encoder, self.settings.slow_reader_seconds)
         if self._http is not None:
-            self._http.serve(self._decode_mask)
+            self._http.serve(self.jobs.read, self.catalog)
         await self._door.serve(images, CatalogService(self.catalog, self.residency))
         self._watchdog.start()
 
@@ -148,10 +147,6 @@ class App:
     def hurry(self) -> None:
         """End the drain."""
         self._hurry.set()
-
-    async def _decode_mask(self, data: bytes) -> Any:
-        """A mask of the OpenAI images API: (h, w) uint8, 255 where it is transparent. :raises BadImage: it is none"""
-        return await self.jobs.read(decode_transparency, data, self.settings.limits)
 
     async def _prepare(self, model: Model) -> None:
         """Prepare a loaded model: preview decoders, on the engine's thread as they use torch; warm-up."""

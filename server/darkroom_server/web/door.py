@@ -22,6 +22,7 @@ from darkroom_server.api.listening import Listener
 from darkroom_server.api.reflection import SERVICE as REFLECTION
 from darkroom_server.web.connect import ConnectDoor
 from darkroom_server.web.images_api import ImagesApi
+from darkroom_server.web.images_masks import Masks
 from darkroom_server.web.sockets import Sockets
 
 if TYPE_CHECKING:
@@ -30,7 +31,8 @@ if TYPE_CHECKING:
 
     from darkroom_server.api.in_process import InProcessCalls
     from darkroom_server.config.settings import Settings
-    from darkroom_server.web.images_request import DecodeMask
+    from darkroom_server.models.catalog import Catalog
+    from darkroom_server.web.images_masks import Read
 
 CLOSE_SECONDS = 1  # for answers that are on their way
 EXPOSED = ("Grpc-Status", "Grpc-Message", "Grpc-Status-Details-Bin", "Retry-After")  # headers that scripts may read
@@ -91,9 +93,9 @@ class HttpDoor:
         logging.getLogger("uvicorn.error").setLevel(logging.WARNING)  # it tells that it starts and stops, as we do
         self._serving = asyncio.create_task(self._server.serve(self._sockets.found))
 
-    def serve(self, decode_mask: DecodeMask) -> None:
-        """Called when the services are there, with what decodes masks of the OpenAI images API."""
-        self._images.decode_mask = decode_mask
+    def serve(self, read: Read, catalog: Catalog) -> None:
+        """Called when the services are there, with what decodes masks of the OpenAI images API: `JobManager.read`."""
+        self._images.masks = Masks(read, catalog)
 
     async def close(self) -> None:
         """Take no more calls, give running ones a second to end, and let go of the address."""

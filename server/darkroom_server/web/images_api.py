@@ -19,13 +19,14 @@ from darkroom.v1 import catalog_service_pb2
 from darkroom_server.api.in_process import Aborted
 from darkroom_server.web.calls import Caller
 from darkroom_server.web.images_errors import ApiError, from_status
-from darkroom_server.web.images_request import DecodeMask, ParsedRequest, parse_edit, parse_generation
+from darkroom_server.web.images_request import ParsedRequest, parse_edit, parse_generation
 
 if TYPE_CHECKING:
     from starlette.types import Message, Receive, Scope, Send
 
     from darkroom.v1 import events_pb2
     from darkroom_server.api.in_process import InProcessCall, InProcessCalls
+    from darkroom_server.web.images_masks import Masks
 
 GENERATE, EDIT = "/darkroom.v1.ImageService/Generate", "/darkroom.v1.ImageService/Edit"
 LIST_MODELS = "/darkroom.v1.CatalogService/ListModels"
@@ -45,7 +46,7 @@ class ImagesApi:
 
     def __init__(self, calls: InProcessCalls, max_bytes: int) -> None:
         self._calls, self._max_bytes = calls, max_bytes
-        self.decode_mask: DecodeMask | None = None  # None until there are services
+        self.masks: Masks | None = None  # None until there are services
         self.routes = [
             Route("/v1/images/generations", _answering_errors(self._generations), methods=["POST"]),
             Route("/v1/images/edits", _answering_errors(self._edits), methods=["POST"]),
@@ -58,8 +59,8 @@ class ImagesApi:
 
     async def _edits(self, request: Request) -> Response:
         async def parse(limited: Request) -> ParsedRequest:
-            assert self.decode_mask is not None  # the call has been let in
-            return await parse_edit(limited, self.decode_mask)
+            assert self.masks is not None  # the call has been let in
+            return await parse_edit(limited, self.masks)
 
         return await self._pictures(request, EDIT, parse)
 

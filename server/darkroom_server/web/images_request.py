@@ -2,29 +2,26 @@
 
 from __future__ import annotations
 
-import io
 import json
 import re
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias
 
 from google.protobuf import json_format
-from PIL import Image
 from pydantic import BaseModel, BeforeValidator, Field, ValidationError, field_validator
 from starlette.datastructures import UploadFile
 
 from darkroom.v1 import image_service_pb2, parameters_pb2
-from darkroom_server.pictures.decode import BadImage
+from darkroom_plugins.errors import InvalidRequest
 from darkroom_server.web.images_errors import ApiError, from_fields, invalid
 
 if TYPE_CHECKING:
     from starlette.requests import Request
 
     from darkroom.v1 import catalog_service_pb2
-    from darkroom_plugins.request import Pixels
+    from darkroom_server.web.images_masks import Masks
 
-DecodeMask: TypeAlias = "Callable[[bytes], Awaitable[Pixels]]"  # (h, w) uint8, 255 where it is transparent
 Message: TypeAlias = "image_service_pb2.GenerateRequest | image_service_pb2.EditRequest"
 
 QUALITY_STEPS = {"low": 0.5, "medium": 1.0, "standard": 1.0, "high": 2.0, "hd": 2.0}  # times the model's default
@@ -147,7 +144,7 @@ async def parse_generation(request: Request) -> ParsedRequest:
     return ParsedRequest(fields, _filled(image_service_pb2.GenerateRequest(), fields), edits=False)
 
 
-async def parse_edit(request: Request, decode_mask: DecodeMask) -> ParsedRequest:
+async def parse_edit(request: Request, masks: Masks) -> ParsedRequest:
     """A request for an edit: inpainting with a mask, image to image without. :raises ApiError: a field is wrong"""
     if request.headers.get("content-type", "").partition(";")[0].strip() != "multipart/form-data":
         raise ApiError(415, "the request must be multipart/form-data", "invalid_request")
@@ -163,11 +160,14 @@ async def parse_edit(request: Request, decode_mask: DecodeMask) -> ParsedRequest
     message = image_service_pb2.EditRequest()
     _filled(message, fields)
     message.image = _only("image", [data for name, data in files if name != "mask"])
-    masks = [data for name, data in files if name == "mask"]
-    if masks:
-        message.inpaint.mask = await _mask(_only("mask", masks), decode_mask)
+    given_masks = [data for name, data in files if name == "mask"]
+    if given_masks:
+        try:
+            message.inpaint.mask = await masks.converted(_only("mask", given_masks))
+        except InvalidRequest as error:
+            raise invalid("mask", error.violations[0].description) from None
     if fields.strength is not None:
-        (message.inpaint if masks else message.image_to_image).strength = fields.strength
+        (message.inpaint if given_masks else message.image_to_image).strength = fields.strength
     return ParsedRequest(fields, message, edits=True)
 
 
@@ -177,19 +177,6 @@ def _only(name: str, files: list[bytes]) -> bytes:
     if len(files) > 1:
         raise invalid(name, f"must be one picture here, not {len(files)}")
     return files[0]
-
-
-async def _mask(data: bytes, decode: DecodeMask) -> bytes:
-    """A mask of ours, white is repainted, from one of this API, where it is what is transparent."""
-    try:
-        mask = await decode(data)
-    except BadImage as error:
-        raise invalid("mask", str(error)) from None
-    if not mask.any():
-        raise invalid("mask", "must have some transparent part, which is what is repainted")
-    file = io.BytesIO()
-    Image.fromarray(mask).save(file, "PNG", compress_level=1)
-    return file.getvalue()
 
 
 def _checked(kind: type[ImageFields], given: Mapping[str, Any]) -> Any:
