@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -86,7 +87,9 @@ def serve(
     from darkroom_server.observe.streams import queued_streams
 
     with queued_streams():
-        raise typer.Exit(_serve(settings))
+        status = _serve(settings)
+    _leave_compiler(status)
+    raise typer.Exit(status)
 
 
 def _serve(settings: Settings) -> int:
@@ -101,6 +104,14 @@ def _serve(settings: Settings) -> int:
     except (CannotListen, ModelError, PluginError) as error:
         _say(str(error))
         return 1
+
+
+def _leave_compiler(status: int) -> None:
+    """Exit at once if something is being compiled: a thread that the exit ends within C++ would abort the process."""
+    from darkroom_server.networks.compiled import is_compiling
+
+    if is_compiling():
+        os._exit(status)
 
 
 def check(config: Config = None) -> None:
