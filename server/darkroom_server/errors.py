@@ -88,7 +88,6 @@ class KeptJobsFull(ResourceExhausted):
 
 class JobLogFull(ResourceExhausted):
     reason = "JOB_LOG_FULL"
-    retry_after = 60.0
 
 
 class OutOfMemory(ResourceExhausted):
@@ -126,7 +125,7 @@ class DeviceLost(Unavailable):
 
 class JobLogUnavailable(Unavailable):
     reason = "JOB_LOG_UNAVAILABLE"
-    retry_after = 60.0
+    retry_after = None
 
 
 class Unauthenticated(DarkroomError):
