@@ -56,6 +56,10 @@ def serve(
         str | None, typer.Option(help="float32, float16, bfloat16, or auto: float16 on CUDA.  [default: auto]")
     ] = None,
     max_batch_rows: Annotated[int | None, typer.Option(help="The most rows in one batch.")] = None,
+    state_dir: Annotated[
+        Path | None,
+        typer.Option(metavar="FOLDER", file_okay=False, help="Where kept jobs outlive the server's process."),
+    ] = None,
     block: Annotated[list[str] | None, typer.Option(help="A plugin not to load; repeat for more.")] = None,
 ) -> None:
     """Serve the models of --model or darkroom.toml, else the embedded demo model.
@@ -75,6 +79,7 @@ def serve(
         "device": device,
         "dtype": dtype,
         "blocked_plugins": block,
+        "state_dir": state_dir,
         "loras": flags.files(lora, "--lora"),
         "controlnets": flags.control_nets(controlnet, preprocessor or ()),
         "embeddings": flags.files(embedding, "--embedding"),
@@ -96,12 +101,13 @@ def _serve(settings: Settings) -> int:
     from darkroom_plugins.manager import PluginError
     from darkroom_server.api.listening import CannotListen
     from darkroom_server.app import run
+    from darkroom_server.jobs.log import StateDirInUse
     from darkroom_server.models.model import ModelError
 
     _quiet_libraries()
     try:
         return _run_event_loop(run(settings, owns_process=True))
-    except (CannotListen, ModelError, PluginError) as error:
+    except (CannotListen, ModelError, PluginError, StateDirInUse) as error:
         _say(str(error))
         return 1
 
