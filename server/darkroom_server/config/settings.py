@@ -197,6 +197,9 @@ class Settings(BaseSettings):
     threads: Annotated[int, Field(ge=1)] | None = None  # that compute on a CPU; None: measured while serving
     encoder_threads: Annotated[int, Field(ge=1)] = 2
     reader_threads: Annotated[int, Field(ge=1)] = 2  # decode input images, run preprocessors
+    # Of the processes that decode input images, one a reader thread: memory and time for one picture.
+    upload_memory: Annotated[ByteSize, Field(ge=64 * MIB)] = ByteSize(512 * MIB)
+    upload_seconds: Annotated[float, Field(gt=0, le=3600)] = 10.0
     max_waiting_bytes: Annotated[ByteSize, Field(ge=MIB)] = ByteSize(2048 * MIB)  # input images of queued jobs
     # Finished pictures that wait for slow readers: bytes in all, and seconds in which a client reads nothing.
     max_unread_bytes: Annotated[ByteSize, Field(ge=MIB)] = ByteSize(1024 * MIB)
