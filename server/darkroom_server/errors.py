@@ -10,13 +10,16 @@ DarkroomError                 (darkroom_plugins.errors, like all marked *)
 ├── ResourceExhausted
 │   ├── QueueFull
 │   ├── OutOfMemory
-│   └── RequestTooLarge           more bytes than `max_request_bytes`
+│   ├── RequestTooLarge           more bytes than `max_request_bytes`
+│   └── OverTokenLimit            more than the token may ever have
 ├── Unavailable
 │   ├── Starting
 │   ├── ShuttingDown
 │   └── DeviceLost
 ├── Unauthenticated
-├── PermissionDenied              a user's token on an operator's call
+├── PermissionDenied
+│   ├── OperatorRequired          a user's token on an operator's call
+│   └── ModelNotAllowed           not one of the token's models
 ├── Cancelled
 ├── DeadlineExceeded
 └── JobFailed *
@@ -83,6 +86,12 @@ class RequestTooLarge(ResourceExhausted):
     reason = "REQUEST_TOO_LARGE"
 
 
+class OverTokenLimit(ResourceExhausted):
+    """The request alone exceeds a limit of its token."""
+
+    reason = "TOKEN_LIMIT"
+
+
 class SlowReader(ResourceExhausted):
     """The client does not read its stream."""
 
@@ -113,7 +122,15 @@ class Unauthenticated(DarkroomError):
 
 
 class PermissionDenied(DarkroomError):
+    pass
+
+
+class OperatorRequired(PermissionDenied):
     reason = "OPERATOR_TOKEN_REQUIRED"
+
+
+class ModelNotAllowed(PermissionDenied):
+    reason = "MODEL_NOT_ALLOWED"
 
 
 class Cancelled(DarkroomError):

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 from darkroom.v1 import events_pb2, image_service_pb2, image_service_pb2_grpc
 from darkroom_plugins.errors import InvalidRequest, UnsupportedCombination, Violation
 from darkroom_plugins.quoting import quoted
-from darkroom_server.api import messages
+from darkroom_server.api import messages, quotas
 from darkroom_server.api.interceptors import not_there_yet, token_of
 from darkroom_server.api.preprocess import preprocess
 from darkroom_server.api.validation.request import check_edit, check_generate, is_request_id
@@ -48,7 +48,9 @@ class ImageService(image_service_pb2_grpc.ImageServiceServicer):
         job = self._register(message, context)
         request = None
         try:
+            quotas.admit_model(message.parameters.model, self._catalog.default_model)
             request = await self._jobs.read(check, message, self._catalog)
+            quotas.admit_pixels(job, request, self._jobs.of_token(job.token))
             await self._jobs.plan(job, request)
             job.mailbox.put(Accepted())
             for made in _control_images(job):
@@ -105,7 +107,9 @@ class ImageService(image_service_pb2_grpc.ImageServiceServicer):
         """
         message.request_id = message.request_id or uuid.uuid4().hex
         request_id = message.request_id if is_request_id(message.request_id) else uuid.uuid4().hex
-        return self._jobs.register(token_of(context.invocation_metadata()), request_id, message.ByteSize())
+        token = token_of(context.invocation_metadata())
+        quotas.admit_job(self._jobs.of_token(token))
+        return self._jobs.register(token, request_id, message.ByteSize())
 
     async def _events(self, job: Job) -> AsyncIterator[events_pb2.JobEvent]:
         """The job's events as messages, up to `completed`; raises the job's error."""
