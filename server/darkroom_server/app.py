@@ -42,6 +42,7 @@ from darkroom_server.models.opening import check_budget, open_models
 from darkroom_server.models.residency import ResidencyManager
 from darkroom_server.observe.streams import SETTLE_SECONDS, QueuedStream, settle
 from darkroom_server.observe.watchdog import Watchdog
+from darkroom_server.pictures.uploads import Uploads
 
 log = logging.getLogger(__name__)
 
@@ -132,6 +133,7 @@ class App:
         await self.engine.stop()
         self.residency.close()
         self.jobs.close()
+        self.catalog.uploads.close()
         self._encoder.close()
 
     def hurry(self) -> None:
@@ -188,7 +190,8 @@ def open_catalog(settings: Settings, plugins: Plugins) -> Catalog:
     assets = AssetFiles(settings, plugins, models)
     check_budget(models, settings.memory_budget)
     default = settings.default_model or settings.models[0].name
-    return Catalog(plugins, models, assets, default, settings.limits)
+    uploads = Uploads(settings.limits, settings.reader_threads, settings.upload_memory, settings.upload_seconds)
+    return Catalog(plugins, models, assets, default, settings.limits, uploads)
 
 
 class Shutdown:
@@ -289,6 +292,7 @@ async def _serve(app: App, stop: asyncio.Event) -> None:
     unchecked = [model.name for model in app.settings.models if model.safety == "off"]
     if unchecked:
         print(f"No safety checker looks at the pictures of: {', '.join(unchecked)}", flush=True)  # noqa: T201
+    app.catalog.uploads.start()
     waits = [asyncio.ensure_future(event.wait()) for event in (stop, app.failed)]
     await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
     for wait in waits:

@@ -59,6 +59,10 @@ class JobManager:
         """Wait until there are no active jobs."""
         await self._idle.wait()
 
+    def of_token(self, token: str) -> list[Job]:
+        """The active jobs of this token."""
+        return [job for job in self._jobs.values() if job.token == token]
+
     def find(self, token: str, request_id: str) -> Job | None:
         """The active job of this token's fingerprint and id."""
         return self._jobs.get((token, request_id))
