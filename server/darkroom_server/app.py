@@ -21,7 +21,10 @@ from darkroom_server.api.catalog_service import CatalogService
 from darkroom_server.api.door import Door
 from darkroom_server.api.encoding import Encoder
 from darkroom_server.api.image_service import ImageService
+from darkroom_server.api.job_list import JobList
+from darkroom_server.api.keeper import Keeper
 from darkroom_server.api.listening import CannotListen
+from darkroom_server.api.submission import Submission
 from darkroom_server.api.warmup import warm_up
 from darkroom_server.config.settings import Settings, with_demo
 from darkroom_server.device.resources import available_processors
@@ -40,6 +43,7 @@ from darkroom_server.models.opening import check_budget, open_models
 from darkroom_server.models.residency import ResidencyManager
 from darkroom_server.observe.streams import SETTLE_SECONDS, QueuedStream, settle
 from darkroom_server.observe.watchdog import Watchdog
+from darkroom_server.pictures.uploads import Uploads
 
 if TYPE_CHECKING:
     from darkroom_server.api.in_process import InProcessCalls
@@ -54,8 +58,8 @@ T = TypeVar("T")
 
 
 class App:
-    """A server. `address` is its listen address, `http_address` that of HTTP, if it has one; `failed` is set when the
-    device is lost."""
+    """A server. `address` is its listen address, `url` that of HTTP, if it has one; `failed` is set when the device is
+    lost."""
 
     def __init__(
         self,
@@ -68,7 +72,7 @@ class App:
     ) -> None:
         """Called by `open`, which first opens the doors, starts the engine and opens the models."""
         self.settings, self.engine, self.catalog = settings, engine, catalog
-        self.address, self.http_address = door.address, http.address if http else None
+        self.address, self.url = door.address, http.url if http else None
         self.failed = asyncio.Event()
         self._hurry = asyncio.Event()
         self._loop = asyncio.get_running_loop()
@@ -83,6 +87,8 @@ class App:
         )
         self.jobs = JobManager(engine, self._planner, self.residency, settings)
         self._encoder = Encoder(settings.encoder_threads, settings.limits.chunk_bytes, engine.lose)
+        self._submission = Submission(catalog, self.jobs, self._encoder)
+        self.keeper = Keeper(self._submission, settings)
         self._door, self._http = door, http
         engine.attach(self._on_device_lost, self._relieve)
         self._watchdog = Watchdog(engine, settings, door.report_stall, self._on_hang)
@@ -120,15 +126,19 @@ class App:
         return app
 
     async def start(self) -> None:
-        """Preload the models, and serve.
+        """Preload the models, take up kept jobs that had not ended, and serve.
 
         :raises ModelError: a model does not load
+        :raises StateDirInUse: another server has the log of kept jobs
         """
         await self._preload()
-        images = ImageService(self.catalog, self.jobs, self._encoder, self.settings.slow_reader_seconds)
+        await self.keeper.open()
+        jobs = JobList(self.jobs, self.keeper, self._encoder, self.settings.tokens)
+        images = ImageService(self._submission, self.keeper, jobs, self.settings.slow_reader_seconds)
+        catalog = CatalogService(self.catalog, self.residency, self.settings.keep_results_seconds)
         if self._http is not None:
             self._http.serve(self.jobs.read, self.catalog)
-        await self._door.serve(images, CatalogService(self.catalog, self.residency))
+        await self._door.serve(images, catalog)
         self._watchdog.start()
 
     async def stop(self) -> None:
@@ -138,10 +148,12 @@ class App:
             self.hurry()
         await self.jobs.drain(self.settings.drain_seconds, self._hurry)
         await asyncio.gather(self._door.close(1), *([self._http.close()] if self._http is not None else []))
+        await self.keeper.close()
         self._watchdog.stop()
         await self.engine.stop()
         self.residency.close()
         self.jobs.close()
+        self.catalog.uploads.close()
         self._encoder.close()
 
     def hurry(self) -> None:
@@ -213,7 +225,8 @@ def open_catalog(settings: Settings, plugins: Plugins) -> Catalog:
     assets = AssetFiles(settings, plugins, models)
     check_budget(models, settings.memory_budget)
     default = settings.default_model or settings.models[0].name
-    return Catalog(plugins, models, assets, default, settings.limits)
+    uploads = Uploads(settings.limits, settings.reader_threads, settings.upload_memory, settings.upload_seconds)
+    return Catalog(plugins, models, assets, default, settings.limits, uploads)
 
 
 class Shutdown:
@@ -310,11 +323,12 @@ async def run(settings: Settings, plugins: Plugins | None = None, owns_process: 
 
 async def _serve(app: App, stop: asyncio.Event) -> None:
     """Print the readiness line, and wait for `stop` or a lost device."""
-    where = app.address + (f" and http://{app.http_address}" if app.http_address else "")
+    where = f"{app.address} and {app.url}" if app.url else app.address
     print(f"Darkroom is ready on {where}: {', '.join(app.catalog.models)}", flush=True)  # noqa: T201
     unchecked = [model.name for model in app.settings.models if model.safety == "off"]
     if unchecked:
         print(f"No safety checker looks at the pictures of: {', '.join(unchecked)}", flush=True)  # noqa: T201
+    app.catalog.uploads.start()
     waits = [asyncio.ensure_future(event.wait()) for event in (stop, app.failed)]
     await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
     for wait in waits:

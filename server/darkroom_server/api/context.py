@@ -15,6 +15,9 @@ class CallContext(Protocol):
     def peer(self) -> str:
         """Who calls, for instance ``ipv4:127.0.0.1:40000``."""
 
+    def time_remaining(self) -> float | None:
+        """Seconds until the call's deadline; None if it has none."""
+
     async def write(self, message: Any) -> None:
         """Send a message of a streamed answer; returns when there is room for the next."""
 

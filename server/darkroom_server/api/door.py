@@ -11,8 +11,10 @@ from grpc import aio
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
 from darkroom.v1 import catalog_service_pb2, catalog_service_pb2_grpc, image_service_pb2, image_service_pb2_grpc
+from darkroom_server.api.access import Access
+from darkroom_server.api.credentials import Certificates
 from darkroom_server.api.in_process import InProcessCalls
-from darkroom_server.api.interceptors import ErrorStatuses, TokenCheck, refusing
+from darkroom_server.api.interceptors import refusing
 from darkroom_server.api.listening import Listener
 from darkroom_server.api.reflection import enable_reflection
 from darkroom_server.errors import Starting
@@ -57,16 +59,15 @@ class Door:
 
     def __init__(self, settings: Settings) -> None:
         self._alive = SERVING if settings.health_while_starting == "serving" else NOT_SERVING
-        self._listener = Listener(settings.listen)
+        self._listener = Listener(settings.listen, Certificates(settings.tls) if settings.tls else None)
         self._health = health.aio.HealthServicer()
         self._services = LateServices()
-        errors = ErrorStatuses(settings.limits.max_request_bytes)
-        checks = [TokenCheck(settings.tokens), errors] if settings.tokens else [errors]
-        self._server = aio.server(interceptors=checks, options=_options(settings))
+        access = Access(settings.tokens, settings.limits.max_request_bytes)
+        self._server = aio.server(interceptors=[access], options=_options(settings))
         self._server.add_generic_rpc_handlers((self._services,))
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._services)
         enable_reflection((*SERVICES, health.SERVICE_NAME), self._services)
-        self.calls = InProcessCalls(self._services, checks)
+        self.calls = InProcessCalls(self._services, [access])
 
     @property
     def address(self) -> str:
@@ -114,7 +115,7 @@ class Door:
 
 def receive_bytes(limits: Limits) -> int:
     """How large requests are received: above the limit, as the transport's own refusal has no reason. What is a little
-    too large is received, and refused by ErrorStatuses."""
+    too large is received, and refused by Access."""
     return min(limits.max_request_bytes + limits.max_request_bytes // 4, 2**31 - 1)
 
 

@@ -6,7 +6,9 @@ So tokens, limits and errors are the same by every door, and an RPC or an interc
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, NoReturn
 
 import grpc
@@ -40,18 +42,31 @@ class CallDetails(grpc.HandlerCallDetails):  # type: ignore[misc]
         self.method, self.invocation_metadata = method, metadata
 
 
+@dataclass(frozen=True)
+class Caller:
+    """Who calls: metadata with keys in lower case, the peer as gRPC spells it, seconds until the call's deadline."""
+
+    metadata: Sequence[tuple[str, str]]
+    peer: str = ""
+    seconds: float | None = None
+
+
 class InProcessContext:
     """A CallContext whose messages `InProcessCall.messages` reads."""
 
-    def __init__(self, metadata: Sequence[tuple[str, str]], peer: str) -> None:
-        self._metadata, self._peer = metadata, peer
+    def __init__(self, caller: Caller) -> None:
+        self._caller = caller
+        self._deadline = None if caller.seconds is None else time.monotonic() + caller.seconds
         self.written: asyncio.Queue[Any] = asyncio.Queue()
 
     def invocation_metadata(self) -> Sequence[tuple[str, str]]:
-        return self._metadata
+        return self._caller.metadata
 
     def peer(self) -> str:
-        return self._peer
+        return self._caller.peer
+
+    def time_remaining(self) -> float | None:
+        return None if self._deadline is None else max(0.0, self._deadline - time.monotonic())
 
     async def write(self, message: Any) -> None:
         """Returns when the reader comes for the next: so a client that does not read stops the handler here."""
@@ -75,15 +90,15 @@ class InProcessCalls:
         for interceptor in reversed(interceptors):
             self._find = _intercepted(self._find, interceptor)
 
-    async def begin(self, method: str, metadata: Sequence[tuple[str, str]], peer: str = "") -> InProcessCall:
+    async def begin(self, method: str, caller: Caller) -> InProcessCall:
         """A call of a method, ``/package.Service/Method``, that waits for its request. To be closed.
 
         :raises Aborted: it is refused, whatever its request
         """
-        handler = await self._find(CallDetails(method, metadata))
+        handler = await self._find(CallDetails(method, caller.metadata))
         if handler is None:
             raise Aborted(grpc.StatusCode.UNIMPLEMENTED, f"there is no method {method}", {})
-        call = InProcessCall(handler, InProcessContext(metadata, peer))
+        call = InProcessCall(handler, InProcessContext(caller))
         try:
             await call.wait_until_let_in()
         except BaseException:
@@ -91,9 +106,9 @@ class InProcessCalls:
             raise
         return call
 
-    async def unary(self, method: str, request: bytes, metadata: Sequence[tuple[str, str]], peer: str = "") -> Any:
+    async def unary(self, method: str, request: bytes, caller: Caller) -> Any:
         """The answer of a method with one. :raises Aborted: it failed"""
-        call = await self.begin(method, metadata, peer)
+        call = await self.begin(method, caller)
         try:
             call.send(request)
             return await anext(call.messages())

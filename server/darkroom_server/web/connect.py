@@ -18,9 +18,9 @@ from protobuf.wkt import Any as PackedAny
 from protobuf.wkt import Struct
 
 from darkroom_plugins.errors import InvalidRequest
-from darkroom_server.api.in_process import Aborted
+from darkroom_server.api.in_process import Aborted, Caller
 from darkroom_server.api.status import status_of
-from darkroom_server.web.calls import Caller
+from darkroom_server.web.peers import grpc_peer
 
 if TYPE_CHECKING:
     from google.protobuf.descriptor import MethodDescriptor
@@ -68,10 +68,11 @@ class LetIn:
         self._calls = calls
 
     async def on_start(self, ctx: Any) -> InProcessCall:
-        caller = Caller(list(ctx.request_headers.allitems()), ctx.client_address)
+        seconds = None if ctx.timeout_ms is None else ctx.timeout_ms / 1000
+        caller = Caller(list(ctx.request_headers.allitems()), grpc_peer(ctx.client_address), seconds)
         method = f"/{ctx.method.service_name}/{ctx.method.name}"
         try:
-            call = await self._calls.begin(method, caller.metadata, caller.peer)
+            call = await self._calls.begin(method, caller)
         except Aborted as error:
             raise connect_error(error) from None
         _call.set(call)

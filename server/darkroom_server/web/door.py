@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import Iterator
+import ssl
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 import uvicorn
@@ -20,10 +21,12 @@ from starlette.routing import Mount
 from darkroom_server.api.door import SERVICES, receive_bytes
 from darkroom_server.api.listening import Listener
 from darkroom_server.api.reflection import SERVICE as REFLECTION
+from darkroom_server.config.address import TcpAddress, parse_address
 from darkroom_server.web.connect import ConnectDoor
 from darkroom_server.web.images_api import ImagesApi
 from darkroom_server.web.images_masks import Masks
 from darkroom_server.web.sockets import Sockets
+from darkroom_server.web.tls import server_context
 
 if TYPE_CHECKING:
     from starlette.requests import Request
@@ -75,7 +78,9 @@ class HttpDoor:
             proxy_headers=False,
             server_header=False,
             timeout_graceful_shutdown=CLOSE_SECONDS,
+            ssl_context_factory=_tls(settings),
         )
+        self._encrypted = config.is_ssl
         self._server = Uvicorn(config)
         self._serving: asyncio.Task[None] | None = None
 
@@ -83,6 +88,12 @@ class HttpDoor:
     def address(self) -> str:
         """Where it listens, with the port that was found for port 0."""
         return self._listener.address
+
+    @property
+    def url(self) -> str:
+        """The same for those who are to read it: ``https://127.0.0.1:8080``, ``unix:PATH``."""
+        scheme = "https://" if self._encrypted else "http://"
+        return self.address if self.address.startswith("unix") else scheme + self.address
 
     async def open(self) -> None:
         """Bind to the address, and answer.
@@ -146,6 +157,17 @@ class NoHttp2:
             await JSONResponse({"code": "unimplemented", "message": words}, 415)(scope, receive, send)
             return
         await self._app(scope, receive, send)
+
+
+def _tls(settings: Settings) -> Callable[[Any, Any], ssl.SSLContext] | None:
+    """What uvicorn calls for its TLS; None without, as on unix sockets.
+
+    :raises TlsError: a file cannot be used
+    """
+    if settings.tls is None or not isinstance(parse_address(settings.http or ""), TcpAddress):
+        return None
+    context = server_context(settings.tls)
+    return lambda config, default: context
 
 
 def _header(scope: Scope, name: bytes) -> str:

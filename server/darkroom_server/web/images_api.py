@@ -16,10 +16,10 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from darkroom.v1 import catalog_service_pb2
-from darkroom_server.api.in_process import Aborted
-from darkroom_server.web.calls import Caller
+from darkroom_server.api.in_process import Aborted, Caller
 from darkroom_server.web.images_errors import ApiError, from_status
 from darkroom_server.web.images_request import ParsedRequest, parse_edit, parse_generation
+from darkroom_server.web.peers import grpc_peer
 
 if TYPE_CHECKING:
     from starlette.types import Message, Receive, Scope, Send
@@ -69,7 +69,7 @@ class ImagesApi:
     ) -> Response:
         caller = caller_of(request)
         async with contextlib.AsyncExitStack() as closing:
-            call = await self._calls.begin(method, caller.metadata, caller.peer)  # before the request is read
+            call = await self._calls.begin(method, caller)  # before the request is read
             closing.push_async_callback(call.close)
             job = await parse(Request(request.scope, _limited(request.receive, self._max_bytes)))
 
@@ -97,7 +97,7 @@ class ImagesApi:
         return next((each for each in models if (each.name == name if name else each.is_default)), None)
 
     async def _list_models(self, caller: Caller) -> list[catalog_service_pb2.Model]:
-        answer = await self._calls.unary(LIST_MODELS, b"", caller.metadata, caller.peer)
+        answer = await self._calls.unary(LIST_MODELS, b"", caller)
         return list(answer.models)
 
     async def _models(self, request: Request) -> Response:
@@ -276,7 +276,9 @@ async def _gone(receive: Receive) -> None:
 def caller_of(request: Request) -> Caller:
     """Who calls."""
     client = request.client
-    return Caller(request.headers.items(), f"{client.host}:{client.port}" if client and client.host else None)
+    return Caller(
+        request.headers.items(), grpc_peer(f"{client.host}:{client.port}" if client and client.host else None)
+    )
 
 
 def _limited(receive: Receive, max_bytes: int) -> Receive:

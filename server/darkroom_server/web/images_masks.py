@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 from PIL import Image
 
 from darkroom_plugins.errors import InvalidRequest, Violation
-from darkroom_server.pictures.decode import BadImage, decode_transparency
+from darkroom_server.pictures.decode import BadImage
 
 if TYPE_CHECKING:
     from darkroom_server.models.catalog import Catalog
@@ -34,7 +34,7 @@ class Masks:
 
 def _converted(data: bytes, catalog: Catalog) -> bytes:
     try:
-        mask = decode_transparency(data, catalog.limits)
+        mask = catalog.uploads.decode("transparency", data)
     except BadImage as error:
         raise InvalidRequest([Violation("mask", str(error))]) from None
     if not mask.any():

@@ -34,5 +34,5 @@ def locked(tiny_model: Path) -> Iterator[RunningServer]:
 
 @pytest.fixture
 def http(web: RunningServer) -> Iterator[httpx2.Client]:
-    with httpx2.Client(base_url=f"http://{web.app.http_address}", timeout=30) as client:
+    with httpx2.Client(base_url=web.app.url, timeout=30) as client:
         yield client

@@ -98,7 +98,7 @@ def test_a_full_queue_says_when_to_come_again(tiny_model: Any) -> None:
     models = [{"name": "tiny", "path": tiny_model}]
     with (
         RunningServer(models=models, http="127.0.0.1:0", limits={"max_queued_jobs": 1}) as server,
-        httpx2.Client(base_url=f"http://{server.app.http_address}") as http,
+        httpx2.Client(base_url=server.app.url) as http,
         server.paused(),
     ):
         waiting = server.start(generate_request(prompt="x", num_inference_steps=1))
@@ -137,7 +137,7 @@ def test_requests_above_the_limit_are_refused(http: httpx2.Client, size: int) ->
 
 
 def test_calls_want_the_token(locked: RunningServer) -> None:
-    with httpx2.Client(base_url=f"http://{locked.app.http_address}") as http:
+    with httpx2.Client(base_url=locked.app.url) as http:
         for wrong in ({}, {"authorization": "Bearer wrong"}):
             answer = unary(http, "/darkroom.v1.CatalogService/ListModels", {}, **wrong)
             assert (answer.status_code, answer.json()["code"]) == (401, "unauthenticated")
@@ -151,7 +151,7 @@ def test_calls_want_the_token(locked: RunningServer) -> None:
 
 def test_a_request_is_refused_before_it_is_sent(locked: RunningServer) -> None:
     """Without a token nothing of a large request is read."""
-    host, _, port = locked.app.http_address.rpartition(":")
+    host, _, port = locked.app.url.removeprefix("http://").rpartition(":")
     with socket.create_connection((host, int(port)), timeout=20) as connection:
         head = f"POST {GENERATE} HTTP/1.1\r\nhost: x\r\ncontent-type: application/connect+json\r\n"
         connection.sendall(f"{head}content-length: 100000\r\n\r\n".encode())
@@ -181,5 +181,5 @@ def test_reflection(http: httpx2.Client) -> None:
 def test_grpc_has_its_own_port(web: RunningServer, http: httpx2.Client) -> None:
     answer = http.post(GENERATE, content=envelope(b""), headers={"content-type": "application/grpc"})
     assert (answer.status_code, answer.json()["code"]) == (415, "unimplemented")
-    with grpc.insecure_channel(web.app.http_address) as channel, pytest.raises(grpc.RpcError):
+    with grpc.insecure_channel(web.app.url.removeprefix("http://")) as channel, pytest.raises(grpc.RpcError):
         channel.unary_unary("/darkroom.v1.CatalogService/ListModels")(b"", timeout=10)

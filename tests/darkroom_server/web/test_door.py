@@ -101,9 +101,7 @@ def test_other_pages_are_refused(web: RunningServer, http: httpx2.Client) -> Non
     assert unary(http, LIST, {}, **evil).status_code == 403
     form = {"data": {"prompt": "x"}, "files": {"image": b"x"}}
     assert http.post("/v1/images/edits", headers=evil, **form).status_code == 403
-    assert (
-        http.post("/v1/images/edits", headers={"origin": f"http://{web.app.http_address}"}, **form).status_code == 403
-    )
+    assert http.post("/v1/images/edits", headers={"origin": web.app.url}, **form).status_code == 403
 
 
 def test_what_is_not_there(http: httpx2.Client) -> None:
@@ -114,9 +112,10 @@ def test_what_is_not_there(http: httpx2.Client) -> None:
 
 
 def test_an_address_in_use_is_refused(web: RunningServer, tiny_model: Path) -> None:
+    address = web.app.url.removeprefix("http://")
     with (
-        pytest.raises(CannotListen, match=f"cannot listen on {web.app.http_address}: Address already in use"),
-        RunningServer(models=[{"name": "tiny", "path": tiny_model}], http=web.app.http_address),
+        pytest.raises(CannotListen, match=f"cannot listen on {address}: Address already in use"),
+        RunningServer(models=[{"name": "tiny", "path": tiny_model}], http=address),
     ):
         pass
 
@@ -127,7 +126,7 @@ def test_a_unix_socket(tiny_model: Path, tmp_path: Path) -> None:
         transport = httpx2.HTTPTransport(uds=str(path))
         with httpx2.Client(transport=transport, base_url="http://x") as http:
             assert unary(http, LIST, {}).json()["models"][0]["name"] == "tiny"
-        assert server.app.http_address == f"unix:{path}"
+        assert server.app.url == f"unix:{path}"
     assert not path.exists()
 
 
@@ -135,7 +134,7 @@ def test_running_jobs_may_end_when_the_server_stops(tiny_model: Path) -> None:
     """The drain is gRPC's: new calls are refused, and what runs goes to its end."""
     found: list[dict] = []
     server = RunningServer(models=[{"name": "tiny", "path": tiny_model}], http="127.0.0.1:0", drain_seconds=60)
-    with server, httpx2.Client(base_url=f"http://{server.app.http_address}", timeout=60) as http:
+    with server, httpx2.Client(base_url=server.app.url, timeout=60) as http:
         message = {"parameters": {"prompt": "x", "numInferenceSteps": 20}}
         client = threading.Thread(target=lambda: found.extend(stream_json(http, GENERATE, message)))
         client.start()

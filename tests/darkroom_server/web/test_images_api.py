@@ -21,7 +21,7 @@ PICTURE = np.tile(np.arange(32, dtype=np.uint8)[:, None, None] * 8, (1, 32, 3))
 
 @pytest.fixture
 def client(web: RunningServer) -> Iterator[openai.OpenAI]:
-    with openai.OpenAI(base_url=f"http://{web.app.http_address}/v1", api_key="none", max_retries=0) as client:
+    with openai.OpenAI(base_url=f"{web.app.url}/v1", api_key="none", max_retries=0) as client:
         yield client
 
 
@@ -214,7 +214,7 @@ def test_a_job_that_fails_in_mid_stream(web: RunningServer, client: openai.OpenA
 
 
 def test_calls_want_the_token(locked: RunningServer) -> None:
-    address = f"http://{locked.app.http_address}/v1"
+    address = f"{locked.app.url}/v1"
     with openai.OpenAI(base_url=address, api_key="wrong", max_retries=0) as client:
         for call in (client.models.list, lambda: client.images.generate(prompt="x")):
             with pytest.raises(openai.AuthenticationError) as caught:
