@@ -18,6 +18,9 @@ class CallContext(Protocol):
     def time_remaining(self) -> float | None:
         """Seconds until the call's deadline; None if it has none."""
 
+    async def read(self) -> Any:
+        """The next request of a handler that takes a stream; `grpc.aio.EOF` after the last."""
+
     async def write(self, message: Any) -> None:
         """Send a message of a streamed answer; returns when there is room for the next."""
 

@@ -57,6 +57,8 @@ class InProcessContext:
     def __init__(self, caller: Caller) -> None:
         self._caller = caller
         self._deadline = None if caller.seconds is None else time.monotonic() + caller.seconds
+        self.wanted = asyncio.Event()  # the first request
+        self.sent: asyncio.Queue[Any] = asyncio.Queue()  # requests, then EOF
         self.written: asyncio.Queue[Any] = asyncio.Queue()
 
     def invocation_metadata(self) -> Sequence[tuple[str, str]]:
@@ -67,6 +69,13 @@ class InProcessContext:
 
     def time_remaining(self) -> float | None:
         return None if self._deadline is None else max(0.0, self._deadline - time.monotonic())
+
+    async def read(self) -> Any:
+        self.wanted.set()
+        request = await self.sent.get()
+        if request is aio.EOF:
+            self.sent.put_nowait(request)  # for who asks again
+        return request
 
     async def write(self, message: Any) -> None:
         """Returns when the reader comes for the next: so a client that does not read stops the handler here."""
@@ -121,14 +130,12 @@ class InProcessCall:
 
     def __init__(self, handler: grpc.RpcMethodHandler, context: InProcessContext) -> None:
         self._context = context
-        self._sent: asyncio.Queue[bytes | None] = asyncio.Queue()  # None: no more
-        self._wanted = asyncio.Event()
         self._task = asyncio.create_task(self._run(handler))
         self._task.add_done_callback(lambda _: context.written.put_nowait(self))  # the end
 
     async def wait_until_let_in(self) -> None:
         """Returns when the handler wants the request. :raises Aborted: it is refused without"""
-        wanted = asyncio.ensure_future(self._wanted.wait())
+        wanted = asyncio.ensure_future(self._context.wanted.wait())
         try:
             await asyncio.wait((wanted, self._task), return_when=asyncio.FIRST_COMPLETED)
         finally:
@@ -136,9 +143,15 @@ class InProcessCall:
         if self._task.done():
             await self._task
 
-    def send(self, request: bytes | None) -> None:
-        """Send a request; None if there are no more, which a method with one request need not be told."""
-        self._sent.put_nowait(request)
+    def send(self, request: bytes, *, last: bool = True) -> None:
+        """Send a request, and whether others follow."""
+        self._context.sent.put_nowait(request)
+        if last:
+            self.end()
+
+    def end(self) -> None:
+        """Say that no more requests follow."""
+        self._context.sent.put_nowait(aio.EOF)
 
     async def messages(self) -> AsyncIterator[Any]:
         """The answers. :raises Aborted: the call failed"""
@@ -156,8 +169,7 @@ class InProcessCall:
             self._task.exception()  # has been raised, or nobody reads on
 
     async def _requests(self) -> AsyncIterator[bytes]:
-        self._wanted.set()
-        while (request := await self._sent.get()) is not None:
+        while (request := await self._context.read()) is not aio.EOF:
             yield request
 
     async def _run(self, handler: grpc.RpcMethodHandler) -> None:

@@ -29,6 +29,7 @@ log = logging.getLogger(__name__)
 
 Kind: TypeAlias = Literal["image", "control_map", "mask", "transparency"]
 
+PLANES = ("mask", "transparency")  # kinds of one channel
 START_SECONDS = 60.0  # some 0.3 s, of a processor that is free
 KEPT = ("PATH", "LD_LIBRARY_PATH", "LANG", "LC_ALL", "TMPDIR")  # of the environment, which may hold secrets
 ALONE = {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1", "MALLOC_ARENA_MAX": "1"}
@@ -162,8 +163,10 @@ class _Worker:
             raise BadImage(self._receive(reply.size, until).decode("ascii", "replace"))
         if reply.outcome != PIXELS:
             raise MemoryError
-        shape = (reply.height, reply.width, reply.channels)[: 3 if kind != "mask" else 2]
+        shape = (reply.height, reply.width, reply.channels)[: 2 if kind in PLANES else 3]
         if reply.height * reply.width > limits.max_pixels or reply.size != np.prod(shape, dtype=np.int64):
+            self._process.kill()  # else what it answers next would be taken for another picture
+            self._process.wait()
             raise _Ended("it answers what it was not asked")
         pixels = np.frombuffer(self._receive(reply.size, until), np.uint8).reshape(shape)
         pixels.flags.writeable = False

@@ -176,8 +176,8 @@ async def _bidi_stream(requests: AsyncIterator[bytes], ctx: Any) -> AsyncIterato
     """Of HTTP/1.1: the requests come first, then the answers."""
     call = _call.get()
     async for request in requests:
-        call.send(request)
-    call.send(None)
+        call.send(request, last=False)
+    call.end()
     try:
         async for message in call.messages():
             yield message
