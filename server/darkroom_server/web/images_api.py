@@ -149,7 +149,7 @@ class Pictures:
                     self._images[index], self._files[index] = event.image, bytearray(event.image.image_bytes)
                     for each in self._completed(index):
                         yield each
-                case "chunk":
+                case "chunk" if event.chunk.WhichOneof("target") == "image_index":
                     self._files[event.chunk.image_index] += event.chunk.data
                     for each in self._completed(event.chunk.image_index):
                         yield each
