@@ -1,10 +1,7 @@
 """The example in TypeScript, with the types that its generator makes, against the real server."""
 
-import fcntl
-import hashlib
 import io
 import os
-import shutil
 import signal
 import subprocess
 from collections.abc import Iterator
@@ -14,34 +11,17 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from tests.node import ROOT, built, needs_npm
 from tests.support import RunningServer, alike, settle
 
-ROOT = Path(__file__).parents[2]
-EXAMPLE = ROOT / "client/examples/typescript"
-BUILT = ROOT / ".cache/examples/typescript"  # as deep as the example itself, which names ../../../protos
 SEED = 2**53 + 1  # JavaScript's numbers do not have it
 
-pytestmark = pytest.mark.skipif(shutil.which("npm") is None, reason="no Node.js")
+pytestmark = needs_npm
 
 
 @pytest.fixture(scope="module")
 def program() -> Path:
-    """The built example. npm is asked again only when the example or the protos have changed."""
-    BUILT.parent.mkdir(parents=True, exist_ok=True)
-    with open(BUILT.parent / "typescript.lock", "w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        files = [path for path in sorted(EXAMPLE.rglob("*")) if path.is_file() and "node_modules" not in path.parts]
-        sources = [*files, *sorted((ROOT / "protos").rglob("*.proto"))]
-        stamp = hashlib.sha256(b"".join(path.read_bytes() for path in sources)).hexdigest()
-        if not (BUILT / stamp).exists():
-            for path in files:
-                target = BUILT / path.relative_to(EXAMPLE)
-                target.parent.mkdir(parents=True, exist_ok=True)
-                shutil.copy(path, target)
-            for command in (["npm", "ci", "--prefer-offline", "--no-audit", "--no-fund"], ["npm", "run", "build"]):
-                subprocess.run(command, cwd=BUILT, check=True, timeout=110)
-            (BUILT / stamp).touch()
-    return BUILT / "dist/main.js"
+    return built(ROOT / "client/examples/typescript", "build") / "dist/main.js"
 
 
 @pytest.fixture(scope="module")
