@@ -138,3 +138,50 @@ def test_memory_comes_back(server: RunningServer) -> None:
     while not server.app.engine.idle:
         server.generate(prompt="x", num_inference_steps=1)
     assert torch.cuda.memory_allocated() - before < 2**20
+
+
+def test_parked_models_come_back_the_same_beside_running_jobs(tiny_model: Path) -> None:
+    models = [{"name": name, "path": tiny_model, "dtype": "float32"} for name in ("a", "b", "c")]
+    weight = 2**26  # more than one of them, less than three
+    with RunningServer(models=models, device="cuda", park_budget=2**30) as server:
+        expected = server.generate(**REQUEST, model="a").pixels
+        (holding,) = [each for each in server.app.residency.holdings.values() if each.key == ("model", "b")]
+        assert holding.parked_bytes >= holding.device_bytes
+        assert holding.parked_bytes % weight == 0
+        stream = server.start(generate_request(prompt="x", num_inference_steps=400, model="a"))
+        stream.read_until("step")
+        for _ in range(3):
+            server.run(server.app.residency.relieve())
+            assert holding.residency.value == "parked"
+            for model in ("b", "c"):
+                assert np.abs(server.generate(**REQUEST, model=model).pixels - expected).max() <= 2
+        stream.call.cancel()
+
+
+def test_weights_are_loaded_on_a_stream_of_their_own(tiny_model: Path) -> None:
+    """A copy from pageable memory would wait on the host for the stream that it is on."""
+    from darkroom_plugins.uploads import uploading
+
+    device = torch.device("cuda")
+    busy = torch.cuda.Event()
+    torch.cuda._sleep(2_000_000_000)  # cycles: about a second
+    busy.record()
+    sent = [torch.randn(300, 301, generator=torch.Generator().manual_seed(seed)) for seed in range(50)]
+    with uploading(device) as uploader:
+        assert uploader is not None
+        arrived = [uploader.copy(each, torch.float16) for each in sent]
+    assert not busy.query()
+    for each, copy in zip(sent, arrived, strict=True):
+        assert torch.equal(copy.cpu(), each.half())
+
+
+def test_offloaded_networks_are_pinned(tiny_model: Path) -> None:
+    models = [{"name": "full", "path": tiny_model, "dtype": "float32"}]
+    models.append({**models[0], "name": "offloaded", "offload": "model"})
+    with RunningServer(models=models, device="cuda") as server:
+        expected = server.generate(**REQUEST, model="full").pixels
+        for _ in range(2):
+            assert np.abs(server.generate(**REQUEST, model="offloaded").pixels - expected).max() <= 2
+        family = server.app.catalog.models["offloaded"].family
+        weights = [tensor for network in family.components.values() for tensor in network.state_dict().values()]
+        assert all(tensor.is_cuda or tensor.is_pinned() for tensor in weights)

@@ -12,6 +12,7 @@ from torch import nn
 from darkroom_plugins.builtin.families.sd import StableDiffusion
 from darkroom_plugins.files import ModelFiles
 from darkroom_server.config.settings import MemoryOptions
+from darkroom_server.device.pinned import BLOCK_BYTES
 from darkroom_server.models.holdings import load
 from darkroom_server.models.model import ModelError
 from darkroom_server.networks import memory_checks
@@ -64,12 +65,26 @@ def test_one_network_is_on_the_device_at_a_time() -> None:
         assert torch.equal(tensor, weights[name])
 
 
+def test_offloaded_weights_of_a_gpu_are_kept_in_blocks_of_pinned_memory() -> None:
+    """That they are pinned there is tested in test_gpu.py."""
+    network = nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4)).requires_grad_(False)
+    before = copy.deepcopy(network.state_dict())
+    placement = Placement("model")
+    placement.manage(network, torch.device("cuda"))
+    for name, tensor in network.state_dict().items():
+        assert torch.equal(tensor, before[name])
+    assert {tensor.untyped_storage().nbytes() for tensor in network.state_dict().values()} == {BLOCK_BYTES}
+    for table, name, kept in placement.weights[network]:
+        assert table[name] is kept
+        assert isinstance(kept, nn.Parameter) is (table is not network[1]._buffers)
+
+
 def test_a_network_that_does_not_fit_leaves_nothing_behind() -> None:
     placement, first, second = two_networks()
     first(torch.ones(2, 4, device=META))
 
     class Full(torch.Tensor):
-        def to(self, device):
+        def to(self, device, non_blocking):
             if device == META:
                 raise torch.OutOfMemoryError("no")
             return self
