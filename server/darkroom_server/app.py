@@ -23,6 +23,7 @@ from darkroom_server.api.encoding import Encoder
 from darkroom_server.api.image_service import ImageService
 from darkroom_server.api.warmup import warm_up
 from darkroom_server.config.settings import Settings, with_demo
+from darkroom_server.device.cuda import set_tf32
 from darkroom_server.device.resources import available_processors
 from darkroom_server.device.thread_tuner import ThreadTuner
 from darkroom_server.device.threads import background
@@ -83,6 +84,7 @@ class App:
         :raises ModelError: a model or asset cannot be served as configured
         """
         settings = settings if settings.models else with_demo(settings)
+        set_tf32(settings.allow_tf32)
         decoders = PreviewDecoders(plugins)
         most = settings.threads or min(torch.get_num_threads(), available_processors())
         threads = ThreadTuner(most, torch.set_num_threads, adaptive=settings.threads is None)

@@ -64,9 +64,11 @@ def serve(
     """
     from darkroom_server.cli import flags
     from darkroom_server.device.allocator import tune_malloc
+    from darkroom_server.device.cuda import choose_allocator
     from darkroom_server.device.threads import limit_openmp_spinning, shorten_switch_interval
 
     tune_malloc()
+    choose_allocator()
     limit_openmp_spinning()
     shorten_switch_interval()
     given: dict[str, Any] = {

@@ -182,6 +182,7 @@ class Settings(BaseSettings):
     tokens: list[TokenSettings] = []  # empty: no authentication, loopback only
     device: str = "auto"  # a torch device
     dtype: Dtype = "auto"  # float16 on CUDA, float32 elsewhere
+    allow_tf32: bool | None = None  # in float32 on CUDA; None: as torch has it, for convolutions only
     models: list[ModelSettings] = []  # empty: the embedded demo model
     default_model: str | None = None  # None: the first
     controlnets: list[AssetSettings] = []
