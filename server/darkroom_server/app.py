@@ -21,7 +21,7 @@ from darkroom_server.api.catalog_service import CatalogService
 from darkroom_server.api.door import Door
 from darkroom_server.api.encoding import Encoder
 from darkroom_server.api.image_service import ImageService
-from darkroom_server.api.warmup import warm_up
+from darkroom_server.api.warmup import wants_warm_up, warm_up
 from darkroom_server.config.settings import Settings, with_demo
 from darkroom_server.device.cuda import set_tf32
 from darkroom_server.device.resources import available_processors
@@ -133,8 +133,9 @@ class App:
     async def _prepare(self, model: Model) -> None:
         """Prepare a loaded model: preview decoders, on the engine's thread as they use torch; warm-up."""
         await self.engine.call(lambda: self.previews.prepare(model))
-        if model.settings.compile == "load":
-            await warm_up(model.name, self.catalog, self._planner, self.engine)
+        if wants_warm_up(model):
+            compiling = model.settings.compile == "load"
+            await warm_up(model.name, self.catalog, self._planner, self.engine, compiling)
 
     async def _preload(self) -> None:
         """Load the models with `preload`, in order, if they fit the memory budget.
