@@ -154,6 +154,15 @@ def test_says_all_that_is_impossible(
         assert any(problem.startswith(f"{option}: ") and reason in problem for problem in found)
 
 
+def test_refuses_a_compiler_that_crashes(tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As torch's build for CUDA does without a GPU: not even a trial is made."""
+    monkeypatch.setattr(torch.version, "cuda", "13.0")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch, "compile", None)
+    (problem,) = check(MemoryOptions(compile=True), opened(tiny_model))
+    assert "without a GPU" in problem
+
+
 def test_refuses_what_the_networks_lack(tiny_model: Path) -> None:
     family = opened(tiny_model)
     family.meta_components = {"text_encoder": family.meta_components["text_encoder"]}
