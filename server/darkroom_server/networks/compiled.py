@@ -27,14 +27,14 @@ MAX_VERSIONS = 1024
 MAX_FAILURES = 3  # shapes that do not compile before any does: then no other is tried
 
 
-def compiled(network: nn.Module, background: bool) -> Callable[..., Any]:
+def compiled(network: nn.Module, background: bool, advice: str = "") -> Callable[..., Any]:
     """The compiled forward of a network, for any batch size. With `background`, arguments of new shapes run eagerly
     until a background thread has compiled for them, or found the compiled code general enough; else they wait.
 
     Compiled code ignores later hooks (LoRA) and temporarily replaced layers (DeepCache): while there are any, the
-    network runs eagerly. So it does for good with shapes that do not compile.
+    network runs eagerly. So it does for good with shapes that do not compile: the log says it, and adds `advice`.
     """
-    forward = _Compiled(network, background)
+    forward = _Compiled(network, background, advice)
     return functools.wraps(network.forward)(lambda *args, **kwargs: forward(*args, **kwargs))
 
 
@@ -44,7 +44,8 @@ def is_compiling() -> bool:
 
 
 class _Compiled:
-    def __init__(self, network: nn.Module, background: bool) -> None:
+    def __init__(self, network: nn.Module, background: bool, advice: str) -> None:
+        self._advice = advice and f"; {advice}"
         self._network, self._eager, self._background = network, network.forward, background
         self._modules = dict(network._modules)
         # Modules never replace these: to walk a network takes milliseconds, as long as to launch a tenth of it.
@@ -114,7 +115,8 @@ class _Compiled:
     def _give_up(self, shapes: Hashable, error: Exception) -> None:
         self._failed_shapes.add(shapes)
         self._compiled_shapes.discard(shapes)
-        log.warning("the denoiser does not compile for one more shape; it runs eagerly there", exc_info=error)
+        message = "the denoiser does not compile for one more shape; it runs eagerly there%s"
+        log.warning(message, self._advice, exc_info=error)
 
 
 def _raise_limits() -> None:

@@ -137,7 +137,10 @@ def _prepare_denoiser(network: Any, family: Family, options: MemoryOptions) -> N
     cast(network, options, family.dtype)
     if options.compile:
         # Under model offload a background thread cannot rely on the weights being on the device.
-        network.forward = compiled(network, background=options.offload == "none")
+        advice = (
+            "" if options.quantize is None else "quantised weights are slower so than plain ones: leave quantize out"
+        )
+        network.forward = compiled(network, options.offload == "none", advice)
     elif _traceable(family, options) and options.attention_slicing is None:  # slicing is a Python loop over rows
         network.forward = traced(network)
     if kernel := ATTENTION_KERNELS.get(options.attention_backend or "native"):
