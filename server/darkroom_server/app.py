@@ -21,6 +21,9 @@ from darkroom_server.api.catalog_service import CatalogService
 from darkroom_server.api.door import Door
 from darkroom_server.api.encoding import Encoder
 from darkroom_server.api.image_service import ImageService
+from darkroom_server.api.job_list import JobList
+from darkroom_server.api.keeper import Keeper
+from darkroom_server.api.submission import Submission
 from darkroom_server.api.warmup import wants_warm_up, warm_up
 from darkroom_server.config.settings import Settings, with_demo
 from darkroom_server.device.cuda import set_tf32
@@ -40,6 +43,7 @@ from darkroom_server.models.opening import check_budget, open_models
 from darkroom_server.models.residency import ResidencyManager
 from darkroom_server.observe.streams import SETTLE_SECONDS, QueuedStream, settle
 from darkroom_server.observe.watchdog import Watchdog
+from darkroom_server.pictures.uploads import Uploads
 
 log = logging.getLogger(__name__)
 
@@ -72,6 +76,8 @@ class App:
         )
         self.jobs = JobManager(engine, self._planner, self.residency, settings)
         self._encoder = Encoder(settings.encoder_threads, settings.limits.chunk_bytes, engine.lose)
+        self._submission = Submission(catalog, self.jobs, self._encoder)
+        self.keeper = Keeper(self._submission, settings)
         self._door = door
         engine.attach(self._on_device_lost, self._relieve)
         self._watchdog = Watchdog(engine, settings, door.report_stall, self._on_hang)
@@ -104,13 +110,17 @@ class App:
         return app
 
     async def start(self) -> None:
-        """Preload the models, and serve.
+        """Preload the models, take up kept jobs that had not ended, and serve.
 
         :raises ModelError: a model does not load
+        :raises StateDirInUse: another server has the log of kept jobs
         """
         await self._preload()
-        images = ImageService(self.catalog, self.jobs, self._encoder, self.settings.slow_reader_seconds)
-        await self._door.serve(images, CatalogService(self.catalog, self.residency))
+        await self.keeper.open()
+        jobs = JobList(self.jobs, self.keeper, self._encoder, self.settings.tokens)
+        images = ImageService(self._submission, self.keeper, jobs, self.settings.slow_reader_seconds)
+        catalog = CatalogService(self.catalog, self.residency, self.settings.keep_results_seconds)
+        await self._door.serve(images, catalog)
         self._watchdog.start()
 
     async def stop(self) -> None:
@@ -120,10 +130,12 @@ class App:
             self.hurry()
         await self.jobs.drain(self.settings.drain_seconds, self._hurry)
         await self._door.close(1)
+        await self.keeper.close()
         self._watchdog.stop()
         await self.engine.stop()
         self.residency.close()
         self.jobs.close()
+        self.catalog.uploads.close()
         self._encoder.close()
 
     def hurry(self) -> None:
@@ -181,7 +193,8 @@ def open_catalog(settings: Settings, plugins: Plugins) -> Catalog:
     assets = AssetFiles(settings, plugins, models)
     check_budget(models, settings.memory_budget)
     default = settings.default_model or settings.models[0].name
-    return Catalog(plugins, models, assets, default, settings.limits)
+    uploads = Uploads(settings.limits, settings.reader_threads, settings.upload_memory, settings.upload_seconds)
+    return Catalog(plugins, models, assets, default, settings.limits, uploads)
 
 
 class Shutdown:
@@ -282,6 +295,7 @@ async def _serve(app: App, stop: asyncio.Event) -> None:
     unchecked = [model.name for model in app.settings.models if model.safety == "off"]
     if unchecked:
         print(f"No safety checker looks at the pictures of: {', '.join(unchecked)}", flush=True)  # noqa: T201
+    app.catalog.uploads.start()
     waits = [asyncio.ensure_future(event.wait()) for event in (stop, app.failed)]
     await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
     for wait in waits:

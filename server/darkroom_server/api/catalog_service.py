@@ -14,7 +14,7 @@ from darkroom.v1 import catalog_service_pb2 as pb
 from darkroom.v1 import catalog_service_pb2_grpc
 from darkroom_plugins.errors import InvalidRequest, Violation, no_such
 from darkroom_plugins.version import VERSION
-from darkroom_server.api import messages
+from darkroom_server.api import messages, quotas
 from darkroom_server.api.messages import preview_mode
 from darkroom_server.errors import NotFound
 from darkroom_server.jobs.events import Ended
@@ -47,8 +47,9 @@ Context: TypeAlias = Any  # grpc.aio.ServicerContext, which has no types
 class CatalogService(catalog_service_pb2_grpc.CatalogServiceServicer):
     """Serves the catalog; each list is sorted by name."""
 
-    def __init__(self, catalog: Catalog, residency: ResidencyManager) -> None:
+    def __init__(self, catalog: Catalog, residency: ResidencyManager, keep_results_seconds: float) -> None:
         self._catalog = catalog
+        self._keep_results_seconds = keep_results_seconds
         self._resident = residency
 
     async def GetServerInfo(self, request: pb.GetServerInfoRequest, context: Context) -> pb.GetServerInfoResponse:
@@ -59,13 +60,14 @@ class CatalogService(catalog_service_pb2_grpc.CatalogServiceServicer):
             torch_version=torch.__version__,
             diffusers_version=diffusers.__version__,
             devices=[_device(d) for d in dict.fromkeys(m.family.device for m in self._catalog.models.values())],
-            limits=pb.ServerLimits(**limits.model_dump()),
+            limits=pb.ServerLimits(**limits.model_dump(), job_retention_seconds=self._keep_results_seconds),
             plugins=[_plugin(info) for info in self._catalog.plugins.infos],
             default_model=self._catalog.default_model,
         )
 
     async def ListModels(self, request: pb.ListModelsRequest, context: Context) -> pb.ListModelsResponse:
-        return pb.ListModelsResponse(models=[self._model(m) for _, m in sorted(self._catalog.models.items())])
+        models = sorted(self._catalog.models.items())
+        return pb.ListModelsResponse(models=[self._model(model) for name, model in models if quotas.may_use(name)])
 
     async def ListTasks(self, request: pb.ListTasksRequest, context: Context) -> pb.ListTasksResponse:
         plugins = self._catalog.plugins
@@ -144,6 +146,7 @@ class CatalogService(catalog_service_pb2_grpc.CatalogServiceServicer):
         """:raises RequestRefused: no such model"""
         if not name:
             raise InvalidRequest([Violation("model", "must be set")])
+        quotas.admit_model(name)
         models = self._catalog.models
         if name not in models:
             raise NotFound("model", [Violation("model", no_such("model", name, models))])

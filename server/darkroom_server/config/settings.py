@@ -25,6 +25,7 @@ from darkroom_plugins.files.safetensors_files import PICKLES, REFUSED
 from darkroom_plugins.request import PreviewMode, SafetyPolicy
 from darkroom_server.config.address import parse_address
 from darkroom_server.config.consistency import inconsistencies
+from darkroom_server.config.tls import checked
 
 DEFAULT_LISTEN = "127.0.0.1:50051"
 DEMO = "shapes"
@@ -163,12 +164,29 @@ class Limits(BaseModel, extra="forbid"):
 
 
 class TokenSettings(BaseModel, extra="forbid"):
-    """A bearer token, and its role. Tokens are long and random, so brute force is hopeless: a plain hash suffices, and
-    a slow password hash would add nothing."""
+    """A bearer token, its role and its limits. Tokens are long and random, so brute force is hopeless: a plain hash
+    suffices, and a slow password hash would add nothing."""
 
     name: Name  # of the bearer
     role: Literal["user", "operator"] = "user"  # operators may also load and unload models
     sha256: Annotated[str, Field(pattern=r"^[0-9a-fA-F]{64}$")]  # of the token, hexadecimal
+    max_jobs: Annotated[int, Field(ge=1)] | None = None  # active at once; None: no limit of its own
+    max_pixels: Annotated[int, Field(ge=64 * 64)] | None = None  # of the pictures of its active jobs together
+    models: list[str] | None = None  # that it may use and sees; None: all
+
+
+class TlsSettings(BaseModel, extra="forbid"):
+    """Certificate files, PEM. Renewed ones are used from the next connection on."""
+
+    certificate: Annotated[Path, AfterValidator(Path.expanduser)]  # the server's, with the intermediate ones behind it
+    key: Annotated[Path, AfterValidator(Path.expanduser)]  # its private key, without a password
+    # Of the CAs that sign clients' certificates. If set, clients must have one; else any client may connect.
+    client_ca: Annotated[Path, AfterValidator(Path.expanduser)] | None = None
+
+    @model_validator(mode="after")
+    def _usable(self) -> Self:
+        checked(self.certificate, self.key, self.client_ca)
+        return self
 
 
 class Settings(BaseSettings):
@@ -179,7 +197,8 @@ class Settings(BaseSettings):
     listen: Annotated[str, AfterValidator(_address)] = DEFAULT_LISTEN  # see config.address
     # Of "", the server as a whole, until its models are loaded: for liveness probes, or for those that route by it.
     health_while_starting: Literal["serving", "not-serving"] = "serving"
-    tokens: list[TokenSettings] = []  # empty: no authentication, loopback only
+    tokens: list[TokenSettings] = []  # empty: no authentication, loopback only, unless clients have certificates
+    tls: TlsSettings | None = None  # None: not encrypted
     device: str = "auto"  # a torch device
     dtype: Dtype = "auto"  # float16 on CUDA, float32 elsewhere
     allow_tf32: bool | None = None  # in float32 on CUDA; None: as torch has it, for convolutions only
@@ -198,15 +217,30 @@ class Settings(BaseSettings):
     threads: Annotated[int, Field(ge=1)] | None = None  # that compute on a CPU; None: measured while serving
     encoder_threads: Annotated[int, Field(ge=1)] = 2
     reader_threads: Annotated[int, Field(ge=1)] = 2  # decode input images, run preprocessors
+    # Of the processes that decode input images, one a reader thread: memory and time for one picture.
+    upload_memory: Annotated[ByteSize, Field(ge=64 * MIB)] = ByteSize(512 * MIB)
+    upload_seconds: Annotated[float, Field(gt=0, le=3600)] = 10.0
     max_waiting_bytes: Annotated[ByteSize, Field(ge=MIB)] = ByteSize(2048 * MIB)  # input images of queued jobs
     # Finished pictures that wait for slow readers: bytes in all, and seconds in which a client reads nothing.
     max_unread_bytes: Annotated[ByteSize, Field(ge=MIB)] = ByteSize(1024 * MIB)
     slow_reader_seconds: Annotated[float, Field(gt=0)] = 60.0
+    # Jobs with DisconnectPolicy KEEP: for how long after their end, and how many bytes of all of them.
+    keep_results_seconds: Annotated[float, Field(ge=0)] = 3600.0
+    max_kept_bytes: Annotated[ByteSize, Field(ge=MIB)] = ByteSize(1024 * MIB)
+    state_dir: Path | None = None  # the log of kept jobs, which outlives the process; None: they are in memory
     drain_seconds: Annotated[float, Field(ge=0)] = 20.0  # the usual supervisors wait for 30
     # How long one piece of work may keep the engine, or a plugin a thread, until the server says that it is not
     # serving, and until it ends, for its supervisor to start it again; None: never.
     stall_seconds: Annotated[float, Field(gt=0)] = 120.0
     stall_exit_seconds: Annotated[float, Field(gt=0)] | None = 600.0
+
+    @field_validator("state_dir")
+    @classmethod
+    def _folder(cls, path: Path | None) -> Path | None:
+        path = path.expanduser() if path is not None else None
+        if path is not None and path.exists() and not path.is_dir():
+            raise ValueError(f"{path} is not a folder")
+        return path
 
     @model_validator(mode="wrap")
     @classmethod
