@@ -74,19 +74,24 @@ class Placement:
         """Always from the CPU's copy: weights are constant, so nothing is copied back. Pinned ones are copied without
         waiting, before what the network is going to do."""
         for table, name, cpu_copy in self.weights[network]:
-            moved = cpu_copy.to(device, non_blocking=True)
+            moved = cpu_copy.to(device, non_blocking=True) if _is_plain(cpu_copy) else cpu_copy.to(device)
             table[name] = nn.Parameter(moved, requires_grad=False) if isinstance(cpu_copy, nn.Parameter) else moved
 
 
 def _pinned(weights: list[Weight]) -> list[Weight]:
-    """The weights in pinned memory. torchao's tensors have several of their own, and stay as they are."""
-    plain = [each for each in weights if type(each[2]) in (torch.Tensor, nn.Parameter)]
+    """The weights in pinned memory."""
+    plain = [each for each in weights if _is_plain(each[2])]
     copies = {}
     for (table, name, tensor), copied in zip(plain, pinned_like([tensor for *_, tensor in plain]), strict=True):
         copied.copy_(tensor)
         table[name] = nn.Parameter(copied, requires_grad=False) if isinstance(tensor, nn.Parameter) else copied
         copies[id(table), name] = table[name]
     return [(table, name, copies.get((id(table), name), tensor)) for table, name, tensor in weights]
+
+
+def _is_plain(tensor: torch.Tensor) -> bool:
+    """Whether it is no torchao tensor, which has several of its own, and does not move without waiting."""
+    return type(tensor) in (torch.Tensor, nn.Parameter)
 
 
 class _MoveToDeviceHook(ModelHook):  # type: ignore[misc]
