@@ -21,6 +21,7 @@ from darkroom_server.api.catalog_service import CatalogService
 from darkroom_server.api.door import Door
 from darkroom_server.api.encoding import Encoder
 from darkroom_server.api.image_service import ImageService
+from darkroom_server.api.listening import CannotListen
 from darkroom_server.api.warmup import warm_up
 from darkroom_server.config.settings import Settings, with_demo
 from darkroom_server.device.resources import available_processors
@@ -37,6 +38,7 @@ from darkroom_server.models.holdings import holdings
 from darkroom_server.models.model import Model, ModelError
 from darkroom_server.models.opening import check_budget, open_models
 from darkroom_server.models.residency import ResidencyManager
+from darkroom_server.observe.metrics import Metrics
 from darkroom_server.observe.streams import SETTLE_SECONDS, QueuedStream, settle
 from darkroom_server.observe.watchdog import Watchdog
 from darkroom_server.pictures.uploads import Uploads
@@ -74,6 +76,7 @@ class App:
         self._encoder = Encoder(settings.encoder_threads, settings.limits.chunk_bytes, engine.lose)
         self._door = door
         engine.attach(self._on_device_lost, self._relieve)
+        self.metrics = Metrics(engine, self.jobs, self.residency, door.numbers)
         self._watchdog = Watchdog(engine, settings, door.report_stall, self._on_hang)
 
     @classmethod
@@ -107,6 +110,11 @@ class App:
 
         :raises ModelError: a model does not load
         """
+        if self.settings.metrics is not None:
+            try:
+                self.metrics.start(self.settings.metrics)
+            except OSError as error:
+                raise CannotListen(f"cannot listen on {self.settings.metrics}: {error.strerror or error}") from error
         await self._preload()
         images = ImageService(self.catalog, self.jobs, self._encoder, self.settings.slow_reader_seconds)
         await self._door.serve(images, CatalogService(self.catalog, self.residency))
@@ -120,6 +128,7 @@ class App:
         await self.jobs.drain(self.settings.drain_seconds, self._hurry)
         await self._door.close(1)
         self._watchdog.stop()
+        self.metrics.stop()
         await self.engine.stop()
         self.residency.close()
         self.jobs.close()
