@@ -164,6 +164,20 @@ class Client(JobCalls[Stream]):
         """
         return self._loop.run(self._client.cancel(request_id))
 
+    def jobs(self) -> list[catalog.Job]:
+        """The server's active and kept jobs, newest first: one's own, or, with an operator's token, all.
+
+        :raises DarkroomError: if the call fails.
+        """
+        return self._loop.run(self._client.jobs())
+
+    def job(self, request_id: str) -> catalog.Job:
+        """One of these jobs, with its thumbnail.
+
+        :raises RequestNotFound: if there is no such job.
+        """
+        return self._loop.run(self._client.job(request_id))
+
     def server_info(self) -> catalog.ServerInfo:
         """The server's version, devices, limits and plugins.
 

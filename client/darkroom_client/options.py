@@ -187,5 +187,8 @@ class JobOptions(ParameterOptions, total=False):
     output: ImageFormatName | OutputOptions | parameters_pb2.OutputOptions | None
     request_id: str | None  # None: a random one
     disconnect_policy: DisconnectPolicyName | None
+    # True: the same as disconnect_policy="keep". The job goes on without its client, and the stream is taken up again
+    # when the connection or the server is lost, for 5 minutes, or within the `timeout`; `retries=0` of the client: not.
+    keep: bool | None
     deterministic: bool | None
     timeout: float | None  # seconds above 0; then the job ends with DeadlineExceeded. None, infinity: no limit

@@ -21,7 +21,10 @@ from darkroom_server.api.catalog_service import CatalogService
 from darkroom_server.api.door import Door
 from darkroom_server.api.encoding import Encoder
 from darkroom_server.api.image_service import ImageService
+from darkroom_server.api.job_list import JobList
+from darkroom_server.api.keeper import Keeper
 from darkroom_server.api.listening import CannotListen
+from darkroom_server.api.submission import Submission
 from darkroom_server.api.warmup import warm_up
 from darkroom_server.config.settings import Settings, with_demo
 from darkroom_server.device.resources import available_processors
@@ -74,6 +77,8 @@ class App:
         )
         self.jobs = JobManager(engine, self._planner, self.residency, settings)
         self._encoder = Encoder(settings.encoder_threads, settings.limits.chunk_bytes, engine.lose)
+        self._submission = Submission(catalog, self.jobs, self._encoder)
+        self.keeper = Keeper(self._submission, settings)
         self._door = door
         engine.attach(self._on_device_lost, self._relieve)
         self.metrics = Metrics(engine, self.jobs, self.residency, door.numbers)
@@ -106,9 +111,10 @@ class App:
         return app
 
     async def start(self) -> None:
-        """Preload the models, and serve.
+        """Preload the models, take up kept jobs that had not ended, and serve.
 
         :raises ModelError: a model does not load
+        :raises StateDirInUse: another server has the log of kept jobs
         """
         if self.settings.metrics is not None:
             try:
@@ -116,8 +122,11 @@ class App:
             except OSError as error:
                 raise CannotListen(f"cannot listen on {self.settings.metrics}: {error.strerror or error}") from error
         await self._preload()
-        images = ImageService(self.catalog, self.jobs, self._encoder, self.settings.slow_reader_seconds)
-        await self._door.serve(images, CatalogService(self.catalog, self.residency))
+        await self.keeper.open()
+        jobs = JobList(self.jobs, self.keeper, self._encoder, self.settings.tokens)
+        images = ImageService(self._submission, self.keeper, jobs, self.settings.slow_reader_seconds)
+        catalog = CatalogService(self.catalog, self.residency, self.settings.keep_results_seconds)
+        await self._door.serve(images, catalog)
         self._watchdog.start()
 
     async def stop(self) -> None:
@@ -127,6 +136,7 @@ class App:
             self.hurry()
         await self.jobs.drain(self.settings.drain_seconds, self._hurry)
         await self._door.close(1)
+        await self.keeper.close()
         self._watchdog.stop()
         self.metrics.stop()
         await self.engine.stop()

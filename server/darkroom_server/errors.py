@@ -9,13 +9,16 @@ DarkroomError                 (darkroom_plugins.errors, like all marked *)
 ├── RequestIdInUse
 ├── ResourceExhausted
 │   ├── QueueFull
+│   ├── KeptJobsFull              too many bytes of kept jobs that have not ended
+│   ├── JobLogFull                no room on the disk for a kept job
 │   ├── OutOfMemory
 │   ├── RequestTooLarge           more bytes than `max_request_bytes`
 │   └── OverTokenLimit            more than the token may ever have
 ├── Unavailable
 │   ├── Starting
 │   ├── ShuttingDown
-│   └── DeviceLost
+│   ├── DeviceLost
+│   └── JobLogUnavailable         the log of kept jobs cannot be used
 ├── Unauthenticated
 ├── PermissionDenied
 │   ├── OperatorRequired          a user's token on an operator's call
@@ -35,9 +38,12 @@ from collections.abc import Sequence
 
 from darkroom_plugins.errors import (
     DarkroomError,
+    InvalidRequest,
     JobFailed,
+    NonFinite,
     PluginFailed,
     RequestRefused,
+    UnsupportedCombination,
     Violation,
     is_device_lost,
     is_out_of_memory,
@@ -76,6 +82,15 @@ class QueueFull(ResourceExhausted):
     def __init__(self, message: str, retry_after: float = 1.0) -> None:
         super().__init__(message)
         self.retry_after = retry_after
+
+
+class KeptJobsFull(ResourceExhausted):
+    reason = "KEPT_JOBS_FULL"
+    retry_after = 5.0
+
+
+class JobLogFull(ResourceExhausted):
+    reason = "JOB_LOG_FULL"
 
 
 class OutOfMemory(ResourceExhausted):
@@ -117,6 +132,11 @@ class DeviceLost(Unavailable):
     reason = "DEVICE_LOST"
 
 
+class JobLogUnavailable(Unavailable):
+    reason = "JOB_LOG_UNAVAILABLE"
+    retry_after = None
+
+
 class Unauthenticated(DarkroomError):
     pass
 
@@ -149,6 +169,18 @@ class LoadFailed(JobFailed):
     def __init__(self, message: str, key: Sequence[str] = ()) -> None:
         super().__init__(message)
         self.key = tuple(key)
+
+
+def revived(kind: str, message: str) -> DarkroomError:
+    """The error of a job that ended earlier, by the name of its class."""
+    plain = (OutOfMemory, Cancelled, DeadlineExceeded, PluginFailed, NonFinite, LoadFailed, ShuttingDown, DeviceLost)
+    for each in plain:
+        if each.__name__ == kind:
+            return each(message)
+    for refused in (InvalidRequest, UnsupportedCombination):
+        if refused.__name__ == kind:
+            return refused(message=message)
+    return JobFailed(message)
 
 
 def to_domain_error(error: BaseException) -> DarkroomError:

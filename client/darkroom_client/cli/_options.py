@@ -326,6 +326,10 @@ class Results:
     as_json: Annotated[
         bool, typer.Option("--json", help="Print one JSON object per event. Integers beyond 2^53 are text.")
     ] = False
+    keep: Annotated[
+        bool,
+        typer.Option("--keep", help="Go on if this command or the server is interrupted; see `darkroom jobs`."),
+    ] = False
 
     @property
     def preview_mode(self) -> PreviewModeName | None:

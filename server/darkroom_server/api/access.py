@@ -55,7 +55,7 @@ RULES = {
     # It describes the API's messages, and nothing of what is served; but strangers need not know either.
     **_rule(Role.USER, REFLECTION.format("v1"), "ServerReflectionInfo"),
     **_rule(Role.USER, REFLECTION.format("v1alpha"), "ServerReflectionInfo"),
-    **_rule(Role.USER, IMAGES, "Generate", "Edit", "Watch", "Cancel", "Preprocess"),
+    **_rule(Role.USER, IMAGES, "Generate", "Edit", "Watch", "Cancel", "ListJobs", "GetJob", "Preprocess"),
     **_rule(Role.USER, CATALOG, "GetServerInfo", *LISTS),
     **_rule(Role.OPERATOR, CATALOG, "LoadModel", "UnloadModel"),
 }

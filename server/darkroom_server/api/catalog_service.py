@@ -47,8 +47,9 @@ Context: TypeAlias = Any  # grpc.aio.ServicerContext, which has no types
 class CatalogService(catalog_service_pb2_grpc.CatalogServiceServicer):
     """Serves the catalog; each list is sorted by name."""
 
-    def __init__(self, catalog: Catalog, residency: ResidencyManager) -> None:
+    def __init__(self, catalog: Catalog, residency: ResidencyManager, keep_results_seconds: float) -> None:
         self._catalog = catalog
+        self._keep_results_seconds = keep_results_seconds
         self._resident = residency
 
     async def GetServerInfo(self, request: pb.GetServerInfoRequest, context: Context) -> pb.GetServerInfoResponse:
@@ -59,7 +60,7 @@ class CatalogService(catalog_service_pb2_grpc.CatalogServiceServicer):
             torch_version=torch.__version__,
             diffusers_version=diffusers.__version__,
             devices=[_device(d) for d in dict.fromkeys(m.family.device for m in self._catalog.models.values())],
-            limits=pb.ServerLimits(**limits.model_dump()),
+            limits=pb.ServerLimits(**limits.model_dump(), job_retention_seconds=self._keep_results_seconds),
             plugins=[_plugin(info) for info in self._catalog.plugins.infos],
             default_model=self._catalog.default_model,
         )

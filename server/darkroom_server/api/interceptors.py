@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 from collections.abc import Awaitable, Callable, Iterable
 from typing import Any
@@ -11,7 +12,6 @@ from grpc import aio
 
 from darkroom_plugins.errors import DarkroomError, JobFailed
 from darkroom_server.api.status import status_of
-from darkroom_server.errors import NotImplementedYet
 
 log = logging.getLogger(__name__)
 
@@ -54,13 +54,10 @@ def token_of(metadata: Iterable[tuple[str, Any]] | None) -> str:
     return token.strip() if scheme.lower() == "bearer" else ""
 
 
-def not_there_yet(what: str) -> Callable[[Any, Any, Any], Awaitable[None]]:
-    """A handler that answers UNIMPLEMENTED."""
-
-    async def handler(service: Any, request: Any, context: Any) -> None:
-        raise NotImplementedYet(message=f"{what} not there yet")
-
-    return handler
+def owner_of(context: Any) -> str:
+    """Whose jobs a call is about: the fingerprint of its token, empty without one."""
+    token = token_of(context.invocation_metadata())
+    return hashlib.sha256(token.encode()).hexdigest() if token else ""
 
 
 def refusing(error: DarkroomError) -> grpc.RpcMethodHandler:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -55,6 +56,10 @@ def serve(
         str | None, typer.Option(help="float32, float16, bfloat16, or auto: float16 on CUDA.  [default: auto]")
     ] = None,
     max_batch_rows: Annotated[int | None, typer.Option(help="The most rows in one batch.")] = None,
+    state_dir: Annotated[
+        Path | None,
+        typer.Option(metavar="FOLDER", file_okay=False, help="Where kept jobs outlive the server's process."),
+    ] = None,
     block: Annotated[list[str] | None, typer.Option(help="A plugin not to load; repeat for more.")] = None,
     tls_self_signed: Annotated[
         Path | None,
@@ -82,6 +87,7 @@ def serve(
         "device": device,
         "dtype": dtype,
         "blocked_plugins": block,
+        "state_dir": state_dir,
         "loras": flags.files(lora, "--lora"),
         "controlnets": flags.control_nets(controlnet, preprocessor or ()),
         "embeddings": flags.files(embedding, "--embedding"),
@@ -97,7 +103,9 @@ def serve(
     from darkroom_server.observe.streams import queued_streams
 
     with queued_streams():
-        raise typer.Exit(_serve(settings))
+        status = _serve(settings)
+    _leave_compiler(status)
+    raise typer.Exit(status)
 
 
 def _make_certificates(folder: Path, listen: str | None) -> dict[str, Any]:
@@ -132,14 +140,23 @@ def _serve(settings: Settings) -> int:
     from darkroom_plugins.manager import PluginError
     from darkroom_server.api.listening import CannotListen
     from darkroom_server.app import run
+    from darkroom_server.jobs.log import StateDirInUse
     from darkroom_server.models.model import ModelError
 
     _quiet_libraries()
     try:
         return _run_event_loop(run(settings, owns_process=True))
-    except (CannotListen, ModelError, PluginError) as error:
+    except (CannotListen, ModelError, PluginError, StateDirInUse) as error:
         _say(str(error))
         return 1
+
+
+def _leave_compiler(status: int) -> None:
+    """Exit at once if something is being compiled: a thread that the exit ends within C++ would abort the process."""
+    from darkroom_server.networks.compiled import is_compiling
+
+    if is_compiling():
+        os._exit(status)
 
 
 def check(config: Config = None) -> None:

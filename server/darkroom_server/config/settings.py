@@ -231,11 +231,23 @@ class Settings(BaseSettings):
     # Finished pictures that wait for slow readers: bytes in all, and seconds in which a client reads nothing.
     max_unread_bytes: Annotated[ByteSize, Field(ge=MIB)] = ByteSize(1024 * MIB)
     slow_reader_seconds: Annotated[float, Field(gt=0)] = 60.0
+    # Jobs with DisconnectPolicy KEEP: for how long after their end, and how many bytes of all of them.
+    keep_results_seconds: Annotated[float, Field(ge=0)] = 3600.0
+    max_kept_bytes: Annotated[ByteSize, Field(ge=MIB)] = ByteSize(1024 * MIB)
+    state_dir: Path | None = None  # the log of kept jobs, which outlives the process; None: they are in memory
     drain_seconds: Annotated[float, Field(ge=0)] = 20.0  # the usual supervisors wait for 30
     # How long one piece of work may keep the engine, or a plugin a thread, until the server says that it is not
     # serving, and until it ends, for its supervisor to start it again; None: never.
     stall_seconds: Annotated[float, Field(gt=0)] = 120.0
     stall_exit_seconds: Annotated[float, Field(gt=0)] | None = 600.0
+
+    @field_validator("state_dir")
+    @classmethod
+    def _folder(cls, path: Path | None) -> Path | None:
+        path = path.expanduser() if path is not None else None
+        if path is not None and path.exists() and not path.is_dir():
+            raise ValueError(f"{path} is not a folder")
+        return path
 
     @model_validator(mode="wrap")
     @classmethod

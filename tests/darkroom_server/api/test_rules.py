@@ -29,6 +29,8 @@ MAY_CALL = {
     "darkroom.v1.ImageService/Edit": KNOWN,
     "darkroom.v1.ImageService/Watch": KNOWN,
     "darkroom.v1.ImageService/Cancel": KNOWN,
+    "darkroom.v1.ImageService/ListJobs": KNOWN,
+    "darkroom.v1.ImageService/GetJob": KNOWN,
     "darkroom.v1.ImageService/Preprocess": KNOWN,
     "darkroom.v1.CatalogService/GetServerInfo": KNOWN,
     "darkroom.v1.CatalogService/ListModels": KNOWN,
