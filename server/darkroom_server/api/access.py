@@ -66,6 +66,7 @@ SMALL_BYTES = 64 * 1024  # of any other request
 TOKEN_LANES, HOST_LANES = 16, 2
 HOST_SECONDS = 1.0  # for a health check to arrive in: it fits into one packet
 HOST_CALLS = 100  # of health, at once
+DEADLINE_SLACK = 0.25  # seconds by which a client's clock may be ahead: it cancels at its deadline, too
 
 
 class Caller(NamedTuple):
@@ -172,7 +173,7 @@ class Access(aio.ServerInterceptor):  # type: ignore[misc]
                 raise
             except asyncio.CancelledError:
                 left = context.time_remaining()
-                reason = "CLIENT" if left is None or left > 0 else "DEADLINE"
+                reason = "CLIENT" if left is None or left > DEADLINE_SLACK else "DEADLINE"
                 raise
             except Exception as error:
                 reason = "CLIENT" if client_is_gone(error) else "INTERNAL"
