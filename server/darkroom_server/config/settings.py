@@ -23,7 +23,7 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 from darkroom_plugins.files.hub_paths import hub_place, is_weights_file
 from darkroom_plugins.files.safetensors_files import PICKLES, REFUSED
 from darkroom_plugins.request import PreviewMode, SafetyPolicy
-from darkroom_server.config.address import parse_address
+from darkroom_server.config.address import TcpAddress, parse_address
 from darkroom_server.config.consistency import inconsistencies
 from darkroom_server.config.tls import checked
 
@@ -55,6 +55,13 @@ def _readable(path: Path) -> Path:
 
 def _address(text: str) -> str:
     return str(parse_address(text))
+
+
+def _port(text: str) -> str:
+    address = parse_address(text)
+    if not isinstance(address, TcpAddress):
+        raise ValueError(f"{text!r} is no port: HOST:PORT is needed")
+    return str(address)
 
 
 # An existing folder or safetensors file; or hub:OWNER/NAME@REVISION, or hub:OWNER/NAME@REVISION/FILE.
@@ -197,6 +204,7 @@ class Settings(BaseSettings):
     listen: Annotated[str, AfterValidator(_address)] = DEFAULT_LISTEN  # see config.address
     # Of "", the server as a whole, until its models are loaded: for liveness probes, or for those that route by it.
     health_while_starting: Literal["serving", "not-serving"] = "serving"
+    metrics: Annotated[str, AfterValidator(_port)] | None = None  # HOST:PORT to serve metrics on; None: nowhere
     tokens: list[TokenSettings] = []  # empty: no authentication, loopback only, unless clients have certificates
     tls: TlsSettings | None = None  # None: not encrypted
     device: str = "auto"  # a torch device
