@@ -145,7 +145,7 @@ def _serve(settings: Settings) -> int:
     from darkroom_server.jobs.log import StateDirInUse
     from darkroom_server.models.model import ModelError
 
-    _quiet_libraries()
+    _quiet_libraries(settings.log_format)
     try:
         return _run_event_loop(run(settings, owns_process=True))
     except (CannotListen, ModelError, PluginError, StateDirInUse) as error:
@@ -260,13 +260,13 @@ def _run_event_loop(main: Any) -> int:
     return int(uvloop.run(main))
 
 
-def _quiet_libraries() -> None:
+def _quiet_libraries(log_format: Literal["console", "json"] = "console") -> None:
     """Log to stderr, without the libraries' progress bars and advice."""
     import logging
 
     from darkroom_server.observe.log import log_to_stderr
 
-    log_to_stderr()
+    log_to_stderr(log_format)
 
     import diffusers
     import transformers

@@ -204,6 +204,8 @@ class Settings(BaseSettings):
     listen: Annotated[str, AfterValidator(_address)] = DEFAULT_LISTEN  # see config.address
     # Of "", the server as a whole, until its models are loaded: for liveness probes, or for those that route by it.
     health_while_starting: Literal["serving", "not-serving"] = "serving"
+    log_format: Literal["console", "json"] = "console"
+    log_prompts: bool = False  # in the log's line of a job
     metrics: Annotated[str, AfterValidator(_port)] | None = None  # HOST:PORT to serve metrics on; None: nowhere
     tokens: list[TokenSettings] = []  # empty: no authentication, loopback only, unless clients have certificates
     tls: TlsSettings | None = None  # None: not encrypted

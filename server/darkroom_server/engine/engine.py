@@ -10,8 +10,9 @@ import queue
 import threading
 import time
 from collections.abc import AsyncIterator, Callable, Hashable, Sequence
+from dataclasses import asdict
 from functools import partial
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 
@@ -87,6 +88,7 @@ class Engine:
         self._attended: float | None = None  # time.monotonic at the last turn, call or attendance; None: it waits
         self.ticks = 0
         self.numbers = EngineNumbers()
+        self.logs_prompts = False
 
     @property
     def thread(self) -> int | None:
@@ -461,7 +463,27 @@ class Engine:
         seconds = round(now - job.arrived, 3)
         swaps = job.plan.model.placement.swaps - job.progress.swaps if job.progress.started is not None else 0
         moved = f", with {swaps} swaps" if swaps else ""
-        log.info("job %s ended after %s s%s: %s", job.request_id, seconds, moved, error or "done")
+        whose, record = f" of {job.bearer}" if job.bearer else "", self._record(job, error, now)
+        outcome = error or "done"
+        log.info("job %s%s ended after %s s%s: %s", job.request_id, whose, seconds, moved, outcome, extra=record)
+
+    def _record(self, job: Job, error: Exception | None, now: float) -> dict[str, Any]:
+        """What the log has of a job, beside its line."""
+        request = job.request
+        record: dict[str, Any] = {
+            "request_id": job.request_id,
+            "token": job.bearer,
+            "model": request.model,
+            "task": request.task,
+            "width": request.width,
+            "height": request.height,
+            "images": request.num_images,
+            "steps": request.num_inference_steps,
+            "outcome": _reason(error),
+            "seconds": round(now - job.arrived, 3),
+            **{f"{phase}_seconds": round(spent, 3) for phase, spent in asdict(job.timings(now)).items()},
+        }
+        return record | ({"prompt": request.prompt} if self.logs_prompts else {})
 
     def _fail(self, job: Job, error: BaseException) -> None:
         """End a job with an error of a plugin or the model.
