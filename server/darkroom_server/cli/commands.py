@@ -28,6 +28,12 @@ Config = Annotated[
 def serve(
     config: Config = None,
     listen: Annotated[str | None, typer.Option(help="Where to listen, HOST:PORT.  [default: 127.0.0.1:50051]")] = None,
+    http: Annotated[
+        str | None,
+        typer.Option(
+            metavar="HOST:PORT", help="Where Connect, gRPC-Web and the OpenAI images API listen.  [default: none]"
+        ),
+    ] = None,
     model: Annotated[
         list[str] | None,
         typer.Option(
@@ -86,6 +92,7 @@ def serve(
     shorten_switch_interval()
     given: dict[str, Any] = {
         "listen": listen,
+        "http": http,
         "device": device,
         "dtype": dtype,
         "blocked_plugins": block,
