@@ -25,8 +25,9 @@ from darkroom_server.api.job_list import JobList
 from darkroom_server.api.keeper import Keeper
 from darkroom_server.api.listening import CannotListen
 from darkroom_server.api.submission import Submission
-from darkroom_server.api.warmup import warm_up
+from darkroom_server.api.warmup import wants_warm_up, warm_up
 from darkroom_server.config.settings import Settings, with_demo
+from darkroom_server.device.cuda import set_tf32
 from darkroom_server.device.resources import available_processors
 from darkroom_server.device.thread_tuner import ThreadTuner
 from darkroom_server.device.threads import background
@@ -41,6 +42,7 @@ from darkroom_server.models.holdings import holdings
 from darkroom_server.models.model import Model, ModelError
 from darkroom_server.models.opening import check_budget, open_models
 from darkroom_server.models.residency import ResidencyManager
+from darkroom_server.observe.metrics import Metrics
 from darkroom_server.observe.streams import SETTLE_SECONDS, QueuedStream, settle
 from darkroom_server.observe.watchdog import Watchdog
 from darkroom_server.pictures.uploads import Uploads
@@ -91,6 +93,7 @@ class App:
         self.keeper = Keeper(self._submission, settings)
         self._door, self._http = door, http
         engine.attach(self._on_device_lost, self._relieve)
+        self.metrics = Metrics(engine, self.jobs, self.residency, door.numbers)
         self._watchdog = Watchdog(engine, settings, door.report_stall, self._on_hang)
 
     @classmethod
@@ -101,10 +104,12 @@ class App:
         :raises ModelError: a model or asset cannot be served as configured
         """
         settings = settings if settings.models else with_demo(settings)
+        set_tf32(settings.allow_tf32)
         decoders = PreviewDecoders(plugins)
         most = settings.threads or min(torch.get_num_threads(), available_processors())
         threads = ThreadTuner(most, torch.set_num_threads, adaptive=settings.threads is None)
         engine = Engine(settings.limits.max_batch_rows, plugins, decoders, threads)
+        engine.logs_prompts = settings.log_prompts
         door = Door(settings)
         http = http_door(settings, door.calls)
         await door.open()
@@ -131,6 +136,11 @@ class App:
         :raises ModelError: a model does not load
         :raises StateDirInUse: another server has the log of kept jobs
         """
+        if self.settings.metrics is not None:
+            try:
+                self.metrics.start(self.settings.metrics)
+            except OSError as error:
+                raise CannotListen(f"cannot listen on {self.settings.metrics}: {error.strerror or error}") from error
         await self._preload()
         await self.keeper.open()
         jobs = JobList(self.jobs, self.keeper, self._encoder, self.settings.tokens)
@@ -150,6 +160,7 @@ class App:
         await asyncio.gather(self._door.close(1), *([self._http.close()] if self._http is not None else []))
         await self.keeper.close()
         self._watchdog.stop()
+        self.metrics.stop()
         await self.engine.stop()
         self.residency.close()
         self.jobs.close()
@@ -163,8 +174,9 @@ class App:
     async def _prepare(self, model: Model) -> None:
         """Prepare a loaded model: preview decoders, on the engine's thread as they use torch; warm-up."""
         await self.engine.call(lambda: self.previews.prepare(model))
-        if model.settings.compile == "load":
-            await warm_up(model.name, self.catalog, self._planner, self.engine)
+        if wants_warm_up(model):
+            compiling = model.settings.compile == "load"
+            await warm_up(model.name, self.catalog, self._planner, self.engine, compiling)
 
     async def _preload(self) -> None:
         """Load the models with `preload`, in order, if they fit the memory budget.

@@ -13,7 +13,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextvars import ContextVar
 from enum import IntEnum
 from ipaddress import IPv6Address, ip_address
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 from urllib.parse import unquote
 from weakref import WeakValueDictionary
 
@@ -21,9 +21,11 @@ import grpc
 from google.protobuf.message import DecodeError
 from grpc import aio
 
-from darkroom_plugins.errors import InvalidRequest
-from darkroom_server.api.interceptors import answering_errors, refusing, token_of
+from darkroom_plugins.errors import DarkroomError, InvalidRequest
+from darkroom_server.api.interceptors import answering_errors, client_is_gone, refusing, token_of
+from darkroom_server.api.status import code_of
 from darkroom_server.errors import NotImplementedYet, OperatorRequired, QueueFull, RequestTooLarge, Unauthenticated
+from darkroom_server.jobs.numbers import CallNumbers, Usage
 
 if TYPE_CHECKING:
     from darkroom_server.config.settings import TokenSettings
@@ -64,13 +66,22 @@ SMALL_BYTES = 64 * 1024  # of any other request
 TOKEN_LANES, HOST_LANES = 16, 2
 HOST_SECONDS = 1.0  # for a health check to arrive in: it fits into one packet
 HOST_CALLS = 100  # of health, at once
+DEADLINE_SLACK = 0.25  # seconds by which a client's clock may be ahead: it cancels at its deadline, too
 
-_bearer: ContextVar[TokenSettings | None] = ContextVar("bearer", default=None)
+
+class Caller(NamedTuple):
+    """Whose token a call has."""
+
+    token: TokenSettings | None  # None where no tokens are configured
+    usage: Usage
 
 
-def bearer() -> TokenSettings | None:
-    """Whose token the present call has; None where no tokens are configured. For handlers."""
-    return _bearer.get()
+_caller: ContextVar[Caller] = ContextVar("caller")
+
+
+def caller() -> Caller | None:
+    """Who makes the present call; None beside calls. For handlers."""
+    return _caller.get(None)
 
 
 class Lanes:
@@ -97,6 +108,7 @@ class Access(aio.ServerInterceptor):  # type: ignore[misc]
         self._max_bytes = max_bytes
         self._lanes, self._strangers_lanes = Lanes(TOKEN_LANES), Lanes(HOST_LANES)
         self._strangers: dict[str, int] = {}  # open calls, by host
+        self.numbers = CallNumbers()
 
     async def intercept_service(
         self,
@@ -109,6 +121,7 @@ class Access(aio.ServerInterceptor):  # type: ignore[misc]
             return self._for_strangers(handler, method)
         known = self._known(token)
         if self._tokens and known is None:
+            self.numbers.ends[method if method in RULES else "other", "UNAUTHENTICATED"] += 1
             return refusing(Unauthenticated("this server wants a token: authorization: Bearer <token>"))
         if handler is None or role is Role.NOBODY:
             return refusing(NotImplementedYet(message="this server does not offer this call"))
@@ -127,10 +140,10 @@ class Access(aio.ServerInterceptor):  # type: ignore[misc]
         most = self._max_bytes if method in PICTURES else min(SMALL_BYTES, self._max_bytes)
 
         async def call(requests: Any, context: Any) -> Any:
-            _bearer.set(known)
+            _caller.set(Caller(known, self.numbers.usage[known.name if known else ""]))
             await _respond(handler, _received(context, lane, None, most, handler.request_deserializer), context)
 
-        return _streaming(handler, call, method)
+        return _streaming(handler, self._counted(call, method), method)
 
     def _for_strangers(self, handler: Any, method: str) -> grpc.RpcMethodHandler:
         async def call(requests: Any, context: Any) -> Any:
@@ -147,7 +160,29 @@ class Access(aio.ServerInterceptor):  # type: ignore[misc]
                 if not self._strangers[host]:
                     del self._strangers[host]
 
-        return _streaming(handler, call, method)
+        return _streaming(handler, self._counted(call, method), method)
+
+    def _counted(self, call: Any, method: str) -> Any:
+        async def counted(requests: Any, context: Any) -> None:
+            self.numbers.open[method] += 1
+            reason = "OK"
+            try:
+                await call(requests, context)
+            except DarkroomError as error:
+                reason = error.reason or code_of(error).name
+                raise
+            except asyncio.CancelledError:
+                left = context.time_remaining()
+                reason = "CLIENT" if left is None or left > DEADLINE_SLACK else "DEADLINE"
+                raise
+            except Exception as error:
+                reason = "CLIENT" if client_is_gone(error) else "INTERNAL"
+                raise
+            finally:
+                self.numbers.open[method] -= 1
+                self.numbers.ends[method, reason] += 1
+
+        return counted
 
 
 def host_of(peer: str) -> str:

@@ -63,6 +63,7 @@ class Door:
         self._health = health.aio.HealthServicer()
         self._services = LateServices()
         access = Access(settings.tokens, settings.limits.max_request_bytes)
+        self.numbers = access.numbers
         self._server = aio.server(interceptors=[access], options=_options(settings))
         self._server.add_generic_rpc_handlers((self._services,))
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._services)

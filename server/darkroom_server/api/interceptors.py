@@ -31,7 +31,7 @@ def answering_errors(call: Call, method: str) -> Call:
         except DarkroomError as error:
             failure = error.with_traceback(None)  # its frames would keep the job alive
         except Exception as error:
-            if _client_is_gone(error):
+            if client_is_gone(error):
                 return None
             log.exception("%s failed", method)
             failure = JobFailed("the server failed; its log says more")
@@ -42,7 +42,7 @@ def answering_errors(call: Call, method: str) -> Call:
     return answering
 
 
-def _client_is_gone(error: Exception) -> bool:
+def client_is_gone(error: Exception) -> bool:
     """Whether a write failed because the call was cancelled or its connection lost."""
     return type(error).__name__ in ("ExecuteBatchError", "UsageError")
 

@@ -5,13 +5,14 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from darkroom_plugins.quoting import quoted
-from darkroom_server.api.access import bearer
+from darkroom_server.api.access import caller
 from darkroom_server.errors import ModelNotAllowed, OverTokenLimit, QueueFull
 
 if TYPE_CHECKING:
     from collections.abc import Collection
 
     from darkroom_plugins.request import Request
+    from darkroom_server.config.settings import TokenSettings
     from darkroom_server.jobs.job import Job
 
 RETRY_SECONDS = 2.0  # after which one of the token's own jobs may have ended
@@ -22,7 +23,7 @@ def admit_job(active: Collection[Job]) -> None:
 
     :raises QueueFull: it may not
     """
-    known = bearer()
+    known = _token()
     if known is not None and known.max_jobs is not None and len(active) >= known.max_jobs:
         raise QueueFull(f"this token may have {known.max_jobs} jobs at once, and has {len(active)}", RETRY_SECONDS)
 
@@ -33,25 +34,30 @@ def admit_model(name: str, default: str = "") -> None:
     :raises ModelNotAllowed: it may not
     """
     if not may_use(name or default):
-        known = bearer()
+        known = _token()
         allowed = ", ".join(known.models or ()) if known else ""
         raise ModelNotAllowed(f"this token may not use the model {quoted(name or default)}; it may use: {allowed}")
 
 
 def may_use(model: str) -> bool:
     """Whether the token may use a model."""
-    known = bearer()
+    known = _token()
     return known is None or known.models is None or model in known.models
 
 
 def admit_pixels(job: Job, request: Request, active: Collection[Job]) -> None:
-    """Note the pixels of a job's pictures, and whether the token may have them beside those of its active jobs.
+    """Note whose a job is, and the pixels of its pictures; and whether the token may have them beside those of its
+    active jobs.
 
     :raises QueueFull: later
     :raises OverTokenLimit: never
     """
     job.pixels = request.width * request.height * request.num_images
-    known = bearer()
+    if (present := caller()) is not None:
+        job.bearer = present.token.name if present.token else ""
+        present.usage.jobs += 1
+        present.usage.pixels += job.pixels
+    known = _token()
     if known is None or known.max_pixels is None:
         return
     limit = f"this token may have {known.max_pixels} pixels at once, width x height x num_images"
@@ -60,3 +66,8 @@ def admit_pixels(job: Job, request: Request, active: Collection[Job]) -> None:
     others = sum(each.pixels for each in active if each is not job)
     if others + job.pixels > known.max_pixels:
         raise QueueFull(f"{limit}; its other jobs have {others}, and this one {job.pixels}", RETRY_SECONDS)
+
+
+def _token() -> TokenSettings | None:
+    present = caller()
+    return present.token if present else None

@@ -24,7 +24,7 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 from darkroom_plugins.files.hub_paths import hub_place, is_weights_file
 from darkroom_plugins.files.safetensors_files import PICKLES, REFUSED
 from darkroom_plugins.request import PreviewMode, SafetyPolicy
-from darkroom_server.config.address import parse_address
+from darkroom_server.config.address import TcpAddress, parse_address
 from darkroom_server.config.consistency import inconsistencies
 from darkroom_server.config.tls import checked
 
@@ -57,6 +57,13 @@ def _readable(path: Path) -> Path:
 
 def _address(text: str) -> str:
     return str(parse_address(text))
+
+
+def _port(text: str) -> str:
+    address = parse_address(text)
+    if not isinstance(address, TcpAddress):
+        raise ValueError(f"{text!r} is no port: HOST:PORT is needed")
+    return str(address)
 
 
 def _origin(text: str) -> str:
@@ -208,10 +215,14 @@ class Settings(BaseSettings):
     cors_origins: list[Annotated[str, AfterValidator(_origin)]] = []  # whose pages browsers let in by HTTP
     # Of "", the server as a whole, until its models are loaded: for liveness probes, or for those that route by it.
     health_while_starting: Literal["serving", "not-serving"] = "serving"
+    log_format: Literal["console", "json"] = "console"
+    log_prompts: bool = False  # in the log's line of a job
+    metrics: Annotated[str, AfterValidator(_port)] | None = None  # HOST:PORT to serve metrics on; None: nowhere
     tokens: list[TokenSettings] = []  # empty: no authentication, loopback only, unless clients have certificates
     tls: TlsSettings | None = None  # None: not encrypted
     device: str = "auto"  # a torch device
     dtype: Dtype = "auto"  # float16 on CUDA, float32 elsewhere
+    allow_tf32: bool | None = None  # in float32 on CUDA; None: as torch has it, for convolutions only
     models: list[ModelSettings] = []  # empty: the embedded demo model
     default_model: str | None = None  # None: the first
     controlnets: list[AssetSettings] = []
