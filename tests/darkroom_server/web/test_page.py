@@ -4,6 +4,7 @@ import re
 import shutil
 import subprocess
 from pathlib import Path
+from typing import Any
 
 import pytest
 from PIL import Image
@@ -21,7 +22,9 @@ def blocks(language: str) -> list[str]:
 def test_python(web: RunningServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (block,) = blocks("python")
     monkeypatch.chdir(tmp_path)
-    exec(block.replace(HERE, web.app.url), {})
+    names: dict[str, Any] = {}
+    exec(block.replace(HERE, web.app.url), names)
+    names["client"].close()  # else its socket is found unclosed in another test
     for name in ("partial-0", "partial-1", "circle"):
         Image.open(tmp_path / f"{name}.png").load()
 
