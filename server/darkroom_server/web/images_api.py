@@ -134,7 +134,8 @@ class Pictures:
         accepted = (await anext(self._messages)).event.accepted
         count, steps = self._job.fields.partials, accepted.step_count
         self._due = [round(steps * (index + 1) / (count + 1)) for index in range(count)]
-        self._size = f"{accepted.parameters.width}x{accepted.parameters.height}"
+        width, height = accepted.parameters.width, accepted.parameters.height
+        self._size = f"{width}x{height}" if width else "auto"  # of an edit, whose picture says it
         return self._events()
 
     async def _events(self) -> AsyncIterator[dict[str, Any]]:

@@ -105,6 +105,7 @@ def test_partial_images_of_an_edit(client: openai.OpenAI) -> None:
     arguments: dict[str, Any] = {"prompt": "x", "stream": True, "partial_images": 2, "quality": "high"}
     events = list(client.images.edit(image=png(PICTURE), mask=mask((0, 0, 16, 32)), **arguments))
     assert [event.type for event in events] == ["image_edit.partial_image"] * 2 + ["image_edit.completed"]
+    assert [event.size for event in events] == ["auto", "auto", "32x32"]
 
 
 def test_events_are_those_of_the_api(http: httpx2.Client) -> None:
