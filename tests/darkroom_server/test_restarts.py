@@ -21,7 +21,7 @@ from darkroom_client import AsyncClient, Client, Completed, Image, Step
 from tests.support import RunningServer, Stream, edit_request, generate_request, png, preview, refused
 
 KEEP = parameters_pb2.DISCONNECT_POLICY_KEEP
-KILLS = int(os.environ.get("DARKROOM_KILLS", "3"))
+KILLS = int(os.environ.get("DARKROOM_KILLS", "2"))
 # A process with all of the server's modules, which makes servers by forking: importing them takes most of a start.
 FORKS = """
 import asyncio, os, resource, signal, sys
@@ -53,12 +53,10 @@ def start(tiny_model: Path, tmp_path: Path) -> Callable[..., RunningServer]:
 class Process:
     """A server of the tiny model in a process that may be killed, always on one address and with one folder."""
 
-    def __init__(self, folder: Path, model: Path) -> None:
+    def __init__(self, forks: subprocess.Popen[str], folder: Path, model: Path) -> None:
         self.address = f"unix:{folder / 'socket'}"
         self._line = f"{self.address} {model} {folder / 'state'}"
-        self._forks = subprocess.Popen(
-            [sys.executable, "-c", FORKS], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=None, text=True
-        )
+        self._forks = forks
 
     def start(self, limit: int = 0) -> None:
         """`limit`: bytes of a file."""
@@ -74,17 +72,20 @@ class Process:
     def kill(self) -> None:
         os.kill(self._child, signal.SIGKILL)
 
-    def close(self) -> None:
-        self.kill()
-        self._forks.communicate(timeout=60)
+
+@pytest.fixture(scope="module")
+def forks() -> Iterator[subprocess.Popen[str]]:
+    with subprocess.Popen([sys.executable, "-c", FORKS], stdin=-1, stdout=-1, text=True) as running:
+        yield running
+        running.kill()
 
 
 @pytest.fixture
-def process(tiny_model: Path, tmp_path: Path) -> Iterator[Process]:
-    served = Process(tmp_path, tiny_model)
+def process(forks: subprocess.Popen[str], tiny_model: Path, tmp_path: Path) -> Iterator[Process]:
+    served = Process(forks, tmp_path, tiny_model)
     served.start()
     yield served
-    served.close()
+    served.kill()
 
 
 def kept(request_id: str, **parameters: Any) -> pb.GenerateRequest:
@@ -222,7 +223,7 @@ def test_kill_9_loses_no_accepted_job(process: Process, tiny_model: Path) -> Non
                     made[number] = asked, [pictures[index] for index in sorted(pictures)]
 
         async def feed(client: AsyncClient, running: set[asyncio.Task[None]]) -> None:
-            for number in range(5 * KILLS):
+            for number in range(3 * KILLS):
                 running.add(asyncio.create_task(one(client, number)))
                 await asyncio.sleep(chance.uniform(0.0, 0.5))
 
@@ -238,7 +239,7 @@ def test_kill_9_loses_no_accepted_job(process: Process, tiny_model: Path) -> Non
         return made
 
     made = asyncio.run(run())
-    assert len(made) == 5 * KILLS
+    assert len(made) == 3 * KILLS
     with Client(process.address) as client:
         listed = client.jobs()
         assert len(listed) == len(made)
