@@ -29,10 +29,15 @@ demo: $(VENV)/ready
 serve: $(VENV)/ready
 	$(BIN)/darkroom serve
 
-# test: all tests, on as many cores as there are, up to four
+# test: the tests, on as many cores as there are, up to four
 .PHONY: test
 test: $(VENV)/ready $(PROTO_ENV)/ready $(TORCHAO)/ready
 	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist worksteal $(PYTEST)
+
+# test-all: the same with those that take long
+.PHONY: test-all
+test-all:
+	$(MAKE) test PYTEST='-m "" $(PYTEST)'
 
 # lint: ruff, mypy and buf, which also refuses protos that break clients of the last tag
 .PHONY: lint

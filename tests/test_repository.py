@@ -98,6 +98,16 @@ def test_the_readme_is_short() -> None:
     assert len((ROOT / "README.md").read_text().splitlines()) <= 150
 
 
+def test_each_threat_names_a_test_that_is_there() -> None:
+    table = (ROOT / ".github/SECURITY.md").read_text().partition("## Threats")[2].partition("\n## ")[0]
+    rows = [line for line in table.splitlines() if line.startswith("|")][2:]
+    named = [re.findall(r"`(darkroom_\S+\.py)((?:::\w+)*)` \|$", row) for row in rows]
+    assert all(len(each) == 1 for each in named)
+    for ((file, names),) in named:
+        text = (ROOT / "tests" / file).read_text()
+        assert all(re.search(rf"\b(def|class) {name}\b", text) for name in names.split("::")[1:]), (file, names)
+
+
 def test_typed_packages_say_so() -> None:
     stubs = ROOT / "protos/darkroom/v1"  # of a namespace package the portion is marked, not the namespace
     assert all((folder / "py.typed").exists() for folder in (stubs, *PACKAGES.values()))

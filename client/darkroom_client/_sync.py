@@ -114,7 +114,8 @@ class Client(JobCalls[Stream]):
     Thread-safe. Catalog methods return the records of `darkroom_client.catalog`.
 
     :param address: the server's HOST:PORT. Default: DARKROOM_ADDRESS, else 127.0.0.1:50051.
-    :param options: `token`, `root_certificate`, `tls`, `retries`: see `darkroom_client.options.ConnectionOptions`.
+    :param options: `token`, `root_certificate`, `client_certificate`, `client_key`, `tls`, `retries`: see
+        `darkroom_client.options.ConnectionOptions`.
     :raises InvalidOptions: if an argument is not valid.
     """
 

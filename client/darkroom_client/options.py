@@ -143,6 +143,8 @@ class ConnectionOptions(TypedDict, total=False):
 
     token: str | None  # bearer token; None: DARKROOM_TOKEN, else no token
     root_certificate: str | os.PathLike[str] | bytes | None  # PEM of the server's CA: path or bytes; implies TLS
+    client_certificate: str | os.PathLike[str] | bytes | None  # PEM, where the server asks for one; implies TLS
+    client_key: str | os.PathLike[str] | bytes | None  # PEM of its private key
     tls: bool  # use TLS; without a root certificate, with gRPC's default CAs
     # How often a call that the server cannot take yet (QueueFull, Unavailable) is made again, before its first event
     # and within its `timeout`; None: as long as the `timeout` allows, or 3 times without one; 0: never.

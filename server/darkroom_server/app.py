@@ -23,6 +23,7 @@ from darkroom_server.api.encoding import Encoder
 from darkroom_server.api.image_service import ImageService
 from darkroom_server.api.job_list import JobList
 from darkroom_server.api.keeper import Keeper
+from darkroom_server.api.listening import CannotListen
 from darkroom_server.api.submission import Submission
 from darkroom_server.api.warmup import warm_up
 from darkroom_server.config.settings import Settings, with_demo
@@ -40,8 +41,10 @@ from darkroom_server.models.holdings import holdings
 from darkroom_server.models.model import Model, ModelError
 from darkroom_server.models.opening import check_budget, open_models
 from darkroom_server.models.residency import ResidencyManager
+from darkroom_server.observe.metrics import Metrics
 from darkroom_server.observe.streams import SETTLE_SECONDS, QueuedStream, settle
 from darkroom_server.observe.watchdog import Watchdog
+from darkroom_server.pictures.uploads import Uploads
 
 log = logging.getLogger(__name__)
 
@@ -78,6 +81,7 @@ class App:
         self.keeper = Keeper(self._submission, settings)
         self._door = door
         engine.attach(self._on_device_lost, self._relieve)
+        self.metrics = Metrics(engine, self.jobs, self.residency, door.numbers)
         self._watchdog = Watchdog(engine, settings, door.report_stall, self._on_hang)
 
     @classmethod
@@ -112,6 +116,11 @@ class App:
         :raises ModelError: a model does not load
         :raises StateDirInUse: another server has the log of kept jobs
         """
+        if self.settings.metrics is not None:
+            try:
+                self.metrics.start(self.settings.metrics)
+            except OSError as error:
+                raise CannotListen(f"cannot listen on {self.settings.metrics}: {error.strerror or error}") from error
         await self._preload()
         await self.keeper.open()
         jobs = JobList(self.jobs, self.keeper, self._encoder, self.settings.tokens)
@@ -129,9 +138,11 @@ class App:
         await self._door.close(1)
         await self.keeper.close()
         self._watchdog.stop()
+        self.metrics.stop()
         await self.engine.stop()
         self.residency.close()
         self.jobs.close()
+        self.catalog.uploads.close()
         self._encoder.close()
 
     def hurry(self) -> None:
@@ -188,7 +199,8 @@ def open_catalog(settings: Settings, plugins: Plugins) -> Catalog:
     assets = AssetFiles(settings, plugins, models)
     check_budget(models, settings.memory_budget)
     default = settings.default_model or settings.models[0].name
-    return Catalog(plugins, models, assets, default, settings.limits)
+    uploads = Uploads(settings.limits, settings.reader_threads, settings.upload_memory, settings.upload_seconds)
+    return Catalog(plugins, models, assets, default, settings.limits, uploads)
 
 
 class Shutdown:
@@ -289,6 +301,7 @@ async def _serve(app: App, stop: asyncio.Event) -> None:
     unchecked = [model.name for model in app.settings.models if model.safety == "off"]
     if unchecked:
         print(f"No safety checker looks at the pictures of: {', '.join(unchecked)}", flush=True)  # noqa: T201
+    app.catalog.uploads.start()
     waits = [asyncio.ensure_future(event.wait()) for event in (stop, app.failed)]
     await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
     for wait in waits:

@@ -12,14 +12,17 @@ DarkroomError                 (darkroom_plugins.errors, like all marked *)
 │   ├── KeptJobsFull              too many bytes of kept jobs that have not ended
 │   ├── JobLogFull                no room on the disk for a kept job
 │   ├── OutOfMemory
-│   └── RequestTooLarge           more bytes than `max_request_bytes`
+│   ├── RequestTooLarge           more bytes than `max_request_bytes`
+│   └── OverTokenLimit            more than the token may ever have
 ├── Unavailable
 │   ├── Starting
 │   ├── ShuttingDown
 │   ├── DeviceLost
 │   └── JobLogUnavailable         the log of kept jobs cannot be used
 ├── Unauthenticated
-├── PermissionDenied              a user's token on an operator's call
+├── PermissionDenied
+│   ├── OperatorRequired          a user's token on an operator's call
+│   └── ModelNotAllowed           not one of the token's models
 ├── Cancelled
 ├── DeadlineExceeded
 └── JobFailed *
@@ -98,6 +101,12 @@ class RequestTooLarge(ResourceExhausted):
     reason = "REQUEST_TOO_LARGE"
 
 
+class OverTokenLimit(ResourceExhausted):
+    """The request alone exceeds a limit of its token."""
+
+    reason = "TOKEN_LIMIT"
+
+
 class SlowReader(ResourceExhausted):
     """The client does not read its stream."""
 
@@ -133,7 +142,15 @@ class Unauthenticated(DarkroomError):
 
 
 class PermissionDenied(DarkroomError):
+    pass
+
+
+class OperatorRequired(PermissionDenied):
     reason = "OPERATOR_TOKEN_REQUIRED"
+
+
+class ModelNotAllowed(PermissionDenied):
+    reason = "MODEL_NOT_ALLOWED"
 
 
 class Cancelled(DarkroomError):

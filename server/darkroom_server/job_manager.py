@@ -40,6 +40,7 @@ class JobManager:
         self._max_waiting_bytes = settings.max_waiting_bytes
         self._max_unread_bytes = settings.max_unread_bytes
         self._rate = QueueRate()
+        self._dropped_previews = 0  # of released jobs
         self._jobs: dict[tuple[str, str], Job] = {}  # by token and id
         self._idle = asyncio.Event()
         self._idle.set()
@@ -58,6 +59,20 @@ class JobManager:
     async def idle(self) -> None:
         """Wait until there are no active jobs."""
         await self._idle.wait()
+
+    def counts(self) -> tuple[int, int]:
+        """How many active jobs wait for their first turn, and have had it. May be called on another thread."""
+        jobs = list(self._jobs.values())
+        queued = sum(job.queued for job in jobs)
+        return queued, len(jobs) - queued
+
+    def dropped_previews(self) -> int:
+        """How many previews newer ones have replaced unread. May be called on another thread."""
+        return self._dropped_previews + sum(job.mailbox.dropped_previews for job in list(self._jobs.values()))
+
+    def of_token(self, token: str) -> list[Job]:
+        """The active jobs of this token."""
+        return [job for job in self._jobs.values() if job.token == token]
 
     def find(self, token: str, request_id: str) -> Job | None:
         """The active job of this token's fingerprint and id."""
@@ -127,6 +142,7 @@ class JobManager:
         key = (job.token, job.request_id)
         if self._jobs.get(key) is job:
             del self._jobs[key]
+            self._dropped_previews += job.mailbox.dropped_previews
             if not job.queued:
                 self._rate.record_end(time.monotonic())
         if not self._jobs:

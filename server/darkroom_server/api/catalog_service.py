@@ -14,7 +14,7 @@ from darkroom.v1 import catalog_service_pb2 as pb
 from darkroom.v1 import catalog_service_pb2_grpc
 from darkroom_plugins.errors import InvalidRequest, Violation, no_such
 from darkroom_plugins.version import VERSION
-from darkroom_server.api import messages
+from darkroom_server.api import messages, quotas
 from darkroom_server.api.messages import preview_mode
 from darkroom_server.errors import NotFound
 from darkroom_server.jobs.events import Ended
@@ -66,7 +66,8 @@ class CatalogService(catalog_service_pb2_grpc.CatalogServiceServicer):
         )
 
     async def ListModels(self, request: pb.ListModelsRequest, context: Context) -> pb.ListModelsResponse:
-        return pb.ListModelsResponse(models=[self._model(m) for _, m in sorted(self._catalog.models.items())])
+        models = sorted(self._catalog.models.items())
+        return pb.ListModelsResponse(models=[self._model(model) for name, model in models if quotas.may_use(name)])
 
     async def ListTasks(self, request: pb.ListTasksRequest, context: Context) -> pb.ListTasksResponse:
         plugins = self._catalog.plugins
@@ -145,6 +146,7 @@ class CatalogService(catalog_service_pb2_grpc.CatalogServiceServicer):
         """:raises RequestRefused: no such model"""
         if not name:
             raise InvalidRequest([Violation("model", "must be set")])
+        quotas.admit_model(name)
         models = self._catalog.models
         if name not in models:
             raise NotFound("model", [Violation("model", no_such("model", name, models))])

@@ -11,7 +11,9 @@ from grpc import aio
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
 from darkroom.v1 import catalog_service_pb2, catalog_service_pb2_grpc, image_service_pb2, image_service_pb2_grpc
-from darkroom_server.api.interceptors import ErrorStatuses, TokenCheck, refusing
+from darkroom_server.api.access import Access
+from darkroom_server.api.credentials import Certificates
+from darkroom_server.api.interceptors import refusing
 from darkroom_server.api.listening import Listener
 from darkroom_server.api.reflection import enable_reflection
 from darkroom_server.errors import Starting
@@ -60,12 +62,12 @@ class Door:
 
     def __init__(self, settings: Settings) -> None:
         self._alive = SERVING if settings.health_while_starting == "serving" else NOT_SERVING
-        self._listener = Listener(settings.listen)
+        self._listener = Listener(settings.listen, Certificates(settings.tls) if settings.tls else None)
         self._health = health.aio.HealthServicer()
         self._services = LateServices()
-        errors = ErrorStatuses(settings.limits.max_request_bytes)
-        checks = [TokenCheck(settings.tokens), errors] if settings.tokens else [errors]
-        self._server = aio.server(interceptors=checks, options=_options(settings))
+        access = Access(settings.tokens, settings.limits.max_request_bytes)
+        self.numbers = access.numbers
+        self._server = aio.server(interceptors=[access], options=_options(settings))
         self._server.add_generic_rpc_handlers((self._services,))
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
         enable_reflection((*SERVICES, health.SERVICE_NAME), self._server)
@@ -118,7 +120,7 @@ def _options(settings: Settings) -> list[tuple[str, int]]:
     return [
         ("grpc.so_reuseport", 0),  # else a second server silently shares the port
         # Above the limit, as gRPC's own refusal has no reason: what is a little too large is received, and refused by
-        # ErrorStatuses.
+        # Access.
         ("grpc.max_receive_message_length", min(limit + limit // 4, 2**31 - 1)),
         ("grpc.max_send_message_length", -1),
         ("grpc.keepalive_permit_without_calls", 1),

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 from darkroom.v1 import events_pb2, image_service_pb2, image_service_pb2_grpc, parameters_pb2
 from darkroom_plugins.errors import InvalidRequest, Violation
 from darkroom_plugins.quoting import quoted
-from darkroom_server.api import messages
+from darkroom_server.api import messages, quotas
 from darkroom_server.api.interceptors import owner_of
 from darkroom_server.api.keeper import RPCS, no_such_job
 from darkroom_server.api.preprocess import preprocess
@@ -137,6 +137,7 @@ class ImageService(image_service_pb2_grpc.ImageServiceServicer):
         request_id = message.request_id if is_request_id(message.request_id) else uuid.uuid4().hex
         if self._keeper.find(owner, request_id) is not None:
             raise RequestIdInUse(f"request_id {quoted(request_id)} is that of a kept job")
+        quotas.admit_job(self._jobs.of_token(owner))
         return self._jobs.register(owner, request_id, message.ByteSize())
 
 

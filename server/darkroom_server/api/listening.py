@@ -21,6 +21,8 @@ from darkroom_server.config.address import TcpAddress, parse_address
 if TYPE_CHECKING:
     from grpc import aio
 
+    from darkroom_server.api.credentials import Certificates
+
 ABSENT = (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT)  # an address of a name that this machine does not have
 
 
@@ -31,7 +33,9 @@ class CannotListen(Exception):
 class Listener:
     """Holds an address for a server from `bind` to `close`; `address` is where it listens, with the port found."""
 
-    def __init__(self, listen: str) -> None:
+    def __init__(self, listen: str, certificates: Certificates | None = None) -> None:
+        """With `certificates` it speaks TLS on a port; not on unix sockets."""
+        self._certificates = certificates
         self._wanted = parse_address(listen)
         self._lock: int | None = None  # file descriptor
         self._files: list[str] = []  # ours
@@ -77,7 +81,10 @@ class Listener:
                 absent.append(error)
         if len(absent) == len(found):  # a name may stand for ::1, too, where there is no IPv6
             raise absent[0]
-        port = server.add_insecure_port(str(wanted))
+        if self._certificates is None:
+            port = server.add_insecure_port(str(wanted))
+        else:
+            port = server.add_secure_port(str(wanted), self._certificates.credentials())
         self.address = str(TcpAddress(wanted.host, port))
 
     def _bind_file(self, server: aio.Server, path: str) -> None:

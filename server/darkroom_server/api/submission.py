@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from darkroom_plugins.errors import UnsupportedCombination, Violation
+from darkroom_server.api import quotas
 from darkroom_server.errors import LoadFailed
 from darkroom_server.jobs.events import Accepted, ControlMade, Event
 
@@ -41,7 +42,9 @@ class Submission:
         """
         request = None
         try:
+            quotas.admit_model(message.parameters.model, self.catalog.default_model)
             request = await self.jobs.read(check, message, self.catalog)
+            quotas.admit_pixels(job, request, self.jobs.of_token(job.token))
             await self.jobs.plan(job, request, admitted=admitted)
             job.mailbox.put(Accepted())
             for made in _control_images(job):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -60,6 +61,14 @@ def serve(
         typer.Option(metavar="FOLDER", file_okay=False, help="Where kept jobs outlive the server's process."),
     ] = None,
     block: Annotated[list[str] | None, typer.Option(help="A plugin not to load; repeat for more.")] = None,
+    tls_self_signed: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DIR",
+            file_okay=False,
+            help="Speak TLS with certificates made in this folder, for a first try. Your own: [tls] in darkroom.toml.",
+        ),
+    ] = None,
 ) -> None:
     """Serve the models of --model or darkroom.toml, else the embedded demo model.
 
@@ -87,11 +96,44 @@ def serve(
         given["models"] = [flags.model(text) for text in model]
     if max_batch_rows is not None:
         given["limits"] = {"max_batch_rows": max_batch_rows}
-    settings = _settings({name: value for name, value in given.items() if value is not None}, config)
+    given = {name: value for name, value in given.items() if value is not None}
+    if tls_self_signed is not None:
+        given["tls"] = _make_certificates(tls_self_signed, listen)
+    settings = _settings(given, config)
     from darkroom_server.observe.streams import queued_streams
 
     with queued_streams():
-        raise typer.Exit(_serve(settings))
+        status = _serve(settings)
+    _leave_compiler(status)
+    raise typer.Exit(status)
+
+
+def _make_certificates(folder: Path, listen: str | None) -> dict[str, Any]:
+    """The `[tls]` of a folder's certificates; how clients use them is printed.
+
+    :raises typer.Exit: they cannot be made
+    """
+    from darkroom_server.cli.self_signed import self_signed
+    from darkroom_server.config.address import TcpAddress, parse_address
+
+    try:
+        address = parse_address(listen) if listen else None
+    except ValueError:
+        address = None  # which the settings refuse, with the reason
+    try:
+        files = self_signed(folder.expanduser(), address.host if isinstance(address, TcpAddress) else None)
+    except (OSError, ValueError) as error:
+        _say(f"--tls-self-signed {folder}: {error}")
+        raise typer.Exit(2) from None
+    typer.echo(
+        f"Certificates are in {folder}. Clients trust the server by its CA:\n"
+        f'  darkroom generate "a red circle" --root-certificate {files.ca}\n'
+        f'  Client(root_certificate="{files.ca}")\n'
+        f'With client_ca = "{files.ca}" under [tls] it takes only clients that have a certificate, too:\n'
+        f"  --client-certificate {files.client} --client-key {files.client_key}",
+        err=True,
+    )
+    return {"certificate": files.certificate, "key": files.key}
 
 
 def _serve(settings: Settings) -> int:
@@ -107,6 +149,14 @@ def _serve(settings: Settings) -> int:
     except (CannotListen, ModelError, PluginError, StateDirInUse) as error:
         _say(str(error))
         return 1
+
+
+def _leave_compiler(status: int) -> None:
+    """Exit at once if something is being compiled: a thread that the exit ends within C++ would abort the process."""
+    from darkroom_server.networks.compiled import is_compiling
+
+    if is_compiling():
+        os._exit(status)
 
 
 def check(config: Config = None) -> None:

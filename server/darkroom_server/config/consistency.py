@@ -28,9 +28,17 @@ def inconsistencies(given: Mapping[str, Any], demo: str) -> Iterator[tuple[Locat
     default, names = given.get("default_model"), _each(given, "models", "name") or [demo]
     if default is not None and default not in names:
         yield ("default_model",), no_such("model", str(default), {str(name) for name in names if name})
+    for index, allowed in enumerate(_each(given, "tokens", "models")):
+        for place, name in enumerate(allowed if isinstance(allowed, list) else ()):
+            if name not in names:
+                yield ("tokens", index, "models", place), no_such("model", str(name), {str(n) for n in names if n})
     exposed = _exposed_host(given.get("listen"))
-    if exposed is not None and not given.get("tokens"):
-        hint = "make a token by `darkroom token`, or listen on 127.0.0.1"
+    tls = given.get("tls")
+    if tls and _is_socket_file(given.get("listen")):
+        yield ("tls",), "a unix socket is not encrypted: remove [tls], or listen on HOST:PORT"
+    client_ca = tls.get("client_ca") if isinstance(tls, Mapping) else getattr(tls, "client_ca", None)
+    if exposed is not None and not given.get("tokens") and not client_ca:
+        hint = "make a token by `darkroom token`, set tls.client_ca, or listen on 127.0.0.1"
         yield ("listen",), f"{exposed} is reached from other machines, and no tokens are configured: {hint}"
 
 
@@ -39,6 +47,10 @@ def _each(given: Mapping[str, Any], kind: str, key: str) -> list[Any]:
     entries = given.get(kind)
     entries = entries if isinstance(entries, list) else []
     return [each.get(key) if isinstance(each, Mapping) else getattr(each, key, None) for each in entries]
+
+
+def _is_socket_file(listen: Any) -> bool:
+    return isinstance(listen, str) and listen.startswith(("unix:", "unix-abstract:"))
 
 
 def _exposed_host(listen: Any) -> str | None:

@@ -23,8 +23,9 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 from darkroom_plugins.files.hub_paths import hub_place, is_weights_file
 from darkroom_plugins.files.safetensors_files import PICKLES, REFUSED
 from darkroom_plugins.request import PreviewMode, SafetyPolicy
-from darkroom_server.config.address import parse_address
+from darkroom_server.config.address import TcpAddress, parse_address
 from darkroom_server.config.consistency import inconsistencies
+from darkroom_server.config.tls import checked
 
 DEFAULT_LISTEN = "127.0.0.1:50051"
 DEMO = "shapes"
@@ -54,6 +55,13 @@ def _readable(path: Path) -> Path:
 
 def _address(text: str) -> str:
     return str(parse_address(text))
+
+
+def _port(text: str) -> str:
+    address = parse_address(text)
+    if not isinstance(address, TcpAddress):
+        raise ValueError(f"{text!r} is no port: HOST:PORT is needed")
+    return str(address)
 
 
 # An existing folder or safetensors file; or hub:OWNER/NAME@REVISION, or hub:OWNER/NAME@REVISION/FILE.
@@ -163,12 +171,29 @@ class Limits(BaseModel, extra="forbid"):
 
 
 class TokenSettings(BaseModel, extra="forbid"):
-    """A bearer token, and its role. Tokens are long and random, so brute force is hopeless: a plain hash suffices, and
-    a slow password hash would add nothing."""
+    """A bearer token, its role and its limits. Tokens are long and random, so brute force is hopeless: a plain hash
+    suffices, and a slow password hash would add nothing."""
 
     name: Name  # of the bearer
     role: Literal["user", "operator"] = "user"  # operators may also load and unload models
     sha256: Annotated[str, Field(pattern=r"^[0-9a-fA-F]{64}$")]  # of the token, hexadecimal
+    max_jobs: Annotated[int, Field(ge=1)] | None = None  # active at once; None: no limit of its own
+    max_pixels: Annotated[int, Field(ge=64 * 64)] | None = None  # of the pictures of its active jobs together
+    models: list[str] | None = None  # that it may use and sees; None: all
+
+
+class TlsSettings(BaseModel, extra="forbid"):
+    """Certificate files, PEM. Renewed ones are used from the next connection on."""
+
+    certificate: Annotated[Path, AfterValidator(Path.expanduser)]  # the server's, with the intermediate ones behind it
+    key: Annotated[Path, AfterValidator(Path.expanduser)]  # its private key, without a password
+    # Of the CAs that sign clients' certificates. If set, clients must have one; else any client may connect.
+    client_ca: Annotated[Path, AfterValidator(Path.expanduser)] | None = None
+
+    @model_validator(mode="after")
+    def _usable(self) -> Self:
+        checked(self.certificate, self.key, self.client_ca)
+        return self
 
 
 class Settings(BaseSettings):
@@ -179,7 +204,9 @@ class Settings(BaseSettings):
     listen: Annotated[str, AfterValidator(_address)] = DEFAULT_LISTEN  # see config.address
     # Of "", the server as a whole, until its models are loaded: for liveness probes, or for those that route by it.
     health_while_starting: Literal["serving", "not-serving"] = "serving"
-    tokens: list[TokenSettings] = []  # empty: no authentication, loopback only
+    metrics: Annotated[str, AfterValidator(_port)] | None = None  # HOST:PORT to serve metrics on; None: nowhere
+    tokens: list[TokenSettings] = []  # empty: no authentication, loopback only, unless clients have certificates
+    tls: TlsSettings | None = None  # None: not encrypted
     device: str = "auto"  # a torch device
     dtype: Dtype = "auto"  # float16 on CUDA, float32 elsewhere
     models: list[ModelSettings] = []  # empty: the embedded demo model
@@ -197,6 +224,9 @@ class Settings(BaseSettings):
     threads: Annotated[int, Field(ge=1)] | None = None  # that compute on a CPU; None: measured while serving
     encoder_threads: Annotated[int, Field(ge=1)] = 2
     reader_threads: Annotated[int, Field(ge=1)] = 2  # decode input images, run preprocessors
+    # Of the processes that decode input images, one a reader thread: memory and time for one picture.
+    upload_memory: Annotated[ByteSize, Field(ge=64 * MIB)] = ByteSize(512 * MIB)
+    upload_seconds: Annotated[float, Field(gt=0, le=3600)] = 10.0
     max_waiting_bytes: Annotated[ByteSize, Field(ge=MIB)] = ByteSize(2048 * MIB)  # input images of queued jobs
     # Finished pictures that wait for slow readers: bytes in all, and seconds in which a client reads nothing.
     max_unread_bytes: Annotated[ByteSize, Field(ge=MIB)] = ByteSize(1024 * MIB)

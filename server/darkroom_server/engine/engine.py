@@ -36,6 +36,7 @@ from darkroom_server.engine.slot import Slot
 from darkroom_server.errors import Cancelled, DeviceLost, to_domain_error
 from darkroom_server.jobs.events import Ended, ImageDecoded, PreviewMade, Started, StepDone
 from darkroom_server.jobs.job import Job
+from darkroom_server.jobs.numbers import EngineNumbers, size_class
 from darkroom_server.schedulers.scheduler import noise_level
 
 log = logging.getLogger(__name__)
@@ -84,6 +85,7 @@ class Engine:
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
         self._attended: float | None = None  # time.monotonic at the last turn, call or attendance; None: it waits
         self.ticks = 0
+        self.numbers = EngineNumbers()
 
     @property
     def thread(self) -> int | None:
@@ -104,6 +106,13 @@ class Engine:
     def idle(self) -> bool:
         """Whether no job has a slot. From another thread the answer may be out of date."""
         return not self._batcher
+
+    def samples(self) -> tuple[int, int]:
+        """How many images the engine has not begun, and has begun. May be called on another thread, and is then out of
+        date."""
+        slots = [slot for lane in self._batcher.lanes() for slot in list(lane.slots)]
+        waiting = sum(slot.sample is None for slot in slots)
+        return waiting, len(slots) - waiting
 
     @property
     def pending(self) -> int:
@@ -273,25 +282,42 @@ class Engine:
         self.ticks += 1
         self._threads.settle(*_kind(slots))
         if not slots[0].job.plan.model.placement.swapping:
-            self._begin(slots)
+            with self.numbers.part("begin"):
+                self._begin(slots)
             self._step(_begun(slots, done=False))
-            self._finish(_begun(slots, done=True))
+            with self.numbers.part("decode"):
+                self._finish(_begun(slots, done=True))
             return
         due = swap_is_due(slots)
         for slot in slots:
             slot.evaluations, slot.skip_network_swap = (0, False) if due else (slot.evaluations + 1, True)
         self._step(_begun(slots, done=False))
         if due:
-            self._begin(slots)
-            self._finish(_begun(slots, done=True))
+            with self.numbers.part("begin"):
+                self._begin(slots)
+            with self.numbers.part("decode"):
+                self._finish(_begun(slots, done=True))
 
     def _step(self, begun: Sequence[tuple[Slot, Sample]]) -> None:
         if not begun:  # a low strength can skip all steps
             return
-        slots = [slot for slot, _ in begun]
-        with self._threads.evaluation(*_kind(slots)), self._long.divided("evaluation", slots):
+        slots, began = [slot for slot, _ in begun], time.monotonic()
+        with (
+            self.numbers.part("evaluation"),
+            self._threads.evaluation(*_kind(slots)),
+            self._long.divided("evaluation", slots),
+        ):
             outcomes = denoise.predict(begun, self.recovery)
-        self._preview(self._advance(begun, outcomes))
+        with self.numbers.part("step"):
+            estimates = self._advance(begun, outcomes)
+        self._record_step(slots, time.monotonic() - began)
+        with self.numbers.part("preview"):
+            self._preview(estimates)
+
+    def _record_step(self, slots: Sequence[Slot], seconds: float) -> None:
+        request = slots[0].job.request
+        self.numbers.rows.add(sum(slot.rows for slot in slots))
+        self.numbers.steps[request.model, size_class(request.width, request.height)].add(seconds)
 
     def _begin(self, slots: Sequence[Slot]) -> None:
         """Prepare new slots: first the prompts of all, then their latents, so that offload swaps each network in only
@@ -310,6 +336,7 @@ class Engine:
             return
         if job.progress.started is None:
             job.progress.started, job.progress.swaps = arrived, job.plan.model.placement.swaps
+            self.numbers.waits.add(arrived - job.arrived)
             self.outbox.emit(job, Started())
             self._positions.stale = True
         try:
@@ -391,6 +418,7 @@ class Engine:
                 assert slot.sample is not None
                 step = slot.job.plan.steps.ends[slot.sample.evaluation - 1]
                 self.outbox.emit(slot.job, PreviewMade(slot.index, step, outcome, mode))
+                self.numbers.previews += 1
 
     def _finish(self, done: Sequence[tuple[Slot, Sample]]) -> None:
         done = [(slot, sample) for slot, sample in done if not slot.job.progress.ended]
@@ -422,6 +450,7 @@ class Engine:
             return
         job.progress.ended = True
         self._batcher.drop_job(job)
+        self.numbers.ends[_reason(error)] += 1
         self._positions.stale = True
         now = time.monotonic()
         self.outbox.emit(job, Ended(error, job.timings(now), tuple(job.progress.warnings)))
@@ -445,6 +474,13 @@ class Engine:
     def _end_all(self, error: Exception) -> None:
         for job in self._batcher.jobs():
             self._end(job, error)
+
+
+def _reason(error: Exception | None) -> str:
+    """Why a job ended, for programs."""
+    if error is None:
+        return "OK"
+    return getattr(error, "reason", "") or ("CANCELLED" if isinstance(error, Cancelled) else "INTERNAL")
 
 
 def _begun(slots: Sequence[Slot], done: bool) -> list[tuple[Slot, Sample]]:

@@ -113,6 +113,7 @@ class ResidencyManager:
         self._park_budget = park_budget
         self._idle_seconds = idle_seconds
         self._on_freed = on_freed
+        self.loads, self.evictions = 0, 0  # so far
         self._tickets: list[Ticket] = []
         self._changed = asyncio.Event()
         self._loading: asyncio.Future[None] | None = None
@@ -133,6 +134,13 @@ class ResidencyManager:
         """The size of all holdings on the device, including those loading or leaving."""
         on_device = (h for h in self.holdings.values() if h.residency not in (Residency.ABSENT, Residency.PARKED))
         return sum(h.device_bytes for h in on_device)
+
+    def held_bytes(self) -> tuple[int, int]:
+        """Bytes of weights on the device, and parked on the host. May be called on another thread."""
+        held = [(h.residency, h.device_bytes) for h in list(self.holdings.values())]
+        places = (Residency.RESIDENT, Residency.PARKED)
+        device, host = (sum(size for residency, size in held if residency is place) for place in places)
+        return device, host
 
     async def acquire(
         self, keys: Iterable[Key], report: Report = lambda _: None, wait: bool = True
@@ -283,6 +291,7 @@ class ResidencyManager:
             return
         holding.residency = Residency.RESIDENT
         holding.used = time.monotonic()
+        self.loads += 1
         log.info("%s loaded in %.2f s, %d MiB", holding.name, holding.used - began, holding.device_bytes >> 20)
 
     def _fail_tickets(self, holding: Holding, error: Exception) -> None:
@@ -324,6 +333,7 @@ class ResidencyManager:
             await self._run_in(self._leaver, holding.park if parks else holding.drop)
             await self._run_in(self._leaver, trim_heap)
             holding.residency = Residency.PARKED if parks else Residency.ABSENT
+            self.evictions += 1
             log.info("%s %s", holding.name, "parked in host memory" if parks else "evicted")
         if victims:
             self._serve_queue()

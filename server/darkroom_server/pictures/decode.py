@@ -1,4 +1,4 @@
-"""Decoding of clients' images, by what they are for; runs in a pool thread.
+"""Decoding of clients' images, by what they are for; runs in a worker process (see `uploads`).
 
 Files are untrusted. Pillow's readers are called without Image.open, whose warning of large pictures has a process-wide
 limit. Files with disproportionate cost in memory or time are refused before the reader sees them, oversized pictures
@@ -13,7 +13,7 @@ import re
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -26,7 +26,6 @@ from PIL.TiffImagePlugin import TiffImageFile
 from PIL.WebPImagePlugin import WebPImageFile
 
 from darkroom_plugins.canvas import binary
-from darkroom_server.config.settings import Limits
 
 DAMAGED = "cannot be decoded: the file is cut off, damaged or of a kind that is not supported"
 TIFF_MAGIC = rb"II\*\0|MM\0\*"
@@ -53,6 +52,16 @@ warnings.filterwarnings("ignore", module=r"PIL\.")
 logging.getLogger("PIL").setLevel(logging.CRITICAL)
 
 
+class Limits(Protocol):
+    """The limits of a picture: those of the server, or of a request to a worker."""
+
+    @property
+    def max_edge(self) -> int: ...
+
+    @property
+    def max_pixels(self) -> int: ...
+
+
 class BadImage(ValueError):
     """An unusable image file; the message is one of ours, never Pillow's."""
 
@@ -62,7 +71,7 @@ def _refusing() -> Iterator[None]:
     """Maps a reader's exceptions to BadImage; Pillow's own messages contain memory addresses."""
     try:
         yield
-    except BadImage:
+    except (BadImage, MemoryError):
         raise
     except Exception as error:
         raise BadImage(DAMAGED) from error

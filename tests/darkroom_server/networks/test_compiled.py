@@ -105,6 +105,7 @@ def test_no_job_waits_for_the_compiler(backend: Backend, tiny_model: Path) -> No
         assert np.abs(second - plain).max() <= 1
 
 
+@pytest.mark.slow
 def test_batches_of_other_sizes_are_not_compiled_by_the_engine(
     backend: Backend, tiny_model: Path, tmp_path: Path
 ) -> None:
