@@ -164,7 +164,8 @@ def test_jobs_on_the_command_line(start, darkroom, tmp_path):
             assert path.read_bytes() == made.read_bytes()
         assert "had ended already" in darkroom("cancel", job["request_id"], *at).stdout
         with server.paused(), Client(server.address) as client:
-            client.generate("x", keep=True, request_id="waiting")
+            waiting = client.generate("x", keep=True, request_id="waiting")
+            next(waiting)
             assert "is queued still" in darkroom("result", "waiting", *at, exit_code=1).output
             assert darkroom("cancel", "waiting", *at).stdout == "cancelled\n"
         for command in ("watch", "result", "cancel"):
