@@ -166,6 +166,8 @@ def test_jobs_on_the_command_line(start, darkroom, tmp_path):
         with server.paused(), Client(server.address) as client:
             waiting = client.generate("x", keep=True, request_id="waiting")
             next(waiting)
+            job = client.job("waiting")
+            assert (job.state, job.start_time, job.end_time, job.expire_time) == ("queued", None, None, None)
             assert "is queued still" in darkroom("result", "waiting", *at, exit_code=1).output
             assert darkroom("cancel", "waiting", *at).stdout == "cancelled\n"
         for command in ("watch", "result", "cancel"):
