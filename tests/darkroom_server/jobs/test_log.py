@@ -162,3 +162,11 @@ def test_two_servers_cannot_have_one_folder(tmp_path: Path) -> None:
         other.close()
 
     run(tmp_path, test)
+
+
+def test_the_folder_is_made_for_its_owner_alone(tmp_path: Path) -> None:
+    async def nothing(log: JobLog, jobs: list[LoggedJob]) -> None:
+        pass
+
+    run(tmp_path / "deep/state", nothing)
+    assert (tmp_path / "deep/state").stat().st_mode & 0o777 == 0o700
