@@ -140,6 +140,7 @@ class Evaluation:
     arguments: dict[str, Any] = field(default_factory=dict)  # further arguments of the denoiser's forward, for all rows
     batch_cache: BatchCache = field(default_factory=BatchCache)
     residuals: list[torch.Tensor] | None = None  # see add_residuals
+    bucket: int = 0  # of a deterministic evaluation: the fewest rows; 0: it is not deterministic
 
     @property
     def residual_shapes(self) -> list[tuple[int, int, int, int]]:
@@ -173,7 +174,14 @@ class Evaluation:
             picked = to_device(torch.tensor(indices), self.timesteps.device)
             extra = self.extra_channels[picked] if self.extra_channels is not None else None
             rows = [self.rows[index] for index in indices]
-            return Evaluation(rows, self.latents[picked], self.timesteps[picked], self.prompts[picked], extra)
+            return Evaluation(
+                rows,
+                self.latents[picked],
+                self.timesteps[picked],
+                self.prompts[picked],
+                extra,
+                bucket=self.bucket,
+            )
 
 
 def own_prompts(rows: Sequence[Row], batch_cache: BatchCache) -> torch.Tensor:

@@ -61,7 +61,9 @@ class App:
         self._hurry = asyncio.Event()
         self._loop = asyncio.get_running_loop()
         self.previews = decoders
-        self._planner = Planner(catalog, settings.reader_threads, settings.max_decode_bytes)
+        self._planner = Planner(
+            catalog, settings.reader_threads, settings.max_decode_bytes, settings.deterministic_rows
+        )
         self.residency = ResidencyManager(
             holdings(catalog.models, catalog.assets, self._prepare),
             settings.memory_budget,

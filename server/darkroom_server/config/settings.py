@@ -195,6 +195,8 @@ class Settings(BaseSettings):
     idle_seconds: Annotated[float, Field(gt=0)] | None = None  # idle models are unloaded after this; None: never
     blocked_plugins: list[str] = []
     threads: Annotated[int, Field(ge=1)] | None = None  # that compute on a CPU; None: measured while serving
+    # Of the smallest batch of `deterministic` jobs; None: 2 on a CPU, 8 on a GPU.
+    deterministic_rows: Annotated[int, Field(ge=1)] | None = None
     encoder_threads: Annotated[int, Field(ge=1)] = 2
     reader_threads: Annotated[int, Field(ge=1)] = 2  # decode input images, run preprocessors
     max_waiting_bytes: Annotated[ByteSize, Field(ge=MIB)] = ByteSize(2048 * MIB)  # input images of queued jobs

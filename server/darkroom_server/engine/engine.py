@@ -23,6 +23,7 @@ from darkroom_server.device.transfer import LaunchLimiter
 from darkroom_server.engine import denoise
 from darkroom_server.engine import step as stepping
 from darkroom_server.engine.batcher import Batcher, Lane
+from darkroom_server.engine.buckets import Buckets
 from darkroom_server.engine.decode import Decoded, Decoder
 from darkroom_server.engine.long_work import LongWork, Work
 from darkroom_server.engine.offload_turns import swap_is_due
@@ -79,6 +80,7 @@ class Engine:
         self._batcher = Batcher()
         self._positions = QueuePositions(self._batcher, self._row_limit)
         self.outbox = Outbox(self._loop, self._positions)
+        self._buckets = Buckets()
         self._launches = LaunchLimiter()
         self._stopping = False
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
@@ -290,7 +292,7 @@ class Engine:
             return
         slots = [slot for slot, _ in begun]
         with self._threads.evaluation(*_kind(slots)), self._long.divided("evaluation", slots):
-            outcomes = denoise.predict(begun, self.recovery)
+            outcomes = denoise.predict(begun, self.recovery, self._buckets)
         self._preview(self._advance(begun, outcomes))
 
     def _begin(self, slots: Sequence[Slot]) -> None:

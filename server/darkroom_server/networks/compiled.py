@@ -7,7 +7,8 @@ import functools
 import logging
 import threading
 import time
-from collections.abc import Callable, Hashable, Mapping
+from collections.abc import Callable, Hashable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -21,6 +22,8 @@ log = logging.getLogger(__name__)
 
 COMPILER = "compiler"  # thread name
 
+_eagerly = False
+
 
 def compiled(network: nn.Module, background: bool) -> Callable[..., Any]:
     """The compiled forward of a network, for any batch size. With `background`, arguments of new shapes run eagerly
@@ -31,6 +34,18 @@ def compiled(network: nn.Module, background: bool) -> Callable[..., Any]:
     """
     forward = _Compiled(network, background)
     return functools.wraps(network.forward)(lambda *args, **kwargs: forward(*args, **kwargs))
+
+
+@contextmanager
+def eagerly() -> Iterator[None]:
+    """Context manager on the engine's thread: networks run eagerly. Compiled code rounds otherwise, and when it is
+    there is a matter of time."""
+    global _eagerly
+    before, _eagerly = _eagerly, True
+    try:
+        yield
+    finally:
+        _eagerly = before
 
 
 def is_compiling() -> bool:
@@ -48,7 +63,7 @@ class _Compiled:
         self._failed = False
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        if self._failed or self._is_patched():
+        if _eagerly or self._failed or self._is_patched():
             return self._eager(*args, **kwargs)
         shapes = _shapes((args, kwargs))
         if shapes not in self._compiled_shapes and self._compiling.acquire(blocking=False):

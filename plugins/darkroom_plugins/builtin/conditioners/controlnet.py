@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -11,6 +11,7 @@ import torch
 from diffusers import ControlNetModel
 
 from darkroom_plugins import hookimpl
+from darkroom_plugins.builtin.families.time_layers import time_outputs
 from darkroom_plugins.contract import AssetInfo, AssetKind, Conditioner, Family
 from darkroom_plugins.files import check_weights, load_weights, meta_network, read_json, read_tensors, weight_files
 from darkroom_plugins.fixed_outputs import with_fixed_outputs
@@ -81,6 +82,9 @@ class ControlNets(Conditioner):
             for network in [sample.assets.get("controlnet", choice.model)]
         ]
 
+    def company(self, row: Row) -> Hashable:
+        return tuple(control.choice.model for control in self._active(row))
+
     def condition(self, evaluation: Evaluation, parameters: Sequence[None]) -> None:
         model, device = evaluation.rows[0].sample.model, evaluation.latents.device
         parts: list[tuple[torch.Tensor, Residuals]] = []
@@ -132,14 +136,16 @@ def _map_embedding(network: Any, pixels: torch.Tensor) -> torch.Tensor:
 
 def _run(network: Any, part: Evaluation, controls: Sequence[Control], model: Family) -> Residuals:
     embeddings = torch.cat([control.embedding for control in controls])  # too large to cache for the batch
-    with with_fixed_outputs({network.controlnet_cond_embedding: embeddings}):
+    added = model.added_conditions(part)
+    fixed = {network.controlnet_cond_embedding: embeddings, **time_outputs(network, part, added)}
+    with with_fixed_outputs(fixed):
         down, middle = network(
             part.latents,
             part.timesteps,
             encoder_hidden_states=part.prompts,
             controlnet_cond=embeddings,
             return_dict=False,
-            **model.added_conditions(part),
+            **added,
         )
     return [*down, middle]
 
