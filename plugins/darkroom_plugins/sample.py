@@ -78,6 +78,7 @@ class Sample:
     canvas: Canvas
     assets: Assets
     generator: torch.Generator  # on the CPU; draws are in diffusers' order
+    bucket: int = 0  # if it is deterministic: rows of the smallest evaluation that it is part of; else 0
     inspectors: tuple[Inspector, ...] = ()
     controls: tuple[
         Pixels, ...
@@ -140,7 +141,11 @@ class Evaluation:
     arguments: dict[str, Any] = field(default_factory=dict)  # further arguments of the denoiser's forward, for all rows
     batch_cache: BatchCache = field(default_factory=BatchCache)
     residuals: list[torch.Tensor] | None = None  # see add_residuals
-    bucket: int = 0  # of a deterministic evaluation: the fewest rows; 0: it is not deterministic
+
+    @property
+    def bucket(self) -> int:
+        """`Sample.bucket` of its samples, which all are deterministic or none."""
+        return self.rows[0].sample.bucket
 
     @property
     def residual_shapes(self) -> list[tuple[int, int, int, int]]:
@@ -174,14 +179,7 @@ class Evaluation:
             picked = to_device(torch.tensor(indices), self.timesteps.device)
             extra = self.extra_channels[picked] if self.extra_channels is not None else None
             rows = [self.rows[index] for index in indices]
-            return Evaluation(
-                rows,
-                self.latents[picked],
-                self.timesteps[picked],
-                self.prompts[picked],
-                extra,
-                bucket=self.bucket,
-            )
+            return Evaluation(rows, self.latents[picked], self.timesteps[picked], self.prompts[picked], extra)
 
 
 def own_prompts(rows: Sequence[Row], batch_cache: BatchCache) -> torch.Tensor:

@@ -78,15 +78,14 @@ def _outputs(rows: Sequence[SlotRow], structure: Hashable, buckets: Buckets) -> 
     bucket = slot.job.plan.bucket
     if not bucket:
         return _evaluate(rows)
-    evaluate = partial(_evaluate, bucket=bucket)
     with eagerly():
         if any(company is first.sample for _, company in _company(first)):  # of plugins that nothing is known of
-            return evaluate(filled(rows, max(len(rows), bucket)))[: len(rows)]
-        return buckets.run((*slot.job.plan.batch_key, structure), evaluate, rows, bucket)
+            return _evaluate(filled(rows, max(len(rows), bucket)))[: len(rows)]
+        return buckets.run((*slot.job.plan.batch_key, structure), _evaluate, rows, bucket)
 
 
-def _evaluate(rows: Sequence[SlotRow], bucket: int = 0) -> list[torch.Tensor]:
-    evaluation = gather(rows, bucket)
+def _evaluate(rows: Sequence[SlotRow]) -> list[torch.Tensor]:
+    evaluation = gather(rows)
     samples = list(dict.fromkeys(row.sample for _, row in rows))
     for conditioner in {c.name: c for s in samples for c in s.conditioners}.values():
         calls.condition(conditioner, evaluation)
@@ -96,7 +95,7 @@ def _evaluate(rows: Sequence[SlotRow], bucket: int = 0) -> list[torch.Tensor]:
     return list(outputs.split(1))
 
 
-def gather(slot_rows: Sequence[SlotRow], bucket: int = 0) -> Evaluation:
+def gather(slot_rows: Sequence[SlotRow]) -> Evaluation:
     """The evaluation of these rows, each at its own timestep. Fills only the first slot's batch cache."""
     rows = [row for _, row in slot_rows]
     slots = {slot: number for number, slot in enumerate(dict.fromkeys(slot for slot, _ in slot_rows))}
@@ -115,7 +114,6 @@ def gather(slot_rows: Sequence[SlotRow], bucket: int = 0) -> Evaluation:
         prompts=own_prompts(rows, cache),
         extra_channels=cache.get_or_make("extra channels", torch.cat, extra) if extra else None,
         batch_cache=cache,
-        bucket=bucket,
     )
 
 

@@ -75,7 +75,9 @@ class ControlNets(Conditioner):
         model = sample.model
         sample.state[self.name] = [
             Control(
-                choice, network, _map_embedding(network, to_device(to_tensor(pixels).to(model.dtype), model.device))
+                choice,
+                network,
+                _map_embedding(network, to_device(to_tensor(pixels).to(model.dtype), model.device), sample.bucket or 1),
             )
             for choice, pixels in zip(sample.request.controls, sample.controls, strict=True)
             if choice.scale > 0
@@ -127,11 +129,12 @@ def _conditional_only(control: Control) -> bool:
     return control.choice.guess_mode or bool(control.network.config.global_pool_conditions)
 
 
-def _map_embedding(network: Any, pixels: torch.Tensor) -> torch.Tensor:
-    """The network's embedding of a map, (1, 3, height, width) in 0 to 1."""
+def _map_embedding(network: Any, pixels: torch.Tensor, copies: int) -> torch.Tensor:
+    """The network's embedding of a map, (1, 3, height, width) in 0 to 1. It is the first of so many copies': diffusers'
+    pipelines embed one for each row, and the number of rows changes the last bits."""
     if network.config.controlnet_conditioning_channel_order == "bgr":
         pixels = pixels.flip(1)
-    return network.controlnet_cond_embedding(pixels)  # type: ignore[no-any-return]
+    return network.controlnet_cond_embedding(pixels.expand(copies, -1, -1, -1))[:1]  # type: ignore[no-any-return]
 
 
 def _run(network: Any, part: Evaluation, controls: Sequence[Control], model: Family) -> Residuals:
