@@ -110,7 +110,8 @@ class App:
         """
         await self._preload()
         images = ImageService(self.catalog, self.jobs, self._encoder, self.settings.slow_reader_seconds)
-        await self._door.serve(images, CatalogService(self.catalog, self.residency))
+        deterministic = self.engine.threads, self.settings.deterministic_rows
+        await self._door.serve(images, CatalogService(self.catalog, self.residency, *deterministic))
         self._watchdog.start()
 
     async def stop(self) -> None:

@@ -24,7 +24,7 @@ from darkroom_plugins.files.hub_paths import hub_place, is_weights_file
 from darkroom_plugins.files.safetensors_files import PICKLES, REFUSED
 from darkroom_plugins.request import PreviewMode, SafetyPolicy
 from darkroom_server.config.address import parse_address
-from darkroom_server.config.consistency import inconsistencies
+from darkroom_server.config.consistency import MAX_BATCH_ROWS, inconsistencies
 
 DEFAULT_LISTEN = "127.0.0.1:50051"
 DEMO = "shapes"
@@ -151,7 +151,7 @@ class AssetSettings(BaseModel, extra="forbid"):
 class Limits(BaseModel, extra="forbid"):
     """Limits of a request; the API's ServerLimits, field by field."""
 
-    max_batch_rows: Annotated[int, Field(ge=2)] = 32
+    max_batch_rows: Annotated[int, Field(ge=2)] = MAX_BATCH_ROWS
     max_images: Annotated[int, Field(ge=1)] = 16
     max_inference_steps: Annotated[int, Field(ge=1, le=1000)] = 500
     max_edge: Annotated[int, Field(ge=64)] = 2048

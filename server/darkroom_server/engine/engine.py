@@ -93,6 +93,11 @@ class Engine:
         return self._thread.ident
 
     @property
+    def threads(self) -> int:
+        """How many threads compute for deterministic jobs on a CPU: all."""
+        return self._threads.most
+
+    @property
     def working(self) -> Work | None:
         """The long work that runs now, if any. May be read from another thread."""
         return self._long.running
