@@ -115,7 +115,8 @@ def test_a_log_of_the_first_format_is_migrated(tmp_path: Path) -> None:
     database = sqlite3.connect(tmp_path / DATABASE)
     database.executescript(MIGRATIONS[0])
     database.execute(
-        "INSERT INTO jobs (owner, request_id, rpc, digest, request, created) VALUES ('', 'old', 'Edit', x'', x'01', 3.0)"
+        "INSERT INTO jobs (owner, request_id, rpc, digest, request, created)"
+        " VALUES ('', 'old', 'Edit', x'', x'01', 3.0)"
     )
     database.execute("PRAGMA user_version = 1")
     database.commit()
