@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
     from darkroom_plugins.contract import AssetKind, SchedulerEntry
     from darkroom_plugins.manager import PluginInfo
+    from darkroom_server.api.context import CallContext
     from darkroom_server.models.assets import Asset
     from darkroom_server.models.catalog import Catalog
     from darkroom_server.models.model import Model
@@ -41,7 +42,7 @@ RESIDENCIES = {  # furthest from the device first
     Residency.RESIDENT: pb.RESIDENCY_RESIDENT,
 }
 
-Context: TypeAlias = Any  # grpc.aio.ServicerContext, which has no types
+Context: TypeAlias = "CallContext"
 
 
 class CatalogService(catalog_service_pb2_grpc.CatalogServiceServicer):

@@ -28,6 +28,12 @@ Config = Annotated[
 def serve(
     config: Config = None,
     listen: Annotated[str | None, typer.Option(help="Where to listen, HOST:PORT.  [default: 127.0.0.1:50051]")] = None,
+    http: Annotated[
+        str | None,
+        typer.Option(
+            metavar="HOST:PORT", help="Where Connect, gRPC-Web and the OpenAI images API listen.  [default: none]"
+        ),
+    ] = None,
     model: Annotated[
         list[str] | None,
         typer.Option(
@@ -77,13 +83,16 @@ def serve(
     """
     from darkroom_server.cli import flags
     from darkroom_server.device.allocator import tune_malloc
+    from darkroom_server.device.cuda import choose_allocator
     from darkroom_server.device.threads import limit_openmp_spinning, shorten_switch_interval
 
     tune_malloc()
+    choose_allocator()
     limit_openmp_spinning()
     shorten_switch_interval()
     given: dict[str, Any] = {
         "listen": listen,
+        "http": http,
         "device": device,
         "dtype": dtype,
         "blocked_plugins": block,

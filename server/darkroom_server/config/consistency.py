@@ -32,14 +32,15 @@ def inconsistencies(given: Mapping[str, Any], demo: str) -> Iterator[tuple[Locat
         for place, name in enumerate(allowed if isinstance(allowed, list) else ()):
             if name not in names:
                 yield ("tokens", index, "models", place), no_such("model", str(name), {str(n) for n in names if n})
-    exposed = _exposed_host(given.get("listen"))
     tls = given.get("tls")
     if tls and _is_socket_file(given.get("listen")):
         yield ("tls",), "a unix socket is not encrypted: remove [tls], or listen on HOST:PORT"
     client_ca = tls.get("client_ca") if isinstance(tls, Mapping) else getattr(tls, "client_ca", None)
-    if exposed is not None and not given.get("tokens") and not client_ca:
-        hint = "make a token by `darkroom token`, set tls.client_ca, or listen on 127.0.0.1"
-        yield ("listen",), f"{exposed} is reached from other machines, and no tokens are configured: {hint}"
+    for key in ("listen", "http"):
+        exposed = _exposed_host(given.get(key))
+        if exposed is not None and not given.get("tokens") and not client_ca:
+            hint = "make a token by `darkroom token`, set tls.client_ca, or listen on 127.0.0.1"
+            yield (key,), f"{exposed} is reached from other machines, and no tokens are configured: {hint}"
 
 
 def _each(given: Mapping[str, Any], kind: str, key: str) -> list[Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -30,6 +31,7 @@ from darkroom_server.config.tls import checked
 DEFAULT_LISTEN = "127.0.0.1:50051"
 DEMO = "shapes"
 MIB = 1024 * 1024
+ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://([a-z0-9._-]+|\[[0-9a-f:]+\])(:[0-9]+)?")
 
 Dtype = Literal["auto", "float32", "float16", "bfloat16"]
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9._/-]+$", max_length=128)]
@@ -62,6 +64,13 @@ def _port(text: str) -> str:
     if not isinstance(address, TcpAddress):
         raise ValueError(f"{text!r} is no port: HOST:PORT is needed")
     return str(address)
+
+
+def _origin(text: str) -> str:
+    """:raises ValueError: it is not spelled as browsers send it"""
+    if text != "*" and not ORIGIN.fullmatch(text):
+        raise ValueError(f"{text!r} is no origin: https://example.com, in lower case and without a path, or * for all")
+    return text
 
 
 # An existing folder or safetensors file; or hub:OWNER/NAME@REVISION, or hub:OWNER/NAME@REVISION/FILE.
@@ -202,6 +211,8 @@ class Settings(BaseSettings):
     model_config = SettingsConfigDict(env_prefix="DARKROOM_", env_nested_delimiter="__", extra="forbid")
 
     listen: Annotated[str, AfterValidator(_address)] = DEFAULT_LISTEN  # see config.address
+    http: Annotated[str, AfterValidator(_address)] | None = None  # where HTTP's doors listen; None: there are none
+    cors_origins: list[Annotated[str, AfterValidator(_origin)]] = []  # whose pages browsers let in by HTTP
     # Of "", the server as a whole, until its models are loaded: for liveness probes, or for those that route by it.
     health_while_starting: Literal["serving", "not-serving"] = "serving"
     log_format: Literal["console", "json"] = "console"
@@ -211,6 +222,7 @@ class Settings(BaseSettings):
     tls: TlsSettings | None = None  # None: not encrypted
     device: str = "auto"  # a torch device
     dtype: Dtype = "auto"  # float16 on CUDA, float32 elsewhere
+    allow_tf32: bool | None = None  # in float32 on CUDA; None: as torch has it, for convolutions only
     models: list[ModelSettings] = []  # empty: the embedded demo model
     default_model: str | None = None  # None: the first
     controlnets: list[AssetSettings] = []

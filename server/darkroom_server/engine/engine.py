@@ -20,7 +20,7 @@ from darkroom_plugins.errors import DarkroomError
 from darkroom_plugins.manager import Plugins
 from darkroom_plugins.sample import Sample
 from darkroom_server.device.thread_tuner import ThreadTuner
-from darkroom_server.device.transfer import LaunchLimiter
+from darkroom_server.device.transfer import DecodeLimiter, LaunchLimiter
 from darkroom_server.engine import denoise
 from darkroom_server.engine import step as stepping
 from darkroom_server.engine.batcher import Batcher, Lane
@@ -82,6 +82,7 @@ class Engine:
         self._positions = QueuePositions(self._batcher, self._row_limit)
         self.outbox = Outbox(self._loop, self._positions)
         self._launches = LaunchLimiter()
+        self._decodes = DecodeLimiter(max_batch_rows // 2)  # as many as there are seats, with guidance
         self._stopping = False
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
         self._attended: float | None = None  # time.monotonic at the last turn, call or attendance; None: it waits
@@ -427,6 +428,7 @@ class Engine:
         began = time.monotonic()
         side_stream = not any(slot.job.plan.model.placement.swapping for slot, _ in done)
         outcomes = self._decoder.decode(done, side_stream)
+        self._decodes.add(outcome.picture for outcome in outcomes if isinstance(outcome, Decoded))
         seconds = time.monotonic() - began
         for job in {slot.job for slot, _ in done}:
             job.progress.decode_seconds += seconds
