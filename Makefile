@@ -71,11 +71,11 @@ bench: $(VENV)/ready
 # bench-gpu: the same on a GPU, with real architectures of random weights
 .PHONY: bench-gpu
 bench-gpu: $(VENV)/ready $(TORCHAO)/ready
-	$(BIN)/python -m tests.benchmarks --device cuda --model sd15 $(BENCH)
-	$(BIN)/python -m tests.benchmarks --device cuda --model sd15 --compile --only clients,load $(BENCH)
-	$(BIN)/python -m tests.benchmarks --device cuda --model sdxl --only clients $(BENCH)
-	$(BIN)/python -m tests.benchmarks --device cuda --model sdxl --compile --only clients,load $(BENCH)
-	PYTHONPATH=$(TORCHAO) $(BIN)/python -m tests.benchmarks --device cuda --model sdxl --dtype bfloat16 --compile --quantize float8-dynamic --only clients,load $(BENCH)
+	$(BIN)/python -m tests.benchmarks --device cuda --seconds 20 --model sd15 $(BENCH)
+	$(BIN)/python -m tests.benchmarks --device cuda --seconds 20 --model sd15 --compile --only clients,load $(BENCH)
+	$(BIN)/python -m tests.benchmarks --device cuda --seconds 20 --model sdxl --only clients $(BENCH)
+	$(BIN)/python -m tests.benchmarks --device cuda --seconds 20 --model sdxl --compile --only clients,load $(BENCH)
+	PYTHONPATH=$(TORCHAO) $(BIN)/python -m tests.benchmarks --device cuda --seconds 20 --model sdxl --dtype bfloat16 --compile --quantize float8-dynamic --only clients,load $(BENCH)
 
 # clean: remove the environments and everything made
 .PHONY: clean
@@ -85,7 +85,7 @@ clean:
 $(VENV)/ready: constraints.txt pyproject.toml plugins/examples/vignette/pyproject.toml
 	$(PYTHON) -m venv --clear $(VENV)
 	$(BIN)/python -m pip install --quiet -c constraints.txt torch
-	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[server,dev]" -e plugins/examples/vignette
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[server,web,dev]" -e plugins/examples/vignette
 	touch $@
 
 $(PROTO_ENV)/ready: Makefile

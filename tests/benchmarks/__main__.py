@@ -12,7 +12,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from tests.benchmarks import approximations, chart, clients, load, queueing, short, startup, tasks, where
+from tests.benchmarks import approximations, chart, clients, deterministic, load, queueing, short, startup, tasks, where
 from tests.benchmarks.bench import Bench
 
 RESULTS = Path(__file__).parent / "results"
@@ -44,6 +44,7 @@ def _memory(bench: Bench) -> list[dict[str, Any]]:
 PARTS = {
     "clients": clients.measure,
     "load": load.measure,
+    "deterministic": deterministic.measure,
     "short": short.measure,
     "tasks": tasks.measure,
     "queueing": queueing.measure,
@@ -67,6 +68,12 @@ def arguments() -> argparse.Namespace:
     )
     parser.add_argument("--only", type=lambda text: text.split(","), help=f"parts, of {','.join(PARTS)}")
     parser.add_argument("--rounds", type=int, default=1, help="how often the systems take turns")
+    parser.add_argument(
+        "--seconds",
+        type=float,
+        default=0.0,
+        help="measure clients and load in windows of so many seconds, a run each; 0: fixed numbers of pictures",
+    )
     parser.add_argument(
         "--smoke", action="store_true", help="everything once with little work: the figures mean nothing"
     )
@@ -119,6 +126,7 @@ def write(bench: Bench, parts: dict[str, Any], seconds: float) -> None:
         "compiled": options.compile,
         "quantized": options.quantize,
         "rounds": options.rounds,
+        "window": options.seconds,
         "limit": bench.limit,
         "seconds": round(seconds),
         "bars": bench.bars,

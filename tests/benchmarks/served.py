@@ -109,6 +109,7 @@ async def _make(stub: Stub, preview: int, order: Order, record: Record) -> None:
         event = response.event
         match event.WhichOneof("event"):
             case "step":
+                record.shares.append((time.perf_counter(), 1 / event.step.step_count))
                 record.rows.append(event.step.batch_rows)
             case "preview":
                 record.previews += 1
@@ -129,7 +130,11 @@ def request_of(order: Order, preview: int = PREVIEWS["off"]) -> Any:
         loras=[parameters_pb2.LoraSpec(name=order.lora)] if order.lora else [],
         controls=[parameters_pb2.ControlSpec(model=order.control, image=png(edges()))] if order.control else [],
     )
-    common: dict[str, Any] = {"parameters": parameters, "preview": parameters_pb2.PreviewOptions(mode=preview)}
+    common: dict[str, Any] = {
+        "parameters": parameters,
+        "preview": parameters_pb2.PreviewOptions(mode=preview),
+        "deterministic": order.deterministic,
+    }
     match order.task:
         case "txt2img":
             return image_service_pb2.GenerateRequest(**common)

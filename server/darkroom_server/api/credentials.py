@@ -41,10 +41,8 @@ class Certificates:
     def renewed(self) -> grpc.ServerCertificateConfiguration | None:
         """The files' contents if they have changed and are whole; None to go on with the last. On a thread of gRPC."""
         try:
-            stamps = self._stamps()
-            if stamps == self._seen:
+            if not self.have_changed():
                 return None
-            self._seen = stamps
             configuration = self._read()
         except TlsError as error:  # half written: the other half changes the stamps again
             log.warning("the renewed certificate is not used: %s", error)
@@ -54,6 +52,12 @@ class Certificates:
             return None
         log.info("the certificate has been renewed: %s", self._settings.certificate)
         return configuration
+
+    def have_changed(self) -> bool:
+        """Whether the files are others than at the last call."""
+        stamps = self._stamps()
+        changed, self._seen = stamps != self._seen, stamps
+        return changed
 
     def _read(self) -> grpc.ServerCertificateConfiguration:
         contents = checked(self._settings.certificate, self._settings.key, self._settings.client_ca)

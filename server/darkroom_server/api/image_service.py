@@ -20,13 +20,14 @@ from darkroom_server.api.validation.request import is_request_id
 from darkroom_server.errors import Cancelled, RequestIdInUse, SlowReader
 
 if TYPE_CHECKING:
+    from darkroom_server.api.context import CallContext
     from darkroom_server.api.job_list import JobList
     from darkroom_server.api.keeper import Keeper
     from darkroom_server.api.submission import Submission
     from darkroom_server.jobs.job import Job
     from darkroom_server.jobs.kept import KeptJob
 
-Context: TypeAlias = Any  # grpc.aio.ServicerContext, which has no types
+Context: TypeAlias = "CallContext"
 
 
 class ImageService(image_service_pb2_grpc.ImageServiceServicer):

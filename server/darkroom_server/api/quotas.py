@@ -46,13 +46,15 @@ def may_use(model: str) -> bool:
 
 
 def admit_pixels(job: Job, request: Request, active: Collection[Job]) -> None:
-    """Note the pixels of a job's pictures, and whether the token may have them beside those of its active jobs.
+    """Note whose a job is, and the pixels of its pictures; and whether the token may have them beside those of its
+    active jobs.
 
     :raises QueueFull: later
     :raises OverTokenLimit: never
     """
     job.pixels = request.width * request.height * request.num_images
     if (present := caller()) is not None:
+        job.bearer = present.token.name if present.token else ""
         present.usage.jobs += 1
         present.usage.pixels += job.pixels
     known = _token()

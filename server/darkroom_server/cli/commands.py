@@ -28,6 +28,12 @@ Config = Annotated[
 def serve(
     config: Config = None,
     listen: Annotated[str | None, typer.Option(help="Where to listen, HOST:PORT.  [default: 127.0.0.1:50051]")] = None,
+    http: Annotated[
+        str | None,
+        typer.Option(
+            metavar="HOST:PORT", help="Where Connect, gRPC-Web and the OpenAI images API listen.  [default: none]"
+        ),
+    ] = None,
     model: Annotated[
         list[str] | None,
         typer.Option(
@@ -77,13 +83,16 @@ def serve(
     """
     from darkroom_server.cli import flags
     from darkroom_server.device.allocator import tune_malloc
+    from darkroom_server.device.cuda import choose_allocator
     from darkroom_server.device.threads import limit_openmp_spinning, shorten_switch_interval
 
     tune_malloc()
+    choose_allocator()
     limit_openmp_spinning()
     shorten_switch_interval()
     given: dict[str, Any] = {
         "listen": listen,
+        "http": http,
         "device": device,
         "dtype": dtype,
         "blocked_plugins": block,
@@ -143,7 +152,7 @@ def _serve(settings: Settings) -> int:
     from darkroom_server.jobs.log import StateDirInUse
     from darkroom_server.models.model import ModelError
 
-    _quiet_libraries()
+    _quiet_libraries(settings.log_format)
     try:
         return _run_event_loop(run(settings, owns_process=True))
     except (CannotListen, ModelError, PluginError, StateDirInUse) as error:
@@ -258,13 +267,13 @@ def _run_event_loop(main: Any) -> int:
     return int(uvloop.run(main))
 
 
-def _quiet_libraries() -> None:
+def _quiet_libraries(log_format: Literal["console", "json"] = "console") -> None:
     """Log to stderr, without the libraries' progress bars and advice."""
     import logging
 
     from darkroom_server.observe.log import log_to_stderr
 
-    log_to_stderr()
+    log_to_stderr(log_format)
 
     import diffusers
     import transformers

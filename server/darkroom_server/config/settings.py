@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -24,12 +25,13 @@ from darkroom_plugins.files.hub_paths import hub_place, is_weights_file
 from darkroom_plugins.files.safetensors_files import PICKLES, REFUSED
 from darkroom_plugins.request import PreviewMode, SafetyPolicy
 from darkroom_server.config.address import TcpAddress, parse_address
-from darkroom_server.config.consistency import inconsistencies
+from darkroom_server.config.consistency import MAX_BATCH_ROWS, inconsistencies
 from darkroom_server.config.tls import checked
 
 DEFAULT_LISTEN = "127.0.0.1:50051"
 DEMO = "shapes"
 MIB = 1024 * 1024
+ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://([a-z0-9._-]+|\[[0-9a-f:]+\])(:[0-9]+)?")
 
 Dtype = Literal["auto", "float32", "float16", "bfloat16"]
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9._/-]+$", max_length=128)]
@@ -62,6 +64,13 @@ def _port(text: str) -> str:
     if not isinstance(address, TcpAddress):
         raise ValueError(f"{text!r} is no port: HOST:PORT is needed")
     return str(address)
+
+
+def _origin(text: str) -> str:
+    """:raises ValueError: it is not spelled as browsers send it"""
+    if text != "*" and not ORIGIN.fullmatch(text):
+        raise ValueError(f"{text!r} is no origin: https://example.com, in lower case and without a path, or * for all")
+    return text
 
 
 # An existing folder or safetensors file; or hub:OWNER/NAME@REVISION, or hub:OWNER/NAME@REVISION/FILE.
@@ -159,7 +168,7 @@ class AssetSettings(BaseModel, extra="forbid"):
 class Limits(BaseModel, extra="forbid"):
     """Limits of a request; the API's ServerLimits, field by field."""
 
-    max_batch_rows: Annotated[int, Field(ge=2)] = 32
+    max_batch_rows: Annotated[int, Field(ge=2)] = MAX_BATCH_ROWS
     max_images: Annotated[int, Field(ge=1)] = 16
     max_inference_steps: Annotated[int, Field(ge=1, le=1000)] = 500
     max_edge: Annotated[int, Field(ge=64)] = 2048
@@ -202,13 +211,18 @@ class Settings(BaseSettings):
     model_config = SettingsConfigDict(env_prefix="DARKROOM_", env_nested_delimiter="__", extra="forbid")
 
     listen: Annotated[str, AfterValidator(_address)] = DEFAULT_LISTEN  # see config.address
+    http: Annotated[str, AfterValidator(_address)] | None = None  # where HTTP's doors listen; None: there are none
+    cors_origins: list[Annotated[str, AfterValidator(_origin)]] = []  # whose pages browsers let in by HTTP
     # Of "", the server as a whole, until its models are loaded: for liveness probes, or for those that route by it.
     health_while_starting: Literal["serving", "not-serving"] = "serving"
+    log_format: Literal["console", "json"] = "console"
+    log_prompts: bool = False  # in the log's line of a job
     metrics: Annotated[str, AfterValidator(_port)] | None = None  # HOST:PORT to serve metrics on; None: nowhere
     tokens: list[TokenSettings] = []  # empty: no authentication, loopback only, unless clients have certificates
     tls: TlsSettings | None = None  # None: not encrypted
     device: str = "auto"  # a torch device
     dtype: Dtype = "auto"  # float16 on CUDA, float32 elsewhere
+    allow_tf32: bool | None = None  # in float32 on CUDA; None: as torch has it, for convolutions only
     models: list[ModelSettings] = []  # empty: the embedded demo model
     default_model: str | None = None  # None: the first
     controlnets: list[AssetSettings] = []
@@ -222,6 +236,8 @@ class Settings(BaseSettings):
     idle_seconds: Annotated[float, Field(gt=0)] | None = None  # idle models are unloaded after this; None: never
     blocked_plugins: list[str] = []
     threads: Annotated[int, Field(ge=1)] | None = None  # that compute on a CPU; None: measured while serving
+    # Of the smallest batch of `deterministic` jobs; None: 2 on a CPU, 8 on a GPU.
+    deterministic_rows: Annotated[int, Field(ge=1)] | None = None
     encoder_threads: Annotated[int, Field(ge=1)] = 2
     reader_threads: Annotated[int, Field(ge=1)] = 2  # decode input images, run preprocessors
     # Of the processes that decode input images, one a reader thread: memory and time for one picture.

@@ -10,8 +10,9 @@ import queue
 import threading
 import time
 from collections.abc import AsyncIterator, Callable, Hashable, Sequence
+from dataclasses import asdict
 from functools import partial
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 
@@ -19,10 +20,11 @@ from darkroom_plugins.errors import DarkroomError
 from darkroom_plugins.manager import Plugins
 from darkroom_plugins.sample import Sample
 from darkroom_server.device.thread_tuner import ThreadTuner
-from darkroom_server.device.transfer import LaunchLimiter
+from darkroom_server.device.transfer import DecodeLimiter, LaunchLimiter
 from darkroom_server.engine import denoise
 from darkroom_server.engine import step as stepping
 from darkroom_server.engine.batcher import Batcher, Lane
+from darkroom_server.engine.buckets import Buckets
 from darkroom_server.engine.decode import Decoded, Decoder
 from darkroom_server.engine.long_work import LongWork, Work
 from darkroom_server.engine.offload_turns import swap_is_due
@@ -80,17 +82,25 @@ class Engine:
         self._batcher = Batcher()
         self._positions = QueuePositions(self._batcher, self._row_limit)
         self.outbox = Outbox(self._loop, self._positions)
+        self._buckets = Buckets()
         self._launches = LaunchLimiter()
+        self._decodes = DecodeLimiter(max_batch_rows // 2)  # as many as there are seats, with guidance
         self._stopping = False
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
         self._attended: float | None = None  # time.monotonic at the last turn, call or attendance; None: it waits
         self.ticks = 0
         self.numbers = EngineNumbers()
+        self.logs_prompts = False
 
     @property
     def thread(self) -> int | None:
         """The identifier of its thread."""
         return self._thread.ident
+
+    @property
+    def threads(self) -> int:
+        """How many threads compute for deterministic jobs on a CPU: all."""
+        return self._threads.most
 
     @property
     def working(self) -> Work | None:
@@ -307,7 +317,7 @@ class Engine:
             self._threads.evaluation(*_kind(slots)),
             self._long.divided("evaluation", slots),
         ):
-            outcomes = denoise.predict(begun, self.recovery)
+            outcomes = denoise.predict(begun, self.recovery, self._buckets)
         with self.numbers.part("step"):
             estimates = self._advance(begun, outcomes)
         self._record_step(slots, time.monotonic() - began)
@@ -425,6 +435,7 @@ class Engine:
         began = time.monotonic()
         side_stream = not any(slot.job.plan.model.placement.swapping for slot, _ in done)
         outcomes = self._decoder.decode(done, side_stream)
+        self._decodes.add(outcome.picture for outcome in outcomes if isinstance(outcome, Decoded))
         seconds = time.monotonic() - began
         for job in {slot.job for slot, _ in done}:
             job.progress.decode_seconds += seconds
@@ -459,7 +470,27 @@ class Engine:
         seconds = round(now - job.arrived, 3)
         swaps = job.plan.model.placement.swaps - job.progress.swaps if job.progress.started is not None else 0
         moved = f", with {swaps} swaps" if swaps else ""
-        log.info("job %s ended after %s s%s: %s", job.request_id, seconds, moved, error or "done")
+        whose, record = f" of {job.bearer}" if job.bearer else "", self._record(job, error, now)
+        outcome = error or "done"
+        log.info("job %s%s ended after %s s%s: %s", job.request_id, whose, seconds, moved, outcome, extra=record)
+
+    def _record(self, job: Job, error: Exception | None, now: float) -> dict[str, Any]:
+        """What the log has of a job, beside its line."""
+        request = job.request
+        record: dict[str, Any] = {
+            "request_id": job.request_id,
+            "token": job.bearer,
+            "model": request.model,
+            "task": request.task,
+            "width": request.width,
+            "height": request.height,
+            "images": request.num_images,
+            "steps": request.num_inference_steps,
+            "outcome": _reason(error),
+            "seconds": round(now - job.arrived, 3),
+            **{f"{phase}_seconds": round(spent, 3) for phase, spent in asdict(job.timings(now)).items()},
+        }
+        return record | ({"prompt": request.prompt} if self.logs_prompts else {})
 
     def _fail(self, job: Job, error: BaseException) -> None:
         """End a job with an error of a plugin or the model.

@@ -52,6 +52,7 @@ class Job:
     held_bytes: int  # of its message; once planned, of its images
     mailbox: Mailbox = field(default_factory=Mailbox)
     plan: Plan = field(init=False)  # set before the job is submitted
+    bearer: str = ""  # the name of the client's token
     pixels: int = 0  # of its pictures, once checked
     load_seconds: float = 0.0
     waiting: asyncio.Task[None] | None = None  # submission, which waits for its models and assets

@@ -58,6 +58,7 @@ class Holding(ABC):
         self.key = key
         self.name = name
         self.device_bytes = device_bytes
+        self.parked_bytes = device_bytes  # in host memory while parked
         self.residency = Residency.ABSENT
         self.value: Any = None  # for users while it is resident; None for a model
         self.users = 0
@@ -341,19 +342,19 @@ class ResidencyManager:
 
     def _may_park(self, holding: Holding) -> bool:
         resident = holding.residency is Residency.RESIDENT
-        return resident and holding.parks and holding.device_bytes <= self._park_budget
+        return resident and holding.parks and holding.parked_bytes <= self._park_budget
 
     async def _make_parking_room(self, holding: Holding) -> bool:
         """Drop parked holdings, least recently used first, until there is room to park this one."""
         parked = sorted((h for h in self.holdings.values() if h.residency is Residency.PARKED), key=lambda h: h.used)
-        taken = sum(h.device_bytes for h in parked)
-        while parked and taken + holding.device_bytes > self._park_budget:
+        taken = sum(h.parked_bytes for h in parked)
+        while parked and taken + holding.parked_bytes > self._park_budget:
             evicted = parked.pop(0)
             evicted.residency = Residency.LEAVING  # so that it is not loaded meanwhile
             await self._run_in(self._leaver, evicted.drop)
             evicted.residency = Residency.ABSENT
-            taken -= evicted.device_bytes
-        return taken + holding.device_bytes <= self._park_budget
+            taken -= evicted.parked_bytes
+        return taken + holding.parked_bytes <= self._park_budget
 
     async def _run(self, function: Callable[..., None], *arguments: object) -> None:
         await self._run_in(self._loader, function, *arguments)

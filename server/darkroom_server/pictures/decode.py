@@ -105,6 +105,16 @@ def decode_mask(data: bytes, limits: Limits) -> npt.NDArray[np.uint8]:
     return np.asarray(binary(_over("black", _decode(data, limits)).convert("L")))
 
 
+@_refusing()
+def decode_transparency(data: bytes, limits: Limits) -> npt.NDArray[np.uint8]:
+    """The first frame, EXIF orientation applied: (h, w) uint8; 255 where it is transparent by half or more, else 0.
+
+    :raises BadImage: not an image, damaged, or too large
+    """
+    alpha = np.asarray(_decode(data, limits).getchannel("A"))
+    return np.where(alpha < 128, 255, 0).astype(np.uint8)
+
+
 def _over(colour: str, straight: Image.Image) -> Image.Image:
     return Image.alpha_composite(Image.new("RGBA", straight.size, colour), straight)
 

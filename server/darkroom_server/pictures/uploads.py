@@ -14,6 +14,7 @@ import subprocess
 import sys
 import threading
 import time
+import weakref
 from typing import TYPE_CHECKING, Literal, TypeAlias
 
 import numpy as np
@@ -27,8 +28,9 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-Kind: TypeAlias = Literal["image", "control_map", "mask"]
+Kind: TypeAlias = Literal["image", "control_map", "mask", "transparency"]
 
+PLANES = ("mask", "transparency")  # kinds of one channel
 START_SECONDS = 60.0  # some 0.3 s, of a processor that is free
 KEPT = ("PATH", "LD_LIBRARY_PATH", "LANG", "LC_ALL", "TMPDIR")  # of the environment, which may hold secrets
 ALONE = {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1", "MALLOC_ARENA_MAX": "1"}
@@ -47,6 +49,7 @@ class Uploads:
         self._known: set[_Worker] = set()
         self._lock = threading.Lock()
         self._closed = False
+        weakref.finalize(self, _end_all, self._known)  # of a catalog that nobody closed
         for _ in range(workers):
             self._free.put(None)
 
@@ -65,12 +68,10 @@ class Uploads:
         """End the workers, whatever they do."""
         with self._lock:
             self._closed = True
-            workers, self._known = self._known, set()
-        for worker in workers:
-            worker.end()
+            _end_all(self._known)
 
     def decode(self, kind: Kind, data: bytes) -> npt.NDArray[np.uint8]:
-        """The pixels of a file, read-only; see `decode.decode_image`, `decode_control_map` and `decode_mask`.
+        """The pixels of a file, read-only; see `decode.decode_image` and the others of these kinds.
 
         :raises BadImage: not an image, damaged, or too large; or its decoding failed or took too much
         """
@@ -108,6 +109,11 @@ class Uploads:
             worker = _Worker(self._memory)
             self._known.add(worker)
         return worker
+
+
+def _end_all(workers: set[_Worker]) -> None:
+    while workers:
+        workers.pop().end()
 
 
 class _Ended(Exception):
@@ -162,8 +168,10 @@ class _Worker:
             raise BadImage(self._receive(reply.size, until).decode("ascii", "replace"))
         if reply.outcome != PIXELS:
             raise MemoryError
-        shape = (reply.height, reply.width, reply.channels)[: 3 if kind != "mask" else 2]
+        shape = (reply.height, reply.width, reply.channels)[: 2 if kind in PLANES else 3]
         if reply.height * reply.width > limits.max_pixels or reply.size != np.prod(shape, dtype=np.int64):
+            self._process.kill()  # else what it answers next would be taken for another picture
+            self._process.wait()
             raise _Ended("it answers what it was not asked")
         pixels = np.frombuffer(self._receive(reply.size, until), np.uint8).reshape(shape)
         pixels.flags.writeable = False

@@ -18,7 +18,7 @@ from contextlib import suppress
 from typing import BinaryIO, NamedTuple
 
 READY = b"R"
-KINDS = ("image", "control_map", "mask")
+KINDS = ("image", "control_map", "mask", "transparency")  # decode_… of `decode`
 PIXELS, REFUSED, TOO_LARGE = range(3)  # of a Reply
 TASK, REPLY = struct.Struct("<BIQdQ"), struct.Struct("<BIIBQ")
 ALARM_SECONDS = 5.0  # after those in which the server ends the worker: for one whose server is gone
@@ -62,10 +62,9 @@ def main() -> None:
 def _answer(replies: BinaryIO, task: Task, data: bytes) -> None:
     from darkroom_server.pictures import decode
 
-    functions = (decode.decode_image, decode.decode_control_map, decode.decode_mask)
     shape, outcome, payload = (0, 0, 0), PIXELS, memoryview(b"")
     try:
-        pixels = functions[task.kind](data, task)
+        pixels = getattr(decode, f"decode_{KINDS[task.kind]}")(data, task)
         payload = pixels.data.cast("B") if pixels.flags.c_contiguous else memoryview(pixels.tobytes())
         shape = (pixels.shape[0], pixels.shape[1], pixels.shape[2] if pixels.ndim == 3 else 0)
     except decode.BadImage as error:
@@ -91,8 +90,8 @@ def _import_readers() -> None:
             file = io.BytesIO()
             with suppress(OSError):  # the format has no such mode
                 Image.new(mode, (8, 8)).save(file, format)
-                for function in (decode.decode_image, decode.decode_control_map, decode.decode_mask):
-                    function(file.getvalue(), task)
+                for kind in KINDS:
+                    getattr(decode, f"decode_{kind}")(file.getvalue(), task)
     with suppress(decode.BadImage):
         decode.decode_image(b"\x89PNG\r\n\x1a\n", task)
 
