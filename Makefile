@@ -39,6 +39,12 @@ test: $(VENV)/ready $(PROTO_ENV)/ready $(TORCHAO)/ready
 test-all:
 	$(MAKE) test PYTEST='-m "" $(PYTEST)'
 
+# soak: kill a server KILLS times while clients have it make kept pictures; none may be lost, or come out otherwise
+KILLS ?= 100
+.PHONY: soak
+soak: $(VENV)/ready
+	DARKROOM_KILLS=$(KILLS) $(BIN)/python -m pytest tests/darkroom_server/test_restarts.py -k kill_9 --timeout 0
+
 # lint: ruff, mypy and buf, which also refuses protos that break clients of the last tag
 .PHONY: lint
 lint: $(VENV)/ready

@@ -212,10 +212,10 @@ class AsyncClient(JobCalls[AsyncStream]):
         return _assembly.job_record(response.job, response.thumbnail)
 
     def _start(self, rpc: str, request: Any, timeout: float | None, *, detached: bool) -> AsyncStream:
-        call: StreamCall | KeptCall = self._stream_call(getattr(self._connection.images, rpc), request, timeout)
+        first = self._stream_call(getattr(self._connection.images, rpc), request, timeout)
         request_id = request.request_id
-        if detached and self._connection.retries != 0:
-            call = self._kept_call(call, rpc, request, time_limit(timeout))
+        resumes = detached and self._connection.retries != 0
+        call = self._kept_call(first, rpc, request, time_limit(timeout)) if resumes else first
 
         async def cancel_job() -> bool:
             return await self.cancel(request_id)

@@ -132,5 +132,5 @@ def _values(body: Message, cls: Any) -> dict[str, Any]:
 def _value(body: Message, name: str) -> Any:
     field = body.DESCRIPTOR.fields_by_name[name]
     value = field_value(body, field)
-    is_message = field.message_type is not None and field.message_type is not Struct.DESCRIPTOR
+    is_message = field.message_type not in (None, Struct.DESCRIPTOR, Timestamp.DESCRIPTOR)
     return getattr(body, name) if value is None and is_message else value  # an empty message rather than None

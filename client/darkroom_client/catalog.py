@@ -27,6 +27,9 @@ class Device:
     id: str  # torch's, for instance "cuda:0"
     name: str
     memory_bytes: int  # 0: unknown
+    threads: int  # of deterministic jobs on a CPU; 0: of another device
+    deterministic_rows: int  # of the smallest batch of deterministic jobs
+    instructions: str  # for instance "AVX512", or a GPU's compute capability
 
 
 @dataclass(frozen=True, slots=True)

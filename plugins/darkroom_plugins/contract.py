@@ -133,6 +133,12 @@ class AssetUser(Participant):
         message as the reason."""
         return AssetInfo()
 
+    def company(self, row: Row) -> Hashable:
+        """Of conditioners and adapters, for deterministic samples: rows of equal keys may share an evaluation, as what
+        is done for them is the same but for their own numbers, in as many rows as the evaluation has. Default: the
+        row's sample, which shares evaluations with no other."""
+        return row.sample
+
     def incompatibility(self, path: Path, model: Family) -> str | None:
         """Why it does not fit the model, a sentence without full stop; None if it fits. If it raises, the message is
         the reason. Must not read weights."""

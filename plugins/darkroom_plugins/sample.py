@@ -78,6 +78,7 @@ class Sample:
     canvas: Canvas
     assets: Assets
     generator: torch.Generator  # on the CPU; draws are in diffusers' order
+    bucket: int = 0  # if it is deterministic: rows of the smallest evaluation that it is part of; else 0
     inspectors: tuple[Inspector, ...] = ()
     controls: tuple[
         Pixels, ...
@@ -140,6 +141,11 @@ class Evaluation:
     arguments: dict[str, Any] = field(default_factory=dict)  # further arguments of the denoiser's forward, for all rows
     batch_cache: BatchCache = field(default_factory=BatchCache)
     residuals: list[torch.Tensor] | None = None  # see add_residuals
+
+    @property
+    def bucket(self) -> int:
+        """`Sample.bucket` of its samples, which all are deterministic or none."""
+        return self.rows[0].sample.bucket
 
     @property
     def residual_shapes(self) -> list[tuple[int, int, int, int]]:

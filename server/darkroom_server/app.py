@@ -79,7 +79,9 @@ class App:
         self._hurry = asyncio.Event()
         self._loop = asyncio.get_running_loop()
         self.previews = decoders
-        self._planner = Planner(catalog, settings.reader_threads, settings.max_decode_bytes)
+        self._planner = Planner(
+            catalog, settings.reader_threads, settings.max_decode_bytes, settings.deterministic_rows
+        )
         self.residency = ResidencyManager(
             holdings(catalog.models, catalog.assets, self._prepare),
             settings.memory_budget,
@@ -145,7 +147,13 @@ class App:
         await self.keeper.open()
         jobs = JobList(self.jobs, self.keeper, self._encoder, self.settings.tokens)
         images = ImageService(self._submission, self.keeper, jobs, self.settings.slow_reader_seconds)
-        catalog = CatalogService(self.catalog, self.residency, self.settings.keep_results_seconds)
+        catalog = CatalogService(
+            self.catalog,
+            self.residency,
+            self.settings.keep_results_seconds,
+            self.engine.threads,
+            self.settings.deterministic_rows,
+        )
         if self._http is not None:
             self._http.serve(self.jobs.read, self.catalog)
         await self._door.serve(images, catalog)

@@ -12,7 +12,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from tests.benchmarks import approximations, chart, clients, load, queueing, short, startup, tasks, where
+from tests.benchmarks import approximations, chart, clients, deterministic, load, queueing, short, startup, tasks, where
 from tests.benchmarks.bench import Bench
 
 RESULTS = Path(__file__).parent / "results"
@@ -44,6 +44,7 @@ def _memory(bench: Bench) -> list[dict[str, Any]]:
 PARTS = {
     "clients": clients.measure,
     "load": load.measure,
+    "deterministic": deterministic.measure,
     "short": short.measure,
     "tasks": tasks.measure,
     "queueing": queueing.measure,

@@ -130,7 +130,11 @@ def request_of(order: Order, preview: int = PREVIEWS["off"]) -> Any:
         loras=[parameters_pb2.LoraSpec(name=order.lora)] if order.lora else [],
         controls=[parameters_pb2.ControlSpec(model=order.control, image=png(edges()))] if order.control else [],
     )
-    common: dict[str, Any] = {"parameters": parameters, "preview": parameters_pb2.PreviewOptions(mode=preview)}
+    common: dict[str, Any] = {
+        "parameters": parameters,
+        "preview": parameters_pb2.PreviewOptions(mode=preview),
+        "deterministic": order.deterministic,
+    }
     match order.task:
         case "txt2img":
             return image_service_pb2.GenerateRequest(**common)

@@ -42,6 +42,7 @@ class Order:
     task: Task = "txt2img"
     control: str = ""  # ControlNet name; its map is `edges`
     lora: str = ""
+    deterministic: bool = False
 
     @property
     def prompt(self) -> str:

@@ -46,6 +46,7 @@ class Job:
     controls: tuple[tuple[str, dict[str, Any]], ...] = ()
     loras: tuple[tuple[str, float], ...] = ()
     scheduler: str = "ddim"
+    guidance: float = GUIDANCE
     picture: Any = field(default_factory=lambda: PICTURE)
     mask: Any = field(default_factory=lambda: MASK)
     more: Mapping[str, Any] = field(default_factory=dict)  # for the request
@@ -55,7 +56,7 @@ class Job:
             model=self.model,
             prompt=PROMPT,
             num_inference_steps=STEPS,
-            guidance_scale=GUIDANCE,
+            guidance_scale=self.guidance,
             seed=SEED,
             scheduler=self.scheduler,
             loras=[LoraSpec(name=name, weight=weight) for name, weight in self.loras],
@@ -134,7 +135,7 @@ class Oracle:
         arguments: dict[str, Any] = {
             "prompt": PROMPT,
             "num_inference_steps": STEPS,
-            "guidance_scale": GUIDANCE,
+            "guidance_scale": job.guidance,
             "generator": [torch.Generator().manual_seed(SEED)],
         }
         maps = MAPS[: len(job.controls)]

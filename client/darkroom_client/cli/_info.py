@@ -13,6 +13,9 @@ _DEVICES: dict[str, Cell] = {
     "device": attrgetter("id"),
     "name": attrgetter("name"),
     "memory": lambda device: megabytes(device.memory_bytes),
+    "instructions": attrgetter("instructions"),
+    "threads": lambda device: str(device.threads or ""),
+    "deterministic rows": lambda device: str(device.deterministic_rows),
 }
 _PLUGINS: dict[str, Cell] = {
     "plugin": attrgetter("name"),

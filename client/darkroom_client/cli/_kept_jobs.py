@@ -42,12 +42,12 @@ def jobs(server: Server, as_json: _options.AsJson = False) -> None:
 
         print_json(found)
         return
-    from darkroom_client.cli._tables import print_list
+    from darkroom_client.cli._tables import Cell, print_list
 
     if not found:
         typer.echo("There are no jobs.", err=True)
         return
-    columns = {
+    columns: dict[str, Cell] = {
         "job": attrgetter("request_id"),
         "state": _state,
         "kept until": lambda job: _clock(job.expire_time) or ("its end" if job.kept else ""),

@@ -304,7 +304,7 @@ class Results:
         int | None, typer.Option(min=1, metavar="N", help="Pictures per prompt, with consecutive seeds. Default: 1.")
     ] = None
     deterministic: Annotated[
-        bool, typer.Option("--deterministic", help="Run alone, for identical bytes at each repetition; slower.")
+        bool, typer.Option("--deterministic", help="The same bytes at any load and at each repetition.")
     ] = False
     no_deterministic: Annotated[
         bool, typer.Option("--no-deterministic", help="Not so, whatever the recipe of --from says.")

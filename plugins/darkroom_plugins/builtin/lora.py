@@ -17,7 +17,7 @@ from darkroom_plugins.builtin.loras.layer_names import component_of
 from darkroom_plugins.builtin.loras.updates import Update, combined
 from darkroom_plugins.contract import Adapter, AssetInfo, AssetKind, Assets, Family
 from darkroom_plugins.request import Request
-from darkroom_plugins.sample import Evaluation, Sample
+from darkroom_plugins.sample import Evaluation, Row, Sample
 from darkroom_plugins.tensors import to_device
 
 darkroom_api_version = 1
@@ -44,6 +44,9 @@ class Loras(Adapter):
 
     def wants(self, request: Request, parameters: None) -> bool:
         return bool(_lora_set(request))
+
+    def company(self, row: Row) -> Hashable:
+        return _lora_set(row.sample.request)
 
     def prompt_key(self, request: Request, parameters: None) -> Hashable:
         return _lora_set(request)

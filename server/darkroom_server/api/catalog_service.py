@@ -16,6 +16,7 @@ from darkroom_plugins.errors import InvalidRequest, Violation, no_such
 from darkroom_plugins.version import VERSION
 from darkroom_server.api import messages, quotas
 from darkroom_server.api.messages import preview_mode
+from darkroom_server.device.resources import row_bucket
 from darkroom_server.errors import NotFound
 from darkroom_server.jobs.events import Ended
 from darkroom_server.jobs.mailbox import Mailbox
@@ -48,9 +49,17 @@ Context: TypeAlias = "CallContext"
 class CatalogService(catalog_service_pb2_grpc.CatalogServiceServicer):
     """Serves the catalog; each list is sorted by name."""
 
-    def __init__(self, catalog: Catalog, residency: ResidencyManager, keep_results_seconds: float) -> None:
-        self._catalog = catalog
-        self._keep_results_seconds = keep_results_seconds
+    def __init__(
+        self,
+        catalog: Catalog,
+        residency: ResidencyManager,
+        keep_results_seconds: float,
+        threads: int,
+        deterministic_rows: int | None,
+    ) -> None:
+        """`threads`: of deterministic jobs on a CPU. `deterministic_rows`: see `Settings`."""
+        self._catalog, self._keep_results_seconds = catalog, keep_results_seconds
+        self._threads, self._deterministic_rows = threads, deterministic_rows
         self._resident = residency
 
     async def GetServerInfo(self, request: pb.GetServerInfoRequest, context: Context) -> pb.GetServerInfoResponse:
@@ -60,7 +69,7 @@ class CatalogService(catalog_service_pb2_grpc.CatalogServiceServicer):
             api_version="darkroom.v1",
             torch_version=torch.__version__,
             diffusers_version=diffusers.__version__,
-            devices=[_device(d) for d in dict.fromkeys(m.family.device for m in self._catalog.models.values())],
+            devices=[self._device(d) for d in dict.fromkeys(m.family.device for m in self._catalog.models.values())],
             limits=pb.ServerLimits(**limits.model_dump(), job_retention_seconds=self._keep_results_seconds),
             plugins=[_plugin(info) for info in self._catalog.plugins.infos],
             default_model=self._catalog.default_model,
@@ -172,6 +181,17 @@ class CatalogService(catalog_service_pb2_grpc.CatalogServiceServicer):
         found = (RESIDENCIES[self._resident[key].residency] for key in keys)
         return max(found, default=pb.RESIDENCY_ABSENT)
 
+    def _device(self, device: torch.device) -> pb.Device:
+        rows = row_bucket(device, self._deterministic_rows)
+        common: dict[str, Any] = {"id": str(device), "deterministic_rows": rows}
+        if device.type == "cuda":
+            properties = torch.cuda.get_device_properties(device)
+            capability = f"{properties.major}.{properties.minor}"
+            memory = properties.total_memory
+            return pb.Device(name=properties.name, memory_bytes=memory, instructions=capability, **common)
+        instructions = torch.backends.cpu.get_cpu_capability()
+        return pb.Device(name=device.type.upper(), threads=self._threads, instructions=instructions, **common)
+
     def _model(self, model: Model) -> pb.Model:
         settings, info = model.settings, model.info
         low, high = self._catalog.size_range(model)
@@ -218,13 +238,6 @@ class CatalogService(catalog_service_pb2_grpc.CatalogServiceServicer):
             parameters_schema=_schema(entry.Parameters),
             plugin=self._catalog.plugins.owner("schedulers", entry.name),
         )
-
-
-def _device(device: torch.device) -> pb.Device:
-    if device.type == "cuda":
-        properties = torch.cuda.get_device_properties(device)
-        return pb.Device(id=str(device), name=properties.name, memory_bytes=properties.total_memory)
-    return pb.Device(id=str(device), name=device.type.upper())
 
 
 def _plugin(info: PluginInfo) -> pb.Plugin:

@@ -294,7 +294,8 @@ class Keeper:
         for event in from_log(stored):
             _append(kept.history, event)
             kept.logged.add(event.sequence)
-            kept.sent.add(picture_of(event))
+            if (picture := picture_of(event)) is not None:
+                kept.sent.add(picture)
         message = RPCS[logged.rpc][0].FromString(logged.request)
         job = self._submission.jobs.register(kept.owner, kept.request_id, len(logged.request), admitted=True)
         job.created, job.base = kept.created, (kept.run - 1) * RUN_SEQUENCES

@@ -11,6 +11,7 @@ from darkroom_server.config.address import TcpAddress, parse_address
 Location: TypeAlias = tuple[str | int, ...]  # path of a value: keys of tables, indices of arrays
 
 NAMED = ("models", "controlnets", "loras", "embeddings", "tokens")
+MAX_BATCH_ROWS = 32  # the default
 UNIQUE = (*((kind, "name") for kind in NAMED), ("tokens", "sha256"))
 
 
@@ -28,6 +29,9 @@ def inconsistencies(given: Mapping[str, Any], demo: str) -> Iterator[tuple[Locat
     default, names = given.get("default_model"), _each(given, "models", "name") or [demo]
     if default is not None and default not in names:
         yield ("default_model",), no_such("model", str(default), {str(name) for name in names if name})
+    rows, most = given.get("deterministic_rows"), _most_rows(given.get("limits"))
+    if isinstance(rows, int) and isinstance(most, int) and rows > most:
+        yield ("deterministic_rows",), f"{rows} are more than limits.max_batch_rows, {most}"
     for index, allowed in enumerate(_each(given, "tokens", "models")):
         for place, name in enumerate(allowed if isinstance(allowed, list) else ()):
             if name not in names:
@@ -41,6 +45,12 @@ def inconsistencies(given: Mapping[str, Any], demo: str) -> Iterator[tuple[Locat
         if exposed is not None and not given.get("tokens") and not client_ca:
             hint = "make a token by `darkroom token`, set tls.client_ca, or listen on 127.0.0.1"
             yield (key,), f"{exposed} is reached from other machines, and no tokens are configured: {hint}"
+
+
+def _most_rows(limits: Any) -> Any:
+    """limits.max_batch_rows as given, or its default."""
+    given = limits.get("max_batch_rows") if isinstance(limits, Mapping) else getattr(limits, "max_batch_rows", None)
+    return MAX_BATCH_ROWS if given is None else given
 
 
 def _each(given: Mapping[str, Any], kind: str, key: str) -> list[Any]:

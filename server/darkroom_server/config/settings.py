@@ -25,7 +25,7 @@ from darkroom_plugins.files.hub_paths import hub_place, is_weights_file
 from darkroom_plugins.files.safetensors_files import PICKLES, REFUSED
 from darkroom_plugins.request import PreviewMode, SafetyPolicy
 from darkroom_server.config.address import TcpAddress, parse_address
-from darkroom_server.config.consistency import inconsistencies
+from darkroom_server.config.consistency import MAX_BATCH_ROWS, inconsistencies
 from darkroom_server.config.tls import checked
 
 DEFAULT_LISTEN = "127.0.0.1:50051"
@@ -168,7 +168,7 @@ class AssetSettings(BaseModel, extra="forbid"):
 class Limits(BaseModel, extra="forbid"):
     """Limits of a request; the API's ServerLimits, field by field."""
 
-    max_batch_rows: Annotated[int, Field(ge=2)] = 32
+    max_batch_rows: Annotated[int, Field(ge=2)] = MAX_BATCH_ROWS
     max_images: Annotated[int, Field(ge=1)] = 16
     max_inference_steps: Annotated[int, Field(ge=1, le=1000)] = 500
     max_edge: Annotated[int, Field(ge=64)] = 2048
@@ -236,6 +236,8 @@ class Settings(BaseSettings):
     idle_seconds: Annotated[float, Field(gt=0)] | None = None  # idle models are unloaded after this; None: never
     blocked_plugins: list[str] = []
     threads: Annotated[int, Field(ge=1)] | None = None  # that compute on a CPU; None: measured while serving
+    # Of the smallest batch of `deterministic` jobs; None: 2 on a CPU, 8 on a GPU.
+    deterministic_rows: Annotated[int, Field(ge=1)] | None = None
     encoder_threads: Annotated[int, Field(ge=1)] = 2
     reader_threads: Annotated[int, Field(ge=1)] = 2  # decode input images, run preprocessors
     # Of the processes that decode input images, one a reader thread: memory and time for one picture.

@@ -50,7 +50,7 @@ class Decoder:
         with side_stream(plan.model.family.device, latents) if on_side_stream else contextlib.nullcontext():
             if plan.tiled:
                 return [self._in_tiles(each, OutOfMemory(TOO_LITTLE_MEMORY)) for each in done]
-            most = pictures_at_once(plan.model.info, plan.request)
+            most = 1 if plan.request.deterministic else pictures_at_once(plan.model.info, plan.request)
             whole = self._recovery.each(work("decode", plan.request), self._decode, done, most)
             return [
                 self._in_tiles(each, outcome) if isinstance(outcome, OutOfMemory) else outcome

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
+from functools import partial
 from itertools import islice
 from typing import TypeAlias
 
@@ -13,16 +14,21 @@ from darkroom_plugins.contract import Adapter, Conditioner
 from darkroom_plugins.errors import DarkroomError
 from darkroom_plugins.sample import Evaluation, Row, Sample, own_prompts
 from darkroom_plugins.tensors import to_device
+from darkroom_server.engine.buckets import Buckets, filled
 from darkroom_server.engine.recovery import Outcome, Recovery, work
 from darkroom_server.engine.slot import Slot
+from darkroom_server.networks.compiled import eagerly
 
 SlotRow: TypeAlias = tuple[Slot, Row]
 
 
-def predict(begun: Sequence[tuple[Slot, Sample]], recovery: Recovery) -> list[Outcome[list[torch.Tensor]]]:
+def predict(
+    begun: Sequence[tuple[Slot, Sample]], recovery: Recovery, buckets: Buckets
+) -> list[Outcome[list[torch.Tensor]]]:
     """The denoiser's output for each row of each sample, (1, channels, h, w) each."""
     rows = [(slot, row) for slot, sample in begun for row in rows_of(sample)]
-    found = recovery.each(work("denoise", begun[0][1].request), _predict, rows, suspected=_suspected)
+    evaluate = partial(_predict, buckets)
+    found = recovery.each(work("denoise", begun[0][1].request), evaluate, rows, suspected=_suspected)
     outcomes = iter(found)
     return [_sample_outputs(list(islice(outcomes, len(sample.conditions)))) for _, sample in begun]
 
@@ -43,14 +49,39 @@ def _suspected(error: DarkroomError, row: SlotRow) -> bool:
     return culprit in (*sample.conditioners, *sample.adapters)
 
 
-def _predict(rows: Sequence[SlotRow]) -> list[torch.Tensor]:
+def _predict(buckets: Buckets, rows: Sequence[SlotRow]) -> list[torch.Tensor]:
     by_structure: dict[Hashable, list[SlotRow]] = {}
     for slot, row in rows:
-        by_structure.setdefault(row.sample.model.structure(row), []).append((slot, row))
+        structure = row.sample.model.structure(row), _company(row) if slot.job.plan.bucket else None
+        by_structure.setdefault(structure, []).append((slot, row))
     outputs = {
-        row: output for part in by_structure.values() for (_, row), output in zip(part, _evaluate(part), strict=True)
+        row: output
+        for structure, part in by_structure.items()
+        for (_, row), output in zip(part, _outputs(part, structure, buckets), strict=True)
     }
     return [outputs[row] for _, row in rows]
+
+
+def _company(row: Row) -> tuple[tuple[str, Hashable], ...]:
+    """With which rows a deterministic one may share an evaluation."""
+    found: list[tuple[str, Hashable]] = []
+    conditioners = [c for c in row.sample.conditioners if type(c).condition is not Conditioner.condition]
+    for part in (*conditioners, *row.sample.adapters):
+        with calls.calling(part, "company"):
+            found.append((part.name, part.company(row)))
+    return tuple(found)
+
+
+def _outputs(rows: Sequence[SlotRow], structure: Hashable, buckets: Buckets) -> Sequence[torch.Tensor]:
+    """The outputs of rows of one structure; of deterministic ones in buckets."""
+    slot, first = rows[0]
+    bucket = slot.job.plan.bucket
+    if not bucket:
+        return _evaluate(rows)
+    with eagerly():
+        if any(company is first.sample for _, company in _company(first)):  # of plugins that nothing is known of
+            return _evaluate(filled(rows, max(len(rows), bucket)))[: len(rows)]
+        return buckets.run((*slot.job.plan.batch_key, structure), _evaluate, rows, bucket)
 
 
 def _evaluate(rows: Sequence[SlotRow]) -> list[torch.Tensor]:

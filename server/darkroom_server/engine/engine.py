@@ -24,6 +24,7 @@ from darkroom_server.device.transfer import DecodeLimiter, LaunchLimiter
 from darkroom_server.engine import denoise
 from darkroom_server.engine import step as stepping
 from darkroom_server.engine.batcher import Batcher, Lane
+from darkroom_server.engine.buckets import Buckets
 from darkroom_server.engine.decode import Decoded, Decoder
 from darkroom_server.engine.long_work import LongWork, Work
 from darkroom_server.engine.offload_turns import swap_is_due
@@ -81,6 +82,7 @@ class Engine:
         self._batcher = Batcher()
         self._positions = QueuePositions(self._batcher, self._row_limit)
         self.outbox = Outbox(self._loop, self._positions)
+        self._buckets = Buckets()
         self._launches = LaunchLimiter()
         self._decodes = DecodeLimiter(max_batch_rows // 2)  # as many as there are seats, with guidance
         self._stopping = False
@@ -94,6 +96,11 @@ class Engine:
     def thread(self) -> int | None:
         """The identifier of its thread."""
         return self._thread.ident
+
+    @property
+    def threads(self) -> int:
+        """How many threads compute for deterministic jobs on a CPU: all."""
+        return self._threads.most
 
     @property
     def working(self) -> Work | None:
@@ -310,7 +317,7 @@ class Engine:
             self._threads.evaluation(*_kind(slots)),
             self._long.divided("evaluation", slots),
         ):
-            outcomes = denoise.predict(begun, self.recovery)
+            outcomes = denoise.predict(begun, self.recovery, self._buckets)
         with self.numbers.part("step"):
             estimates = self._advance(begun, outcomes)
         self._record_step(slots, time.monotonic() - began)

@@ -34,6 +34,7 @@ def make_sample(slot: Slot) -> Sample:
         canvas=plan.canvas,
         assets=plan.assets,
         generator=torch.Generator(),
+        bucket=plan.bucket,
         controls=plan.controls,
         first=plan.steps.first,
         evaluation=plan.steps.first,

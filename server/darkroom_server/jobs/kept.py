@@ -45,7 +45,7 @@ class KeptJob:
     run: int = 1  # the number of the run that is under way, which a restart of the server makes one more
     id: int | None = None  # in the log; None: it is not there
     logged: set[int] = field(default_factory=set)  # sequences of the events that the log has
-    sent: set[Any] = field(default_factory=set)  # the pictures that earlier runs have finished; None is of no picture
+    sent: set[Any] = field(default_factory=set)  # the pictures that earlier runs have sent
     stored_bytes: int = 0  # of the events that are in the log only
 
     @property

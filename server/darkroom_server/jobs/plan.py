@@ -40,6 +40,7 @@ class Plan:
     needs: tuple[Key, ...]  # must be resident while the job runs
     batch_key: tuple[Hashable, ...]  # jobs with equal keys share evaluations
     solo: bool  # each of its samples is evaluated alone
+    bucket: int  # of deterministic jobs: rows of the smallest batch; 0: of others
     table: Table = NO_TABLE  # of the scheduler's step coefficients
     assets: AcquiredAssets = NO_ASSETS  # the values of `needs`, once acquired
 

@@ -16,7 +16,7 @@ from darkroom_plugins.contract import BatchContract, Contribution, SchedulerEntr
 from darkroom_plugins.errors import InvalidRequest, UnsupportedCombination, Violation
 from darkroom_plugins.files import LOADING
 from darkroom_plugins.request import Pixels, Request, SchedulerChoice
-from darkroom_server.device.resources import total_memory
+from darkroom_server.device.resources import row_bucket, total_memory
 from darkroom_server.device.threads import single_threaded_pool
 from darkroom_server.errors import LoadFailed, to_domain_error
 from darkroom_server.jobs.plan import Plan
@@ -51,10 +51,17 @@ class Inputs(NamedTuple):
 class Planner:
     """Plans requests, on threads of its own. `plan`, `read` and `close` are for the event loop."""
 
-    def __init__(self, catalog: Catalog, reader_threads: int, max_decode_bytes: int | None = None) -> None:
-        """`max_decode_bytes`: the memory to decode one picture; None: all that the model's device has."""
+    def __init__(
+        self,
+        catalog: Catalog,
+        reader_threads: int,
+        max_decode_bytes: int | None = None,
+        deterministic_rows: int | None = None,
+    ) -> None:
+        """`max_decode_bytes`: the memory to decode one picture; None: all that the model's device has.
+        `deterministic_rows`: see `Settings`."""
         self._catalog = catalog
-        self._max_decode_bytes = max_decode_bytes
+        self._max_decode_bytes, self._deterministic_rows = max_decode_bytes, deterministic_rows
         self._readers = single_threaded_pool("reader", reader_threads)
         self._thread = single_threaded_pool("planner")  # one, as tokenizers are not thread-safe
         self._tables = Tables()
@@ -137,7 +144,10 @@ class Planner:
             needs=needs(request),
             tiled=self._decodes_in_tiles(request, model),
             batch_key=_batch_key(request, (task, *conditioners, *adapters), prompts[0].length),
-            solo=_is_solo(request, (task, *conditioners, *adapters)),
+            solo=(solo := _is_solo((task, *conditioners, *adapters))),
+            bucket=row_bucket(model.family.device, self._deterministic_rows)
+            if request.deterministic and not solo
+            else 0,
             preview_by_network=previews is not None and previews.component is not None,
         )
 
@@ -228,7 +238,7 @@ def needs(request: Request) -> tuple[Key, ...]:
 def _batch_key(request: Request, parts: Sequence[Contribution], length: int) -> tuple[Hashable, ...]:
     """The batch key: jobs with equal keys share evaluations. `length` is the prompts', in tokens."""
     keys = tuple((part.name, _key(part, request)) for part in parts if part.contract is BatchContract.KEYED)
-    return request.model, request.width, request.height, length, keys, _is_solo(request, parts)
+    return request.model, request.width, request.height, length, keys, _is_solo(parts), request.deterministic
 
 
 def _key(part: Contribution, request: Request) -> Hashable:
@@ -238,8 +248,8 @@ def _key(part: Contribution, request: Request) -> Hashable:
         return key
 
 
-def _is_solo(request: Request, parts: Sequence[Contribution]) -> bool:
-    return request.deterministic or any(part.contract is BatchContract.SOLO for part in parts)
+def _is_solo(parts: Sequence[Contribution]) -> bool:
+    return any(part.contract is BatchContract.SOLO for part in parts)
 
 
 async def _run(pool: Executor, function: Callable[..., Any], *arguments: Any) -> Any:

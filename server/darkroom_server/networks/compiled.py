@@ -8,7 +8,8 @@ import logging
 import sys
 import threading
 import time
-from collections.abc import Callable, Hashable, Mapping
+from collections.abc import Callable, Hashable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -26,6 +27,8 @@ COMPILER = "compiler"  # thread name
 MAX_VERSIONS = 1024
 MAX_FAILURES = 3  # shapes that do not compile before any does: then no other is tried
 
+_eagerly = False
+
 
 def compiled(network: nn.Module, background: bool, advice: str = "") -> Callable[..., Any]:
     """The compiled forward of a network, for any batch size. With `background`, arguments of new shapes run eagerly
@@ -36,6 +39,18 @@ def compiled(network: nn.Module, background: bool, advice: str = "") -> Callable
     """
     forward = _Compiled(network, background, advice)
     return functools.wraps(network.forward)(lambda *args, **kwargs: forward(*args, **kwargs))
+
+
+@contextmanager
+def eagerly() -> Iterator[None]:
+    """Context manager on the engine's thread: networks run eagerly. Compiled code rounds otherwise, and when it is
+    there is a matter of time."""
+    global _eagerly
+    before, _eagerly = _eagerly, True
+    try:
+        yield
+    finally:
+        _eagerly = before
 
 
 def is_compiling() -> bool:
@@ -59,7 +74,7 @@ class _Compiled:
         self._compiling = threading.Lock()
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        if self._is_patched():
+        if _eagerly or self._is_patched():
             return self._eager(*args, **kwargs)
         shapes = _shapes((args, kwargs))
         if self._to_be_compiled(shapes) and self._compiling.acquire(blocking=False):

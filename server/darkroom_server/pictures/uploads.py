@@ -14,6 +14,7 @@ import subprocess
 import sys
 import threading
 import time
+import weakref
 from typing import TYPE_CHECKING, Literal, TypeAlias
 
 import numpy as np
@@ -48,6 +49,7 @@ class Uploads:
         self._known: set[_Worker] = set()
         self._lock = threading.Lock()
         self._closed = False
+        weakref.finalize(self, _end_all, self._known)  # of a catalog that nobody closed
         for _ in range(workers):
             self._free.put(None)
 
@@ -66,9 +68,7 @@ class Uploads:
         """End the workers, whatever they do."""
         with self._lock:
             self._closed = True
-            workers, self._known = self._known, set()
-        for worker in workers:
-            worker.end()
+            _end_all(self._known)
 
     def decode(self, kind: Kind, data: bytes) -> npt.NDArray[np.uint8]:
         """The pixels of a file, read-only; see `decode.decode_image` and the others of these kinds.
@@ -109,6 +109,11 @@ class Uploads:
             worker = _Worker(self._memory)
             self._known.add(worker)
         return worker
+
+
+def _end_all(workers: set[_Worker]) -> None:
+    while workers:
+        workers.pop().end()
 
 
 class _Ended(Exception):

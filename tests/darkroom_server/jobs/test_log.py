@@ -115,7 +115,8 @@ def test_a_log_of_the_first_format_is_migrated(tmp_path: Path) -> None:
     database = sqlite3.connect(tmp_path / DATABASE)
     database.executescript(MIGRATIONS[0])
     database.execute(
-        "INSERT INTO jobs (owner, request_id, rpc, digest, request, created) VALUES ('', 'old', 'Edit', x'', x'01', 3.0)"
+        "INSERT INTO jobs (owner, request_id, rpc, digest, request, created)"
+        " VALUES ('', 'old', 'Edit', x'', x'01', 3.0)"
     )
     database.execute("PRAGMA user_version = 1")
     database.commit()
@@ -161,3 +162,11 @@ def test_two_servers_cannot_have_one_folder(tmp_path: Path) -> None:
         other.close()
 
     run(tmp_path, test)
+
+
+def test_the_folder_is_made_for_its_owner_alone(tmp_path: Path) -> None:
+    async def nothing(log: JobLog, jobs: list[LoggedJob]) -> None:
+        pass
+
+    run(tmp_path / "deep/state", nothing)
+    assert (tmp_path / "deep/state").stat().st_mode & 0o777 == 0o700

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -11,6 +11,7 @@ import torch
 from diffusers import ControlNetModel
 
 from darkroom_plugins import hookimpl
+from darkroom_plugins.builtin.families.time_layers import time_outputs
 from darkroom_plugins.contract import AssetInfo, AssetKind, Conditioner, Family
 from darkroom_plugins.files import check_weights, load_weights, meta_network, read_json, read_tensors, weight_files
 from darkroom_plugins.fixed_outputs import with_fixed_outputs
@@ -74,12 +75,17 @@ class ControlNets(Conditioner):
         model = sample.model
         sample.state[self.name] = [
             Control(
-                choice, network, _map_embedding(network, to_device(to_tensor(pixels).to(model.dtype), model.device))
+                choice,
+                network,
+                _map_embedding(network, to_device(to_tensor(pixels).to(model.dtype), model.device), sample.bucket or 1),
             )
             for choice, pixels in zip(sample.request.controls, sample.controls, strict=True)
             if choice.scale > 0
             for network in [sample.assets.get("controlnet", choice.model)]
         ]
+
+    def company(self, row: Row) -> Hashable:
+        return tuple(control.choice.model for control in self._active(row))
 
     def condition(self, evaluation: Evaluation, parameters: Sequence[None]) -> None:
         model, device = evaluation.rows[0].sample.model, evaluation.latents.device
@@ -123,23 +129,26 @@ def _conditional_only(control: Control) -> bool:
     return control.choice.guess_mode or bool(control.network.config.global_pool_conditions)
 
 
-def _map_embedding(network: Any, pixels: torch.Tensor) -> torch.Tensor:
-    """The network's embedding of a map, (1, 3, height, width) in 0 to 1."""
+def _map_embedding(network: Any, pixels: torch.Tensor, copies: int) -> torch.Tensor:
+    """The network's embedding of a map, (1, 3, height, width) in 0 to 1. It is the first of so many copies': diffusers'
+    pipelines embed one for each row, and the number of rows changes the last bits."""
     if network.config.controlnet_conditioning_channel_order == "bgr":
         pixels = pixels.flip(1)
-    return network.controlnet_cond_embedding(pixels)  # type: ignore[no-any-return]
+    return network.controlnet_cond_embedding(pixels.expand(copies, -1, -1, -1))[:1]  # type: ignore[no-any-return]
 
 
 def _run(network: Any, part: Evaluation, controls: Sequence[Control], model: Family) -> Residuals:
     embeddings = torch.cat([control.embedding for control in controls])  # too large to cache for the batch
-    with with_fixed_outputs({network.controlnet_cond_embedding: embeddings}):
+    added = model.added_conditions(part)
+    fixed = {network.controlnet_cond_embedding: embeddings, **time_outputs(network, part, added)}
+    with with_fixed_outputs(fixed):
         down, middle = network(
             part.latents,
             part.timesteps,
             encoder_hidden_states=part.prompts,
             controlnet_cond=embeddings,
             return_dict=False,
-            **model.added_conditions(part),
+            **added,
         )
     return [*down, middle]
 

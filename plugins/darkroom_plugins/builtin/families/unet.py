@@ -15,8 +15,10 @@ from darkroom_plugins import UnsupportedCombination, Violation
 from darkroom_plugins.builtin.families import deepcache
 from darkroom_plugins.builtin.families.clip import ClipEncoder, Prompt, TextEncoders
 from darkroom_plugins.builtin.families.cross_attention_cache import projected
+from darkroom_plugins.builtin.families.time_layers import time_outputs
 from darkroom_plugins.contract import Family, ModelInfo, PromptReader
 from darkroom_plugins.files import ModelFiles
+from darkroom_plugins.fixed_outputs import with_fixed_outputs
 from darkroom_plugins.request import Request
 from darkroom_plugins.sample import Evaluation, PromptEmbedding, Row
 from darkroom_plugins.tensors import to_device
@@ -123,7 +125,11 @@ class UNetFamily(Family):
     def predict(self, evaluation: Evaluation) -> torch.Tensor:
         condition = self._guidance_embedding(evaluation) if self.guidance_embedded else None
         latents = [each for each in (evaluation.latents, evaluation.extra_channels) if each is not None]
-        with projected(self.unet, evaluation):
+        added = self.added_conditions(evaluation)
+        with (
+            projected(self.unet, evaluation),
+            with_fixed_outputs(time_outputs(self.unet, evaluation, added, condition)),
+        ):
             return deepcache.denoise(
                 self.unet,
                 evaluation,
@@ -132,7 +138,7 @@ class UNetFamily(Family):
                 encoder_hidden_states=evaluation.prompts,
                 timestep_cond=condition,
                 return_dict=False,
-                **self.added_conditions(evaluation),
+                **added,
                 **_residuals(evaluation),
                 **evaluation.arguments,
             )
