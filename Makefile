@@ -29,10 +29,21 @@ demo: $(VENV)/ready
 serve: $(VENV)/ready
 	$(BIN)/darkroom serve
 
-# test: all tests, on as many cores as there are, up to four
+# test: the tests, on as many cores as there are, up to four
 .PHONY: test
 test: $(VENV)/ready $(PROTO_ENV)/ready $(TORCHAO)/ready
 	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist worksteal $(PYTEST)
+
+# test-all: the same with those that take long
+.PHONY: test-all
+test-all:
+	$(MAKE) test PYTEST='-m "" $(PYTEST)'
+
+# soak: kill a server KILLS times while clients have it make kept pictures; none may be lost, or come out otherwise
+KILLS ?= 100
+.PHONY: soak
+soak: $(VENV)/ready
+	DARKROOM_KILLS=$(KILLS) $(BIN)/python -m pytest tests/darkroom_server/test_restarts.py -k kill_9 --timeout 0
 
 # lint: ruff, mypy and buf, which also refuses protos that break clients of the last tag
 .PHONY: lint
@@ -60,11 +71,11 @@ bench: $(VENV)/ready
 # bench-gpu: the same on a GPU, with real architectures of random weights
 .PHONY: bench-gpu
 bench-gpu: $(VENV)/ready $(TORCHAO)/ready
-	$(BIN)/python -m tests.benchmarks --device cuda --model sd15 $(BENCH)
-	$(BIN)/python -m tests.benchmarks --device cuda --model sd15 --compile --only clients,load $(BENCH)
-	$(BIN)/python -m tests.benchmarks --device cuda --model sdxl --only clients $(BENCH)
-	$(BIN)/python -m tests.benchmarks --device cuda --model sdxl --compile --only clients,load $(BENCH)
-	PYTHONPATH=$(TORCHAO) $(BIN)/python -m tests.benchmarks --device cuda --model sdxl --dtype bfloat16 --compile --quantize float8-dynamic --only clients,load $(BENCH)
+	$(BIN)/python -m tests.benchmarks --device cuda --seconds 20 --model sd15 $(BENCH)
+	$(BIN)/python -m tests.benchmarks --device cuda --seconds 20 --model sd15 --compile --only clients,load $(BENCH)
+	$(BIN)/python -m tests.benchmarks --device cuda --seconds 20 --model sdxl --only clients $(BENCH)
+	$(BIN)/python -m tests.benchmarks --device cuda --seconds 20 --model sdxl --compile --only clients,load $(BENCH)
+	PYTHONPATH=$(TORCHAO) $(BIN)/python -m tests.benchmarks --device cuda --seconds 20 --model sdxl --dtype bfloat16 --compile --quantize float8-dynamic --only clients,load $(BENCH)
 
 # clean: remove the environments and everything made
 .PHONY: clean
@@ -74,7 +85,7 @@ clean:
 $(VENV)/ready: constraints.txt pyproject.toml plugins/examples/vignette/pyproject.toml
 	$(PYTHON) -m venv --clear $(VENV)
 	$(BIN)/python -m pip install --quiet -c constraints.txt torch
-	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[server,dev]" -e plugins/examples/vignette
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[server,web,dev]" -e plugins/examples/vignette
 	touch $@
 
 $(PROTO_ENV)/ready: Makefile

@@ -20,6 +20,7 @@ def bench(*options: str) -> str:
     return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=True).stdout
 
 
+@pytest.mark.slow
 def test_a_part_is_measured_beside_the_peers(tmp_path: Path) -> None:
     assert "short jobs behind long ones" in bench("--smoke", "--only", "short", "--out", str(tmp_path))
     found = json.loads((tmp_path / "cpu.json").read_text())

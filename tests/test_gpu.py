@@ -3,6 +3,7 @@
 Run with `python -m pytest -m gpu`; skipped without a device.
 """
 
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -28,8 +29,15 @@ REQUEST = {"prompt": "a red circle", "seed": 7, "num_inference_steps": 8, "guida
 @pytest.fixture(scope="module")
 def server(tiny_model: Path) -> Iterator[RunningServer]:
     models = [{"name": "full", "path": tiny_model, "dtype": "float32"}, {"name": "half", "path": tiny_model}]
-    with RunningServer(models=models, device="cuda") as running:
+    with RunningServer(models=models, device="cuda", allow_tf32=False) as running:
         yield running
+
+
+def sync_debug_mode(mode: str) -> None:
+    """It says each time that it is a prototype."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.cuda.set_sync_debug_mode(mode)
 
 
 @pytest.mark.parametrize("name", [entry.name for entry in ENTRIES])
@@ -73,6 +81,7 @@ def test_edits_controls_and_loras_on_the_device(tiny_model: Path, tmp_path: Path
             controlnets=[{"name": "net", "path": net}],
             loras=[{"name": "lora", "path": lora}],
             device=device,
+            allow_tf32=False,
         ) as running:
             streams = [running.start(edit_request(**REQUEST, image=picture, **kind)) for kind in kinds]
             results.append([stream.read().pixels for stream in streams])
@@ -94,18 +103,19 @@ def test_a_step_never_waits_for_the_device(server: RunningServer) -> None:
     request = {"prompt": "x", "num_inference_steps": 200, "scheduler": "euler-ancestral"}
     streams = [
         server.start(generate_request(**request)),
+        server.start(generate_request(**request | {"scheduler": "unipc"})),
         server.start(edit_request(**request, image=picture, inpaint=Inpaint(mask=png(mask)))),
     ]
     for stream in streams:
         stream.read_until("step")
         stream.read_until("preview")
-    torch.cuda.set_sync_debug_mode("error")
+    sync_debug_mode("error")
     try:
         for stream in streams:
             for _ in range(20):
                 stream.read_until("step")
     finally:
-        torch.cuda.set_sync_debug_mode("default")
+        sync_debug_mode("default")
     assert all(len(stream.read().pixels) == 1 for stream in streams)
 
 
@@ -138,3 +148,50 @@ def test_memory_comes_back(server: RunningServer) -> None:
     while not server.app.engine.idle:
         server.generate(prompt="x", num_inference_steps=1)
     assert torch.cuda.memory_allocated() - before < 2**20
+
+
+def test_parked_models_come_back_the_same_beside_running_jobs(tiny_model: Path) -> None:
+    models = [{"name": name, "path": tiny_model, "dtype": "float32"} for name in ("a", "b", "c")]
+    weight = 2**26  # more than one of them, less than three
+    with RunningServer(models=models, device="cuda", park_budget=2**30, allow_tf32=False) as server:
+        expected = server.generate(**REQUEST, model="a").pixels
+        (holding,) = [each for each in server.app.residency.holdings.values() if each.key == ("model", "b")]
+        assert holding.parked_bytes >= holding.device_bytes
+        assert holding.parked_bytes % weight == 0
+        stream = server.start(generate_request(prompt="x", num_inference_steps=400, model="a"))
+        stream.read_until("step")
+        for _ in range(3):
+            server.run(server.app.residency.relieve())
+            assert holding.residency.value == "parked"
+            for model in ("b", "c"):
+                assert np.abs(server.generate(**REQUEST, model=model).pixels - expected).max() <= 2
+        stream.call.cancel()
+
+
+def test_weights_are_loaded_on_a_stream_of_their_own(tiny_model: Path) -> None:
+    """A copy from pageable memory would wait on the host for the stream that it is on."""
+    from darkroom_plugins.uploads import uploading
+
+    device = torch.device("cuda")
+    busy = torch.cuda.Event()
+    torch.cuda._sleep(2_000_000_000)  # cycles: about a second
+    busy.record()
+    sent = [torch.randn(300, 301, generator=torch.Generator().manual_seed(seed)) for seed in range(50)]
+    with uploading(device) as uploader:
+        assert uploader is not None
+        arrived = [uploader.copy(each, torch.float16) for each in sent]
+    assert not busy.query()
+    for each, copy in zip(sent, arrived, strict=True):
+        assert torch.equal(copy.cpu(), each.half())
+
+
+def test_offloaded_networks_are_pinned(tiny_model: Path) -> None:
+    models = [{"name": "full", "path": tiny_model, "dtype": "float32"}]
+    models.append({**models[0], "name": "offloaded", "offload": "model"})
+    with RunningServer(models=models, device="cuda", allow_tf32=False) as server:
+        expected = server.generate(**REQUEST, model="full").pixels
+        for _ in range(2):
+            assert np.abs(server.generate(**REQUEST, model="offloaded").pixels - expected).max() <= 2
+        family = server.app.catalog.models["offloaded"].family
+        weights = [tensor for network in family.components.values() for tensor in network.state_dict().values()]
+        assert all(tensor.is_cuda or tensor.is_pinned() for tensor in weights)

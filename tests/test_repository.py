@@ -34,6 +34,7 @@ MAY_IMPORT = {
 LAYERS: tuple[set[str], ...] = (
     {"cli"},
     {"app"},
+    {"web"},
     {"api"},
     {"observe"},
     {"job_manager"},
@@ -98,6 +99,16 @@ def test_the_readme_is_short() -> None:
     assert len((ROOT / "README.md").read_text().splitlines()) <= 150
 
 
+def test_each_threat_names_a_test_that_is_there() -> None:
+    table = (ROOT / ".github/SECURITY.md").read_text().partition("## Threats")[2].partition("\n## ")[0]
+    rows = [line for line in table.splitlines() if line.startswith("|")][2:]
+    named = [re.findall(r"`(darkroom_\S+\.py)((?:::\w+)*)` \|$", row) for row in rows]
+    assert all(len(each) == 1 for each in named)
+    for ((file, names),) in named:
+        text = (ROOT / "tests" / file).read_text()
+        assert all(re.search(rf"\b(def|class) {name}\b", text) for name in names.split("::")[1:]), (file, names)
+
+
 def test_typed_packages_say_so() -> None:
     stubs = ROOT / "protos/darkroom/v1"  # of a namespace package the portion is marked, not the namespace
     assert all((folder / "py.typed").exists() for folder in (stubs, *PACKAGES.values()))
@@ -126,7 +137,7 @@ def test_plugins_see_no_protobuf_and_no_grpc() -> None:
 def test_protobuf_is_touched_at_the_edge_only() -> None:
     for path in sources("darkroom_server"):
         touched = {module for module, _ in imports(path) if module.startswith(("darkroom.v1", "google."))}
-        assert not touched or unit(path) in ("api", "app"), f"{path.name} imports {touched}"
+        assert not touched or unit(path) in ("api", "app", "web"), f"{path.name} imports {touched}"
 
 
 def unit(path: Path) -> str:

@@ -18,6 +18,7 @@ from darkroom_client import catalog as records
 from darkroom_client._attempts import Attempts, StreamCall, time_limit, unary
 from darkroom_client._connection import Connection
 from darkroom_client._job_calls import JobCalls
+from darkroom_client._kept import KeptCall
 from darkroom_client._signatures import lists_keywords
 from darkroom_client._stream import AsyncStream
 from darkroom_client.errors import (
@@ -45,7 +46,8 @@ class AsyncClient(JobCalls[AsyncStream]):
     Bound to the event loop of its first use. Catalog methods return the records of `darkroom_client.catalog`.
 
     :param address: the server's HOST:PORT. Default: DARKROOM_ADDRESS, else 127.0.0.1:50051.
-    :param options: `token`, `root_certificate`, `tls`, `retries`: see `darkroom_client.options.ConnectionOptions`.
+    :param options: `token`, `root_certificate`, `client_certificate`, `client_key`, `tls`, `retries`: see
+        `darkroom_client.options.ConnectionOptions`.
     :raises InvalidOptions: if an argument is not valid.
     """
 
@@ -187,9 +189,33 @@ class AsyncClient(JobCalls[AsyncStream]):
         response = await self._call_catalog("UnloadModel", catalog.UnloadModelRequest(model=model))
         return int(response.freed_bytes)
 
+    async def jobs(self) -> list[records.Job]:
+        """The server's active and kept jobs, newest first: one's own, or, with an operator's token, all.
+
+        :raises DarkroomError: if the call fails.
+        """
+        request, found = image_service_pb2.ListJobsRequest(), list[records.Job]()
+        while True:
+            page = await self._call(self._connection.images.ListJobs, request)
+            found += map(_assembly.job_record, page.jobs)
+            if not page.next_page_token:
+                return found
+            request.page_token = page.next_page_token
+
+    async def job(self, request_id: str) -> records.Job:
+        """One of these jobs, with its thumbnail.
+
+        :raises RequestNotFound: if there is no such job.
+        """
+        request = image_service_pb2.GetJobRequest(request_id=request_id)
+        response = await self._call(self._connection.images.GetJob, request)
+        return _assembly.job_record(response.job, response.thumbnail)
+
     def _start(self, rpc: str, request: Any, timeout: float | None, *, detached: bool) -> AsyncStream:
-        call = self._stream_call(getattr(self._connection.images, rpc), request, timeout)
+        first = self._stream_call(getattr(self._connection.images, rpc), request, timeout)
         request_id = request.request_id
+        resumes = detached and self._connection.retries != 0
+        call = self._kept_call(first, rpc, request, time_limit(timeout)) if resumes else first
 
         async def cancel_job() -> bool:
             return await self.cancel(request_id)
@@ -198,13 +224,29 @@ class AsyncClient(JobCalls[AsyncStream]):
         self._streams.add(stream)
         return stream
 
-    def _stream_call(self, method: Any, request: Any, timeout: float | None) -> StreamCall:
+    def _kept_call(self, first: StreamCall, rpc: str, request: Any, timeout: float | None) -> KeptCall:
+        def watch(after: int, seconds: float | None) -> StreamCall:
+            asked = image_service_pb2.WatchRequest(request_id=request.request_id, after_sequence=after)
+            return self._stream_call(self._connection.images.Watch, asked, seconds, retries=0)
+
+        def again(seed: int, seconds: float | None) -> StreamCall:
+            request.parameters.seed = seed
+            return self._stream_call(getattr(self._connection.images, rpc), request, seconds, retries=0)
+
+        if rpc == "Watch":
+            return KeptCall(first, watch, None, timeout, request.after_sequence)
+        return KeptCall(first, watch, again, timeout)
+
+    def _stream_call(
+        self, method: Any, request: Any, timeout: float | None, *, retries: int | None = None
+    ) -> StreamCall:
         def begin(seconds: float | None) -> Any:
             return method(request, timeout=seconds, metadata=self._connection.metadata)
 
         size = request.ByteSize()
         check = partial(self._check_size, size, timeout) if size > _ANY_SERVER_TAKES else None
-        return StreamCall(begin, Attempts(timeout, self._connection.retries), self.address, check)
+        retries = self._connection.retries if retries is None else retries
+        return StreamCall(begin, Attempts(timeout, retries), self.address, check)
 
     async def _check_size(self, size: int, timeout: float | None) -> None:
         """:raises RequestTooLarge: the server's limit is smaller"""

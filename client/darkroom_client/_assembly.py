@@ -1,12 +1,14 @@
 """Converts the messages of a stream to events, and reassembles chunked pictures."""
 
 from dataclasses import fields, replace
+from datetime import UTC
 from typing import Any, NamedTuple, TypeAlias
 
 from google.protobuf.message import Message
 from google.protobuf.struct_pb2 import Struct
+from google.protobuf.timestamp_pb2 import Timestamp
 
-from darkroom.v1 import catalog_service_pb2, events_pb2
+from darkroom.v1 import catalog_service_pb2, events_pb2, image_service_pb2
 from darkroom_client import catalog, events
 from darkroom_client._fields import field_value
 from darkroom_client.errors import DarkroomError
@@ -110,18 +112,25 @@ def record(message: Any) -> Any:
     """A message of the catalog as its record; other values as they are, sequences one by one."""
     if isinstance(message, tuple):
         return tuple(map(record, message))
+    if isinstance(message, Timestamp):
+        return message.ToDatetime(UTC)
     cls = _RECORDS.get(type(message))
     return message if cls is None else cls(**_values(message, cls))
 
 
+def job_record(message: image_service_pb2.Job, thumbnail: bytes = b"") -> catalog.Job:
+    """A job of a list."""
+    return catalog.Job(request_id=message.request_id, thumbnail=thumbnail, **_values(message, catalog.Job))
+
+
 def _values(body: Message, cls: Any) -> dict[str, Any]:
     """The message's values for the fields of a dataclass."""
-    names = {field.name for field in fields(cls)} - {"request_id", "sequence"}
+    names = {field.name for field in fields(cls)} - {"request_id", "sequence", "thumbnail"}
     return {name: record(_value(body, name)) for name in names}
 
 
 def _value(body: Message, name: str) -> Any:
     field = body.DESCRIPTOR.fields_by_name[name]
     value = field_value(body, field)
-    is_message = field.message_type is not None and field.message_type is not Struct.DESCRIPTOR
+    is_message = field.message_type not in (None, Struct.DESCRIPTOR, Timestamp.DESCRIPTOR)
     return getattr(body, name) if value is None and is_message else value  # an empty message rather than None

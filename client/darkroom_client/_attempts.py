@@ -93,7 +93,7 @@ async def unary(call: Callable[[float | None], Awaitable[_T]], attempts: Attempt
         try:
             return await call(attempts.remaining)
         except asyncio.CancelledError:
-            raise _cancellation() from None
+            raise cancellation() from None
         except RPC_ERRORS as error:
             failure = to_exception(error, address, connected=False)
             delay = attempts.delay(failure)
@@ -136,7 +136,7 @@ class StreamCall:
         try:
             return await self._read()
         except asyncio.CancelledError:
-            raise _cancellation() from None
+            raise cancellation() from None
         except RPC_ERRORS as error:  # from beginning again
             raise to_exception(error, self._address, connected=False) from error
 
@@ -185,7 +185,7 @@ class StreamCall:
             raise asyncio.CancelledError
 
 
-def _cancellation() -> BaseException:
+def cancellation() -> BaseException:
     """What an asyncio.CancelledError is: the current task's own, or, if a client was closed, that of its call alone."""
     task = asyncio.current_task()
     if task is not None and task.cancelling():

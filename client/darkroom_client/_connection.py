@@ -52,9 +52,7 @@ class Connection:
         self.retries = _retries(options.get("retries"))
         token = _token(options.get("token") or os.environ.get("DARKROOM_TOKEN") or "")
         self.metadata = (("authorization", f"Bearer {token}"),) if token else ()
-        certificate = options.get("root_certificate")
-        uses_tls = options.get("tls", False) or certificate is not None
-        self._credentials = _credentials(certificate) if uses_tls else None
+        self._credentials = _credentials(options)
         self._channel: grpc.aio.Channel | None = None
         self._loop: asyncio.AbstractEventLoop | None = None  # the channel's
         self._closed = False
@@ -131,23 +129,43 @@ def _token(given: Any) -> str:
     return token
 
 
-def _credentials(root_certificate: Any) -> grpc.ChannelCredentials:
-    if root_certificate is None:
-        return grpc.ssl_channel_credentials()
-    pem, what = root_certificate, "the bytes given are"
-    if not isinstance(root_certificate, bytes):
-        pem, what = _read(root_certificate), f"{root_certificate} is"
+def _credentials(options: ConnectionOptions) -> grpc.ChannelCredentials | None:
+    """None without TLS."""
+    root = _pem("root_certificate", options.get("root_certificate"))
+    certificate = _pem("client_certificate", options.get("client_certificate"))
+    key = _pem("client_key", options.get("client_key"))
+    if (certificate is None) != (key is None):
+        given, missing = ("client_certificate", "client_key") if key is None else ("client_key", "client_certificate")
+        raise InvalidOptions(f"{given} needs {missing} beside it")
+    for name, pem in (("root_certificate", root), ("client_certificate", certificate)):
+        if pem is not None and not _is_certificate(pem):
+            raise InvalidOptions(f"{name}: {_told(options.get(name))} no certificate in PEM format")
+    if key is not None and b"PRIVATE KEY" not in key:
+        raise InvalidOptions(f"client_key: {_told(options.get('client_key'))} no private key in PEM format")
+    if not options.get("tls", False) and root is None and certificate is None:
+        return None
+    return grpc.ssl_channel_credentials(root, key, certificate)
+
+
+def _is_certificate(pem: bytes) -> bool:
     try:
         ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).load_verify_locations(cadata=pem.decode("ascii", "ignore"))
     except (ssl.SSLError, ValueError):
-        raise InvalidOptions(f"root_certificate: {what} no certificate in PEM format") from None
-    return grpc.ssl_channel_credentials(pem)
+        return False
+    return True
 
 
-def _read(path: Any) -> bytes:
+def _told(given: Any) -> str:
+    return "the bytes given are" if isinstance(given, bytes) else f"{given} is"
+
+
+def _pem(name: str, given: Any) -> bytes | None:
+    """The bytes given, or those of the file at the path given."""
+    if given is None or isinstance(given, bytes):
+        return given
     try:
-        return Path(path).read_bytes()
+        return Path(given).read_bytes()
     except OSError as error:
-        raise InvalidOptions(f"root_certificate: {path} cannot be read: {error.strerror}") from None
+        raise InvalidOptions(f"{name}: {given} cannot be read: {error.strerror}") from None
     except TypeError:
-        raise InvalidOptions(f"root_certificate must be a path or bytes, not {type(path).__name__}") from None
+        raise InvalidOptions(f"{name} must be a path or bytes, not {type(given).__name__}") from None

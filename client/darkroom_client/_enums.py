@@ -11,6 +11,7 @@ from darkroom_client._text import did_you_mean
 
 DisconnectPolicyName: TypeAlias = Literal["cancel", "keep"]
 ImageFormatName: TypeAlias = Literal["png", "jpeg", "webp"]
+JobStateName: TypeAlias = Literal["queued", "running", "completed", "failed", "cancelled"]
 LoadingPhaseName: TypeAlias = Literal["download", "read"]
 PreviewModeName: TypeAlias = Literal["off", "latent-rgb", "tiny-vae", "full-vae"]
 PromptSyntaxName: TypeAlias = Literal["plain", "weighted"]

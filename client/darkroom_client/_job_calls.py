@@ -78,9 +78,10 @@ class JobCalls(ABC, Generic[StreamT]):
         return self._start("Edit", request, options.get("timeout"), detached=_is_detached(request))
 
     def watch(self, request_id: str, *, after_sequence: int = 0, timeout: float | None = None) -> StreamT:
-        """Attaches to a running or recently ended job; yields its events after `after_sequence`.
+        """Attaches to a kept job (`keep=True`), running or ended; yields its events after `after_sequence`.
 
-        Closing this stream leaves the job running; its `cancel()` cancels the job.
+        Closing this stream leaves the job running; its `cancel()` cancels the job. When the connection or the server is
+        lost, the stream is taken up again, as that of a kept job is.
 
         :raises DarkroomError: from the stream; `RequestNotFound` if there is no such job.
         """

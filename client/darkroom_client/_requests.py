@@ -61,6 +61,8 @@ def _fill_job(request: Any, prompt: str | None, options: JobOptions) -> list[Vio
     request.request_id = values.get("request_id") or new_request_id()
     parameters = {"prompt": prompt} | {name: values.get(name) for name in ParameterOptions.__annotations__}
     violations = fill(request.parameters, parameters, "parameters")
+    if values.get("keep"):
+        values["disconnect_policy"] = "keep"
     return violations + fill(request, {name: values.get(name) for name in _JOB_FIELDS}, "")
 
 

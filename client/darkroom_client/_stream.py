@@ -10,6 +10,7 @@ from darkroom.v1 import events_pb2
 from darkroom_client import events
 from darkroom_client._assembly import Assembler
 from darkroom_client._attempts import StreamCall
+from darkroom_client._kept import KeptCall
 from darkroom_client._notebook import Notebook
 from darkroom_client.errors import Cancelled, DarkroomError
 
@@ -30,7 +31,7 @@ class AsyncStream(AsyncIterator[events.Event]):
 
     def __init__(
         self,
-        call: StreamCall,
+        call: StreamCall | KeptCall,
         *,
         request_id: str,
         cancel_job: Callable[[], Awaitable[object]] | None = None,

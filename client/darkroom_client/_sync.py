@@ -114,7 +114,8 @@ class Client(JobCalls[Stream]):
     Thread-safe. Catalog methods return the records of `darkroom_client.catalog`.
 
     :param address: the server's HOST:PORT. Default: DARKROOM_ADDRESS, else 127.0.0.1:50051.
-    :param options: `token`, `root_certificate`, `tls`, `retries`: see `darkroom_client.options.ConnectionOptions`.
+    :param options: `token`, `root_certificate`, `client_certificate`, `client_key`, `tls`, `retries`: see
+        `darkroom_client.options.ConnectionOptions`.
     :raises InvalidOptions: if an argument is not valid.
     """
 
@@ -162,6 +163,20 @@ class Client(JobCalls[Stream]):
         :raises RequestNotFound: if there is no such job.
         """
         return self._loop.run(self._client.cancel(request_id))
+
+    def jobs(self) -> list[catalog.Job]:
+        """The server's active and kept jobs, newest first: one's own, or, with an operator's token, all.
+
+        :raises DarkroomError: if the call fails.
+        """
+        return self._loop.run(self._client.jobs())
+
+    def job(self, request_id: str) -> catalog.Job:
+        """One of these jobs, with its thumbnail.
+
+        :raises RequestNotFound: if there is no such job.
+        """
+        return self._loop.run(self._client.job(request_id))
 
     def server_info(self) -> catalog.ServerInfo:
         """The server's version, devices, limits and plugins.

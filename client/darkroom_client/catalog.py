@@ -4,10 +4,12 @@ Records of the messages in `darkroom/v1/catalog_service.proto`, which describes 
 in events. JSON schemas are dictionaries; None: takes no options.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from datetime import datetime
 from typing import Any, TypeAlias
 
 from darkroom_client._enums import (
+    JobStateName,
     PreviewModeName,
     ResidencyName,
     SafetyPolicyName,
@@ -163,3 +165,28 @@ class Preprocessor:
     description: str
     parameters_schema: _Schema  # of `preprocessor_options`
     plugin: str
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """A job of the server's, active or kept."""
+
+    request_id: str
+    owner: str  # name of the token that started it; empty: unknown
+    state: JobStateName | None  # None: unknown to this client
+    kept: bool  # whether it can be watched
+    task: str  # empty until it is checked
+    model: str  # empty until it is checked
+    prompt: str  # of one's own jobs
+    num_images: int
+    step_count: int  # of each picture
+    step: int  # the last that is done, of the picture that is the furthest
+    images_done: int
+    position: int | None  # jobs ahead of it; None: unknown, or it no longer waits
+    create_time: datetime  # times are in UTC
+    start_time: datetime | None
+    end_time: datetime | None
+    expire_time: datetime | None  # until when it is kept
+    error: str  # why it failed; empty: it did not
+    error_reason: str
+    thumbnail: bytes = field(default=b"", repr=False)  # a small JPEG, from `Client.job`

@@ -12,10 +12,12 @@ DarkroomError                  .message .reason .code .violations .retry_after
 │   ├── TaskNotFound
 │   └── RequestNotFound        no such job, or no longer
 ├── UnsupportedCombination     valid fields that the model does not support together
-├── RequestIdInUse             an active job has this request_id
+├── RequestIdInUse             another request has this request_id
 ├── NotImplementedYet          not offered by this server; .violations may name the field
 ├── ResourceExhausted
 │   ├── QueueFull              try again after .retry_after seconds
+│   ├── KeptJobsFull           too many kept jobs have not ended
+│   ├── JobLogFull             no room on the server's disk for a kept job
 │   ├── OutOfMemory
 │   ├── SlowReader             the stream was not read
 │   └── RequestTooLarge        over the server's limit in bytes
@@ -23,7 +25,8 @@ DarkroomError                  .message .reason .code .violations .retry_after
 │   ├── ServerUnreachable      no server at the address, or the connection was lost
 │   ├── Starting               its models are being loaded
 │   ├── ShuttingDown
-│   └── DeviceLost
+│   ├── DeviceLost
+│   └── JobLogUnavailable      no job can be kept: the server's log of them cannot be used
 ├── DeadlineExceeded           the `timeout` expired
 ├── Cancelled                  by this client or another one
 ├── Unauthenticated            token missing or not valid
@@ -119,7 +122,7 @@ class UnsupportedCombination(DarkroomError):
 
 
 class RequestIdInUse(DarkroomError):
-    """An active job already has this request_id."""
+    """Another request already has this request_id: an active job's, or a kept one's."""
 
 
 class NotImplementedYet(DarkroomError):
@@ -132,6 +135,14 @@ class ResourceExhausted(DarkroomError):
 
 class QueueFull(ResourceExhausted):
     """The job queue is full; try again after `retry_after` seconds."""
+
+
+class KeptJobsFull(ResourceExhausted):
+    """Kept jobs that have not ended take all the room; try again after `retry_after` seconds."""
+
+
+class JobLogFull(ResourceExhausted):
+    """The server's disk has no room for a kept job."""
 
 
 class OutOfMemory(ResourceExhausted):
@@ -164,6 +175,10 @@ class ShuttingDown(Unavailable):
 
 class DeviceLost(Unavailable):
     """The server's device failed; the server restarts."""
+
+
+class JobLogUnavailable(Unavailable):
+    """No job can be kept, as the server's log of them cannot be used."""
 
 
 class DeadlineExceeded(DarkroomError):

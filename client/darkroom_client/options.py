@@ -143,6 +143,8 @@ class ConnectionOptions(TypedDict, total=False):
 
     token: str | None  # bearer token; None: DARKROOM_TOKEN, else no token
     root_certificate: str | os.PathLike[str] | bytes | None  # PEM of the server's CA: path or bytes; implies TLS
+    client_certificate: str | os.PathLike[str] | bytes | None  # PEM, where the server asks for one; implies TLS
+    client_key: str | os.PathLike[str] | bytes | None  # PEM of its private key
     tls: bool  # use TLS; without a root certificate, with gRPC's default CAs
     # How often a call that the server cannot take yet (QueueFull, Unavailable) is made again, before its first event
     # and within its `timeout`; None: as long as the `timeout` allows, or 3 times without one; 0: never.
@@ -185,5 +187,8 @@ class JobOptions(ParameterOptions, total=False):
     output: ImageFormatName | OutputOptions | parameters_pb2.OutputOptions | None
     request_id: str | None  # None: a random one
     disconnect_policy: DisconnectPolicyName | None
+    # True: the same as disconnect_policy="keep". The job goes on without its client, and the stream is taken up again
+    # when the connection or the server is lost, for 5 minutes, or within the `timeout`; `retries=0` of the client: not.
+    keep: bool | None
     deterministic: bool | None
     timeout: float | None  # seconds above 0; then the job ends with DeadlineExceeded. None, infinity: no limit

@@ -33,7 +33,7 @@ KEPT = 0.8
 """Bar for the share of pictures, with the ControlNet or a LoRA at full weight, whose colours are the prompt's."""
 STYLED = 0.6
 """Bar for the mean strength of a style at full weight."""
-SEEN = {"outline": 0.1, "stripes": 0.2}
+SEEN = {"outline": 0.1, "stripes": 0.25}
 """The same at half weight. The shipped outline was trained at full weight alone."""
 BATCH = 20
 SHEET = 10

@@ -7,7 +7,7 @@ and encoded; `config`, `errors` and `device` lie under all. A package imports on
     cli                                    may import everything, inside functions
     app                                    composition root
     api                                    the only package that touches protobuf and gRPC, with app
-    observe                                what operators see: log, watchdog
+    observe                                what operators see: log, watchdog, metrics
     job_manager                            registry, admission, submission, drain
     engine                                 the step engine; torch runs here
     jobs                                   what crosses threads, and the planner
@@ -34,6 +34,8 @@ The map of threads, each with what it runs, and after the arrow with what it may
                            → a holding that nobody uses
     background, compiler   networks.traced, networks.compiled
                            → copies of a network
+    metrics                observe.metrics, when somebody asks for them
+                           → numbers, to read
     writer (1 a stream)    observe.streams: what is printed and logged
                            → a file descriptor
 """

@@ -11,7 +11,7 @@ import sys
 import threading
 from collections.abc import Coroutine
 from functools import partial
-from typing import Any, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 import torch
 
@@ -21,8 +21,13 @@ from darkroom_server.api.catalog_service import CatalogService
 from darkroom_server.api.door import Door
 from darkroom_server.api.encoding import Encoder
 from darkroom_server.api.image_service import ImageService
-from darkroom_server.api.warmup import warm_up
+from darkroom_server.api.job_list import JobList
+from darkroom_server.api.keeper import Keeper
+from darkroom_server.api.listening import CannotListen
+from darkroom_server.api.submission import Submission
+from darkroom_server.api.warmup import wants_warm_up, warm_up
 from darkroom_server.config.settings import Settings, with_demo
+from darkroom_server.device.cuda import set_tf32
 from darkroom_server.device.resources import available_processors
 from darkroom_server.device.thread_tuner import ThreadTuner
 from darkroom_server.device.threads import background
@@ -37,8 +42,14 @@ from darkroom_server.models.holdings import holdings
 from darkroom_server.models.model import Model, ModelError
 from darkroom_server.models.opening import check_budget, open_models
 from darkroom_server.models.residency import ResidencyManager
+from darkroom_server.observe.metrics import Metrics
 from darkroom_server.observe.streams import SETTLE_SECONDS, QueuedStream, settle
 from darkroom_server.observe.watchdog import Watchdog
+from darkroom_server.pictures.uploads import Uploads
+
+if TYPE_CHECKING:
+    from darkroom_server.api.in_process import InProcessCalls
+    from darkroom_server.web.door import HttpDoor
 
 log = logging.getLogger(__name__)
 
@@ -49,14 +60,21 @@ T = TypeVar("T")
 
 
 class App:
-    """A server. `address` is its listen address; `failed` is set when the device is lost."""
+    """A server. `address` is its listen address, `url` that of HTTP, if it has one; `failed` is set when the device is
+    lost."""
 
     def __init__(
-        self, settings: Settings, engine: Engine, catalog: Catalog, decoders: PreviewDecoders, door: Door
+        self,
+        settings: Settings,
+        engine: Engine,
+        catalog: Catalog,
+        decoders: PreviewDecoders,
+        door: Door,
+        http: HttpDoor | None,
     ) -> None:
-        """Called by `open`, which first opens the door, starts the engine and opens the models."""
+        """Called by `open`, which first opens the doors, starts the engine and opens the models."""
         self.settings, self.engine, self.catalog = settings, engine, catalog
-        self.address = door.address
+        self.address, self.url = door.address, http.url if http else None
         self.failed = asyncio.Event()
         self._hurry = asyncio.Event()
         self._loop = asyncio.get_running_loop()
@@ -73,8 +91,11 @@ class App:
         )
         self.jobs = JobManager(engine, self._planner, self.residency, settings)
         self._encoder = Encoder(settings.encoder_threads, settings.limits.chunk_bytes, engine.lose)
-        self._door = door
+        self._submission = Submission(catalog, self.jobs, self._encoder)
+        self.keeper = Keeper(self._submission, settings)
+        self._door, self._http = door, http
         engine.attach(self._on_device_lost, self._relieve)
+        self.metrics = Metrics(engine, self.jobs, self.residency, door.numbers)
         self._watchdog = Watchdog(engine, settings, door.report_stall, self._on_hang)
 
     @classmethod
@@ -85,33 +106,57 @@ class App:
         :raises ModelError: a model or asset cannot be served as configured
         """
         settings = settings if settings.models else with_demo(settings)
+        set_tf32(settings.allow_tf32)
         decoders = PreviewDecoders(plugins)
         most = settings.threads or min(torch.get_num_threads(), available_processors())
         threads = ThreadTuner(most, torch.set_num_threads, adaptive=settings.threads is None)
         engine = Engine(settings.limits.max_batch_rows, plugins, decoders, threads)
+        engine.logs_prompts = settings.log_prompts
         door = Door(settings)
+        http = http_door(settings, door.calls)
         await door.open()
         engine.start()
         try:
+            if http is not None:
+                await http.open()
             torch.set_num_threads(1)
             background()
-            app = cls(settings, engine, await engine.call(partial(open_catalog, settings, plugins)), decoders, door)
+            catalog = await engine.call(partial(open_catalog, settings, plugins))
+            app = cls(settings, engine, catalog, decoders, door, http)
             await engine.call(partial(torch.set_num_threads, most))  # see device/threads.py
         except BaseException:
+            if http is not None:
+                await http.close()
             await door.close(0)
             await engine.stop()
             raise
         return app
 
     async def start(self) -> None:
-        """Preload the models, and serve.
+        """Preload the models, take up kept jobs that had not ended, and serve.
 
         :raises ModelError: a model does not load
+        :raises StateDirInUse: another server has the log of kept jobs
         """
+        if self.settings.metrics is not None:
+            try:
+                self.metrics.start(self.settings.metrics)
+            except OSError as error:
+                raise CannotListen(f"cannot listen on {self.settings.metrics}: {error.strerror or error}") from error
         await self._preload()
-        images = ImageService(self.catalog, self.jobs, self._encoder, self.settings.slow_reader_seconds)
-        deterministic = self.engine.threads, self.settings.deterministic_rows
-        await self._door.serve(images, CatalogService(self.catalog, self.residency, *deterministic))
+        await self.keeper.open()
+        jobs = JobList(self.jobs, self.keeper, self._encoder, self.settings.tokens)
+        images = ImageService(self._submission, self.keeper, jobs, self.settings.slow_reader_seconds)
+        catalog = CatalogService(
+            self.catalog,
+            self.residency,
+            self.settings.keep_results_seconds,
+            self.engine.threads,
+            self.settings.deterministic_rows,
+        )
+        if self._http is not None:
+            self._http.serve(self.jobs.read, self.catalog)
+        await self._door.serve(images, catalog)
         self._watchdog.start()
 
     async def stop(self) -> None:
@@ -120,11 +165,14 @@ class App:
         if self.failed.is_set():
             self.hurry()
         await self.jobs.drain(self.settings.drain_seconds, self._hurry)
-        await self._door.close(1)
+        await asyncio.gather(self._door.close(1), *([self._http.close()] if self._http is not None else []))
+        await self.keeper.close()
         self._watchdog.stop()
+        self.metrics.stop()
         await self.engine.stop()
         self.residency.close()
         self.jobs.close()
+        self.catalog.uploads.close()
         self._encoder.close()
 
     def hurry(self) -> None:
@@ -134,8 +182,9 @@ class App:
     async def _prepare(self, model: Model) -> None:
         """Prepare a loaded model: preview decoders, on the engine's thread as they use torch; warm-up."""
         await self.engine.call(lambda: self.previews.prepare(model))
-        if model.settings.compile == "load":
-            await warm_up(model.name, self.catalog, self._planner, self.engine)
+        if wants_warm_up(model):
+            compiling = model.settings.compile == "load"
+            await warm_up(model.name, self.catalog, self._planner, self.engine, compiling)
 
     async def _preload(self) -> None:
         """Load the models with `preload`, in order, if they fit the memory budget.
@@ -172,6 +221,21 @@ class App:
         self.failed.set()
 
 
+def http_door(settings: Settings, calls: InProcessCalls) -> HttpDoor | None:
+    """HTTP's door, not open yet, if there shall be one.
+
+    :raises CannotListen: its packages are not installed
+    """
+    if settings.http is None:
+        return None
+    try:
+        from darkroom_server.web.door import HttpDoor
+    except ModuleNotFoundError as error:
+        install = "pip install 'darkroom-diffusion[web]'"
+        raise CannotListen(f"http wants the packages of the extra `web`, {error.name} for one: {install}") from error
+    return HttpDoor(settings, calls)
+
+
 def open_catalog(settings: Settings, plugins: Plugins) -> Catalog:
     """The catalog of models and assets, without weights.
 
@@ -181,7 +245,8 @@ def open_catalog(settings: Settings, plugins: Plugins) -> Catalog:
     assets = AssetFiles(settings, plugins, models)
     check_budget(models, settings.memory_budget)
     default = settings.default_model or settings.models[0].name
-    return Catalog(plugins, models, assets, default, settings.limits)
+    uploads = Uploads(settings.limits, settings.reader_threads, settings.upload_memory, settings.upload_seconds)
+    return Catalog(plugins, models, assets, default, settings.limits, uploads)
 
 
 class Shutdown:
@@ -278,10 +343,12 @@ async def run(settings: Settings, plugins: Plugins | None = None, owns_process: 
 
 async def _serve(app: App, stop: asyncio.Event) -> None:
     """Print the readiness line, and wait for `stop` or a lost device."""
-    print(f"Darkroom is ready on {app.address}: {', '.join(app.catalog.models)}", flush=True)  # noqa: T201
+    where = f"{app.address} and {app.url}" if app.url else app.address
+    print(f"Darkroom is ready on {where}: {', '.join(app.catalog.models)}", flush=True)  # noqa: T201
     unchecked = [model.name for model in app.settings.models if model.safety == "off"]
     if unchecked:
         print(f"No safety checker looks at the pictures of: {', '.join(unchecked)}", flush=True)  # noqa: T201
+    app.catalog.uploads.start()
     waits = [asyncio.ensure_future(event.wait()) for event in (stop, app.failed)]
     await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
     for wait in waits:

@@ -9,14 +9,20 @@ DarkroomError                 (darkroom_plugins.errors, like all marked *)
 ├── RequestIdInUse
 ├── ResourceExhausted
 │   ├── QueueFull
+│   ├── KeptJobsFull              too many bytes of kept jobs that have not ended
+│   ├── JobLogFull                no room on the disk for a kept job
 │   ├── OutOfMemory
-│   └── RequestTooLarge           more bytes than `max_request_bytes`
+│   ├── RequestTooLarge           more bytes than `max_request_bytes`
+│   └── OverTokenLimit            more than the token may ever have
 ├── Unavailable
 │   ├── Starting
 │   ├── ShuttingDown
-│   └── DeviceLost
+│   ├── DeviceLost
+│   └── JobLogUnavailable         the log of kept jobs cannot be used
 ├── Unauthenticated
-├── PermissionDenied              a user's token on an operator's call
+├── PermissionDenied
+│   ├── OperatorRequired          a user's token on an operator's call
+│   └── ModelNotAllowed           not one of the token's models
 ├── Cancelled
 ├── DeadlineExceeded
 └── JobFailed *
@@ -32,9 +38,12 @@ from collections.abc import Sequence
 
 from darkroom_plugins.errors import (
     DarkroomError,
+    InvalidRequest,
     JobFailed,
+    NonFinite,
     PluginFailed,
     RequestRefused,
+    UnsupportedCombination,
     Violation,
     is_device_lost,
     is_out_of_memory,
@@ -75,12 +84,27 @@ class QueueFull(ResourceExhausted):
         self.retry_after = retry_after
 
 
+class KeptJobsFull(ResourceExhausted):
+    reason = "KEPT_JOBS_FULL"
+    retry_after = 5.0
+
+
+class JobLogFull(ResourceExhausted):
+    reason = "JOB_LOG_FULL"
+
+
 class OutOfMemory(ResourceExhausted):
     reason = "OUT_OF_MEMORY"
 
 
 class RequestTooLarge(ResourceExhausted):
     reason = "REQUEST_TOO_LARGE"
+
+
+class OverTokenLimit(ResourceExhausted):
+    """The request alone exceeds a limit of its token."""
+
+    reason = "TOKEN_LIMIT"
 
 
 class SlowReader(ResourceExhausted):
@@ -108,12 +132,25 @@ class DeviceLost(Unavailable):
     reason = "DEVICE_LOST"
 
 
+class JobLogUnavailable(Unavailable):
+    reason = "JOB_LOG_UNAVAILABLE"
+    retry_after = None
+
+
 class Unauthenticated(DarkroomError):
     pass
 
 
 class PermissionDenied(DarkroomError):
+    pass
+
+
+class OperatorRequired(PermissionDenied):
     reason = "OPERATOR_TOKEN_REQUIRED"
+
+
+class ModelNotAllowed(PermissionDenied):
+    reason = "MODEL_NOT_ALLOWED"
 
 
 class Cancelled(DarkroomError):
@@ -132,6 +169,18 @@ class LoadFailed(JobFailed):
     def __init__(self, message: str, key: Sequence[str] = ()) -> None:
         super().__init__(message)
         self.key = tuple(key)
+
+
+def revived(kind: str, message: str) -> DarkroomError:
+    """The error of a job that ended earlier, by the name of its class."""
+    plain = (OutOfMemory, Cancelled, DeadlineExceeded, PluginFailed, NonFinite, LoadFailed, ShuttingDown, DeviceLost)
+    for each in plain:
+        if each.__name__ == kind:
+            return each(message)
+    for refused in (InvalidRequest, UnsupportedCombination):
+        if refused.__name__ == kind:
+            return refused(message=message)
+    return JobFailed(message)
 
 
 def to_domain_error(error: BaseException) -> DarkroomError:

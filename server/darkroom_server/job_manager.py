@@ -30,7 +30,7 @@ T = TypeVar("T")
 
 
 class JobManager:
-    """Admits, plans, submits and ends jobs; active jobs are keyed by token and id."""
+    """Admits, plans, submits and ends jobs; active jobs are keyed by their token's fingerprint and their id."""
 
     def __init__(self, engine: Engine, planner: Planner, residency: ResidencyManager, settings: Settings) -> None:
         self._engine = engine
@@ -40,6 +40,7 @@ class JobManager:
         self._max_waiting_bytes = settings.max_waiting_bytes
         self._max_unread_bytes = settings.max_unread_bytes
         self._rate = QueueRate()
+        self._dropped_previews = 0  # of released jobs
         self._jobs: dict[tuple[str, str], Job] = {}  # by token and id
         self._idle = asyncio.Event()
         self._idle.set()
@@ -50,26 +51,47 @@ class JobManager:
         """The number of jobs not yet released."""
         return len(self._jobs)
 
+    @property
+    def active(self) -> list[Job]:
+        """The jobs not yet released, oldest first."""
+        return list(self._jobs.values())
+
     async def idle(self) -> None:
         """Wait until there are no active jobs."""
         await self._idle.wait()
 
+    def counts(self) -> tuple[int, int]:
+        """How many active jobs wait for their first turn, and have had it. May be called on another thread."""
+        jobs = list(self._jobs.values())
+        queued = sum(job.queued for job in jobs)
+        return queued, len(jobs) - queued
+
+    def dropped_previews(self) -> int:
+        """How many previews newer ones have replaced unread. May be called on another thread."""
+        return self._dropped_previews + sum(job.mailbox.dropped_previews for job in list(self._jobs.values()))
+
+    def of_token(self, token: str) -> list[Job]:
+        """The active jobs of this token."""
+        return [job for job in self._jobs.values() if job.token == token]
+
     def find(self, token: str, request_id: str) -> Job | None:
-        """The active job of this token and id."""
+        """The active job of this token's fingerprint and id."""
         return self._jobs.get((token, request_id))
 
-    def register(self, token: str, request_id: str, size: int) -> Job:
-        """Admit a job, or refuse it before any work. `size` is its message's, in bytes.
+    def register(self, token: str, request_id: str, size: int, *, admitted: bool = False) -> Job:
+        """Admit a job, or refuse it before any work. `size` is its message's, in bytes. One that was `admitted` before
+        the server was started again is not refused for a full queue.
 
         :raises ShuttingDown, RequestIdInUse, QueueFull: it is refused
         """
         if self._closed is not None:
             raise self._closed
         if (token, request_id) in self._jobs:
-            raise RequestIdInUse(f"request_id {quoted(request_id)} is in use by an active job")
+            raise RequestIdInUse(f"request_id {quoted(request_id)} is in use by another job")
         mailbox = Mailbox(on_picture=self._end_slow_readers)
         job = Job(request_id, token, time.monotonic(), held_bytes=size, mailbox=mailbox)
-        self._refuse_if_full(besides=job)
+        if not admitted:
+            self._refuse_if_full(besides=job)
         self._jobs[token, request_id] = job
         self._idle.clear()
         return job
@@ -78,14 +100,15 @@ class JobManager:
         """The result of a function that decodes or checks inputs of a request, run off the event loop."""
         return await self._report_device_loss(self._planner.read(function, *arguments))
 
-    async def plan(self, job: Job, request: Request) -> None:
+    async def plan(self, job: Job, request: Request, *, admitted: bool = False) -> None:
         """Plan a registered job.
 
         :raises DarkroomError: it cannot be planned, or its images exceed the queue's memory limit
         """
         job.plan = await self._report_device_loss(self._planner.plan(request))
         job.held_bytes = job.plan.held_bytes
-        self._refuse_if_full(besides=job)
+        if not admitted:
+            self._refuse_if_full(besides=job)
 
     def submit(self, job: Job) -> None:
         """Submit a planned job to the engine once its model and assets are resident. Its events go to its mailbox, the
@@ -119,6 +142,7 @@ class JobManager:
         key = (job.token, job.request_id)
         if self._jobs.get(key) is job:
             del self._jobs[key]
+            self._dropped_previews += job.mailbox.dropped_previews
             if not job.queued:
                 self._rate.record_end(time.monotonic())
         if not self._jobs:

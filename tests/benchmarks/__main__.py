@@ -69,6 +69,12 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--only", type=lambda text: text.split(","), help=f"parts, of {','.join(PARTS)}")
     parser.add_argument("--rounds", type=int, default=1, help="how often the systems take turns")
     parser.add_argument(
+        "--seconds",
+        type=float,
+        default=0.0,
+        help="measure clients and load in windows of so many seconds, a run each; 0: fixed numbers of pictures",
+    )
+    parser.add_argument(
         "--smoke", action="store_true", help="everything once with little work: the figures mean nothing"
     )
     parser.add_argument("--out", type=Path, default=Path("out"), help="the folder of the results")
@@ -120,6 +126,7 @@ def write(bench: Bench, parts: dict[str, Any], seconds: float) -> None:
         "compiled": options.compile,
         "quantized": options.quantize,
         "rounds": options.rounds,
+        "window": options.seconds,
         "limit": bench.limit,
         "seconds": round(seconds),
         "bars": bench.bars,

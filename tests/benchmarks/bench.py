@@ -72,7 +72,7 @@ class Bench:
         """A warmed-up server."""
         served = self.serve()
         count = 4 if self.options.smoke else 64
-        few = Traffic([Order(seed, steps=4 + seed % 3) for seed in range(count)], clients=32)
+        few = Traffic([Order(seed, steps=4 + seed % 3) for seed in range(count)], 32, seconds=self.options.seconds)
         for preview in ("off", "latent-rgb", "full-vae"):
             served.run(few, preview)
         if "does not compile" in served.log:
@@ -114,9 +114,14 @@ class Bench:
             dataclasses.replace(order, seed=before + order.seed, steps=max(2, order.steps // less)) for order in orders
         ]
 
+    def traffic(self, kind: Callable[[int], Sequence[Order]], count: int, clients: int = 1) -> Traffic:
+        """Closed-loop traffic: `count` new orders of a kind, or with --seconds as many as there is time for."""
+        return Traffic(self.orders(kind, count), clients, seconds=self.options.seconds)
+
     def turns(self, ways: Mapping[str, Callable[[], Run]], rounds: int = 1) -> Turns:
-        """Run the systems in turn, forwards and backwards, for the requested number of rounds times `rounds`."""
-        count = 1 if self.options.smoke else self.options.rounds * rounds
+        """Run the systems in turn, forwards and backwards, for the requested number of rounds times `rounds`; with
+        --seconds the requested number."""
+        count = 1 if self.options.smoke else self.options.rounds * (1 if self.options.seconds else rounds)
         runs: dict[str, list[Run]] = {name: [] for name in ways}
         for number in range(count):
             for name in reversed(ways) if number % 2 else ways:

@@ -25,7 +25,7 @@ def measure(bench: Bench) -> dict[str, Any]:
 
 def _one(bench: Bench) -> list[dict[str, Any]]:
     def traffic() -> Traffic:
-        return Traffic(bench.orders(uniform, 5))
+        return bench.traffic(uniform, 5)
 
     runs = bench.turns(
         {
@@ -46,7 +46,7 @@ def _one(bench: Bench) -> list[dict[str, Any]]:
 
 def _alike(bench: Bench) -> list[dict[str, Any]]:
     def traffic() -> Traffic:
-        return Traffic(bench.orders(uniform, 48), clients=16)
+        return bench.traffic(uniform, 48, clients=16)
 
     ways = {"(b)": lambda: bench.peers.run("batched", traffic()), "server": lambda: bench.served.run(traffic())}
     return _rows("16 clients, alike", bench.turns(ways, rounds=3))
@@ -54,13 +54,13 @@ def _alike(bench: Bench) -> list[dict[str, Any]]:
 
 def _mixed(bench: Bench) -> list[dict[str, Any]]:
     def traffic(count: int, clients: int = 16) -> Traffic:
-        return Traffic(bench.orders(mixed, count), clients)
+        return bench.traffic(mixed, count, clients)
 
     runs = bench.turns(
         {
             "(a)": lambda: bench.peers.run("locked", traffic(24)),
             "(b)": lambda: bench.peers.run("batched", traffic(24)),
-            "(c)": lambda: bench.peers.run("ideal", bench.orders(mixed, 128)),
+            "(c)": lambda: bench.peers.run("ideal", bench.orders(mixed, 128), bench.options.seconds),
             "server": lambda: bench.served.run(traffic(128)),
             "server, latent-rgb previews": lambda: bench.served.run(traffic(128), "latent-rgb"),
         },

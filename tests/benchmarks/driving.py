@@ -19,7 +19,10 @@ class Record:
     first_preview: float | None = None  # since sending
     previews: int = 0
     rows: list[int] = field(default_factory=list)  # rows of each step's batch
+    shares: list[tuple[float, float]] = field(default_factory=list)  # time.perf_counter, and how much of it came then
 
+
+TOGETHER = 0.02  # seconds: what comes within them is of one batch
 
 Make = Callable[[Order, Record], Awaitable[None]]
 
@@ -30,10 +33,11 @@ class Run:
 
     seconds: float
     records: list[Record]
+    images: float | None = None  # None: one a record
 
     @property
     def images_per_s(self) -> float:
-        return len(self.records) / self.seconds
+        return (len(self.records) if self.images is None else self.images) / self.seconds
 
     def latency(self, percent: int) -> float:
         """A latency percentile in seconds, interpolated below 100 values."""
@@ -97,7 +101,9 @@ def percentile(values: list[float], percent: int) -> float:
 
 
 async def drive(make: Make, traffic: Traffic) -> Run:
-    """Send the traffic's orders, and wait for all."""
+    """Send the traffic's orders, and wait for all; or with a window until it ends."""
+    if traffic.seconds:
+        return await _window(make, traffic)
     records = [Record(order) for order in traffic.orders]
     began = time.perf_counter()
     if traffic.arrivals:
@@ -106,6 +112,43 @@ async def drive(make: Make, traffic: Traffic) -> Run:
         tasks = [_client(make, records[client :: traffic.clients]) for client in range(traffic.clients)]
     await asyncio.gather(*tasks)
     return Run(time.perf_counter() - began, records)
+
+
+async def _window(make: Make, traffic: Traffic) -> Run:
+    """The clients ask on and on; a quarter of the window is for warming up. At least one picture is waited for."""
+    began, orders, records = time.perf_counter(), traffic.endless(), []
+    first = asyncio.Event()
+
+    async def client() -> None:
+        for order in orders:
+            record = Record(order)
+            records.append(record)
+            await _send(make, record)
+            first.set()
+
+    clients = [asyncio.ensure_future(client()) for _ in range(traffic.clients)]
+    await asyncio.wait(clients, timeout=traffic.seconds, return_when=asyncio.FIRST_EXCEPTION)
+    waiting = asyncio.ensure_future(first.wait())
+    await asyncio.wait([waiting, *clients], return_when=asyncio.FIRST_COMPLETED)
+    waiting.cancel()
+    for each in clients:
+        each.cancel()
+    for outcome in await asyncio.gather(*clients, return_exceptions=True):
+        if not isinstance(outcome, asyncio.CancelledError):
+            raise outcome
+    done = [record for record in records if record.latency]
+    return rate([share for record in records for share in record.shares], began, traffic.seconds / 4, done)
+
+
+def rate(shares: list[tuple[float, float]], began: float, warm: float, done: list[Record]) -> Run:
+    """What came from the first share after the warm-up to the last one, and how long it took: shares of one batch come
+    together, and those of the first one belong to the time before."""
+    shares.sort()
+    last = shares[-1][0]
+    start = next((moment for moment, _ in shares if moment >= began + warm), last)
+    if last - start <= TOGETHER:
+        return Run(last - began, done, sum(share for _, share in shares))
+    return Run(last - start, done, sum(share for moment, share in shares if moment > start + TOGETHER))
 
 
 async def _client(make: Make, records: list[Record]) -> None:
@@ -121,4 +164,6 @@ async def _stranger(make: Make, record: Record, at: float) -> None:
 async def _send(make: Make, record: Record) -> None:
     began = time.perf_counter()
     await make(record.order, record)
-    record.latency = time.perf_counter() - began
+    ended = time.perf_counter()
+    record.latency = ended - began
+    record.shares = record.shares or [(ended, 1.0)]

@@ -15,16 +15,18 @@ def measure(bench: Bench) -> dict[str, Any]:
     """Latency at each load, of the server with previews and of request-level batching (b) without. With mixed settings
     (b) has so little throughput that it is measured below the server's capacity only."""
     rows = [*_kind(bench, "popular", popular, LOADS), *_kind(bench, "mixed", mixed, LOADS[:2])]
-    note = f"{COUNT} requests each, all from one seed; p99 is near the slowest. Previews: latent-rgb, at every step."
+    note = f"{COUNT} requests each (with --seconds at most), all from one seed; p99 is near the slowest. "
+    note += "Previews: latent-rgb, at every step."
     bench.table("Poisson arrivals, in shares of the server's capacity", rows, note)
     return {"rows": rows}
 
 
 def _kind(bench: Bench, name: str, kind: Kind, peer_loads: Sequence[float]) -> list[dict[str, Any]]:
-    capacity = bench.served.run(Traffic(bench.orders(kind, 64), clients=32), "latent-rgb").images_per_s
+    capacity = bench.served.run(bench.traffic(kind, 64, clients=32), "latent-rgb").images_per_s
     rows = []
     for load in LOADS:
-        orders = bench.orders(kind, COUNT)
+        within = round(load * capacity * bench.options.seconds)
+        orders = bench.orders(kind, max(8, min(COUNT, within)) if bench.options.seconds else COUNT)
         traffic = Traffic(orders, arrivals=poisson(len(orders), load * capacity))
         runs = {"server": bench.served.run(traffic, "latent-rgb")}
         if load in peer_loads:

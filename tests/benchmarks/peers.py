@@ -60,18 +60,20 @@ class Peers:
             await work
         return run
 
-    def ideal(self, orders: Sequence[Order]) -> Run:
+    def ideal(self, orders: Sequence[Order], seconds: float = 0.0) -> Run:
         """(c) Upper bound: static batches of 16 with one scheduler, with the decodes and row evaluations of these
-        orders, without waiting."""
+        orders, without waiting. With `seconds` no batch begins after them."""
         wanted = sum(self._pipelines.row_evaluations(order) for order in orders)
         size = min(MAX_BATCH, len(orders))
         batches = len(orders) // size
         steps, more = divmod(round(wanted / (2 * size)), batches)  # guidance: two rows an image
-        began = time.perf_counter()
+        began, done = time.perf_counter(), 0
         for batch in range(batches):
+            if batch and seconds and time.perf_counter() - began > seconds:
+                break
             alike = steps + (batch < more)
             self._make([Order(seed, steps=alike) for seed in range(batch * size, (batch + 1) * size)])
-        done = 2 * size * (steps * batches + more)
+            done += 2 * size * alike
         seconds = (time.perf_counter() - began) * wanted / done  # whole steps: rounded within a percent
         return Run(seconds, [Record(order) for order in orders])
 

@@ -90,6 +90,8 @@ class Pipelines:
             pipe.load_lora_weights(path.parent, weight_name=path.name, adapter_name=name)
         pipe.set_progress_bar_config(disable=True)
         pipe.to(self._where["device"])
+        if self._where["device"] != "cpu" and pipe.unet.config.sample_size >= 128:
+            pipe.vae.enable_slicing()  # 16 pictures of SDXL at once, in single precision, do not fit beside the server
         if self._compiled and (task, control, lora) == ("txt2img", False, False):  # others share its networks
             pipe.unet.compile(dynamic=True)
         return pipe

@@ -109,6 +109,7 @@ async def _make(stub: Stub, preview: int, order: Order, record: Record) -> None:
         event = response.event
         match event.WhichOneof("event"):
             case "step":
+                record.shares.append((time.perf_counter(), 1 / event.step.step_count))
                 record.rows.append(event.step.batch_rows)
             case "preview":
                 record.previews += 1

@@ -3,8 +3,8 @@
 import io
 import itertools
 import random
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from functools import cache
 from typing import Literal
 
@@ -53,11 +53,18 @@ class Order:
 @dataclass(frozen=True)
 class Traffic:
     """Orders, and their load model: closed loop (`clients`, one request at a time each), or open loop (`arrivals`, in
-    seconds)."""
+    seconds). With `seconds` the clients of a closed loop ask on and on for so long, and what comes meanwhile counts."""
 
     orders: Sequence[Order]
     clients: int = 1
     arrivals: Sequence[float] = ()
+    seconds: float = 0.0  # 0: until all orders are done
+
+    def endless(self) -> Iterator[Order]:
+        """The orders again and again, each time with other prompts and seeds."""
+        for start in itertools.count(0, 1 + max(order.seed for order in self.orders)):
+            for order in self.orders:
+                yield replace(order, seed=start + order.seed)
 
 
 def uniform(count: int, steps: int = 20) -> list[Order]:

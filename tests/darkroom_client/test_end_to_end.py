@@ -16,7 +16,6 @@ from darkroom_client import (
     InvalidRequest,
     LoraNotFound,
     ModelNotFound,
-    NotImplementedYet,
     OutputOptions,
     Preview,
     PreviewOptions,
@@ -135,11 +134,6 @@ def test_errors_are_typed(client):
         client.generate("a", loras={"x": 1.0}).image()
 
 
-def test_calls_that_are_not_there_yet(client):
-    with pytest.raises(NotImplementedYet):
-        list(client.watch("x"))
-
-
 def test_models_are_loaded_and_unloaded(client):
     name = client.models()[0].name
     assert client.unload_model(name) > 0
@@ -213,7 +207,7 @@ def test_command_info(darkroom):
     assert "max prompt characters" in shown
     info = json.loads(darkroom("info", "--json").stdout)
     assert info["limits"]["max_request_bytes"] == 32 * 1024 * 1024
-    assert info["limits"]["job_retention_seconds"] == 0.0
+    assert info["limits"]["job_retention_seconds"] == 3600.0
     assert {"name", "version", "hooks", "extensions_schema", "builtin"} == info["plugins"][0].keys()
 
 

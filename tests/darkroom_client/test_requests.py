@@ -262,7 +262,8 @@ def test_keywords_are_the_fields_of_the_messages():
     assert set(options.ParameterOptions.__annotations__) == fields - {"prompt"}
     fields = {field.name for field in image_service_pb2.GenerateRequest.DESCRIPTOR.fields}
     assert set(options.JobOptions.__annotations__) - set(options.ParameterOptions.__annotations__) == fields | {
-        "timeout"
+        "timeout",
+        "keep",
     }
 
 

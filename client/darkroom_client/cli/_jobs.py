@@ -23,9 +23,12 @@ class Job:
     options: JobOptions
     title: str  # for messages and file names
     edit_options: Mapping[str, Any] | None = None  # keywords of `edit` alone, picture included; None: `generate`
+    watched: str | None = None  # request id of a kept job to watch; None: start a new one
 
     def start(self, client: AsyncClient) -> AsyncStream:
-        """Starts the job on the server."""
+        """Starts the job on the server, or attaches to it."""
+        if self.watched is not None:
+            return client.watch(self.watched)
         if self.edit_options is None:
             return client.generate(self.prompt, **self.options)
         return client.edit(prompt=self.prompt, **self.edit_options, **self.options)

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Mapping
 from dataclasses import fields, is_dataclass
+from datetime import datetime
 from typing import Any
 
 import typer
@@ -27,6 +28,8 @@ def to_json(value: Any) -> Any:
         return [to_json(each) for each in value]
     if isinstance(value, bytes):
         return len(value)
+    if isinstance(value, datetime):
+        return value.isoformat()
     return str(value) if isinstance(value, int) and abs(value) > _MAX_EXACT else value
 
 

@@ -80,16 +80,32 @@ class Server:
     root_certificate: Annotated[
         Path | None,
         typer.Option(
+            "--root-certificate",
+            "--tls-ca",
             envvar="DARKROOM_ROOT_CERTIFICATE",
             metavar="FILE",
             help="PEM file of the CA that signed the server's certificate. Enables TLS.",
         ),
     ] = None
+    client_certificate: Annotated[
+        Path | None,
+        typer.Option(
+            envvar="DARKROOM_CLIENT_CERTIFICATE",
+            metavar="FILE",
+            help="PEM file of the client's own certificate, if the server asks for one. Enables TLS.",
+        ),
+    ] = None
+    client_key: Annotated[
+        Path | None,
+        typer.Option(envvar="DARKROOM_CLIENT_KEY", metavar="FILE", help="PEM file of that certificate's private key."),
+    ] = None
+    tls: Annotated[bool, typer.Option("--tls", help="Use TLS, with the CAs that gRPC knows.")] = False
 
     def keywords(self) -> dict[str, Any]:
         """The arguments of Client and AsyncClient."""
-        connection = {"address": self.address, "token": self.token, "root_certificate": self.root_certificate}
-        return {**connection, "retries": _RETRIES}
+        connection = {"address": self.address, "token": self.token, "tls": self.tls, "retries": _RETRIES}
+        files = ("root_certificate", "client_certificate", "client_key")
+        return connection | {name: getattr(self, name) for name in files}
 
 
 @dataclass(frozen=True, slots=True)
@@ -309,6 +325,10 @@ class Results:
     echo_maps: Annotated[Path | None, typer.Option(metavar="DIR", help="Save the control maps in this folder.")] = None
     as_json: Annotated[
         bool, typer.Option("--json", help="Print one JSON object per event. Integers beyond 2^53 are text.")
+    ] = False
+    keep: Annotated[
+        bool,
+        typer.Option("--keep", help="Go on if this command or the server is interrupted; see `darkroom jobs`."),
     ] = False
 
     @property

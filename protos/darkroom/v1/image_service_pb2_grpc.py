@@ -63,6 +63,16 @@ class ImageServiceStub(object):
                 request_serializer=darkroom_dot_v1_dot_image__service__pb2.CancelRequest.SerializeToString,
                 response_deserializer=darkroom_dot_v1_dot_image__service__pb2.CancelResponse.FromString,
                 _registered_method=True)
+        self.ListJobs = channel.unary_unary(
+                '/darkroom.v1.ImageService/ListJobs',
+                request_serializer=darkroom_dot_v1_dot_image__service__pb2.ListJobsRequest.SerializeToString,
+                response_deserializer=darkroom_dot_v1_dot_image__service__pb2.ListJobsResponse.FromString,
+                _registered_method=True)
+        self.GetJob = channel.unary_unary(
+                '/darkroom.v1.ImageService/GetJob',
+                request_serializer=darkroom_dot_v1_dot_image__service__pb2.GetJobRequest.SerializeToString,
+                response_deserializer=darkroom_dot_v1_dot_image__service__pb2.GetJobResponse.FromString,
+                _registered_method=True)
         self.Preprocess = channel.unary_stream(
                 '/darkroom.v1.ImageService/Preprocess',
                 request_serializer=darkroom_dot_v1_dot_image__service__pb2.PreprocessRequest.SerializeToString,
@@ -86,12 +96,20 @@ class ImageServiceServicer(object):
         """Generate makes pictures from text, with any controls, LoRAs and scheduler.
 
         Streams the job's events in the order above. Cancelling the call, or losing the connection, stops the job unless
-        disconnect_policy is KEEP; then only Cancel and the deadline do. Calling with the request_id of an active job
+        disconnect_policy is KEEP; then only Cancel and the call's deadline do.
+
+        With KEEP the call is idempotent: with the request_id and the very request of a job that is kept, running or ended,
+        it makes no other job, and streams that one's events, from the first, as Watch does. A kept job has been accepted
+        for good once `accepted` is sent: where the server has a log of jobs (its setting state_dir) it survives the end
+        of the server's process, and is run again, from its resolved seed, when the server is back.
+
+        Calling with the request_id of a kept job and another request, or with that of an active job that is not kept,
         fails with ALREADY_EXISTS (REQUEST_ID_IN_USE) and does not affect that job.
 
-        Fails with INVALID_ARGUMENT, NOT_FOUND, FAILED_PRECONDITION, ALREADY_EXISTS, UNIMPLEMENTED, UNAUTHENTICATED and
-        RESOURCE_EXHAUSTED (QUEUE_FULL, REQUEST_TOO_LARGE) before the first event; with RESOURCE_EXHAUSTED (OUT_OF_MEMORY),
-        UNAVAILABLE, INTERNAL, CANCELLED and DEADLINE_EXCEEDED at any time.
+        Fails with INVALID_ARGUMENT, NOT_FOUND, FAILED_PRECONDITION, ALREADY_EXISTS, UNIMPLEMENTED, UNAUTHENTICATED,
+        UNAVAILABLE (JOB_LOG_UNAVAILABLE) and RESOURCE_EXHAUSTED (QUEUE_FULL, KEPT_JOBS_FULL, JOB_LOG_FULL,
+        REQUEST_TOO_LARGE) before the first event; with RESOURCE_EXHAUSTED (OUT_OF_MEMORY), UNAVAILABLE, INTERNAL,
+        CANCELLED and DEADLINE_EXCEEDED at any time.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -108,16 +126,32 @@ class ImageServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def Watch(self, request, context):
-        """Watch reattaches to a running job, or to a finished one within its retention.
+        """Watch attaches to a kept job (disconnect_policy KEEP), running or ended.
 
-        Streams the events whose sequence is greater than `after_sequence`, in order, then goes on live until the job's
-        last event, and ends as the job ends: with OK after `completed`, or with the job's own error. Previews that are no
-        longer kept are omitted, visible as gaps in the sequence; no other event is. Several clients may watch one job.
-        Cancelling a Watch does not affect the job. A job is kept for ServerLimits.job_retention_seconds after its end,
-        and can only be seen with the token that started it.
+        Streams the events whose sequence is greater than `after_sequence`, then goes on live until the job's last event,
+        and ends as the job ends: with OK after `completed`, or with the job's own error. It keeps these guarantees, to each
+        of any number of watchers:
 
-        Fails with NOT_FOUND (REQUEST_NOT_FOUND) when there is no such job, INVALID_ARGUMENT for a bad field and
-        UNIMPLEMENTED where the server does not offer it yet.
+        * Ordered: events come in the order of their sequence.
+        * Unique: no sequence comes twice, and a sequence is the same event to everyone.
+        * Reliable: of the events after `after_sequence` none is left out but previews, of which each image's newest is
+        kept, and queue positions and loading progress, of which the newest is; what a newer one replaced is a gap in
+        the sequence. A slow watcher loses no more than that, and delays nobody.
+        * Resumable: a watcher that comes back with the sequence of the last event that it has read gets all that follows
+        it, however long it was away, while the job is kept.
+        * Bookmark-like: every event's sequence can be resumed from, also that of a `chunk`, and also from a call of
+        Generate or Edit. There are no events without one.
+
+        A restart of the server ends the stream with UNAVAILABLE; watch again. Where the server has a log of jobs, what was
+        sent of `accepted`, `control_image`, `image` and `chunk` stays as it was, with its sequence. A job that had not
+        ended runs again: its steps and previews come again from the first step, with greater sequences; those of before
+        are no longer kept. Without a log the job is gone (NOT_FOUND).
+
+        Cancelling a Watch does not affect the job. A job is kept for ServerLimits.job_retention_seconds after its end, or
+        until newer ones need its room, and can only be seen with the token that started it.
+
+        Fails with NOT_FOUND (REQUEST_NOT_FOUND) when there is no such job of this token, and INVALID_ARGUMENT for a bad
+        field.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -129,6 +163,28 @@ class ImageServiceServicer(object):
         Returns at once; the job ends within one denoising step, its memory is freed and its streams end with CANCELLED.
         Idempotent: no effect on a job that has ended and is still kept. Only the token that started a job may
         cancel it.
+
+        Fails with NOT_FOUND (REQUEST_NOT_FOUND) when there is no such job, and INVALID_ARGUMENT without a request_id.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListJobs(self, request, context):
+        """ListJobs lists jobs: those that are queued or run, and those that have ended and are kept; newest first.
+
+        To a user's token its own; to an operator's those of all clients, without their prompts. On a server without tokens
+        everyone is an operator.
+
+        Fails with INVALID_ARGUMENT for a bad field.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetJob(self, request, context):
+        """GetJob shows one job of those that ListJobs lists to the caller, with a small picture of it. Among jobs of one id
+        the caller's own goes first, then the newest.
 
         Fails with NOT_FOUND (REQUEST_NOT_FOUND) when there is no such job, and INVALID_ARGUMENT without a request_id.
         """
@@ -170,6 +226,16 @@ def add_ImageServiceServicer_to_server(servicer, server):
                     servicer.Cancel,
                     request_deserializer=darkroom_dot_v1_dot_image__service__pb2.CancelRequest.FromString,
                     response_serializer=darkroom_dot_v1_dot_image__service__pb2.CancelResponse.SerializeToString,
+            ),
+            'ListJobs': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListJobs,
+                    request_deserializer=darkroom_dot_v1_dot_image__service__pb2.ListJobsRequest.FromString,
+                    response_serializer=darkroom_dot_v1_dot_image__service__pb2.ListJobsResponse.SerializeToString,
+            ),
+            'GetJob': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetJob,
+                    request_deserializer=darkroom_dot_v1_dot_image__service__pb2.GetJobRequest.FromString,
+                    response_serializer=darkroom_dot_v1_dot_image__service__pb2.GetJobResponse.SerializeToString,
             ),
             'Preprocess': grpc.unary_stream_rpc_method_handler(
                     servicer.Preprocess,
@@ -294,6 +360,60 @@ class ImageService(object):
             '/darkroom.v1.ImageService/Cancel',
             darkroom_dot_v1_dot_image__service__pb2.CancelRequest.SerializeToString,
             darkroom_dot_v1_dot_image__service__pb2.CancelResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListJobs(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/darkroom.v1.ImageService/ListJobs',
+            darkroom_dot_v1_dot_image__service__pb2.ListJobsRequest.SerializeToString,
+            darkroom_dot_v1_dot_image__service__pb2.ListJobsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetJob(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/darkroom.v1.ImageService/GetJob',
+            darkroom_dot_v1_dot_image__service__pb2.GetJobRequest.SerializeToString,
+            darkroom_dot_v1_dot_image__service__pb2.GetJobResponse.FromString,
             options,
             channel_credentials,
             insecure,

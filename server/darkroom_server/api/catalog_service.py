@@ -14,7 +14,7 @@ from darkroom.v1 import catalog_service_pb2 as pb
 from darkroom.v1 import catalog_service_pb2_grpc
 from darkroom_plugins.errors import InvalidRequest, Violation, no_such
 from darkroom_plugins.version import VERSION
-from darkroom_server.api import messages
+from darkroom_server.api import messages, quotas
 from darkroom_server.api.messages import preview_mode
 from darkroom_server.device.resources import row_bucket
 from darkroom_server.errors import NotFound
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
     from darkroom_plugins.contract import AssetKind, SchedulerEntry
     from darkroom_plugins.manager import PluginInfo
+    from darkroom_server.api.context import CallContext
     from darkroom_server.models.assets import Asset
     from darkroom_server.models.catalog import Catalog
     from darkroom_server.models.model import Model
@@ -42,17 +43,23 @@ RESIDENCIES = {  # furthest from the device first
     Residency.RESIDENT: pb.RESIDENCY_RESIDENT,
 }
 
-Context: TypeAlias = Any  # grpc.aio.ServicerContext, which has no types
+Context: TypeAlias = "CallContext"
 
 
 class CatalogService(catalog_service_pb2_grpc.CatalogServiceServicer):
     """Serves the catalog; each list is sorted by name."""
 
     def __init__(
-        self, catalog: Catalog, residency: ResidencyManager, threads: int, deterministic_rows: int | None
+        self,
+        catalog: Catalog,
+        residency: ResidencyManager,
+        keep_results_seconds: float,
+        threads: int,
+        deterministic_rows: int | None,
     ) -> None:
         """`threads`: of deterministic jobs on a CPU. `deterministic_rows`: see `Settings`."""
-        self._catalog, self._threads, self._deterministic_rows = catalog, threads, deterministic_rows
+        self._catalog, self._keep_results_seconds = catalog, keep_results_seconds
+        self._threads, self._deterministic_rows = threads, deterministic_rows
         self._resident = residency
 
     async def GetServerInfo(self, request: pb.GetServerInfoRequest, context: Context) -> pb.GetServerInfoResponse:
@@ -63,13 +70,14 @@ class CatalogService(catalog_service_pb2_grpc.CatalogServiceServicer):
             torch_version=torch.__version__,
             diffusers_version=diffusers.__version__,
             devices=[self._device(d) for d in dict.fromkeys(m.family.device for m in self._catalog.models.values())],
-            limits=pb.ServerLimits(**limits.model_dump()),
+            limits=pb.ServerLimits(**limits.model_dump(), job_retention_seconds=self._keep_results_seconds),
             plugins=[_plugin(info) for info in self._catalog.plugins.infos],
             default_model=self._catalog.default_model,
         )
 
     async def ListModels(self, request: pb.ListModelsRequest, context: Context) -> pb.ListModelsResponse:
-        return pb.ListModelsResponse(models=[self._model(m) for _, m in sorted(self._catalog.models.items())])
+        models = sorted(self._catalog.models.items())
+        return pb.ListModelsResponse(models=[self._model(model) for name, model in models if quotas.may_use(name)])
 
     async def ListTasks(self, request: pb.ListTasksRequest, context: Context) -> pb.ListTasksResponse:
         plugins = self._catalog.plugins
@@ -148,6 +156,7 @@ class CatalogService(catalog_service_pb2_grpc.CatalogServiceServicer):
         """:raises RequestRefused: no such model"""
         if not name:
             raise InvalidRequest([Violation("model", "must be set")])
+        quotas.admit_model(name)
         models = self._catalog.models
         if name not in models:
             raise NotFound("model", [Violation("model", no_such("model", name, models))])

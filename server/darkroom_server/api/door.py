@@ -11,7 +11,10 @@ from grpc import aio
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
 from darkroom.v1 import catalog_service_pb2, catalog_service_pb2_grpc, image_service_pb2, image_service_pb2_grpc
-from darkroom_server.api.interceptors import ErrorStatuses, TokenCheck, refusing
+from darkroom_server.api.access import Access
+from darkroom_server.api.credentials import Certificates
+from darkroom_server.api.in_process import InProcessCalls
+from darkroom_server.api.interceptors import refusing
 from darkroom_server.api.listening import Listener
 from darkroom_server.api.reflection import enable_reflection
 from darkroom_server.errors import Starting
@@ -19,7 +22,7 @@ from darkroom_server.errors import Starting
 if TYPE_CHECKING:
     from darkroom_server.api.catalog_service import CatalogService
     from darkroom_server.api.image_service import ImageService
-    from darkroom_server.config.settings import Settings
+    from darkroom_server.config.settings import Limits, Settings
 
 SERVICES = tuple(
     service.full_name
@@ -30,16 +33,12 @@ SERVING, NOT_SERVING = health_pb2.HealthCheckResponse.SERVING, health_pb2.Health
 
 
 class LateServices(grpc.GenericRpcHandler):  # type: ignore[misc]
-    """The handlers of services that are added after the server was started, which gRPC's own may not be. Until then
-    calls of the API are refused with STARTING."""
+    """The handlers of all services. Those of the API are added after the server was started, which gRPC's own may not
+    be; until then its calls are refused with STARTING."""
 
     def __init__(self) -> None:
         self._handlers: list[grpc.GenericRpcHandler] = []
-
-    @property
-    def there(self) -> bool:
-        """Whether services have been added."""
-        return bool(self._handlers)
+        self.there = False  # those of the API
 
     def add_generic_rpc_handlers(self, handlers: Sequence[grpc.GenericRpcHandler]) -> None:
         """Called by the stubs' add_…_to_server."""
@@ -60,15 +59,16 @@ class Door:
 
     def __init__(self, settings: Settings) -> None:
         self._alive = SERVING if settings.health_while_starting == "serving" else NOT_SERVING
-        self._listener = Listener(settings.listen)
+        self._listener = Listener(settings.listen, Certificates(settings.tls) if settings.tls else None)
         self._health = health.aio.HealthServicer()
         self._services = LateServices()
-        errors = ErrorStatuses(settings.limits.max_request_bytes)
-        checks = [TokenCheck(settings.tokens), errors] if settings.tokens else [errors]
-        self._server = aio.server(interceptors=checks, options=_options(settings))
+        access = Access(settings.tokens, settings.limits.max_request_bytes)
+        self.numbers = access.numbers
+        self._server = aio.server(interceptors=[access], options=_options(settings))
         self._server.add_generic_rpc_handlers((self._services,))
-        health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
-        enable_reflection((*SERVICES, health.SERVICE_NAME), self._server)
+        health_pb2_grpc.add_HealthServicer_to_server(self._health, self._services)
+        enable_reflection((*SERVICES, health.SERVICE_NAME), self._services)
+        self.calls = InProcessCalls(self._services, [access])
 
     @property
     def address(self) -> str:
@@ -90,6 +90,7 @@ class Door:
         """Let calls of the API in."""
         image_service_pb2_grpc.add_ImageServiceServicer_to_server(images, self._services)
         catalog_service_pb2_grpc.add_CatalogServiceServicer_to_server(catalog, self._services)
+        self._services.there = True
         for service in ("", *SERVICES):
             await self._health.set(service, SERVING)
 
@@ -113,13 +114,16 @@ class Door:
         self._listener.close()
 
 
+def receive_bytes(limits: Limits) -> int:
+    """How large requests are received: above the limit, as the transport's own refusal has no reason. What is a little
+    too large is received, and refused by Access."""
+    return min(limits.max_request_bytes + limits.max_request_bytes // 4, 2**31 - 1)
+
+
 def _options(settings: Settings) -> list[tuple[str, int]]:
-    limit = settings.limits.max_request_bytes
     return [
         ("grpc.so_reuseport", 0),  # else a second server silently shares the port
-        # Above the limit, as gRPC's own refusal has no reason: what is a little too large is received, and refused by
-        # ErrorStatuses.
-        ("grpc.max_receive_message_length", min(limit + limit // 4, 2**31 - 1)),
+        ("grpc.max_receive_message_length", receive_bytes(settings.limits)),
         ("grpc.max_send_message_length", -1),
         ("grpc.keepalive_permit_without_calls", 1),
         ("grpc.keepalive_time_ms", 20_000),  # detects clients that vanished

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
+from darkroom.v1 import events_pb2
 from darkroom_plugins import calls
 from darkroom_plugins.sample import Picture
 from darkroom_server.api import messages
@@ -26,7 +27,7 @@ from darkroom_server.jobs.events import (
     StepDone,
 )
 from darkroom_server.models.residency import Loading
-from darkroom_server.pictures.encode import encode_picture, encode_preview
+from darkroom_server.pictures.encode import encode_picture, encode_preview, encode_thumbnail
 
 if TYPE_CHECKING:
     from darkroom_server.device.transfer import PendingImage
@@ -48,6 +49,31 @@ class Encoder:
         """Shut the pools down without waiting: a hanging plugin must not block the exit."""
         for pool in (self._pool, *self._arrivals.values()):
             pool.shutdown(wait=False, cancel_futures=True)
+
+    async def events(self, job: Job) -> AsyncIterator[tuple[Event, list[events_pb2.JobEvent]]]:
+        """A job's events, each with its messages, up to `completed`.
+
+        :raises DarkroomError: the job's error
+        """
+        chunks, encode_seconds = 0, 0.0
+        while True:
+            number, event = await job.mailbox.get()
+            if isinstance(event, Ended) and event.error is not None:
+                raise event.error
+            began = time.monotonic()
+            fields = await self.fields(job, event, encode_seconds)
+            encode_seconds += time.monotonic() - began if isinstance(event, ImageDecoded) else 0.0
+            first = job.base + number + chunks
+            chunks += max(0, len(fields) - 1)
+            yield (
+                event,
+                [
+                    events_pb2.JobEvent(request_id=job.request_id, sequence=n, **each)
+                    for n, each in enumerate(fields, first)
+                ],
+            )
+            if isinstance(event, Ended):
+                return
 
     async def fields(self, job: Job, event: Event, encode_seconds: float) -> list[dict[str, Any]]:
         """The messages of one event."""
@@ -72,6 +98,10 @@ class Encoder:
                 return await self._run(self._pool, _image, job, event, self._chunk_bytes)
             case Ended():
                 return [{"completed": messages.completed(event, job, encode_seconds, time.monotonic())}]
+
+    async def thumbnail(self, data: bytes, edge: int) -> bytes:
+        """A small JPEG of a picture that this server made."""
+        return await asyncio.get_running_loop().run_in_executor(self._pool, encode_thumbnail, data, edge)
 
     async def _run(self, pool: Executor, function: Callable[..., Any], *arguments: Any) -> list[dict[str, Any]]:
         try:

@@ -5,140 +5,144 @@ from __future__ import annotations
 import asyncio
 import time
 import uuid
-from collections.abc import AsyncIterator
+from contextlib import aclosing
+from functools import partial
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-from darkroom.v1 import events_pb2, image_service_pb2, image_service_pb2_grpc
-from darkroom_plugins.errors import InvalidRequest, UnsupportedCombination, Violation
+from darkroom.v1 import events_pb2, image_service_pb2, image_service_pb2_grpc, parameters_pb2
+from darkroom_plugins.errors import InvalidRequest, Violation
 from darkroom_plugins.quoting import quoted
-from darkroom_server.api import messages
-from darkroom_server.api.interceptors import not_there_yet, token_of
+from darkroom_server.api import messages, quotas
+from darkroom_server.api.interceptors import owner_of
+from darkroom_server.api.keeper import RPCS, no_such_job
 from darkroom_server.api.preprocess import preprocess
-from darkroom_server.api.validation.request import check_edit, check_generate, is_request_id
-from darkroom_server.errors import Cancelled, LoadFailed, NotFound, SlowReader
-from darkroom_server.jobs.events import Accepted, ControlMade, Ended, ImageDecoded
+from darkroom_server.api.validation.request import is_request_id
+from darkroom_server.errors import Cancelled, RequestIdInUse, SlowReader
 
 if TYPE_CHECKING:
-    from darkroom_plugins.errors import DarkroomError
-    from darkroom_plugins.request import Request
-    from darkroom_server.api.encoding import Encoder
-    from darkroom_server.job_manager import JobManager
+    from darkroom_server.api.context import CallContext
+    from darkroom_server.api.job_list import JobList
+    from darkroom_server.api.keeper import Keeper
+    from darkroom_server.api.submission import Submission
     from darkroom_server.jobs.job import Job
-    from darkroom_server.models.catalog import Catalog
+    from darkroom_server.jobs.kept import KeptJob
 
-Context: TypeAlias = Any  # grpc.aio.ServicerContext, which has no types
+Context: TypeAlias = "CallContext"
 
 
 class ImageService(image_service_pb2_grpc.ImageServiceServicer):
-    """Generate and Edit share one flow: validate, plan, submit, stream."""
+    """Generate and Edit share one flow: validate, plan, submit, stream. A kept job runs beside its streams, which watch
+    it."""
 
-    def __init__(self, catalog: Catalog, jobs: JobManager, encoder: Encoder, slow_reader_seconds: float) -> None:
-        self._catalog = catalog
-        self._jobs = jobs
-        self._encoder = encoder
+    def __init__(self, submission: Submission, keeper: Keeper, job_list: JobList, slow_reader_seconds: float) -> None:
+        self._submission = submission
+        self._jobs = submission.jobs
+        self._keeper = keeper
+        self._list = job_list
         self._slow_reader_seconds = slow_reader_seconds
 
     async def Generate(self, request: image_service_pb2.GenerateRequest, context: Context) -> None:
-        await self._serve(request, context, check_generate, image_service_pb2.GenerateResponse)
+        await self._serve("Generate", request, context, image_service_pb2.GenerateResponse)
 
     async def Edit(self, request: image_service_pb2.EditRequest, context: Context) -> None:
-        await self._serve(request, context, check_edit, image_service_pb2.EditResponse)
+        await self._serve("Edit", request, context, image_service_pb2.EditResponse)
 
-    async def _serve(self, message: Any, context: Context, check: Any, response: Any) -> None:
-        job = self._register(message, context)
-        request = None
+    async def _serve(self, rpc: str, message: Any, context: Context, response: Any) -> None:
+        message.request_id = message.request_id or uuid.uuid4().hex
+        owner = owner_of(context)
+        if message.disconnect_policy == parameters_pb2.DISCONNECT_POLICY_KEEP:
+            register = partial(self._register, owner)
+            kept = await self._keeper.attach(rpc, message, register, owner, context.time_remaining())
+            await self._follow(kept, 0, context, response)
+            return
+        job = self._register(owner, message)
         try:
-            request = await self._jobs.read(check, message, self._catalog)
-            await self._jobs.plan(job, request)
-            job.mailbox.put(Accepted())
-            for made in _control_images(job):
-                job.mailbox.put(made)
-            self._jobs.submit(job)
-            await asyncio.sleep(0)  # a job that need not wait enters the engine before its first event is written
-            async for event in self._events(job):
-                await self._write(job, context, response(event=event))
-        except LoadFailed as error:
-            raise (refusal(request, error) if request else error) from None
+            events = self._submission.events(job, message, RPCS[rpc][1])
+            async with aclosing(events):
+                async for _, made in events:
+                    for event in made:
+                        await self._write(context, response(event=event), job)
         finally:
             self._jobs.release(job)
 
+    async def Watch(self, request: image_service_pb2.WatchRequest, context: Context) -> None:
+        _require_id(request)
+        if request.after_sequence < 0:
+            raise InvalidRequest([Violation("after_sequence", f"must be 0 or more, not {request.after_sequence}")])
+        kept = self._keeper.find(owner_of(context), request.request_id)
+        if kept is None:
+            raise no_such_job(request.request_id)
+        await self._follow(kept, request.after_sequence, context, image_service_pb2.WatchResponse)
+
+    async def _follow(self, kept: KeptJob, after: int, context: Context, response: Any) -> None:
+        history = await self._keeper.history(kept)
+        async with aclosing(history.watch(after)) as events:
+            async for _, event in events:
+                await self._write(context, response(event=event))
+
     async def Preprocess(self, request: image_service_pb2.PreprocessRequest, context: Context) -> None:
-        job = self._register(request, context)
+        request.request_id = request.request_id or uuid.uuid4().hex
+        job = self._register(owner_of(context), request)
         try:
-            events = await self._jobs.read(preprocess, request, self._catalog)
+            events = await self._jobs.read(preprocess, request, self._submission.catalog)
             events = [{"accepted": {}}, *events, {"completed": messages.took(time.monotonic() - job.arrived)}]
             for sequence, fields in enumerate(events, 1):
                 event = events_pb2.JobEvent(request_id=job.request_id, sequence=sequence, **fields)
-                await self._write(job, context, image_service_pb2.PreprocessResponse(event=event))
+                await self._write(context, image_service_pb2.PreprocessResponse(event=event), job)
         finally:
             self._jobs.release(job)
 
     async def Cancel(
         self, request: image_service_pb2.CancelRequest, context: Context
     ) -> image_service_pb2.CancelResponse:
-        if not request.request_id:
-            raise InvalidRequest([Violation("request_id", "must be set")])
-        job = self._jobs.find(token_of(context.invocation_metadata()), request.request_id)
-        if job is None:
-            violation = Violation("request_id", f"there is no active job {quoted(request.request_id)}")
-            raise NotFound("request", [violation])
-        cancelled = self._jobs.end(job, Cancelled("the job was cancelled"))
+        _require_id(request)
+        owner = owner_of(context)
+        job = self._jobs.find(owner, request.request_id)
+        if job is None and self._keeper.find(owner, request.request_id) is None:
+            raise no_such_job(request.request_id, "active or kept")
+        cancelled = job is not None and self._jobs.end(job, Cancelled("the job was cancelled"))
         return image_service_pb2.CancelResponse(cancelled=cancelled)
 
-    Watch = not_there_yet("Watch is")
+    async def ListJobs(
+        self, request: image_service_pb2.ListJobsRequest, context: Context
+    ) -> image_service_pb2.ListJobsResponse:
+        return self._list.page(owner_of(context), request.page_size, request.page_token)
 
-    async def _write(self, job: Job, context: Context, response: Any) -> None:
-        """:raises SlowReader: the client reads nothing for too long"""
-        job.writing = time.monotonic()
+    async def GetJob(
+        self, request: image_service_pb2.GetJobRequest, context: Context
+    ) -> image_service_pb2.GetJobResponse:
+        _require_id(request)
+        return await self._list.job(owner_of(context), request.request_id)
+
+    async def _write(self, context: Context, response: Any, job: Job | None = None) -> None:
+        """Write a message; for a job that is not kept, while others may be told that it waits for its reader.
+
+        :raises SlowReader: the client reads nothing for too long
+        """
+        if job is not None:
+            job.writing = time.monotonic()
         try:
             async with asyncio.timeout(self._slow_reader_seconds):
                 await context.write(response)
         except TimeoutError:
             raise SlowReader(f"the client read nothing for {self._slow_reader_seconds:g} seconds") from None
         finally:
-            job.writing = None
+            if job is not None:
+                job.writing = None
 
-    def _register(self, message: Any, context: Context) -> Job:
-        """Admit a job, or refuse it before any work. Fills in a missing request_id.
+    def _register(self, owner: str, message: Any) -> Job:
+        """Admit a job, or refuse it before any work.
 
         A job never has an id that is not allowed: until it is refused for it, with all violations, it has another.
         """
-        message.request_id = message.request_id or uuid.uuid4().hex
         request_id = message.request_id if is_request_id(message.request_id) else uuid.uuid4().hex
-        return self._jobs.register(token_of(context.invocation_metadata()), request_id, message.ByteSize())
-
-    async def _events(self, job: Job) -> AsyncIterator[events_pb2.JobEvent]:
-        """The job's events as messages, up to `completed`; raises the job's error."""
-        chunks, encode_seconds = 0, 0.0
-        while True:
-            number, event = await job.mailbox.get()
-            if isinstance(event, Ended) and event.error is not None:
-                raise event.error
-            began = time.monotonic()
-            fields = await self._encoder.fields(job, event, encode_seconds)
-            encode_seconds += time.monotonic() - began if isinstance(event, ImageDecoded) else 0.0
-            for chunk, each in enumerate(fields):
-                chunks += chunk > 0
-                yield events_pb2.JobEvent(request_id=job.request_id, sequence=number + chunks, **each)
-            if isinstance(event, Ended):
-                return
+        if self._keeper.find(owner, request_id) is not None:
+            raise RequestIdInUse(f"request_id {quoted(request_id)} is that of a kept job")
+        quotas.admit_job(self._jobs.of_token(owner))
+        return self._jobs.register(owner, request_id, message.ByteSize())
 
 
-def _control_images(job: Job) -> list[ControlMade]:
-    """The control maps of a planned job with `echo_map`."""
-    return [
-        ControlMade(index, pixels, control.preprocessor or "")
-        for index, (control, pixels) in enumerate(zip(job.request.controls, job.plan.controls, strict=True))
-        if control.echo_map
-    ]
-
-
-def refusal(request: Request, error: LoadFailed) -> DarkroomError:
-    """The error of a request whose asset fails to load: a violation of the field that names it, if there is one."""
-    named = {
-        "lora": [(f"loras[{index}].name", lora.name) for index, lora in enumerate(request.loras)],
-        "controlnet": [(f"controls[{index}].model", each.model) for index, each in enumerate(request.controls)],
-        "embedding": [("prompt", error.key[1])],
-    }
-    paths = [path for path, name in named.get(error.key[0], ()) if name == error.key[1]]
-    return UnsupportedCombination([Violation(f"parameters.{path}", str(error)) for path in paths]) if paths else error
+def _require_id(request: Any) -> None:
+    """:raises InvalidRequest: the request names no job"""
+    if not request.request_id:
+        raise InvalidRequest([Violation("request_id", "must be set")])

@@ -14,12 +14,12 @@ import fcntl
 import os
 import socket
 import stat
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Protocol
 
 from darkroom_server.config.address import TcpAddress, parse_address
 
 if TYPE_CHECKING:
-    from grpc import aio
+    from darkroom_server.api.credentials import Certificates
 
 ABSENT = (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT)  # an address of a name that this machine does not have
 
@@ -28,16 +28,28 @@ class CannotListen(Exception):
     """The address cannot be listened on; the message says why."""
 
 
+class Binds(Protocol):
+    """A server that listens, as gRPC's."""
+
+    def add_insecure_port(self, address: str) -> int:
+        """Bind to an address of `config.address`; returns the port. :raises OSError, RuntimeError: it cannot"""
+
+    def add_secure_port(self, address: str, credentials: Any) -> int:
+        """The same with TLS."""
+
+
 class Listener:
     """Holds an address for a server from `bind` to `close`; `address` is where it listens, with the port found."""
 
-    def __init__(self, listen: str) -> None:
+    def __init__(self, listen: str, certificates: Certificates | None = None) -> None:
+        """With `certificates` it speaks TLS on a port; not on unix sockets."""
+        self._certificates = certificates
         self._wanted = parse_address(listen)
         self._lock: int | None = None  # file descriptor
         self._files: list[str] = []  # ours
         self.address = listen
 
-    async def bind(self, server: aio.Server) -> None:
+    async def bind(self, server: Binds) -> None:
         """Bind a server that is not started yet.
 
         :raises CannotListen: with the system's reason
@@ -64,7 +76,7 @@ class Listener:
             os.close(self._lock)
         self._files, self._lock = [], None
 
-    async def _bind_port(self, server: aio.Server, wanted: TcpAddress) -> None:
+    async def _bind_port(self, server: Binds, wanted: TcpAddress) -> None:
         loop = asyncio.get_running_loop()
         found = await loop.getaddrinfo(wanted.host, wanted.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
         absent = []
@@ -77,10 +89,13 @@ class Listener:
                 absent.append(error)
         if len(absent) == len(found):  # a name may stand for ::1, too, where there is no IPv6
             raise absent[0]
-        port = server.add_insecure_port(str(wanted))
+        if self._certificates is None:
+            port = server.add_insecure_port(str(wanted))
+        else:
+            port = server.add_secure_port(str(wanted), self._certificates.credentials())
         self.address = str(TcpAddress(wanted.host, port))
 
-    def _bind_file(self, server: aio.Server, path: str) -> None:
+    def _bind_file(self, server: Binds, path: str) -> None:
         lock, made = f"{path}.lock", f"{path}.new"
         self._lock = _locked(lock)
         self._files = [lock]

@@ -13,7 +13,6 @@ from darkroom_server.api.validation.request import check_request_id
 from darkroom_server.api.validation.violations import Findings
 from darkroom_server.jobs.events import ControlMade
 from darkroom_server.models.catalog import Catalog
-from darkroom_server.pictures.decode import decode_image
 
 
 def preprocess(message: image_service_pb2.PreprocessRequest, catalog: Catalog) -> list[dict[str, Any]]:
@@ -29,7 +28,7 @@ def preprocess(message: image_service_pb2.PreprocessRequest, catalog: Catalog) -
     entries = catalog.plugins.preprocessors
     options = preprocessor_options("", message.preprocessor, message.preprocessor_options, entries, findings)
     format: Any = findings.enum("format", parameters_pb2.ImageFormat, message.format) or "png"
-    pixels = decoded("image", message.image, decode_image, catalog.limits, findings)
+    pixels = decoded("image", message.image, "image", catalog.uploads, findings)
     findings.refuse()
     assert pixels is not None
     made = calls.preprocess(entries[message.preprocessor], pixels, options)

@@ -1,4 +1,5 @@
-"""Warm-up: runs the first step for batches of 1, 2, 4, … pictures, so that compilation happens while a model loads."""
+"""Warm-up: runs the first step for batches of 1, 2, 4, … pictures, so that compilation, and on CUDA the choice of
+kernels for each number of rows, happens while a model loads."""
 
 from __future__ import annotations
 
@@ -18,13 +19,20 @@ if TYPE_CHECKING:
     from darkroom_server.engine.engine import Engine
     from darkroom_server.jobs.planner import Planner
     from darkroom_server.models.catalog import Catalog
+    from darkroom_server.models.model import Model
 
 log = logging.getLogger(__name__)
 
 
-async def warm_up(model: str, catalog: Catalog, planner: Planner, engine: Engine) -> None:
-    """Run the first step of 1, 2, 4, … pictures with a loaded model's defaults, each time until the compiler is
-    idle."""
+def wants_warm_up(model: Model) -> bool:
+    """Whether a model runs its first steps while it loads. With offload a step is slow, and its kernels the least."""
+    settings, device = model.settings, model.family.device
+    return settings.compile == "load" or (device.type == "cuda" and settings.offload == "none")
+
+
+async def warm_up(model: str, catalog: Catalog, planner: Planner, engine: Engine, compiling: bool) -> None:
+    """Run the first step of 1, 2, 4, … pictures with a loaded model's defaults; with `compiling` each time until the
+    compiler is idle."""
     count = 1
     while count <= min(catalog.limits.max_images, catalog.limits.max_batch_rows // 2):
         try:
@@ -32,7 +40,7 @@ async def warm_up(model: str, catalog: Catalog, planner: Planner, engine: Engine
         except Exception as error:  # for instance a model without text to image
             log.warning("model %s: no warm-up with %d pictures at once: %s", model, count, error)
             return
-        while compiled.is_compiling():  # noqa: ASYNC110  # polled: a waiter thread would block the shutdown
+        while compiling and compiled.is_compiling():  # noqa: ASYNC110  # polled: a waiter thread would block the shutdown
             await asyncio.sleep(0.1)
         count *= 2
 

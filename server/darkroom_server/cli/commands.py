@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -27,6 +28,12 @@ Config = Annotated[
 def serve(
     config: Config = None,
     listen: Annotated[str | None, typer.Option(help="Where to listen, HOST:PORT.  [default: 127.0.0.1:50051]")] = None,
+    http: Annotated[
+        str | None,
+        typer.Option(
+            metavar="HOST:PORT", help="Where Connect, gRPC-Web and the OpenAI images API listen.  [default: none]"
+        ),
+    ] = None,
     model: Annotated[
         list[str] | None,
         typer.Option(
@@ -55,7 +62,19 @@ def serve(
         str | None, typer.Option(help="float32, float16, bfloat16, or auto: float16 on CUDA.  [default: auto]")
     ] = None,
     max_batch_rows: Annotated[int | None, typer.Option(help="The most rows in one batch.")] = None,
+    state_dir: Annotated[
+        Path | None,
+        typer.Option(metavar="FOLDER", file_okay=False, help="Where kept jobs outlive the server's process."),
+    ] = None,
     block: Annotated[list[str] | None, typer.Option(help="A plugin not to load; repeat for more.")] = None,
+    tls_self_signed: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DIR",
+            file_okay=False,
+            help="Speak TLS with certificates made in this folder, for a first try. Your own: [tls] in darkroom.toml.",
+        ),
+    ] = None,
 ) -> None:
     """Serve the models of --model or darkroom.toml, else the embedded demo model.
 
@@ -64,16 +83,20 @@ def serve(
     """
     from darkroom_server.cli import flags
     from darkroom_server.device.allocator import tune_malloc
+    from darkroom_server.device.cuda import choose_allocator
     from darkroom_server.device.threads import limit_openmp_spinning, shorten_switch_interval
 
     tune_malloc()
+    choose_allocator()
     limit_openmp_spinning()
     shorten_switch_interval()
     given: dict[str, Any] = {
         "listen": listen,
+        "http": http,
         "device": device,
         "dtype": dtype,
         "blocked_plugins": block,
+        "state_dir": state_dir,
         "loras": flags.files(lora, "--lora"),
         "controlnets": flags.control_nets(controlnet, preprocessor or ()),
         "embeddings": flags.files(embedding, "--embedding"),
@@ -82,25 +105,67 @@ def serve(
         given["models"] = [flags.model(text) for text in model]
     if max_batch_rows is not None:
         given["limits"] = {"max_batch_rows": max_batch_rows}
-    settings = _settings({name: value for name, value in given.items() if value is not None}, config)
+    given = {name: value for name, value in given.items() if value is not None}
+    if tls_self_signed is not None:
+        given["tls"] = _make_certificates(tls_self_signed, listen)
+    settings = _settings(given, config)
     from darkroom_server.observe.streams import queued_streams
 
     with queued_streams():
-        raise typer.Exit(_serve(settings))
+        status = _serve(settings)
+    _leave_compiler(status)
+    raise typer.Exit(status)
+
+
+def _make_certificates(folder: Path, listen: str | None) -> dict[str, Any]:
+    """The `[tls]` of a folder's certificates; how clients use them is printed.
+
+    :raises typer.Exit: they cannot be made
+    """
+    from darkroom_server.cli.self_signed import self_signed
+    from darkroom_server.config.address import TcpAddress, parse_address
+
+    try:
+        address = parse_address(listen) if listen else None
+    except ValueError:
+        address = None  # which the settings refuse, with the reason
+    try:
+        files = self_signed(folder.expanduser(), address.host if isinstance(address, TcpAddress) else None)
+    except (OSError, ValueError) as error:
+        _say(f"--tls-self-signed {folder}: {error}")
+        raise typer.Exit(2) from None
+    typer.echo(
+        f"Certificates are in {folder}. Clients trust the server by its CA:\n"
+        f'  darkroom generate "a red circle" --root-certificate {files.ca}\n'
+        f'  Client(root_certificate="{files.ca}")\n'
+        f'With client_ca = "{files.ca}" under [tls] it takes only clients that have a certificate, too:\n'
+        f"  --client-certificate {files.client} --client-key {files.client_key}",
+        err=True,
+    )
+    return {"certificate": files.certificate, "key": files.key}
 
 
 def _serve(settings: Settings) -> int:
     from darkroom_plugins.manager import PluginError
     from darkroom_server.api.listening import CannotListen
     from darkroom_server.app import run
+    from darkroom_server.jobs.log import StateDirInUse
     from darkroom_server.models.model import ModelError
 
-    _quiet_libraries()
+    _quiet_libraries(settings.log_format)
     try:
         return _run_event_loop(run(settings, owns_process=True))
-    except (CannotListen, ModelError, PluginError) as error:
+    except (CannotListen, ModelError, PluginError, StateDirInUse) as error:
         _say(str(error))
         return 1
+
+
+def _leave_compiler(status: int) -> None:
+    """Exit at once if something is being compiled: a thread that the exit ends within C++ would abort the process."""
+    from darkroom_server.networks.compiled import is_compiling
+
+    if is_compiling():
+        os._exit(status)
 
 
 def check(config: Config = None) -> None:
@@ -202,13 +267,13 @@ def _run_event_loop(main: Any) -> int:
     return int(uvloop.run(main))
 
 
-def _quiet_libraries() -> None:
+def _quiet_libraries(log_format: Literal["console", "json"] = "console") -> None:
     """Log to stderr, without the libraries' progress bars and advice."""
     import logging
 
     from darkroom_server.observe.log import log_to_stderr
 
-    log_to_stderr()
+    log_to_stderr(log_format)
 
     import diffusers
     import transformers

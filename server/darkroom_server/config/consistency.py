@@ -32,10 +32,19 @@ def inconsistencies(given: Mapping[str, Any], demo: str) -> Iterator[tuple[Locat
     rows, most = given.get("deterministic_rows"), _most_rows(given.get("limits"))
     if isinstance(rows, int) and isinstance(most, int) and rows > most:
         yield ("deterministic_rows",), f"{rows} are more than limits.max_batch_rows, {most}"
-    exposed = _exposed_host(given.get("listen"))
-    if exposed is not None and not given.get("tokens"):
-        hint = "make a token by `darkroom token`, or listen on 127.0.0.1"
-        yield ("listen",), f"{exposed} is reached from other machines, and no tokens are configured: {hint}"
+    for index, allowed in enumerate(_each(given, "tokens", "models")):
+        for place, name in enumerate(allowed if isinstance(allowed, list) else ()):
+            if name not in names:
+                yield ("tokens", index, "models", place), no_such("model", str(name), {str(n) for n in names if n})
+    tls = given.get("tls")
+    if tls and _is_socket_file(given.get("listen")):
+        yield ("tls",), "a unix socket is not encrypted: remove [tls], or listen on HOST:PORT"
+    client_ca = tls.get("client_ca") if isinstance(tls, Mapping) else getattr(tls, "client_ca", None)
+    for key in ("listen", "http"):
+        exposed = _exposed_host(given.get(key))
+        if exposed is not None and not given.get("tokens") and not client_ca:
+            hint = "make a token by `darkroom token`, set tls.client_ca, or listen on 127.0.0.1"
+            yield (key,), f"{exposed} is reached from other machines, and no tokens are configured: {hint}"
 
 
 def _most_rows(limits: Any) -> Any:
@@ -49,6 +58,10 @@ def _each(given: Mapping[str, Any], kind: str, key: str) -> list[Any]:
     entries = given.get(kind)
     entries = entries if isinstance(entries, list) else []
     return [each.get(key) if isinstance(each, Mapping) else getattr(each, key, None) for each in entries]
+
+
+def _is_socket_file(listen: Any) -> bool:
+    return isinstance(listen, str) and listen.startswith(("unix:", "unix-abstract:"))
 
 
 def _exposed_host(listen: Any) -> str | None:

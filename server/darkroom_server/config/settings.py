@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -23,12 +24,14 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 from darkroom_plugins.files.hub_paths import hub_place, is_weights_file
 from darkroom_plugins.files.safetensors_files import PICKLES, REFUSED
 from darkroom_plugins.request import PreviewMode, SafetyPolicy
-from darkroom_server.config.address import parse_address
+from darkroom_server.config.address import TcpAddress, parse_address
 from darkroom_server.config.consistency import MAX_BATCH_ROWS, inconsistencies
+from darkroom_server.config.tls import checked
 
 DEFAULT_LISTEN = "127.0.0.1:50051"
 DEMO = "shapes"
 MIB = 1024 * 1024
+ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://([a-z0-9._-]+|\[[0-9a-f:]+\])(:[0-9]+)?")
 
 Dtype = Literal["auto", "float32", "float16", "bfloat16"]
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9._/-]+$", max_length=128)]
@@ -54,6 +57,20 @@ def _readable(path: Path) -> Path:
 
 def _address(text: str) -> str:
     return str(parse_address(text))
+
+
+def _port(text: str) -> str:
+    address = parse_address(text)
+    if not isinstance(address, TcpAddress):
+        raise ValueError(f"{text!r} is no port: HOST:PORT is needed")
+    return str(address)
+
+
+def _origin(text: str) -> str:
+    """:raises ValueError: it is not spelled as browsers send it"""
+    if text != "*" and not ORIGIN.fullmatch(text):
+        raise ValueError(f"{text!r} is no origin: https://example.com, in lower case and without a path, or * for all")
+    return text
 
 
 # An existing folder or safetensors file; or hub:OWNER/NAME@REVISION, or hub:OWNER/NAME@REVISION/FILE.
@@ -163,12 +180,29 @@ class Limits(BaseModel, extra="forbid"):
 
 
 class TokenSettings(BaseModel, extra="forbid"):
-    """A bearer token, and its role. Tokens are long and random, so brute force is hopeless: a plain hash suffices, and
-    a slow password hash would add nothing."""
+    """A bearer token, its role and its limits. Tokens are long and random, so brute force is hopeless: a plain hash
+    suffices, and a slow password hash would add nothing."""
 
     name: Name  # of the bearer
     role: Literal["user", "operator"] = "user"  # operators may also load and unload models
     sha256: Annotated[str, Field(pattern=r"^[0-9a-fA-F]{64}$")]  # of the token, hexadecimal
+    max_jobs: Annotated[int, Field(ge=1)] | None = None  # active at once; None: no limit of its own
+    max_pixels: Annotated[int, Field(ge=64 * 64)] | None = None  # of the pictures of its active jobs together
+    models: list[str] | None = None  # that it may use and sees; None: all
+
+
+class TlsSettings(BaseModel, extra="forbid"):
+    """Certificate files, PEM. Renewed ones are used from the next connection on."""
+
+    certificate: Annotated[Path, AfterValidator(Path.expanduser)]  # the server's, with the intermediate ones behind it
+    key: Annotated[Path, AfterValidator(Path.expanduser)]  # its private key, without a password
+    # Of the CAs that sign clients' certificates. If set, clients must have one; else any client may connect.
+    client_ca: Annotated[Path, AfterValidator(Path.expanduser)] | None = None
+
+    @model_validator(mode="after")
+    def _usable(self) -> Self:
+        checked(self.certificate, self.key, self.client_ca)
+        return self
 
 
 class Settings(BaseSettings):
@@ -177,11 +211,18 @@ class Settings(BaseSettings):
     model_config = SettingsConfigDict(env_prefix="DARKROOM_", env_nested_delimiter="__", extra="forbid")
 
     listen: Annotated[str, AfterValidator(_address)] = DEFAULT_LISTEN  # see config.address
+    http: Annotated[str, AfterValidator(_address)] | None = None  # where HTTP's doors listen; None: there are none
+    cors_origins: list[Annotated[str, AfterValidator(_origin)]] = []  # whose pages browsers let in by HTTP
     # Of "", the server as a whole, until its models are loaded: for liveness probes, or for those that route by it.
     health_while_starting: Literal["serving", "not-serving"] = "serving"
-    tokens: list[TokenSettings] = []  # empty: no authentication, loopback only
+    log_format: Literal["console", "json"] = "console"
+    log_prompts: bool = False  # in the log's line of a job
+    metrics: Annotated[str, AfterValidator(_port)] | None = None  # HOST:PORT to serve metrics on; None: nowhere
+    tokens: list[TokenSettings] = []  # empty: no authentication, loopback only, unless clients have certificates
+    tls: TlsSettings | None = None  # None: not encrypted
     device: str = "auto"  # a torch device
     dtype: Dtype = "auto"  # float16 on CUDA, float32 elsewhere
+    allow_tf32: bool | None = None  # in float32 on CUDA; None: as torch has it, for convolutions only
     models: list[ModelSettings] = []  # empty: the embedded demo model
     default_model: str | None = None  # None: the first
     controlnets: list[AssetSettings] = []
@@ -199,15 +240,30 @@ class Settings(BaseSettings):
     deterministic_rows: Annotated[int, Field(ge=1)] | None = None
     encoder_threads: Annotated[int, Field(ge=1)] = 2
     reader_threads: Annotated[int, Field(ge=1)] = 2  # decode input images, run preprocessors
+    # Of the processes that decode input images, one a reader thread: memory and time for one picture.
+    upload_memory: Annotated[ByteSize, Field(ge=64 * MIB)] = ByteSize(512 * MIB)
+    upload_seconds: Annotated[float, Field(gt=0, le=3600)] = 10.0
     max_waiting_bytes: Annotated[ByteSize, Field(ge=MIB)] = ByteSize(2048 * MIB)  # input images of queued jobs
     # Finished pictures that wait for slow readers: bytes in all, and seconds in which a client reads nothing.
     max_unread_bytes: Annotated[ByteSize, Field(ge=MIB)] = ByteSize(1024 * MIB)
     slow_reader_seconds: Annotated[float, Field(gt=0)] = 60.0
+    # Jobs with DisconnectPolicy KEEP: for how long after their end, and how many bytes of all of them.
+    keep_results_seconds: Annotated[float, Field(ge=0)] = 3600.0
+    max_kept_bytes: Annotated[ByteSize, Field(ge=MIB)] = ByteSize(1024 * MIB)
+    state_dir: Path | None = None  # the log of kept jobs, which outlives the process; None: they are in memory
     drain_seconds: Annotated[float, Field(ge=0)] = 20.0  # the usual supervisors wait for 30
     # How long one piece of work may keep the engine, or a plugin a thread, until the server says that it is not
     # serving, and until it ends, for its supervisor to start it again; None: never.
     stall_seconds: Annotated[float, Field(gt=0)] = 120.0
     stall_exit_seconds: Annotated[float, Field(gt=0)] | None = 600.0
+
+    @field_validator("state_dir")
+    @classmethod
+    def _folder(cls, path: Path | None) -> Path | None:
+        path = path.expanduser() if path is not None else None
+        if path is not None and path.exists() and not path.is_dir():
+            raise ValueError(f"{path} is not a folder")
+        return path
 
     @model_validator(mode="wrap")
     @classmethod

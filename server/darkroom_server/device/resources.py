@@ -24,7 +24,7 @@ def total_memory(device: torch.device) -> int:
         return int(torch.cuda.get_device_properties(device).total_memory)
     installed = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     limits = (_read("memory.max"), _read("memory/memory.limit_in_bytes"))
-    return min(installed, *(int(limit) for limit in limits if limit.isdecimal()))
+    return min([installed, *(int(limit) for limit in limits if limit.isdecimal())])
 
 
 def row_bucket(device: torch.device, configured: int | None = None) -> int:

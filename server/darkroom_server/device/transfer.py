@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cache
@@ -90,6 +91,21 @@ def settle(device: torch.device) -> None:
     if device.type == "cuda":
         with suppress(RuntimeError):  # a lost device is reported at its next use
             torch.cuda.synchronize(device)
+
+
+class DecodeLimiter:
+    """Bounds the pictures whose decoding on a side stream was launched: models of few steps finish samples faster than
+    the device decodes them, and such pictures can neither be cancelled nor freed."""
+
+    def __init__(self, most: int) -> None:
+        self._most = most
+        self._under_way: deque[PendingImage] = deque()  # oldest first
+
+    def add(self, pictures: Iterable[PendingImage]) -> None:
+        """Waits for the oldest pictures while more than `most` are under way."""
+        self._under_way.extend(pictures)
+        while self._under_way and (self._under_way[0].ready or len(self._under_way) > self._most):
+            self._under_way.popleft().wait()
 
 
 class LaunchLimiter:

@@ -22,7 +22,8 @@ from darkroom_server.engine.recovery import Outcome, Recovery, work
 from darkroom_server.engine.slot import Slot
 from darkroom_server.errors import TOO_LITTLE_MEMORY, OutOfMemory
 
-DECODED_AT_ONCE = 8  # images of the model's own size: bounds the memory of the VAE
+DECODED_AT_ONCE = 8  # images of the model's own size
+PIXELS_AT_ONCE = 8 * 512 * 512  # bounds the VAE's memory, some 8 KiB a pixel in single precision, where those are large
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +83,7 @@ class Decoder:
 def pictures_at_once(model: ModelInfo, request: Request) -> int:
     """How many pictures of this size to decode at once."""
     own, pixels = model.default_width * model.default_height, request.width * request.height
-    return max(1, min(DECODED_AT_ONCE, DECODED_AT_ONCE * own // pixels))
+    return max(1, min(DECODED_AT_ONCE, DECODED_AT_ONCE * own // pixels, PIXELS_AT_ONCE // pixels))
 
 
 def _pictures(samples: Sequence[Sample], images: torch.Tensor, tiled: bool) -> list[Decoded]:

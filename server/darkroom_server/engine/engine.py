@@ -10,8 +10,9 @@ import queue
 import threading
 import time
 from collections.abc import AsyncIterator, Callable, Hashable, Sequence
+from dataclasses import asdict
 from functools import partial
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 
@@ -19,7 +20,7 @@ from darkroom_plugins.errors import DarkroomError
 from darkroom_plugins.manager import Plugins
 from darkroom_plugins.sample import Sample
 from darkroom_server.device.thread_tuner import ThreadTuner
-from darkroom_server.device.transfer import LaunchLimiter
+from darkroom_server.device.transfer import DecodeLimiter, LaunchLimiter
 from darkroom_server.engine import denoise
 from darkroom_server.engine import step as stepping
 from darkroom_server.engine.batcher import Batcher, Lane
@@ -37,6 +38,7 @@ from darkroom_server.engine.slot import Slot
 from darkroom_server.errors import Cancelled, DeviceLost, to_domain_error
 from darkroom_server.jobs.events import Ended, ImageDecoded, PreviewMade, Started, StepDone
 from darkroom_server.jobs.job import Job
+from darkroom_server.jobs.numbers import EngineNumbers, size_class
 from darkroom_server.schedulers.scheduler import noise_level
 
 log = logging.getLogger(__name__)
@@ -82,10 +84,13 @@ class Engine:
         self.outbox = Outbox(self._loop, self._positions)
         self._buckets = Buckets()
         self._launches = LaunchLimiter()
+        self._decodes = DecodeLimiter(max_batch_rows // 2)  # as many as there are seats, with guidance
         self._stopping = False
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
         self._attended: float | None = None  # time.monotonic at the last turn, call or attendance; None: it waits
         self.ticks = 0
+        self.numbers = EngineNumbers()
+        self.logs_prompts = False
 
     @property
     def thread(self) -> int | None:
@@ -111,6 +116,13 @@ class Engine:
     def idle(self) -> bool:
         """Whether no job has a slot. From another thread the answer may be out of date."""
         return not self._batcher
+
+    def samples(self) -> tuple[int, int]:
+        """How many images the engine has not begun, and has begun. May be called on another thread, and is then out of
+        date."""
+        slots = [slot for lane in self._batcher.lanes() for slot in list(lane.slots)]
+        waiting = sum(slot.sample is None for slot in slots)
+        return waiting, len(slots) - waiting
 
     @property
     def pending(self) -> int:
@@ -280,25 +292,42 @@ class Engine:
         self.ticks += 1
         self._threads.settle(*_kind(slots))
         if not slots[0].job.plan.model.placement.swapping:
-            self._begin(slots)
+            with self.numbers.part("begin"):
+                self._begin(slots)
             self._step(_begun(slots, done=False))
-            self._finish(_begun(slots, done=True))
+            with self.numbers.part("decode"):
+                self._finish(_begun(slots, done=True))
             return
         due = swap_is_due(slots)
         for slot in slots:
             slot.evaluations, slot.skip_network_swap = (0, False) if due else (slot.evaluations + 1, True)
         self._step(_begun(slots, done=False))
         if due:
-            self._begin(slots)
-            self._finish(_begun(slots, done=True))
+            with self.numbers.part("begin"):
+                self._begin(slots)
+            with self.numbers.part("decode"):
+                self._finish(_begun(slots, done=True))
 
     def _step(self, begun: Sequence[tuple[Slot, Sample]]) -> None:
         if not begun:  # a low strength can skip all steps
             return
-        slots = [slot for slot, _ in begun]
-        with self._threads.evaluation(*_kind(slots)), self._long.divided("evaluation", slots):
+        slots, began = [slot for slot, _ in begun], time.monotonic()
+        with (
+            self.numbers.part("evaluation"),
+            self._threads.evaluation(*_kind(slots)),
+            self._long.divided("evaluation", slots),
+        ):
             outcomes = denoise.predict(begun, self.recovery, self._buckets)
-        self._preview(self._advance(begun, outcomes))
+        with self.numbers.part("step"):
+            estimates = self._advance(begun, outcomes)
+        self._record_step(slots, time.monotonic() - began)
+        with self.numbers.part("preview"):
+            self._preview(estimates)
+
+    def _record_step(self, slots: Sequence[Slot], seconds: float) -> None:
+        request = slots[0].job.request
+        self.numbers.rows.add(sum(slot.rows for slot in slots))
+        self.numbers.steps[request.model, size_class(request.width, request.height)].add(seconds)
 
     def _begin(self, slots: Sequence[Slot]) -> None:
         """Prepare new slots: first the prompts of all, then their latents, so that offload swaps each network in only
@@ -317,6 +346,7 @@ class Engine:
             return
         if job.progress.started is None:
             job.progress.started, job.progress.swaps = arrived, job.plan.model.placement.swaps
+            self.numbers.waits.add(arrived - job.arrived)
             self.outbox.emit(job, Started())
             self._positions.stale = True
         try:
@@ -398,12 +428,14 @@ class Engine:
                 assert slot.sample is not None
                 step = slot.job.plan.steps.ends[slot.sample.evaluation - 1]
                 self.outbox.emit(slot.job, PreviewMade(slot.index, step, outcome, mode))
+                self.numbers.previews += 1
 
     def _finish(self, done: Sequence[tuple[Slot, Sample]]) -> None:
         done = [(slot, sample) for slot, sample in done if not slot.job.progress.ended]
         began = time.monotonic()
         side_stream = not any(slot.job.plan.model.placement.swapping for slot, _ in done)
         outcomes = self._decoder.decode(done, side_stream)
+        self._decodes.add(outcome.picture for outcome in outcomes if isinstance(outcome, Decoded))
         seconds = time.monotonic() - began
         for job in {slot.job for slot, _ in done}:
             job.progress.decode_seconds += seconds
@@ -429,6 +461,7 @@ class Engine:
             return
         job.progress.ended = True
         self._batcher.drop_job(job)
+        self.numbers.ends[_reason(error)] += 1
         self._positions.stale = True
         now = time.monotonic()
         self.outbox.emit(job, Ended(error, job.timings(now), tuple(job.progress.warnings)))
@@ -437,7 +470,27 @@ class Engine:
         seconds = round(now - job.arrived, 3)
         swaps = job.plan.model.placement.swaps - job.progress.swaps if job.progress.started is not None else 0
         moved = f", with {swaps} swaps" if swaps else ""
-        log.info("job %s ended after %s s%s: %s", job.request_id, seconds, moved, error or "done")
+        whose, record = f" of {job.bearer}" if job.bearer else "", self._record(job, error, now)
+        outcome = error or "done"
+        log.info("job %s%s ended after %s s%s: %s", job.request_id, whose, seconds, moved, outcome, extra=record)
+
+    def _record(self, job: Job, error: Exception | None, now: float) -> dict[str, Any]:
+        """What the log has of a job, beside its line."""
+        request = job.request
+        record: dict[str, Any] = {
+            "request_id": job.request_id,
+            "token": job.bearer,
+            "model": request.model,
+            "task": request.task,
+            "width": request.width,
+            "height": request.height,
+            "images": request.num_images,
+            "steps": request.num_inference_steps,
+            "outcome": _reason(error),
+            "seconds": round(now - job.arrived, 3),
+            **{f"{phase}_seconds": round(spent, 3) for phase, spent in asdict(job.timings(now)).items()},
+        }
+        return record | ({"prompt": request.prompt} if self.logs_prompts else {})
 
     def _fail(self, job: Job, error: BaseException) -> None:
         """End a job with an error of a plugin or the model.
@@ -452,6 +505,13 @@ class Engine:
     def _end_all(self, error: Exception) -> None:
         for job in self._batcher.jobs():
             self._end(job, error)
+
+
+def _reason(error: Exception | None) -> str:
+    """Why a job ended, for programs."""
+    if error is None:
+        return "OK"
+    return getattr(error, "reason", "") or ("CANCELLED" if isinstance(error, Cancelled) else "INTERNAL")
 
 
 def _begun(slots: Sequence[Slot], done: bool) -> list[tuple[Slot, Sample]]:

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Sequence
 
 from darkroom_server.engine.queue_positions import QueuePositions
-from darkroom_server.jobs.events import Ended, Event, Started
+from darkroom_server.jobs.events import Ended, Event
 from darkroom_server.jobs.job import Job
 
 
@@ -44,10 +44,7 @@ class Outbox:
 def _put_in_mailboxes(events: Sequence[tuple[Job, Event]]) -> None:
     """For the event loop's thread."""
     for job, event in events:
-        if isinstance(event, Started):
-            job.queued = False
-        else:
-            job.mailbox.put(event)
+        job.take(event)
 
 
 def _call_all(functions: Sequence[Callable[[], None]]) -> None:

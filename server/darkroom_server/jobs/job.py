@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from darkroom_server.jobs.events import Timings
+from darkroom_server.jobs.events import Event, ImageDecoded, Queued, Started, StepDone, Timings
 from darkroom_server.jobs.mailbox import Mailbox
 
 if TYPE_CHECKING:
@@ -30,23 +31,57 @@ class Progress:
     decode_seconds: float = 0.0
 
 
+@dataclass(slots=True)
+class Seen:
+    """How far a job is, by the events that the engine has handed over. For the event loop's thread only."""
+
+    started: float | None = None  # time.time of its first turn
+    position: int | None = None  # in the queue; None: unknown, or it no longer waits
+    step: int = 0  # of the image that is the furthest
+    images: int = 0  # finished
+
+
 @dataclass(slots=True, eq=False)
 class Job:
     """The work of one RPC. The event loop owns it until submission; afterwards only `progress`, owned by the engine's
-    thread, `queued` and `writing`, owned by the event loop, and `warnings`, owned by the stream, change."""
+    thread, `queued`, `seen` and `writing`, owned by the event loop, and `warnings`, owned by the stream, change."""
 
     request_id: str
-    token: str = field(repr=False)  # of the client; ids are unique by token
+    token: str = field(repr=False)  # fingerprint of the client's token; ids are unique by it
     arrived: float  # time.monotonic
     held_bytes: int  # of its message; once planned, of its images
     mailbox: Mailbox = field(default_factory=Mailbox)
     plan: Plan = field(init=False)  # set before the job is submitted
+    bearer: str = ""  # the name of the client's token
+    pixels: int = 0  # of its pictures, once checked
     load_seconds: float = 0.0
     waiting: asyncio.Task[None] | None = None  # submission, which waits for its models and assets
     queued: bool = True  # until the engine's Started event
     writing: float | None = None  # time.monotonic since which its stream writes an event, that the client has to read
     warnings: list[str] = field(default_factory=list)  # of the encoding of its pictures
     progress: Progress = field(default_factory=Progress)
+    base: int = 0  # of its events' sequences, above those of earlier runs
+    created: float = field(default_factory=time.time)
+    seen: Seen = field(default_factory=Seen)
+
+    def take(self, event: Event) -> None:
+        """An event from the engine, for the mailbox."""
+        match event:
+            case Started():
+                self.queued, self.seen.position, self.seen.started = False, None, time.time()
+                return
+            case Queued():
+                self.seen.position = event.position
+            case StepDone():
+                self.seen.step = max(self.seen.step, event.step)
+            case ImageDecoded():
+                self.seen.images += 1
+        self.mailbox.put(event)
+
+    @property
+    def planned(self) -> Plan | None:
+        """Its plan; None until it is planned."""
+        return getattr(self, "plan", None)
 
     @property
     def request(self) -> Request:

@@ -26,6 +26,7 @@ class Mailbox:
         self._filled = asyncio.Event()
         self._count = 0
         self._ended = False
+        self.dropped_previews = 0  # replaced by newer ones
         self.unread_bytes = 0  # of finished pictures, 8 bits a channel
 
     def put(self, event: Event) -> None:
@@ -36,6 +37,7 @@ class Mailbox:
         self.unread_bytes += _picture_bytes(event)
         if isinstance(event, PreviewMade | Queued | Loading):
             key = (type(event).__name__, getattr(event, "image_index", 0))
+            self.dropped_previews += isinstance(event, PreviewMade) and key in self._newest
             self._newest[key] = (self._count, event)
         else:
             self._events.append((self._count, event))

@@ -10,17 +10,19 @@ if TYPE_CHECKING:
     from darkroom_server.config.settings import Limits
     from darkroom_server.models.assets import AssetFiles
     from darkroom_server.models.model import Model
+    from darkroom_server.pictures.uploads import Uploads
 
 
 @dataclass(frozen=True, slots=True)
 class Catalog:
-    """The models, assets and plugins of this server, and its limits."""
+    """The models, assets and plugins of this server, its limits, and what decodes pictures within them."""
 
     plugins: Plugins
     models: dict[str, Model]
     assets: AssetFiles
     default_model: str
     limits: Limits
+    uploads: Uploads
 
     def tasks(self, model: Model) -> list[str]:
         """The names of a model's tasks, sorted."""

@@ -5,14 +5,16 @@ from __future__ import annotations
 import copy
 import functools
 import gc
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
 
 from darkroom_plugins.files import load_weights
+from darkroom_plugins.uploads import uploading
 from darkroom_server.config.settings import MemoryOptions
+from darkroom_server.device.pinned import free_pinned, pinned_bytes, pinned_like
 from darkroom_server.device.transfer import settle
 from darkroom_server.models.assets import AssetFiles
 from darkroom_server.models.residency import Holding, Key, Loading, Report
@@ -41,13 +43,14 @@ def load(
     :raises OSError, ValueError: the weights cannot be read, or do not fit the model
     """
     components, options = {}, options or MemoryOptions()
-    for name, meta in family.meta_components.items():
-        components[name], dtype = copy.deepcopy(meta), family.dtype_of(name)
-        tell = functools.partial(_tell, report, name, dtype)
-        # Rounded to the model's dtype first, whatever the component's, like in diffusers' pipelines.
-        load_weights(components[name], files.weights(name), family.dtype, first_device(family, options), tell)
-        nn.Module.to(components[name], dtype)  # not diffusers' override, which warns
-    placement = place(components, family, options)
+    with uploading(family.device):
+        for name, meta in family.meta_components.items():
+            components[name], dtype = copy.deepcopy(meta), family.dtype_of(name)
+            tell = functools.partial(_tell, report, name, dtype)
+            # Rounded to the model's dtype first, whatever the component's, like in diffusers' pipelines.
+            load_weights(components[name], files.weights(name), family.dtype, first_device(family, options), tell)
+            nn.Module.to(components[name], dtype)  # not diffusers' override, which warns
+        placement = place(components, family, options)
     family.components = components
     return placement
 
@@ -60,6 +63,8 @@ class ModelHolding(Holding):
         super().__init__(("model", model.name), f"model {model.name}", model.device_bytes)
         # Offloaded networks are in host memory anyway; torchao's quantized weights do not reload from a state dict.
         self.parks = model.settings.offload == "none" and model.settings.quantize is None
+        if self.parks and model.family.device.type == "cuda":
+            self.parked_bytes = pinned_bytes(_weight_sizes(model.family))
         self._model = model
         self._ready = ready
         self._parked: Mapping[str, Weights] = {}
@@ -98,25 +103,30 @@ class ModelHolding(Holding):
 
     def park(self) -> None:
         family = self._model.family
-        self._parked = {
-            component: {name: _host_copy(tensor) for name, tensor in network.state_dict().items()}
-            for component, network in family.components.items()
-        }
+        states = {component: network.state_dict() for component, network in family.components.items()}
+        copies = iter(_host_copies([tensor for state in states.values() for tensor in state.values()], family.device))
+        self._parked = {component: {name: next(copies) for name in state} for component, state in states.items()}
         self._release_networks()
 
     def drop(self) -> None:
-        self._parked = {}
+        parked, self._parked = bool(self._parked), {}
         self._release_networks()
+        if parked:
+            free_pinned()
 
     def _unpark(self) -> None:
         """Copy the parked weights to the device; a copy, so that a failed loading can be retried."""
         family, components = self._model.family, {}
-        for component, weights in self._parked.items():
-            components[component] = copy.deepcopy(family.meta_components[component])
-            copies = {name: each.to(family.device, copy=True) for name, each in weights.items()}
-            components[component].load_state_dict(copies, assign=True)
-        self._model.placement = place(components, family, self._model.settings)
-        family.components, self._parked = components, {}
+        with uploading(family.device) as uploader:
+            for component, weights in self._parked.items():
+                components[component] = copy.deepcopy(family.meta_components[component])
+                copies = {
+                    name: each.to(family.device, copy=True) if uploader is None else uploader.copy(each)
+                    for name, each in weights.items()
+                }
+                components[component].load_state_dict(copies, assign=True)
+            placement = place(components, family, self._model.settings)
+        self._model.placement, family.components, self._parked = placement, components, {}
 
     def _release_networks(self) -> None:
         if self._model.family.components:
@@ -135,9 +145,11 @@ class AssetHolding(Holding):
 
     def load(self, report: Report) -> None:
         report(Loading(self._model.name, self._asset.settings.name, "read", 0, self.device_bytes))
-        self.value = self._asset.user.load_asset(self._asset.path, self._model.family)
+        with uploading(self._model.family.device):
+            self.value = self._asset.user.load_asset(self._asset.path, self._model.family)
 
     def drop(self) -> None:
+        settle(self._model.family.device)
         self.value = None
         self._asset.user.release()
         free()
@@ -161,10 +173,22 @@ def free() -> None:
         torch.cuda.empty_cache()
 
 
-def _host_copy(tensor: torch.Tensor) -> torch.Tensor:
-    """A copy in host memory, pinned if it comes from CUDA, for a fast transfer back."""
-    copied = tensor.to("cpu", copy=True)
-    return copied.pin_memory() if tensor.is_cuda else copied
+def _host_copies(tensors: Sequence[torch.Tensor], device: torch.device) -> list[torch.Tensor]:
+    """Copies in host memory; of CUDA tensors in pinned memory, for a fast transfer back, and beside running jobs."""
+    with uploading(device) as uploader:
+        if uploader is None:
+            return [tensor.to("cpu", copy=True) for tensor in tensors]
+        copies = pinned_like(tensors)
+        for copied, tensor in zip(copies, tensors, strict=True):
+            copied.copy_(tensor, non_blocking=True)
+    return copies
+
+
+def _weight_sizes(family: Family) -> Iterator[int]:
+    """Bytes of each tensor that is parked, in order."""
+    for name, network in family.meta_components.items():
+        for tensor in network.state_dict().values():
+            yield tensor.numel() * (family.dtype_of(name) if tensor.is_floating_point() else tensor.dtype).itemsize
 
 
 def _tell(report: Callable[[str, int], None], component: str, dtype: torch.dtype, values: int) -> None:

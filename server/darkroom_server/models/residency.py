@@ -58,6 +58,7 @@ class Holding(ABC):
         self.key = key
         self.name = name
         self.device_bytes = device_bytes
+        self.parked_bytes = device_bytes  # in host memory while parked
         self.residency = Residency.ABSENT
         self.value: Any = None  # for users while it is resident; None for a model
         self.users = 0
@@ -113,6 +114,7 @@ class ResidencyManager:
         self._park_budget = park_budget
         self._idle_seconds = idle_seconds
         self._on_freed = on_freed
+        self.loads, self.evictions = 0, 0  # so far
         self._tickets: list[Ticket] = []
         self._changed = asyncio.Event()
         self._loading: asyncio.Future[None] | None = None
@@ -133,6 +135,13 @@ class ResidencyManager:
         """The size of all holdings on the device, including those loading or leaving."""
         on_device = (h for h in self.holdings.values() if h.residency not in (Residency.ABSENT, Residency.PARKED))
         return sum(h.device_bytes for h in on_device)
+
+    def held_bytes(self) -> tuple[int, int]:
+        """Bytes of weights on the device, and parked on the host. May be called on another thread."""
+        held = [(h.residency, h.device_bytes) for h in list(self.holdings.values())]
+        places = (Residency.RESIDENT, Residency.PARKED)
+        device, host = (sum(size for residency, size in held if residency is place) for place in places)
+        return device, host
 
     async def acquire(
         self, keys: Iterable[Key], report: Report = lambda _: None, wait: bool = True
@@ -283,6 +292,7 @@ class ResidencyManager:
             return
         holding.residency = Residency.RESIDENT
         holding.used = time.monotonic()
+        self.loads += 1
         log.info("%s loaded in %.2f s, %d MiB", holding.name, holding.used - began, holding.device_bytes >> 20)
 
     def _fail_tickets(self, holding: Holding, error: Exception) -> None:
@@ -324,6 +334,7 @@ class ResidencyManager:
             await self._run_in(self._leaver, holding.park if parks else holding.drop)
             await self._run_in(self._leaver, trim_heap)
             holding.residency = Residency.PARKED if parks else Residency.ABSENT
+            self.evictions += 1
             log.info("%s %s", holding.name, "parked in host memory" if parks else "evicted")
         if victims:
             self._serve_queue()
@@ -331,19 +342,19 @@ class ResidencyManager:
 
     def _may_park(self, holding: Holding) -> bool:
         resident = holding.residency is Residency.RESIDENT
-        return resident and holding.parks and holding.device_bytes <= self._park_budget
+        return resident and holding.parks and holding.parked_bytes <= self._park_budget
 
     async def _make_parking_room(self, holding: Holding) -> bool:
         """Drop parked holdings, least recently used first, until there is room to park this one."""
         parked = sorted((h for h in self.holdings.values() if h.residency is Residency.PARKED), key=lambda h: h.used)
-        taken = sum(h.device_bytes for h in parked)
-        while parked and taken + holding.device_bytes > self._park_budget:
+        taken = sum(h.parked_bytes for h in parked)
+        while parked and taken + holding.parked_bytes > self._park_budget:
             evicted = parked.pop(0)
             evicted.residency = Residency.LEAVING  # so that it is not loaded meanwhile
             await self._run_in(self._leaver, evicted.drop)
             evicted.residency = Residency.ABSENT
-            taken -= evicted.device_bytes
-        return taken + holding.device_bytes <= self._park_budget
+            taken -= evicted.parked_bytes
+        return taken + holding.parked_bytes <= self._park_budget
 
     async def _run(self, function: Callable[..., None], *arguments: object) -> None:
         await self._run_in(self._loader, function, *arguments)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import functools
 import logging
+import sys
 import threading
 import time
 from collections.abc import Callable, Hashable, Iterator, Mapping
@@ -21,18 +22,22 @@ from darkroom_server.networks.tensors import mapped
 log = logging.getLogger(__name__)
 
 COMPILER = "compiler"  # thread name
+# Compiled versions of one code object, which all networks of a class share. Beyond torch's own limit of 8 a network
+# runs eagerly for good, and nothing says so.
+MAX_VERSIONS = 1024
+MAX_FAILURES = 3  # shapes that do not compile before any does: then no other is tried
 
 _eagerly = False
 
 
-def compiled(network: nn.Module, background: bool) -> Callable[..., Any]:
+def compiled(network: nn.Module, background: bool, advice: str = "") -> Callable[..., Any]:
     """The compiled forward of a network, for any batch size. With `background`, arguments of new shapes run eagerly
     until a background thread has compiled for them, or found the compiled code general enough; else they wait.
 
     Compiled code ignores later hooks (LoRA) and temporarily replaced layers (DeepCache): while there are any, the
-    network runs eagerly. It does so for good if compilation fails.
+    network runs eagerly. So it does for good with shapes that do not compile: the log says it, and adds `advice`.
     """
-    forward = _Compiled(network, background)
+    forward = _Compiled(network, background, advice)
     return functools.wraps(network.forward)(lambda *args, **kwargs: forward(*args, **kwargs))
 
 
@@ -54,21 +59,39 @@ def is_compiling() -> bool:
 
 
 class _Compiled:
-    def __init__(self, network: nn.Module, background: bool) -> None:
+    def __init__(self, network: nn.Module, background: bool, advice: str) -> None:
+        self._advice = advice and f"; {advice}"
         self._network, self._eager, self._background = network, network.forward, background
         self._modules = dict(network._modules)
+        # Modules never replace these: to walk a network takes milliseconds, as long as to launch a tenth of it.
+        self._hooks = [
+            hooks for module in network.modules() for hooks in (module._forward_hooks, module._forward_pre_hooks)
+        ]
         self._compiled = torch.compile(_weight_sharing_copy(network), dynamic=True)
-        self._compiled_shapes: set[Hashable] = set()  # shapes it is compiled for
+        self._too_many = _too_many_versions()
+        self._compiled_shapes: set[Hashable] = set()
+        self._failed_shapes: set[Hashable] = set()
         self._compiling = threading.Lock()
-        self._failed = False
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        if _eagerly or self._failed or self._is_patched():
+        if _eagerly or self._is_patched():
             return self._eager(*args, **kwargs)
         shapes = _shapes((args, kwargs))
-        if shapes not in self._compiled_shapes and self._compiling.acquire(blocking=False):
+        if self._to_be_compiled(shapes) and self._compiling.acquire(blocking=False):
             self._start(shapes, args, kwargs)
-        return (self._compiled if shapes in self._compiled_shapes else self._eager)(*args, **kwargs)
+        if shapes not in self._compiled_shapes:
+            return self._eager(*args, **kwargs)
+        _raise_limits()
+        try:
+            return self._compiled(*args, **kwargs)
+        except self._too_many as error:
+            self._give_up(shapes, error)
+            return self._eager(*args, **kwargs)
+
+    def _to_be_compiled(self, shapes: Hashable) -> bool:
+        if shapes in self._compiled_shapes or shapes in self._failed_shapes:
+            return False
+        return bool(self._compiled_shapes) or len(self._failed_shapes) < MAX_FAILURES
 
     def _start(self, shapes: Hashable, args: Any, kwargs: Any) -> None:
         if not self._background:
@@ -82,8 +105,7 @@ class _Compiled:
             raise
 
     def _is_patched(self) -> bool:
-        hooked = any(module._forward_hooks or module._forward_pre_hooks for module in self._network.modules())
-        return hooked or self._network._modules != self._modules
+        return any(self._hooks) or self._network._modules != self._modules
 
     def _in_background(self, *call: Any) -> None:
         lower_thread_priority()
@@ -93,6 +115,7 @@ class _Compiled:
     def _compile(self, shapes: Hashable, args: Any, kwargs: Any) -> None:
         began = time.monotonic()
         try:
+            _raise_limits()
             self._compiled(*args, **kwargs)
             self._compiled_shapes.add(shapes)
             log.info("compiled the denoiser for one more shape in %.1f s", time.monotonic() - began)
@@ -100,10 +123,37 @@ class _Compiled:
             if isinstance(classify(error), OutOfMemory):
                 log.info("out of memory while compiling; will retry")
                 return
-            self._failed = True
-            log.warning("the denoiser does not compile; falling back to eager", exc_info=error)
+            self._give_up(shapes, error)
         finally:
             self._compiling.release()
+
+    def _give_up(self, shapes: Hashable, error: Exception) -> None:
+        self._failed_shapes.add(shapes)
+        self._compiled_shapes.discard(shapes)
+        message = "the denoiser does not compile for one more shape; it runs eagerly there%s"
+        log.warning(message, self._advice, exc_info=error)
+
+
+def _raise_limits() -> None:
+    """Raise dynamo's limits, and make hitting them an error, for this thread: recent torch has them by thread."""
+    from torch._dynamo import config as dynamo
+
+    config: Any = dynamo
+    limit, fail = "recompile_limit", "fail_on_recompile_limit_hit"
+    if not hasattr(config, limit):  # torch 2.6
+        limit, fail = "cache_size_limit", "fail_on_cache_limit_hit"
+    if getattr(config, limit) != MAX_VERSIONS:
+        setattr(config, limit, MAX_VERSIONS)
+        setattr(config, f"accumulated_{limit}", sys.maxsize)  # counts those of networks that have gone, too
+        setattr(config, fail, True)
+
+
+def _too_many_versions() -> type[Exception]:
+    """What dynamo raises beyond its limits."""
+    from torch._dynamo import exc
+
+    found: Any = getattr(exc, "FailOnRecompileLimitHit", None) or vars(exc)["FailOnCacheLimitHit"]  # torch 2.6
+    return found  # type: ignore[no-any-return]
 
 
 def _weight_sharing_copy(network: nn.Module) -> nn.Module:

@@ -82,7 +82,9 @@ def _failing(options: MemoryOptions, family: Family) -> Iterator[str]:
     if kernel is not None and (part := denoiser(family)) is not None:
         widths = {module.to_q.out_features // module.heads for module in _attentions(family.meta_components[part])}
         yield from _trial("attention_backend", lambda: _try_attention(kernel, widths, device, dtype))
-    if options.compile:
+    if options.compile and torch.version.cuda is not None and not torch.cuda.is_available():
+        yield f"compile: torch {torch.__version__} is built for CUDA, and its compiler crashes without a GPU"
+    elif options.compile:
         yield from _trial("compile", lambda: _try_compile(device))
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import functools
 from collections.abc import Callable, Iterator, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import torch
 from accelerate import cpu_offload
@@ -13,6 +13,7 @@ from accelerate.hooks import ModelHook, add_hook_to_module
 from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from darkroom_server.device.pinned import pinned_like
 from darkroom_server.networks.compiled import compiled
 from darkroom_server.networks.tensors import tensors
 from darkroom_server.networks.traced import traced
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from darkroom_server.config.settings import MemoryOptions
 
 CPU = torch.device("cpu")
+Weight: TypeAlias = tuple[dict[str, Any], str, torch.Tensor]  # the dict of its module, its key there, its CPU copy
 # diffusers' names of torch's SDPA kernels. Its own backend selection applies to transformers only: a UNet's attention
 # always calls torch's scaled_dot_product_attention.
 ATTENTION_KERNELS = {
@@ -41,13 +43,16 @@ class Placement:
         self.swapping = offload != "none"  # whether switching networks costs time
         self.swaps = 0  # whole networks moved to the device so far
         self._active: nn.Module | None = None
-        self.weights: dict[nn.Module, list[tuple[dict[str, Any], str, torch.Tensor]]] = {}
+        self.weights: dict[nn.Module, list[Weight]] = {}
 
     def manage(self, network: nn.Module, device: torch.device) -> None:
         """Model offload: keep the network on the CPU, and move it to the device at its next use, in place of the
         active one."""
         network.to(CPU)
-        self.weights[network] = list(tensors(network))
+        weights = list(tensors(network))
+        if device.type == "cuda":
+            weights = _pinned(weights)
+        self.weights[network] = weights
         add_hook_to_module(network, _MoveToDeviceHook(self, device))
 
     def activate(self, network: nn.Module, device: torch.device) -> None:
@@ -66,10 +71,27 @@ class Placement:
         self.swaps += 1
 
     def _put(self, network: nn.Module, device: torch.device) -> None:
-        """Always from the CPU's copy: weights are constant, so nothing is copied back."""
+        """Always from the CPU's copy: weights are constant, so nothing is copied back. Pinned ones are copied without
+        waiting, before what the network is going to do."""
         for table, name, cpu_copy in self.weights[network]:
-            moved = cpu_copy.to(device)
+            moved = cpu_copy.to(device, non_blocking=True) if _is_plain(cpu_copy) else cpu_copy.to(device)
             table[name] = nn.Parameter(moved, requires_grad=False) if isinstance(cpu_copy, nn.Parameter) else moved
+
+
+def _pinned(weights: list[Weight]) -> list[Weight]:
+    """The weights in pinned memory."""
+    plain = [each for each in weights if _is_plain(each[2])]
+    copies = {}
+    for (table, name, tensor), copied in zip(plain, pinned_like([tensor for *_, tensor in plain]), strict=True):
+        copied.copy_(tensor)
+        table[name] = nn.Parameter(copied, requires_grad=False) if isinstance(tensor, nn.Parameter) else copied
+        copies[id(table), name] = table[name]
+    return [(table, name, copies.get((id(table), name), tensor)) for table, name, tensor in weights]
+
+
+def _is_plain(tensor: torch.Tensor) -> bool:
+    """Whether it is no torchao tensor, which has several of its own, and does not move without waiting."""
+    return type(tensor) in (torch.Tensor, nn.Parameter)
 
 
 class _MoveToDeviceHook(ModelHook):  # type: ignore[misc]
@@ -120,7 +142,10 @@ def _prepare_denoiser(network: Any, family: Family, options: MemoryOptions) -> N
     cast(network, options, family.dtype)
     if options.compile:
         # Under model offload a background thread cannot rely on the weights being on the device.
-        network.forward = compiled(network, background=options.offload == "none")
+        advice = (
+            "" if options.quantize is None else "quantised weights are slower so than plain ones: leave quantize out"
+        )
+        network.forward = compiled(network, options.offload == "none", advice)
     elif _traceable(family, options) and options.attention_slicing is None:  # slicing is a Python loop over rows
         network.forward = traced(network)
     if kernel := ATTENTION_KERNELS.get(options.attention_backend or "native"):

@@ -1,4 +1,4 @@
-"""Decoding of clients' images, by what they are for; runs in a pool thread.
+"""Decoding of clients' images, by what they are for; runs in a worker process (see `uploads`).
 
 Files are untrusted. Pillow's readers are called without Image.open, whose warning of large pictures has a process-wide
 limit. Files with disproportionate cost in memory or time are refused before the reader sees them, oversized pictures
@@ -13,7 +13,7 @@ import re
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -26,7 +26,6 @@ from PIL.TiffImagePlugin import TiffImageFile
 from PIL.WebPImagePlugin import WebPImageFile
 
 from darkroom_plugins.canvas import binary
-from darkroom_server.config.settings import Limits
 
 DAMAGED = "cannot be decoded: the file is cut off, damaged or of a kind that is not supported"
 TIFF_MAGIC = rb"II\*\0|MM\0\*"
@@ -53,6 +52,16 @@ warnings.filterwarnings("ignore", module=r"PIL\.")
 logging.getLogger("PIL").setLevel(logging.CRITICAL)
 
 
+class Limits(Protocol):
+    """The limits of a picture: those of the server, or of a request to a worker."""
+
+    @property
+    def max_edge(self) -> int: ...
+
+    @property
+    def max_pixels(self) -> int: ...
+
+
 class BadImage(ValueError):
     """An unusable image file; the message is one of ours, never Pillow's."""
 
@@ -62,7 +71,7 @@ def _refusing() -> Iterator[None]:
     """Maps a reader's exceptions to BadImage; Pillow's own messages contain memory addresses."""
     try:
         yield
-    except BadImage:
+    except (BadImage, MemoryError):
         raise
     except Exception as error:
         raise BadImage(DAMAGED) from error
@@ -94,6 +103,16 @@ def decode_mask(data: bytes, limits: Limits) -> npt.NDArray[np.uint8]:
     :raises BadImage: not an image, damaged, or too large
     """
     return np.asarray(binary(_over("black", _decode(data, limits)).convert("L")))
+
+
+@_refusing()
+def decode_transparency(data: bytes, limits: Limits) -> npt.NDArray[np.uint8]:
+    """The first frame, EXIF orientation applied: (h, w) uint8; 255 where it is transparent by half or more, else 0.
+
+    :raises BadImage: not an image, damaged, or too large
+    """
+    alpha = np.asarray(_decode(data, limits).getchannel("A"))
+    return np.where(alpha < 128, 255, 0).astype(np.uint8)
 
 
 def _over(colour: str, straight: Image.Image) -> Image.Image:

@@ -49,6 +49,13 @@ def encode_picture(picture: Picture, options: OutputOptions) -> tuple[bytes, tup
     return _file(Image.fromarray(picture.pixels), options.format, options.quality, **extra), tuple(warnings)
 
 
+def encode_thumbnail(file: bytes, edge: int) -> bytes:
+    """A JPEG of a picture of this server's own, of up to `edge` pixels a side."""
+    with Image.open(io.BytesIO(file)) as picture:
+        picture.thumbnail((edge, edge))
+        return _file(picture.convert("RGB"), "jpeg", PREVIEW_QUALITY)
+
+
 def _fitted(comment: bytes, xmp: bytes) -> tuple[bytes, bytes, list[str]]:
     """What of a comment and an XMP packet goes into a JPEG, and warnings about the rest."""
     warnings = []

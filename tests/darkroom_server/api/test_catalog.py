@@ -65,8 +65,8 @@ def test_server_info_has_versions_and_devices(info: pb.GetServerInfoResponse) ->
 
 def test_server_info_has_every_limit(info: pb.GetServerInfoResponse) -> None:
     limits = MessageToDict(info.limits, preserving_proto_field_name=True)
-    to_come = {"job_retention_seconds"}
-    assert set(limits) == {field.name for field in pb.ServerLimits.DESCRIPTOR.fields} - to_come
+    assert set(limits) == {field.name for field in pb.ServerLimits.DESCRIPTOR.fields}
+    assert info.limits.job_retention_seconds == 3600
     assert info.limits.max_request_bytes == 32 * 2**20
     assert info.limits.chunk_bytes <= 3 * 2**20
 

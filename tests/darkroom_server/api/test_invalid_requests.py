@@ -177,7 +177,7 @@ def everything_wrong() -> image_pb.GenerateRequest:
         prompt_2="x",
         negative_prompt_2="x",
         size_conditioning=pb.SizeConditioning(),
-        disconnect_policy="DISCONNECT_POLICY_KEEP",
+        disconnect_policy=99,
         **preview(mode="PREVIEW_MODE_TINY_VAE", every_n_steps=0, min_interval_seconds=NAN, max_edge=10, format=99),
         **output(format="IMAGE_FORMAT_JPEG", quality=101),
     )

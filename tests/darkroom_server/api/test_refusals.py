@@ -57,39 +57,14 @@ def test_cancel_needs_a_request_id(server: RunningServer) -> None:
     )
 
 
-NOT_YET: dict[str, tuple[dict[str, Any], str]] = {
-    "keep": ({"disconnect_policy": "DISCONNECT_POLICY_KEEP"}, "disconnect_policy"),
-}
-
-
-@pytest.mark.parametrize("name", NOT_YET)
-def test_what_is_not_there_yet_is_refused_by_its_path(server: RunningServer, name: str) -> None:
-    parameters, path = NOT_YET[name]
-    failed = refused(lambda: server.generate(**parameters))
-    assert (failed.code, failed.reason) == (StatusCode.UNIMPLEMENTED, "NOT_IMPLEMENTED")
-    assert failed.paths == {path}
-    assert failed.message.endswith("not there yet")
-
-
-def test_what_is_not_there_yet_comes_at_once(server: RunningServer) -> None:
-    parameters = {name: value for case, _ in NOT_YET.values() for name, value in case.items()}
-    failed = refused(lambda: server.generate(**parameters))
-    assert failed.code is StatusCode.UNIMPLEMENTED
-    assert failed.paths == {path for _, path in NOT_YET.values()}
-
-
-RPCS_TO_COME = [
-    ("images", "Watch", image_pb.WatchRequest()),
-]
-
-
-@pytest.mark.parametrize(("service", "rpc", "request_"), RPCS_TO_COME, ids=[rpc for _, rpc, _ in RPCS_TO_COME])
-def test_rpcs_that_are_not_there_yet_say_so(server: RunningServer, service: str, rpc: str, request_: Any) -> None:
-    call = getattr(getattr(server, service), rpc)
-    failed = refused(lambda: list(call(request_)))
-    assert (failed.code, failed.reason) == (StatusCode.UNIMPLEMENTED, "NOT_IMPLEMENTED")
-    assert failed.violations == {}
-    assert failed.message.endswith("not there yet")
+@pytest.mark.parametrize(
+    ("rpc", "request_"), [("Watch", image_pb.WatchRequest()), ("GetJob", image_pb.GetJobRequest())]
+)
+def test_a_job_must_be_named(server: RunningServer, rpc: str, request_: Any) -> None:
+    made = getattr(server.images, rpc)
+    failed = refused(lambda: list(made(request_)) if rpc == "Watch" else made(request_))
+    assert (failed.code, failed.reason) == (StatusCode.INVALID_ARGUMENT, "INVALID_REQUEST")
+    assert failed.paths == {"request_id"}
 
 
 @pytest.mark.parametrize(

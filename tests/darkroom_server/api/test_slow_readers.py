@@ -1,5 +1,6 @@
 """Clients that do not read their streams: what waits for them is bounded, and keeps nobody else waiting."""
 
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -61,7 +62,10 @@ def test_what_waits_to_be_read_is_bounded(model: dict[str, Any], monkeypatch: py
         slow = server.start(generate_request(**{**PICTURES, "num_images": 16}))
         slow.read_until("image")
         server.run(engine_is_idle(server))
-        for other in server.together([generate_request(**PICTURES)] * 2):
+        others = server.together([generate_request(**PICTURES)] * 2)
+        while server.app.jobs.active_jobs > 2:  # until the slow one is ended, with all of the others' unread, too
+            time.sleep(0.01)
+        for other in others:
             assert len(other.read().pictures()) == 8
         failed = refused(slow.read)
         assert (failed.code, failed.reason) == (grpc.StatusCode.RESOURCE_EXHAUSTED, "SLOW_READER")

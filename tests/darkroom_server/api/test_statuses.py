@@ -23,21 +23,26 @@ TABLE: dict[type[contract.DarkroomError], tuple[str, str]] = {
     errors.RequestIdInUse: ("ALREADY_EXISTS", "REQUEST_ID_IN_USE"),
     errors.NotImplementedYet: ("UNIMPLEMENTED", "NOT_IMPLEMENTED"),
     errors.QueueFull: ("RESOURCE_EXHAUSTED", "QUEUE_FULL"),
+    errors.KeptJobsFull: ("RESOURCE_EXHAUSTED", "KEPT_JOBS_FULL"),
+    errors.JobLogFull: ("RESOURCE_EXHAUSTED", "JOB_LOG_FULL"),
     errors.OutOfMemory: ("RESOURCE_EXHAUSTED", "OUT_OF_MEMORY"),
     errors.SlowReader: ("RESOURCE_EXHAUSTED", "SLOW_READER"),
     errors.RequestTooLarge: ("RESOURCE_EXHAUSTED", "REQUEST_TOO_LARGE"),
     errors.Starting: ("UNAVAILABLE", "STARTING"),
     errors.ShuttingDown: ("UNAVAILABLE", "SHUTTING_DOWN"),
     errors.DeviceLost: ("UNAVAILABLE", "DEVICE_LOST"),
+    errors.JobLogUnavailable: ("UNAVAILABLE", "JOB_LOG_UNAVAILABLE"),
     errors.DeadlineExceeded: ("DEADLINE_EXCEEDED", ""),
     errors.Cancelled: ("CANCELLED", ""),
     errors.Unauthenticated: ("UNAUTHENTICATED", ""),
-    errors.PermissionDenied: ("PERMISSION_DENIED", "OPERATOR_TOKEN_REQUIRED"),
+    errors.OverTokenLimit: ("RESOURCE_EXHAUSTED", "TOKEN_LIMIT"),
+    errors.OperatorRequired: ("PERMISSION_DENIED", "OPERATOR_TOKEN_REQUIRED"),
+    errors.ModelNotAllowed: ("PERMISSION_DENIED", "MODEL_NOT_ALLOWED"),
     errors.LoadFailed: ("INTERNAL", "LOAD_FAILED"),
     contract.PluginFailed: ("INTERNAL", "PLUGIN_FAILED"),
     contract.NonFinite: ("INTERNAL", "NON_FINITE"),
 }
-RETRIED = {errors.QueueFull, errors.Starting, errors.ShuttingDown, errors.DeviceLost}
+RETRIED = {errors.QueueFull, errors.KeptJobsFull, errors.Starting, errors.ShuttingDown, errors.DeviceLost}
 
 
 def leaves(kind: type[contract.DarkroomError]) -> set[type[contract.DarkroomError]]:

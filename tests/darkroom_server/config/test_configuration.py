@@ -17,7 +17,7 @@ from darkroom_client.cli._app import app
 from darkroom_server.cli.flags import files as lora_flags
 from darkroom_server.cli.flags import model as model_flag
 from darkroom_server.config.reader import PATHS, ConfigurationError, read_settings
-from darkroom_server.config.settings import AssetSettings, Limits, ModelSettings, Settings, TokenSettings
+from darkroom_server.config.settings import AssetSettings, Limits, ModelSettings, Settings, TlsSettings, TokenSettings
 from darkroom_server.config.toml_lines import line_of
 from tests.tiny import save_lora
 
@@ -77,6 +77,9 @@ WRONG = {  # the file, and the beginning of each violation
     "dotted": ("limits.max_edge = 1", ["1: limits.max_edge: Input should be greater than or equal to 64"]),
     "name": (PATH.replace('"a"', '"a b"'), ["2: models.0.name: String should match pattern"]),
     "syntax": ("listen = 1\nx = = 2", ["2: Invalid value"]),
+    "http": ('http = "8080"', ["1: http: '8080' has no port"]),
+    "http for all": ('http = "0.0.0.0:8080"', ["1: http: 0.0.0.0 is reached from other machines, and no tokens are"]),
+    "origin": ('cors_origins = ["https://a.b/"]', ["1: cors_origins.0: 'https://a.b/' is no origin: https://example"]),
     "end": ('\nx = """\nabc', ["3: Unterminated string"]),
     "twice": ("device = 'cpu'\n\ndevice = 'cpu'", ["3: Cannot overwrite a value"]),
     "same name": (PATH + "\n" + PATH, ["6: models.1.name: 'a' as that of models.0; each must have its own"]),
@@ -317,6 +320,7 @@ SECTIONS = {
     "`[[controlnets]]`, `[[loras]]`, `[[embeddings]]`": AssetSettings,
     "`[limits]`": Limits,
     "`[[tokens]]`": TokenSettings,
+    "`[tls]`": TlsSettings,
 }
 
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from darkroom_plugins.errors import NonFinite
-from darkroom_server.device.transfer import PendingImage, to_pictures
+from darkroom_server.device.transfer import DecodeLimiter, PendingImage, to_pictures
 
 
 def test_pictures_are_rounded_as_diffusers_rounds_them() -> None:
@@ -51,3 +51,32 @@ def test_who_reads_waits_until_it_is_there() -> None:
     assert picture.ready
     reader.join(20)
     assert (read[0] == 7).all()
+
+
+def test_pictures_under_way_are_bounded() -> None:
+    waited: list[int] = []
+
+    class Event:
+        def __init__(self, number: int) -> None:
+            self.number, self.came = number, False
+
+        def query(self) -> bool:
+            return self.came
+
+        def synchronize(self) -> None:
+            waited.append(self.number)
+
+    events = [Event(number) for number in range(9)]
+    pictures = [PendingImage(torch.zeros(1, 1, 3, dtype=torch.uint8), torch.tensor(True), each) for each in events]
+    decodes = DecodeLimiter(2)
+    decodes.add(pictures[:2])
+    assert not waited
+    decodes.add(pictures[2:4])
+    assert waited == [0, 1]
+    events[2].came = events[3].came = True
+    waited.clear()
+    decodes.add(pictures[4:5])
+    decodes.add(pictures[5:6])
+    assert waited == [2, 3]  # which does not wait, as they are there
+    decodes.add(pictures[6:])
+    assert waited == [2, 3, 4, 5, 6]

@@ -181,3 +181,17 @@ def test_unloading_waits_for_users() -> None:
 
     assert run(unload, a) == 7
     assert a.residency is Residency.ABSENT
+
+
+def test_what_parking_takes_in_host_memory_counts() -> None:
+    """Pinned memory may be more than that on the device."""
+    small, large = Fake("small"), Fake("large")
+    large.parked_bytes = 2
+
+    async def leave(manager: ResidencyManager) -> None:
+        for name in ("small", "large"):
+            await use(manager, name)
+        await manager.relieve()
+
+    run(leave, small, large, park_budget=1)
+    assert (small.calls, large.calls) == (["load", "park"], ["load", "drop"])

@@ -105,6 +105,7 @@ def test_no_job_waits_for_the_compiler(backend: Backend, tiny_model: Path) -> No
         assert np.abs(second - plain).max() <= 1
 
 
+@pytest.mark.slow
 def test_batches_of_other_sizes_are_not_compiled_by_the_engine(
     backend: Backend, tiny_model: Path, tmp_path: Path
 ) -> None:
@@ -189,13 +190,71 @@ def test_a_model_whose_warm_up_fails_is_loaded(
 def test_a_network_that_does_not_compile_runs_as_it_is(backend: Backend, caplog: pytest.LogCaptureFixture) -> None:
     network, rows = nn.Sequential(nn.Linear(4, 4)).requires_grad_(False), torch.ones(3, 4)
     expected = network(rows)
-    network.forward = compiled(network, background=True)  # type: ignore[method-assign]
+    network.forward = compiled(network, background=True, advice="leave it")  # type: ignore[method-assign]
     backend.error = RuntimeError("no compiler here")
     for _ in range(2):
         assert torch.equal(network(rows), expected)
         settle()
     assert backend.compiled_by == ["compiler"]
+    (warning,) = [record.message for record in caplog.records if "does not compile" in record.message]
+    assert warning.endswith("; leave it")
+
+
+@torch.inference_mode()
+def test_the_compiled_code_of_many_networks_is_kept(backend: Backend, caplog: pytest.LogCaptureFixture) -> None:
+    """All networks of a class share the code that the compiler counts: its own limit is eight."""
+    networks = [nn.Sequential(nn.Linear(4, 4 + width)).requires_grad_(False) for width in range(12)]
+    for network in networks:
+        network.forward = compiled(network, background=False)  # type: ignore[method-assign]
+    rows = torch.ones(3, 4)
+    for _ in range(2):
+        for network in networks:
+            network(rows)
+    assert len(backend.run_by) == 12 * 3  # once more by the compiler
+    assert not [record for record in caplog.records if "does not compile" in record.message]
+
+
+@torch.inference_mode()
+def test_beyond_the_limit_a_network_runs_eagerly_and_says_so(
+    backend: Backend, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("darkroom_server.networks.compiled.MAX_VERSIONS", 2)
+    networks = [nn.Sequential(nn.Linear(4, 4 + width)).requires_grad_(False) for width in range(3)]
+    rows = torch.ones(3, 4)
+    expected = networks[2](rows)
+    for network in networks:
+        network.forward = compiled(network, background=False)  # type: ignore[method-assign]
+    for network in networks[:2]:
+        network(rows)
+    backend.run_by.clear()
+    for _ in range(2):
+        assert torch.equal(networks[2](rows), expected)
+    assert not backend.run_by
     assert len([record for record in caplog.records if "does not compile" in record.message]) == 1
+    for network in networks[:2]:
+        network(rows)
+    assert len(backend.run_by) == 2
+
+
+def test_a_shape_that_does_not_compile_does_not_keep_others_from_it(backend: Backend) -> None:
+    network, rows = nn.Sequential(nn.Linear(4, 4)).requires_grad_(False), torch.ones(3, 4)
+    network.forward = compiled(network, background=False)  # type: ignore[method-assign]
+    backend.error = RuntimeError("not in this shape")
+    network(rows)
+    backend.error = None
+    network(torch.ones(1, 4))
+    assert len(backend.run_by) == 2
+    network(rows)
+    assert len(backend.run_by) == 2
+
+
+def test_a_network_of_which_no_shape_compiles_is_left_alone(backend: Backend) -> None:
+    network = nn.Sequential(nn.Linear(4, 4)).requires_grad_(False)
+    network.forward = compiled(network, background=False)  # type: ignore[method-assign]
+    backend.error = RuntimeError("no compiler here")
+    for rows in range(1, 9):
+        network(torch.ones(rows, 4))
+    assert len(backend.compiled_by) == 3
 
 
 def test_it_is_tried_again_when_there_was_no_room(backend: Backend) -> None:

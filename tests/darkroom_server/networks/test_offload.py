@@ -1,6 +1,7 @@
 """Memory options with everything at once: step batching, LoRAs, ControlNets and edits, beside a model without any."""
 
 import math
+import time
 from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
@@ -17,6 +18,7 @@ from darkroom_plugins import hookimpl
 from darkroom_plugins.contract import Conditioner
 from darkroom_server.engine.offload_turns import MAX_EVALUATIONS
 from darkroom_server.networks import memory_checks
+from darkroom_server.networks.compiled import is_compiling
 from darkroom_server.networks.placement import quantise
 from tests.support import RunningServer, Stream, edit_request, generate_request, png
 from tests.tiny import save_controlnet, save_lora, save_sd
@@ -100,6 +102,8 @@ def server(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterat
             loras=[{"name": "lora", "path": save_lora(folder / "lora.safetensors", tiny_model, 2)}],
         ) as running:
             yield running
+        while is_compiling():  # its thread would abort the process at the end
+            time.sleep(0.01)
 
 
 def swaps(server: RunningServer, name: str = "model") -> int:

@@ -12,6 +12,7 @@ from torch import nn
 from darkroom_plugins.builtin.families.sd import StableDiffusion
 from darkroom_plugins.files import ModelFiles
 from darkroom_server.config.settings import MemoryOptions
+from darkroom_server.device.pinned import BLOCK_BYTES
 from darkroom_server.models.holdings import load
 from darkroom_server.models.model import ModelError
 from darkroom_server.networks import memory_checks
@@ -62,6 +63,20 @@ def test_one_network_is_on_the_device_at_a_time() -> None:
     assert (devices(first), devices(second), placement.swaps) == ({"cpu"}, {"meta"}, 2)
     for name, tensor in first.state_dict().items():
         assert torch.equal(tensor, weights[name])
+
+
+def test_offloaded_weights_of_a_gpu_are_kept_in_blocks_of_pinned_memory() -> None:
+    """That they are pinned there is tested in test_gpu.py."""
+    network = nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4)).requires_grad_(False)
+    before = copy.deepcopy(network.state_dict())
+    placement = Placement("model")
+    placement.manage(network, torch.device("cuda"))
+    for name, tensor in network.state_dict().items():
+        assert torch.equal(tensor, before[name])
+    assert {tensor.untyped_storage().nbytes() for tensor in network.state_dict().values()} == {BLOCK_BYTES}
+    for table, name, kept in placement.weights[network]:
+        assert table[name] is kept
+        assert isinstance(kept, nn.Parameter) is (table is not network[1]._buffers)
 
 
 def test_a_network_that_does_not_fit_leaves_nothing_behind() -> None:
@@ -137,6 +152,15 @@ def test_says_all_that_is_impossible(
     assert {problem.partition(":")[0] for problem in found} == set(reasons)
     for option, reason in reasons.items():
         assert any(problem.startswith(f"{option}: ") and reason in problem for problem in found)
+
+
+def test_refuses_a_compiler_that_crashes(tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As torch's build for CUDA does without a GPU: not even a trial is made."""
+    monkeypatch.setattr(torch.version, "cuda", "13.0")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch, "compile", None)
+    (problem,) = check(MemoryOptions(compile=True), opened(tiny_model))
+    assert "without a GPU" in problem
 
 
 def test_refuses_what_the_networks_lack(tiny_model: Path) -> None:

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any
 from darkroom_plugins.quoting import quoted
 from darkroom_plugins.request import ControlChoice, LoraChoice, SizeConditioning
 from darkroom_server.api.validation.edit import decoded
-from darkroom_server.pictures.decode import decode_control_map, decode_image
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -20,6 +19,7 @@ if TYPE_CHECKING:
     from darkroom_server.api.validation.violations import Findings
     from darkroom_server.models.catalog import Catalog
     from darkroom_server.models.model import Model
+    from darkroom_server.pictures.uploads import Kind
 
 MAX_LORAS, MAX_CONTROLS = 32, 8
 MAX_SIZE = 32_768  # pixels; within the range of half precision
@@ -98,8 +98,8 @@ class ConditionsCheck:
             self.findings.invalid(f"{path}.start", f"must be less than end, which is {end}")
         entries = self.catalog.plugins.preprocessors
         options = preprocessor_options(f"{path}.", spec.preprocessor, spec.preprocessor_options, entries, self.findings)
-        decode = decode_image if spec.preprocessor else decode_control_map
-        image = decoded(f"{path}.image", spec.image, decode, self.catalog.limits, self.findings)
+        kind: Kind = "image" if spec.preprocessor else "control_map"
+        image = decoded(f"{path}.image", spec.image, kind, self.catalog.uploads, self.findings)
         if image is None:
             return None
         return ControlChoice(

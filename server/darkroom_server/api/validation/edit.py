@@ -3,22 +3,19 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any
 
 from darkroom.v1 import edits_pb2, image_service_pb2
 from darkroom_plugins.request import ImageToImage, Inpaint, Outpaint
-from darkroom_server.pictures.decode import BadImage, decode_image, decode_mask
+from darkroom_server.pictures.decode import BadImage
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from darkroom_plugins.request import EditChoice, Pixels
     from darkroom_server.api.validation.violations import Findings
-    from darkroom_server.config.settings import Limits
     from darkroom_server.models.catalog import Catalog
     from darkroom_server.models.model import Model
+    from darkroom_server.pictures.uploads import Kind, Uploads
 
-Decoder: TypeAlias = "Callable[[bytes, Limits], Pixels]"
 TASKS = {"inpaint": "inpaint", "outpaint": "outpaint"}
 
 
@@ -41,13 +38,13 @@ class CheckedEdit:
         return choice
 
 
-def decoded(path: str, data: bytes, decode: Decoder, limits: Limits, findings: Findings) -> Pixels | None:
+def decoded(path: str, data: bytes, kind: Kind, uploads: Uploads, findings: Findings) -> Pixels | None:
     """The pixels of an image file; None if invalid."""
     if not data:
         findings.invalid(path, "must be set")
         return None
     try:
-        return decode(data, limits)
+        return uploads.decode(kind, data)
     except BadImage as error:
         findings.invalid(path, str(error))
         return None
@@ -61,7 +58,7 @@ class EditCheck:
         self.findings = findings
 
     def checked(self, message: image_service_pb2.EditRequest, model: Model | None) -> CheckedEdit:
-        image = self._decoded("image", message.image, decode_image)
+        image = self._decoded("image", message.image, "image")
         kind = message.WhichOneof("edit")
         edit = getattr(self, f"_{kind}")(getattr(message, kind), image) if kind else None
         given = message.parameters
@@ -76,8 +73,8 @@ class EditCheck:
             return CheckedEdit(fields)
         return CheckedEdit(fields, self._size(image, edit, sized, model))
 
-    def _decoded(self, path: str, data: bytes, decode: Decoder) -> Pixels | None:
-        return decoded(path, data, decode, self.catalog.limits, self.findings)
+    def _decoded(self, path: str, data: bytes, kind: Kind) -> Pixels | None:
+        return decoded(path, data, kind, self.catalog.uploads, self.findings)
 
     def _image_to_image(self, given: edits_pb2.ImageToImage, image: Pixels | None) -> ImageToImage:
         return ImageToImage(strength=self.findings.number("image_to_image", given, "strength", 0.8, 0, 1))
@@ -91,7 +88,7 @@ class EditCheck:
         if given.HasField("padding_crop"):
             high = self.catalog.limits.max_edge
             numbers["padding_crop"] = number("inpaint", given, "padding_crop", 0, 0, high, "pixels")
-        mask = self._decoded("inpaint.mask", given.mask, decode_mask)
+        mask = self._decoded("inpaint.mask", given.mask, "mask")
         if mask is None:
             return None
         if image is not None and mask.shape != image.shape[:2]:

@@ -71,7 +71,7 @@ class _Check:
     def request(self, message: Any, rpc: str, derived: str, edit_check: EditCheck | None) -> Request | None:
         given = message.parameters
         check_request_id(message.request_id, self.findings)
-        self._refuse_unimplemented(message)
+        self.findings.enum("disconnect_policy", parameters_pb2.DisconnectPolicy, message.disconnect_policy)
         model = self._model(given.model)
         edit = edit_check.checked(message, model) if edit_check else CheckedEdit()
         task = self._task(given.task, rpc, derived, model, edit)
@@ -99,13 +99,6 @@ class _Check:
             **conditions,
             **edit.fields,
         )
-
-    def _refuse_unimplemented(self, message: Any) -> None:
-        if (
-            self.findings.enum("disconnect_policy", parameters_pb2.DisconnectPolicy, message.disconnect_policy)
-            == "keep"
-        ):
-            self.findings.not_yet("disconnect_policy", "keeping a job without its client is")
 
     def _model(self, name: str) -> Model | None:
         model = self.catalog.models.get(name or self.catalog.default_model)

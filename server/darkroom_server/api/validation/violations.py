@@ -12,7 +12,7 @@ from pydantic import BaseModel, ValidationError
 
 from darkroom_plugins.errors import InvalidRequest, UnsupportedCombination, Violation, no_such
 from darkroom_plugins.quoting import printable
-from darkroom_server.errors import NotFound, NotImplementedYet
+from darkroom_server.errors import NotFound
 
 MAX_VIOLATIONS = 50  # gRPC replaces a status with more than some 8 KiB of details by another
 MAX_TEXT = 200
@@ -26,7 +26,6 @@ class Findings:
     def __init__(self) -> None:
         self._invalid: list[Violation] = []
         self._unknown: list[tuple[str, Violation]] = []
-        self._not_yet: list[Violation] = []
         self._unsupported: list[Violation] = []
 
     def invalid(self, path: str, problem: str) -> None:
@@ -38,10 +37,6 @@ class Findings:
         listed = all(kind != other for other, _ in self._unknown)
         problem = no_such(kind, name, known, listed=listed)
         self._unknown.append((kind, _violation(path, problem, MAX_LIST)))
-
-    def not_yet(self, path: str, what: str) -> None:
-        """A set field that is not implemented yet."""
-        self._not_yet.append(_violation(path, f"{what} not there yet"))
 
     def unsupported(self, path: str, problem: str) -> None:
         """A combination that the model does not support."""
@@ -89,16 +84,14 @@ class Findings:
     def refuse(self) -> None:
         """Raise one error with all violations, if there are any.
 
-        :raises InvalidRequest, NotFound, NotImplementedYet, UnsupportedCombination: the first kind found, with the
-            violations of all kinds
+        :raises InvalidRequest, NotFound, UnsupportedCombination: the first kind found, with the violations of all
+            kinds
         """
-        every = [*self._invalid, *(v for _, v in self._unknown), *self._not_yet, *self._unsupported][:MAX_VIOLATIONS]
+        every = [*self._invalid, *(v for _, v in self._unknown), *self._unsupported][:MAX_VIOLATIONS]
         if self._invalid:
             raise InvalidRequest(every)
         if self._unknown:
             raise NotFound(self._unknown[0][0], every)
-        if self._not_yet:
-            raise NotImplementedYet(every)
         if self._unsupported:
             raise UnsupportedCombination(every)
 

@@ -1,0 +1,73 @@
+"""The limits of the present call's token. Without tokens, and for jobs that outlive their call, there are none."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from darkroom_plugins.quoting import quoted
+from darkroom_server.api.access import caller
+from darkroom_server.errors import ModelNotAllowed, OverTokenLimit, QueueFull
+
+if TYPE_CHECKING:
+    from collections.abc import Collection
+
+    from darkroom_plugins.request import Request
+    from darkroom_server.config.settings import TokenSettings
+    from darkroom_server.jobs.job import Job
+
+RETRY_SECONDS = 2.0  # after which one of the token's own jobs may have ended
+
+
+def admit_job(active: Collection[Job]) -> None:
+    """Whether the token may have another job beside these, its active ones.
+
+    :raises QueueFull: it may not
+    """
+    known = _token()
+    if known is not None and known.max_jobs is not None and len(active) >= known.max_jobs:
+        raise QueueFull(f"this token may have {known.max_jobs} jobs at once, and has {len(active)}", RETRY_SECONDS)
+
+
+def admit_model(name: str, default: str = "") -> None:
+    """Whether the token may use a model. To be asked before it is looked up: whether others exist is not told.
+
+    :raises ModelNotAllowed: it may not
+    """
+    if not may_use(name or default):
+        known = _token()
+        allowed = ", ".join(known.models or ()) if known else ""
+        raise ModelNotAllowed(f"this token may not use the model {quoted(name or default)}; it may use: {allowed}")
+
+
+def may_use(model: str) -> bool:
+    """Whether the token may use a model."""
+    known = _token()
+    return known is None or known.models is None or model in known.models
+
+
+def admit_pixels(job: Job, request: Request, active: Collection[Job]) -> None:
+    """Note whose a job is, and the pixels of its pictures; and whether the token may have them beside those of its
+    active jobs.
+
+    :raises QueueFull: later
+    :raises OverTokenLimit: never
+    """
+    job.pixels = request.width * request.height * request.num_images
+    if (present := caller()) is not None:
+        job.bearer = present.token.name if present.token else ""
+        present.usage.jobs += 1
+        present.usage.pixels += job.pixels
+    known = _token()
+    if known is None or known.max_pixels is None:
+        return
+    limit = f"this token may have {known.max_pixels} pixels at once, width x height x num_images"
+    if job.pixels > known.max_pixels:
+        raise OverTokenLimit(f"{limit}, not {job.pixels}")
+    others = sum(each.pixels for each in active if each is not job)
+    if others + job.pixels > known.max_pixels:
+        raise QueueFull(f"{limit}; its other jobs have {others}, and this one {job.pixels}", RETRY_SECONDS)
+
+
+def _token() -> TokenSettings | None:
+    present = caller()
+    return present.token if present else None

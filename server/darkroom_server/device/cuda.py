@@ -1,0 +1,30 @@
+"""Settings of CUDA for the whole process."""
+
+from __future__ import annotations
+
+import os
+import sys
+import warnings
+from collections.abc import MutableMapping
+
+ALLOCATOR = ("PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_ALLOC_CONF")  # before torch 2.9, and since
+
+
+def choose_allocator(environment: MutableMapping[str, str] = os.environ) -> None:
+    """To be called before torch is imported: let torch's memory pools grow in place, so that what one size of pictures
+    left behind serves another. An operator's own setting stays."""
+    if sys.platform == "linux" and not any(name in environment for name in ALLOCATOR):
+        environment.update(dict.fromkeys(ALLOCATOR, "expandable_segments:True"))
+
+
+def set_tf32(allow: bool | None) -> None:
+    """Whether float32 products and convolutions may round their factors to TF32, 10 bits of mantissa. None: as torch
+    has it, for convolutions only."""
+    if allow is None:
+        return
+    import torch
+
+    with warnings.catch_warnings():  # some versions name a successor, after whose use others refuse to read these
+        warnings.simplefilter("ignore")
+        torch.backends.cudnn.allow_tf32 = allow
+        torch.backends.cuda.matmul.allow_tf32 = allow

@@ -1,0 +1,110 @@
+"""Kept jobs: they go on without their clients, and their results stay for a while. For the event loop's thread."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import TYPE_CHECKING, Any
+
+from darkroom_server.errors import Cancelled, KeptJobsFull
+from darkroom_server.jobs.history import History
+
+if TYPE_CHECKING:
+    from darkroom_plugins.errors import DarkroomError
+    from darkroom_server.jobs.job import Job, Seen
+
+OVERHEAD = 4096  # bytes of a job beside its request and its events
+
+
+class JobState(Enum):
+    QUEUED = "queued"
+    RUNNING = "running"
+    COMPLETED = "completed"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+
+
+@dataclass(slots=True, eq=False)
+class KeptJob:
+    """A kept job, active or ended. Times are those of `time.time`."""
+
+    owner: str = field(repr=False)  # fingerprint of the token that made it; ids are unique by it
+    request_id: str
+    digest: bytes  # of the request as it was sent
+    created: float
+    request_bytes: int
+    seen: Seen  # how far it is
+    job: Job | None = None  # None once it has ended
+    history: History[Any] | None = field(default_factory=History)  # None: the log has it
+    accepted: Any = None  # the event with the resolved parameters; None until then
+    deadline: float | None = None
+    ended: float | None = None
+    error: DarkroomError | None = None  # that it ended with
+    run: int = 1  # the number of the run that is under way, which a restart of the server makes one more
+    id: int | None = None  # in the log; None: it is not there
+    logged: set[int] = field(default_factory=set)  # sequences of the events that the log has
+    sent: set[Any] = field(default_factory=set)  # the pictures that earlier runs have sent
+    stored_bytes: int = 0  # of the events that are in the log only
+
+    @property
+    def state(self) -> JobState:
+        if self.ended is None:
+            return JobState.QUEUED if self.seen.started is None else JobState.RUNNING
+        if self.error is None:
+            return JobState.COMPLETED
+        return JobState.CANCELLED if isinstance(self.error, Cancelled) else JobState.FAILED
+
+    @property
+    def size(self) -> int:
+        """Bytes that it takes, in memory or on the disk."""
+        events = self.history.size if self.history is not None else self.stored_bytes
+        return OVERHEAD + self.request_bytes + events
+
+
+class KeptJobs:
+    """The kept jobs by owner and id, within a time after their end and a number of bytes."""
+
+    def __init__(self, keep_seconds: float, max_bytes: int) -> None:
+        self.keep_seconds = keep_seconds
+        self._max_bytes = max_bytes
+        self._jobs: dict[tuple[str, str], KeptJob] = {}  # oldest first
+
+    def __iter__(self) -> Iterator[KeptJob]:
+        return iter(list(self._jobs.values()))
+
+    def find(self, owner: str, request_id: str) -> KeptJob | None:
+        """The job of this owner and id."""
+        return self._jobs.get((owner, request_id))
+
+    def add(self, kept: KeptJob) -> None:
+        """Keep another.
+
+        :raises KeptJobsFull: those that have not ended take too many bytes already
+        """
+        held = sum(each.size for each in self._jobs.values() if each.ended is None)
+        if held and held + kept.size > self._max_bytes:
+            raise KeptJobsFull(f"the kept jobs that have not ended take {held / 2**20:.1f} MiB already")
+        self.restore(kept)
+
+    def restore(self, kept: KeptJob) -> None:
+        """Keep one of the log."""
+        self._jobs[kept.owner, kept.request_id] = kept
+
+    def remove(self, kept: KeptJob) -> None:
+        """Keep it no longer."""
+        if self._jobs.get((kept.owner, kept.request_id)) is kept:
+            del self._jobs[kept.owner, kept.request_id]
+
+    def trim(self) -> list[KeptJob]:
+        """Remove ended jobs: those whose time is over, then the first that ended while all take too many bytes."""
+        ended = sorted((each for each in self if each.ended is not None), key=lambda each: each.ended or 0)
+        size, before = sum(each.size for each in self), time.time() - self.keep_seconds
+        removed = []
+        for kept in ended:
+            if (kept.ended or 0) <= before or size > self._max_bytes:
+                size -= kept.size
+                self.remove(kept)
+                removed.append(kept)
+        return removed

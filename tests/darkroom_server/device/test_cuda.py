@@ -1,0 +1,37 @@
+"""Settings of CUDA, which can be made where there is none."""
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+
+from darkroom_server.device.cuda import choose_allocator, set_tf32
+
+
+@pytest.fixture(autouse=True)
+def same_again() -> Iterator[None]:
+    before = torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32
+    yield
+    torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32 = before
+
+
+def test_memory_pools_grow_in_place_unless_the_operator_says_otherwise() -> None:
+    environment: dict[str, str] = {}
+    choose_allocator(environment)
+    assert set(environment.values()) == {"expandable_segments:True"}
+    for name in ("PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_ALLOC_CONF"):
+        environment = {name: "max_split_size_mb:64"}
+        choose_allocator(environment)
+        assert environment == {name: "max_split_size_mb:64"}
+
+
+@pytest.mark.parametrize("allow", [True, False])
+def test_tf32_is_allowed_for_all_or_for_nothing(allow: bool) -> None:
+    set_tf32(allow)
+    assert (torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32) == (allow, allow)
+
+
+def test_without_the_setting_tf32_is_as_torch_has_it() -> None:
+    before = torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32
+    set_tf32(None)
+    assert (torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32) == before

@@ -1,0 +1,250 @@
+"""Kept jobs outlive the server's process: it is killed, or stopped, and starts again on the same folder."""
+
+import asyncio
+import itertools
+import os
+import random
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import grpc
+import numpy as np
+import pytest
+
+from darkroom.v1 import image_service_pb2 as pb
+from darkroom.v1 import image_service_pb2_grpc, parameters_pb2
+from darkroom_client import AsyncClient, Client, Completed, Image, Step
+from tests.support import RunningServer, Stream, edit_request, generate_request, png, preview, refused
+
+KEEP = parameters_pb2.DISCONNECT_POLICY_KEEP
+KILLS = int(os.environ.get("DARKROOM_KILLS", "2"))
+# A process with all of the server's modules, which makes servers by forking: importing them takes most of a start.
+FORKS = """
+import asyncio, os, resource, signal, sys
+import diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion, transformers.models.clip.modeling_clip
+from darkroom_server.app import run
+from darkroom_server.config.settings import Settings
+
+signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+for line in sys.stdin:
+    address, model, folder, limit = line.split()
+    if child := os.fork():
+        print(child, flush=True)
+        continue
+    if int(limit):
+        resource.setrlimit(resource.RLIMIT_FSIZE, (int(limit), int(limit)))
+    models = [{"name": "tiny", "path": model}]
+    asyncio.run(run(Settings(listen=address, models=models, state_dir=folder, threads=1), owns_process=True))
+"""
+
+
+@pytest.fixture
+def start(tiny_model: Path, tmp_path: Path) -> Callable[..., RunningServer]:
+    """Makes a server with the same folder each time."""
+    return lambda **settings: RunningServer(
+        models=[{"name": "tiny", "path": tiny_model}], **{"state_dir": tmp_path / "state", **settings}
+    )
+
+
+class Process:
+    """A server of the tiny model in a process that may be killed, always on one address and with one folder."""
+
+    def __init__(self, forks: subprocess.Popen[str], folder: Path, model: Path) -> None:
+        self.address = f"unix:{folder / 'socket'}"
+        self._line = f"{self.address} {model} {folder / 'state'}"
+        self._forks = forks
+
+    def start(self, limit: int = 0) -> None:
+        """`limit`: bytes of a file."""
+        assert self._forks.stdin is not None
+        assert self._forks.stdout is not None
+        self._forks.stdin.write(f"{self._line} {limit}\n")
+        self._forks.stdin.flush()
+        said = [self._forks.stdout.readline(), self._forks.stdout.readline()]
+        self._child = int(next(line for line in said if line.strip().isdigit()))
+        while not any("ready" in line for line in said):
+            said.append(self._forks.stdout.readline())
+
+    def kill(self) -> None:
+        os.kill(self._child, signal.SIGKILL)
+
+
+@pytest.fixture(scope="module")
+def forks() -> Iterator[subprocess.Popen[str]]:
+    with subprocess.Popen([sys.executable, "-c", FORKS], stdin=-1, stdout=-1, text=True) as running:
+        yield running
+        running.kill()
+
+
+@pytest.fixture
+def process(forks: subprocess.Popen[str], tiny_model: Path, tmp_path: Path) -> Iterator[Process]:
+    served = Process(forks, tmp_path, tiny_model)
+    served.start()
+    yield served
+    served.kill()
+
+
+def kept(request_id: str, **parameters: Any) -> pb.GenerateRequest:
+    given = {"prompt": "x", "num_inference_steps": 40, "deterministic": True, **parameters}
+    return generate_request(request_id=request_id, disconnect_policy=KEEP, **given, **preview(every_n_steps=7))
+
+
+def watch(server: RunningServer, request_id: str, after: int = 0) -> Stream:
+    return Stream(server.images.Watch(pb.WatchRequest(request_id=request_id, after_sequence=after), timeout=60))
+
+
+def test_unfinished_jobs_are_taken_up_and_ended_ones_are_there(start: Callable[..., RunningServer]) -> None:
+    with start() as server:
+        done = server.start(kept("done", num_inference_steps=2, num_images=2)).read()
+        with server.paused():
+            names = ("generated", "edited")
+            picture = png(np.arange(32 * 32 * 3, dtype=np.uint8).reshape(32, 32, 3))
+            streams = [
+                server.start(kept("generated")),
+                server.start(edit_request(image=picture, request_id="edited", disconnect_policy=KEEP, prompt="y")),
+            ]
+            accepted = {name: stream.read_until("accepted") for name, stream in zip(names, streams, strict=True)}
+    with start() as server:
+        events = watch(server, "done").read().events
+        assert events[-1] == done.events[-1]
+        assert watch(server, "done").read().files() == done.files()
+        assert server.start(kept("done", num_inference_steps=2, num_images=2)).read().files() == done.files()
+        assert refused(lambda: server.start(kept("done")).read()).reason == "REQUEST_ID_IN_USE"
+        for name in names:
+            stream = watch(server, name).read()
+            assert stream.of("accepted") == [accepted[name]]
+            assert [event.sequence for event in stream.events] == sorted({event.sequence for event in stream.events})
+            assert stream.kinds[-1] == "completed"
+        seed = accepted["generated"].seeds[0]
+        same = server.generate(prompt="x", num_inference_steps=40, deterministic=True, seed=seed)
+        assert watch(server, "generated").read().files() == same.files()
+        assert [job.state for job in server.images.ListJobs(pb.ListJobsRequest()).jobs] == [pb.JOB_STATE_COMPLETED] * 3
+
+
+def test_a_request_is_run_again_as_it_was_resolved(tiny_model: Path, tmp_path: Path) -> None:
+    """Whatever the operator has changed meanwhile."""
+
+    def start(**changed: Any) -> RunningServer:
+        return RunningServer(models=[{"name": "tiny", "path": tiny_model, **changed}], state_dir=tmp_path / "state")
+
+    with start(default_num_inference_steps=6, default_guidance_scale=3.0) as server, server.paused():
+        plain = generate_request(prompt="x", request_id="plain", disconnect_policy=KEEP, deterministic=True)
+        accepted = server.start(plain).read_until("accepted")
+    with start(default_num_inference_steps=2, default_scheduler="lms", default_guidance_scale=1.0) as server:
+        stream = watch(server, "plain").read()
+        assert stream.of("accepted") == [accepted]
+        assert len(stream.of("step")) == 6
+        again = pb.GenerateRequest(parameters=accepted.parameters, deterministic=True)
+        assert stream.files() == server.start(again).read().files()
+
+
+def test_failures_and_deadlines_are_remembered(start: Callable[..., RunningServer]) -> None:
+    with start() as server, server.paused():
+        for name in ("cancelled", "late"):
+            server.start(kept(name), timeout=60 if name == "cancelled" else 0.5).read_until("accepted")
+        assert server.images.Cancel(pb.CancelRequest(request_id="cancelled")).cancelled
+        assert refused(watch(server, "late").read).code is grpc.StatusCode.DEADLINE_EXCEEDED
+    with start() as server:
+        assert refused(watch(server, "cancelled").read).code is grpc.StatusCode.CANCELLED
+        assert refused(watch(server, "late").read).code is grpc.StatusCode.DEADLINE_EXCEEDED
+        states = {job.request_id: job.state for job in server.images.ListJobs(pb.ListJobsRequest()).jobs}
+        assert states == {"cancelled": pb.JOB_STATE_CANCELLED, "late": pb.JOB_STATE_FAILED}
+
+
+def test_a_damaged_log_refuses_kept_jobs_alone(start: Callable[..., RunningServer], tmp_path: Path) -> None:
+    (tmp_path / "state").mkdir()
+    (tmp_path / "state/jobs.sqlite").write_bytes(b"not a database " * 1000)
+    with start() as server:
+        failed = refused(lambda: server.start(kept("one")).read())
+        assert (failed.code, failed.reason) == (grpc.StatusCode.UNAVAILABLE, "JOB_LOG_UNAVAILABLE")
+        assert "not a database" in failed.message
+        assert server.generate(prompt="x", num_inference_steps=1).kinds[-1] == "completed"
+
+
+def test_a_picture_that_is_gone_from_the_disk(start: Callable[..., RunningServer], tmp_path: Path) -> None:
+    with start() as server:
+        server.start(kept("one")).read()
+        for path in (tmp_path / "state/pictures").iterdir():
+            path.unlink()
+        assert refused(watch(server, "one").read).reason == "REQUEST_NOT_FOUND"
+        assert server.start(kept("one")).read().kinds[-1] == "completed"  # made anew
+
+
+def test_a_full_disk_refuses_kept_jobs_alone(process: Process) -> None:
+    process.kill()
+    process.start(limit=200_000)
+    with grpc.insecure_channel(process.address) as channel:
+        images = image_service_pb2_grpc.ImageServiceStub(channel)
+        words = "x" * 9_000
+        numbers = itertools.count()
+
+        def one() -> Stream:
+            request = kept(str(next(numbers)), num_inference_steps=1, prompt=words, negative_prompt=words)
+            return Stream(images.Generate(request, timeout=60)).read()
+
+        failed = refused(lambda: [one() for _ in range(50)])
+        assert next(numbers) > 2
+        assert failed.reason in ("JOB_LOG_FULL", "JOB_LOG_UNAVAILABLE")
+        loose = generate_request(prompt="x", num_inference_steps=1)
+        assert Stream(images.Generate(loose, timeout=60)).read().kinds[-1] == "completed"
+
+
+def test_kill_9_loses_no_accepted_job(process: Process, tiny_model: Path) -> None:
+    """Jobs of mixed sizes, while the server is killed at random times: each ends with the picture that it would have
+    had. DARKROOM_KILLS says how many times."""
+    chance = random.Random(9)
+
+    def options(number: int) -> dict[str, Any]:
+        return {
+            "num_inference_steps": chance.randint(1, 40),
+            "num_images": chance.choice((1, 1, 2)),
+            "seed": number,
+            "deterministic": True,
+            "preview": "off",
+        }
+
+    async def run() -> dict[int, tuple[dict[str, Any], list[bytes]]]:
+        made: dict[int, tuple[dict[str, Any], list[bytes]]] = {}
+
+        async def one(client: AsyncClient, number: int) -> None:
+            asked, pictures, steps = options(number), dict[int, bytes](), dict[int, int]()
+            async for event in client.generate(f"prompt {number}", **asked, keep=True, timeout=300):
+                if isinstance(event, Step):
+                    assert event.step == steps.get(event.image_index, 0) + 1 or event.step > steps[event.image_index]
+                    steps[event.image_index] = event.step
+                elif isinstance(event, Image):
+                    assert event.image_index not in pictures
+                    pictures[event.image_index] = event.image_bytes
+                elif isinstance(event, Completed):
+                    made[number] = asked, [pictures[index] for index in sorted(pictures)]
+
+        async def feed(client: AsyncClient, running: set[asyncio.Task[None]]) -> None:
+            for number in range(3 * KILLS):
+                running.add(asyncio.create_task(one(client, number)))
+                await asyncio.sleep(chance.uniform(0.0, 0.5))
+
+        async with AsyncClient(process.address) as client:
+            running: set[asyncio.Task[None]] = set()
+            feeding = asyncio.create_task(feed(client, running))
+            for _ in range(KILLS):
+                await asyncio.sleep(chance.uniform(0.1, 2.0))
+                await asyncio.to_thread(process.kill)
+                await asyncio.to_thread(process.start)
+            await feeding
+            await asyncio.gather(*running)
+        return made
+
+    made = asyncio.run(run())
+    assert len(made) == 3 * KILLS
+    with Client(process.address) as client:
+        listed = client.jobs()
+        assert len(listed) == len(made)
+        assert {job.state for job in listed} == {"completed"}
+    with RunningServer(models=[{"name": "tiny", "path": tiny_model}]) as server, Client(server.address) as client:
+        for number, (asked, pictures) in made.items():
+            undisturbed = client.generate(f"prompt {number}", **asked).images()
+            assert [each.image_bytes for each in undisturbed] == pictures
