@@ -51,7 +51,9 @@ class Buckets:
         if known.alone:
             return [evaluate([row] * bucket)[0] for row in rows]
         outputs: list[torch.Tensor] = []
-        while part := rows[len(outputs) : len(outputs) + known.most]:
+        while left := len(rows) - len(outputs):
+            parts = -(-left // known.most)  # as equal as can be: few rows cost as much as a few more
+            part = rows[len(outputs) : len(outputs) + -(-left // parts)]
             outputs += self._part(kind, known, evaluate, part, bucket)
         return outputs
 
