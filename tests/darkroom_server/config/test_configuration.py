@@ -417,3 +417,10 @@ def test_check_tells_what_cannot_be_used(folder, tiny_model):
     assert result.exit_code == 1
     assert "none: torn.safetensors is not a whole safetensors file" in result.stdout
     assert "little (default)" in result.stdout
+
+
+@pytest.mark.parametrize(("settings", "most"), [({}, 32), ({"limits": {"max_batch_rows": 8}}, 8)])
+def test_a_bucket_of_more_rows_than_a_batch_is_refused(settings: dict[str, object], most: int) -> None:
+    with pytest.raises(ValueError, match=rf"deterministic_rows\s+{most + 1} are more than .*max_batch_rows, {most}"):
+        Settings(deterministic_rows=most + 1, **settings)  # type: ignore[arg-type]
+    assert Settings(deterministic_rows=most, **settings).deterministic_rows == most  # type: ignore[arg-type]
