@@ -151,7 +151,7 @@ def test_the_pooled_embedding_is_that_of_the_first_chunk(folders: dict[str, Path
 def evaluation(model: StableDiffusionXL, *requests: Any, extra: int = 0) -> Evaluation:
     """An evaluation of all rows of these requests, at timesteps of their own."""
     rows = [
-        Row(SimpleNamespace(request=request, adapters=()), prompt, unconditional=number == 0)
+        Row(SimpleNamespace(request=request, adapters=(), bucket=0), prompt, unconditional=number == 0)
         for request in requests
         for number, prompt in enumerate(embedded(model, request))
     ]

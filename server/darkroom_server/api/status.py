@@ -57,7 +57,7 @@ def status_of(error: DarkroomError) -> tuple[grpc.StatusCode, str, tuple[tuple[s
     if retry_after := getattr(error, "retry_after", None):
         delay = duration_pb2.Duration(seconds=int(retry_after), nanos=int(retry_after % 1 * 1e9))
         _add(status, error_details_pb2.RetryInfo(retry_delay=delay))
-        trailers.append(("grpc-retry-pushback-ms", str(int(retry_after * 1000))))
+        trailers.append(("grpc-retry-pushback-ms", str(round(retry_after * 1000))))
     return code, message, ((DETAILS_KEY, status.SerializeToString()), *trailers)
 
 

@@ -35,7 +35,9 @@ def shown(stream: Stream) -> list[np.ndarray]:
 def test_events_come_in_order(server: RunningServer) -> None:
     stream = server.generate(prompt="x", num_inference_steps=6, num_images=2, seed=5, request_id="in-order")
     sequences = [event.sequence for event in stream.events]
-    assert sequences == list(range(1, len(sequences) + 1))
+    assert sequences == sorted(set(sequences))
+    replaced = stream.kinds.count("step") - stream.kinds.count("preview")  # previews that newer ones replaced
+    assert len(sequences) + replaced == sequences[-1]
     assert {event.request_id for event in stream.events} == {"in-order"}
     assert stream.kinds[0] == "accepted"
     assert stream.kinds[-1] == "completed"
@@ -145,9 +147,9 @@ def test_previews_turn_into_the_picture(server: RunningServer, scheduler: str) -
     request = {"model": "shapes", "prompt": "a red circle on a blue background", "seed": 1, "scheduler": scheduler}
     stream = server.generate(**request, num_inference_steps=25, preview=pb.PreviewOptions(**PNG_PREVIEWS))
     distances = [np.abs(preview - stream.pixels[0]).mean() for preview in shown(stream)]
-    assert len(distances) == 25
+    assert len(distances) >= 20  # on a busy machine newer ones replace some
     assert distances[-1] < 4  # levels: the last estimate is the picture
-    assert distances[12] < 0.6 * distances[0] + 4  # and it gets nearer on the way
+    assert distances[len(distances) // 2] < 0.6 * distances[0] + 4  # and it gets nearer on the way
     assert shown(stream)[0].std() < 90  # not noise: that of the decoded first latents is far greater
 
 
