@@ -20,6 +20,7 @@ from darkroom_server.engine.slot import Slot
 from darkroom_server.networks.compiled import eagerly
 
 SlotRow: TypeAlias = tuple[Slot, Row]
+Company: TypeAlias = tuple[tuple[str, Hashable], ...]  # by conditioner and adapter
 
 
 def predict(
@@ -50,19 +51,19 @@ def _suspected(error: DarkroomError, row: SlotRow) -> bool:
 
 
 def _predict(buckets: Buckets, rows: Sequence[SlotRow]) -> list[torch.Tensor]:
-    by_structure: dict[Hashable, list[SlotRow]] = {}
+    parts: dict[tuple[Hashable, Company], list[SlotRow]] = {}  # by structure and company
     for slot, row in rows:
-        structure = row.sample.model.structure(row), _company(row) if slot.job.plan.bucket else None
-        by_structure.setdefault(structure, []).append((slot, row))
+        company = _company(row) if slot.job.plan.bucket else ()
+        parts.setdefault((row.sample.model.structure(row), company), []).append((slot, row))
     outputs = {
         row: output
-        for structure, part in by_structure.items()
-        for (_, row), output in zip(part, _outputs(part, structure, buckets), strict=True)
+        for (structure, company), part in parts.items()
+        for (_, row), output in zip(part, _outputs(part, structure, company, buckets), strict=True)
     }
     return [outputs[row] for _, row in rows]
 
 
-def _company(row: Row) -> tuple[tuple[str, Hashable], ...]:
+def _company(row: Row) -> Company:
     """With which rows a deterministic one may share an evaluation."""
     found: list[tuple[str, Hashable]] = []
     conditioners = [c for c in row.sample.conditioners if type(c).condition is not Conditioner.condition]
@@ -72,16 +73,18 @@ def _company(row: Row) -> tuple[tuple[str, Hashable], ...]:
     return tuple(found)
 
 
-def _outputs(rows: Sequence[SlotRow], structure: Hashable, buckets: Buckets) -> Sequence[torch.Tensor]:
+def _outputs(
+    rows: Sequence[SlotRow], structure: Hashable, company: Company, buckets: Buckets
+) -> Sequence[torch.Tensor]:
     """The outputs of rows of one structure; of deterministic ones in buckets."""
     slot, first = rows[0]
     bucket = slot.job.plan.bucket
     if not bucket:
         return _evaluate(rows)
     with eagerly():
-        if any(company is first.sample for _, company in _company(first)):  # of plugins that nothing is known of
+        if any(each is first.sample for _, each in company):  # of plugins that nothing is known of
             return _evaluate(filled(rows, max(len(rows), bucket)))[: len(rows)]
-        return buckets.run((*slot.job.plan.batch_key, structure), _evaluate, rows, bucket)
+        return buckets.run((*slot.job.plan.batch_key, structure, company), _evaluate, rows, bucket)
 
 
 def _evaluate(rows: Sequence[SlotRow]) -> list[torch.Tensor]:
