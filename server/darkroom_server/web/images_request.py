@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias
 
 from google.protobuf import json_format
-from pydantic import BaseModel, BeforeValidator, Field, ValidationError, field_validator
+from pydantic import BaseModel, BeforeValidator, Field, ValidationError, ValidationInfo, field_validator
 from starlette.datastructures import UploadFile
 
 from darkroom.v1 import image_service_pb2, parameters_pb2
@@ -33,6 +33,11 @@ FORMATS = {
 MAX_PARTIAL_IMAGES = 3
 LEAST_STRENGTH = 0.5  # where an edit's is not known yet: for how often a preview is made, of which some are sent
 FILES = ("image", "image[]", "mask")
+NOT_OFFERED = {  # the API's values that are refused, by field, and why
+    "background": ("transparent", "transparent is not offered: the models make opaque pictures; leave it out"),
+    "response_format": ("url", "url is not offered, as no pictures are kept; b64_json is"),
+    "moderation": ("low", "is the operator's to decide here; leave it out"),
+}
 
 
 def _parsed(value: Any) -> Any:
@@ -71,26 +76,13 @@ class ImageFields(BaseModel, extra="forbid"):
             raise ValueError("must be auto, or WIDTHxHEIGHT in pixels: 512x512")
         return size
 
-    @field_validator("background", mode="before")
+    @field_validator(*NOT_OFFERED, mode="before")
     @classmethod
-    def _background(cls, background: Any) -> Any:
-        if background == "transparent":
-            raise ValueError("transparent is not offered: the models make opaque pictures; leave it out")
-        return background
-
-    @field_validator("response_format", mode="before")
-    @classmethod
-    def _response_format(cls, response_format: Any) -> Any:
-        if response_format == "url":
-            raise ValueError("url is not offered, as no pictures are kept; b64_json is")
-        return response_format
-
-    @field_validator("moderation", mode="before")
-    @classmethod
-    def _moderation(cls, moderation: Any) -> Any:
-        if moderation == "low":
-            raise ValueError("is the operator's to decide here; leave it out")
-        return moderation
+    def _offered(cls, value: Any, info: ValidationInfo) -> Any:
+        not_offered, why = NOT_OFFERED[info.field_name or ""]
+        if value == not_offered:
+            raise ValueError(why)
+        return value
 
     @property
     def partials(self) -> int:
