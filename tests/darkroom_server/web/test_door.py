@@ -5,6 +5,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import httpx2
@@ -19,21 +20,16 @@ LIST = "/darkroom.v1.CatalogService/ListModels"
 
 
 @contextmanager
-def connect_stream(http: httpx2.Client) -> Iterator[None]:
-    headers = {"content-type": "application/connect+proto"}
+def enveloped_stream(http: httpx2.Client, media_type: str) -> Iterator[None]:
+    headers = {"content-type": media_type}
     request = generate_request(prompt="x", num_inference_steps=400).SerializeToString()
     with http.stream("POST", GENERATE, content=envelope(request), headers=headers) as answer:
         next(envelopes(answer.iter_bytes()))
         yield
 
 
-@contextmanager
-def grpc_web_stream(http: httpx2.Client) -> Iterator[None]:
-    headers = {"content-type": "application/grpc-web+proto"}
-    request = generate_request(prompt="x", num_inference_steps=400).SerializeToString()
-    with http.stream("POST", GENERATE, content=envelope(request), headers=headers) as answer:
-        next(envelopes(answer.iter_bytes()))
-        yield
+connect_stream = partial(enveloped_stream, media_type="application/connect+proto")
+grpc_web_stream = partial(enveloped_stream, media_type="application/grpc-web+proto")
 
 
 @contextmanager
@@ -55,7 +51,11 @@ def image(http: httpx2.Client) -> Iterator[None]:
         yield
 
 
-@pytest.mark.parametrize("door", [connect_stream, grpc_web_stream, image_events, image])
+@pytest.mark.parametrize(
+    "door",
+    [connect_stream, grpc_web_stream, image_events, image],
+    ids=["connect_stream", "grpc_web_stream", "image_events", "image"],
+)
 def test_closing_the_connection_stops_the_job(
     web: RunningServer, http: httpx2.Client, door: Callable, monkeypatch: pytest.MonkeyPatch
 ) -> None:
