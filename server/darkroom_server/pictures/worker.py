@@ -88,7 +88,7 @@ def _import_readers() -> None:
     for format in ("PNG", "JPEG", "WEBP", "BMP", "TIFF", "GIF"):
         for mode in ("L", "RGB", "RGBA", "P"):
             file = io.BytesIO()
-            with suppress(OSError):  # the format has no such mode
+            with suppress(OSError, decode.BadImage):  # the format has no such mode, or this Pillow cannot read its own
                 Image.new(mode, (8, 8)).save(file, format)
                 for kind in KINDS:
                     getattr(decode, f"decode_{kind}")(file.getvalue(), task)

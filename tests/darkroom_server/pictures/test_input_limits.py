@@ -66,8 +66,11 @@ class TestTooLarge:
         data = BOMBS[format](*size)
         assert len(data) < MIB
         assert peak_growth(lambda: problem(data)) < 20 * MIB
-        told = "" if format == "WEBP" and size == (16_000, 16_000) else f", not {size[0]} x {size[1]}"
-        assert problem(data) == "must be at most 2048 x 2048 pixels" + told
+        text = "must be at most 2048 x 2048 pixels"
+        told = [f"{text}, not {size[0]} x {size[1]}"]
+        if format == "WEBP" and size == (16_000, 16_000):
+            told.append(text)  # Pillow 13 refuses it before its size is known
+        assert problem(data) in told
 
     def test_bomb_of_a_few_kilobytes(self) -> None:
         rows = b"".join(itertools.repeat(bytes(MIB), 50))
