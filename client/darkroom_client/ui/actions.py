@@ -30,6 +30,7 @@ Updates = dict[Any, Any]
 class Stage:
     """The components beside the settings."""
 
+    server: Any  # in the page's head
     view: Any
     status: Any
     details: Any
@@ -76,6 +77,8 @@ class Actions:
             fields["preview"]: gr.update(choices=[("the model's own", ""), *((m, m) for m in model.preview_modes)]),
             fields["num_images"]: gr.update(maximum=limits.max_images),
             fields["num_inference_steps"]: gr.update(maximum=min(limits.max_inference_steps, 500)),
+            self._stage.status: "",
+            self._stage.server: view.server(offer.info, self._client.address),
             self._stage.compared: gr.update(choices=offer.scheduler_choices(), value=offer.featured_schedulers()),
             **{fields[f"control_preprocessor_{slot}"]: gr.update(choices=offer.preprocessor_choices()) for slot in range(SLOTS)},
             **self._fit(model.name, {}),

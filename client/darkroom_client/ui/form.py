@@ -19,6 +19,7 @@ class Form:
     infos: dict[str, str] = field(default_factory=dict)  # what stands beside a field while nothing is wrong
     groups: dict[str, Any] = field(default_factory=dict)
     maps: list[Any] = field(default_factory=list)  # of each ControlNet slot: its live map
+    buttons: dict[str, Any] = field(default_factory=dict)
 
     @property
     def inputs(self) -> list[Any]:
@@ -35,7 +36,11 @@ class Form:
 def lay_out() -> Form:
     """Lays out all settings in the current context."""
     form = Form()
-    _prompt(form)
+    with gr.Column(elem_id="ask", min_width=0):
+        _prompt(form)
+        with gr.Row(elem_id="buttons"):
+            form.buttons["generate"] = gr.Button("Generate", variant="primary", elem_id="generate", min_width=0)
+            form.buttons["stop"] = gr.Button("Stop", interactive=False, elem_id="stop", min_width=0)
     _edit(form)
     _sampling(form)
     _loras(form)
@@ -51,9 +56,10 @@ def _prompt(form: Form) -> None:
     form.add("mode", modes)
     form.add(
         "prompt",
-        gr.Textbox(label="Prompt", lines=3, max_lines=8, placeholder="a red circle on a blue background", elem_id="prompt"),
+        gr.Textbox(label="Prompt", lines=2, max_lines=8, placeholder="What shall be seen", elem_id="prompt"),
     )
-    form.add("negative_prompt", gr.Textbox(label="Negative prompt", lines=1, max_lines=4, elem_id="negative_prompt"))
+    negative = gr.Textbox(label="Negative prompt", lines=1, max_lines=4, elem_id="negative_prompt")
+    form.add("negative_prompt", negative)
 
 
 def _edit(form: Form) -> None:

@@ -26,12 +26,11 @@ def build(address: str | None, options: Mapping[str, Any], folder: Path) -> gr.B
     :param folder: for finished pictures.
     """
     with gr.Blocks(title="Darkroom", analytics_enabled=False, fill_width=True) as blocks:
-        gr.HTML('<h1><span class="lamp"></span>Darkroom</h1>', elem_id="title")
+        with gr.Row(elem_id="head"):
+            gr.HTML('<h1><span class="lamp"></span>Darkroom</h1>', elem_id="title")
+            server = gr.HTML("", elem_id="server")
         with gr.Row(elem_id="desk"):
             with gr.Column(elem_id="settings", min_width=0):
-                with gr.Row(elem_id="buttons"):
-                    generate = gr.Button("Generate", variant="primary", elem_id="generate")
-                    stop = gr.Button("Stop", variant="stop", interactive=False, elem_id="stop")
                 form = settings_form.lay_out()
                 with gr.Accordion("Compare schedulers", open=False):
                     compared = gr.Dropdown([], multiselect=True, label="Schedulers", elem_id="compared")
@@ -44,7 +43,7 @@ def build(address: str | None, options: Mapping[str, Any], folder: Path) -> gr.B
                     reuse = gr.Button("Use these settings", size="sm", visible=False, elem_id="reuse")
                     change = gr.Button("Edit this", size="sm", visible=False, elem_id="change")
                 gallery = gr.Gallery(
-                    label="Made here",
+                    show_label=False,
                     visible=False,
                     columns=8,
                     height="auto",
@@ -56,7 +55,8 @@ def build(address: str | None, options: Mapping[str, Any], folder: Path) -> gr.B
         stored = gr.Textbox("", visible="hidden", elem_id="stored")
         troubles, recalled = gr.State({}), gr.State(None)
         window = gr.State(Window())
-        stage = Stage(picture, status, details, gallery, generate, stop, compare, compared, reuse, change, stored, troubles, recalled)
+        generate, stop = form.buttons["generate"], form.buttons["stop"]
+        stage = Stage(server, picture, status, details, gallery, generate, stop, compare, compared, reuse, change, stored, troubles, recalled)
         _connect(blocks, Actions(address, options, folder, form, stage), form, stage, window)
     return blocks
 
@@ -64,7 +64,7 @@ def build(address: str | None, options: Mapping[str, Any], folder: Path) -> gr.B
 def _connect(blocks: gr.Blocks, actions: Actions, form: Form, stage: Stage, window: Any) -> None:
     fields = form.fields
     on_stage: dict[str, Any] = {"outputs": [*stage.all, fields["seed"]], **_QUIET}
-    on_form: dict[str, Any] = {"outputs": [*form.inputs, *form.groups.values(), *form.maps, stage.compared, stage.status], **_QUIET}
+    on_form: dict[str, Any] = {"outputs": [*form.inputs, *form.groups.values(), *form.maps, stage.compared, stage.status, stage.server], **_QUIET}
     opened = blocks.load(actions.open, **on_form)
     opened.then(actions.restore, [window, stage.stored], js=_RECALL, **on_stage)
     stage.generate.click(actions.generate, [window, *form.inputs], **on_stage)

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from darkroom_client import events
+from darkroom_client.catalog import ServerInfo
 from darkroom_client.ui.history import Made, file_url
 from darkroom_client.ui.runs import Cell, Job, Run, was_stopped
 
@@ -156,3 +157,9 @@ def _spelled(sigma_schedule: str | None) -> str:
 def problem(text: str) -> str:
     """What is wrong with a field that has no room for it."""
     return f'<p role="alert">{html.escape(text)}</p>'
+
+
+def server(info: ServerInfo, address: str) -> str:
+    """Which server the page is of."""
+    devices = ", ".join(device.name or device.id for device in info.devices)
+    return f"<p>{html.escape(' · '.join(filter(None, (address, devices, info.version))))}</p>"
