@@ -110,11 +110,12 @@ const scenarios = {
   // Wrong values are refused beside their fields, until they are right.
   async refuse() {
     const page = await open();
-    await write(page, "prompt", "a red circle <cat-toy>");
+    await write(page, "prompt", "red ".repeat(3000));
     await page.locator("#random_seed input").uncheck();
     await write(page, "seed", "-5");
     await page.locator("#generate").click();
     await page.locator("#seed").filter({ hasText: "must be from 0" }).waitFor();
+    await page.locator("#prompt").filter({ hasText: "characters" }).waitFor();
     const refused = {
       status: await status(page),
       seed: await page.locator("#seed").textContent(),
@@ -135,7 +136,7 @@ const scenarios = {
     const prompts = ["a red circle", "a green star"];
     for (const [index, page] of pages.entries()) {
       await write(page, "prompt", prompts[index]);
-      await steps(page, 60);
+      await steps(page, 25);
     }
     for (const page of pages) await page.locator("#generate").click();
     for (const page of pages) await shown(page, "preview");
@@ -161,6 +162,7 @@ const scenarios = {
     const running = { alt: await alt(page), generate: await page.locator("#generate").isEnabled() };
     await page.locator("#gallery img").first().waitFor();
     const gallery = await page.locator("#gallery img").count();
+    await page.waitForFunction(() => document.querySelector("#prompt textarea").value);
     const prompt = await page.locator("#prompt textarea").inputValue();
     await page.locator("#stop").click();
     await says(page, "Stopped");

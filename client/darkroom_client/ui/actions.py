@@ -13,6 +13,7 @@ import gradio as gr
 from darkroom_client._aio import AsyncClient
 from darkroom_client._requests import new_request_id
 from darkroom_client._stream import AsyncStream
+from darkroom_client.events import Accepted
 from darkroom_client.errors import DarkroomError, RequestNotFound
 from darkroom_client.ui import runs, view
 from darkroom_client.ui.form import Form
@@ -43,7 +44,6 @@ class Stage:
     change: Any
     stored: Any  # what the browser remembers, as JSON
     troubles: Any  # state: what is wrong with which field
-    recalled: Any  # state: the recipe that the fields shall be set to
 
     @property
     def all(self) -> list[Any]:
@@ -271,13 +271,22 @@ class Actions:
             yield self._history(window)
         streams = [self._client.watch(job.request_id) for job in run.jobs]
         async for updates in self._show(window, run, streams, None):
-            if self._form.fields["seed"] in updates:  # it has just been accepted
-                updates[self._stage.recalled] = recipe_of(run.jobs[0].accepted)
             yield updates
         if all(isinstance(job.error, RequestNotFound) for job in run.jobs):
             window.runs.remove(run)
             stored = json.dumps(window.to_json())
             yield {self._stage.view: view.EMPTY, self._stage.status: "", self._stage.stored: stored}
+
+    async def recall(self, stored: str) -> Updates:
+        """After a reload: sets the fields as they were for the newest run."""
+        remembered = json.loads(stored or "[]")
+        if not remembered:
+            return gr.skip()
+        async with self._client.watch(remembered[-1][0]["id"], timeout=20) as stream:
+            with contextlib.suppress(DarkroomError):
+                event = await anext(stream, None)
+                return self.fill(recipe_of(event)) if isinstance(event, Accepted) else gr.skip()
+        return gr.skip()
 
     async def _collect(self, window: Window, run: Run) -> None:
         """Takes the pictures of an older run, if the server still has them."""
@@ -302,9 +311,9 @@ class Actions:
         """Sets the fields to the shown picture's recipe."""
         return self.fill(window.shown.recipe) if window.shown is not None else gr.skip()
 
-    def fill(self, recipe: Mapping[str, Any] | None) -> Updates:
+    def fill(self, recipe: Mapping[str, Any]) -> Updates:
         """Sets the fields to a recipe."""
-        if recipe is None or self._offer is None:
+        if self._offer is None:
             return gr.skip()
         values, fields = fields_of(recipe), self._form.fields
         updates = {

@@ -15,7 +15,7 @@ from darkroom_client.ui.history import Window
 from darkroom_client.ui.settings import SLOTS
 
 _REMEMBER = "stored => { sessionStorage.setItem('darkroom', stored); }"
-_RECALL = "(window_, stored) => [window_, sessionStorage.getItem('darkroom') ?? '']"
+_RECALL = "(...inputs) => [...inputs.slice(0, -1), sessionStorage.getItem('darkroom') ?? '']"
 _QUIET = {"show_progress": "hidden", "api_visibility": "private", "concurrency_limit": None}
 
 
@@ -53,10 +53,10 @@ def build(address: str | None, options: Mapping[str, Any], folder: Path) -> gr.B
                     buttons=["download"],
                 )
         stored = gr.Textbox("", visible="hidden", elem_id="stored")
-        troubles, recalled = gr.State({}), gr.State(None)
+        troubles = gr.State({})
         window = gr.State(Window())
         generate, stop = form.buttons["generate"], form.buttons["stop"]
-        stage = Stage(server, picture, status, details, gallery, generate, stop, compare, compared, reuse, change, stored, troubles, recalled)
+        stage = Stage(server, picture, status, details, gallery, generate, stop, compare, compared, reuse, change, stored, troubles)
         _connect(blocks, Actions(address, options, folder, form, stage), form, stage, window)
     return blocks
 
@@ -67,12 +67,12 @@ def _connect(blocks: gr.Blocks, actions: Actions, form: Form, stage: Stage, wind
     on_form: dict[str, Any] = {"outputs": [*form.inputs, *form.groups.values(), *form.maps, stage.compared, stage.status, stage.server], **_QUIET}
     opened = blocks.load(actions.open, **on_form)
     opened.then(actions.restore, [window, stage.stored], js=_RECALL, **on_stage)
+    opened.then(actions.recall, stage.stored, js=_RECALL, **on_form)
     stage.generate.click(actions.generate, [window, *form.inputs], **on_stage)
     stage.compare.click(actions.compare, [window, stage.compared, *form.inputs], **on_stage)
     stage.stop.click(actions.stop, window, **on_stage)
     stage.stored.change(None, stage.stored, js=_REMEMBER)
     stage.troubles.change(actions.mark, stage.troubles, **on_form)
-    stage.recalled.change(actions.fill, stage.recalled, **on_form)
     stage.gallery.select(actions.select, window, **on_stage)
     stage.reuse.click(actions.reuse, window, **on_form)
     stage.change.click(actions.change, [window, fields["mode"]], **on_form)
