@@ -41,7 +41,7 @@ const steps = async (page, count) => {
   await page.locator("#steps input[type=number]").blur();
 };
 const shown = (page, kind) => page.locator(`#view img[data-kind=${kind}]`).first().waitFor();
-const says = (page, text) => page.locator("#status p").filter({ hasText: text }).waitFor();
+const says = (page, text) => page.locator("#status p").filter({ hasText: new RegExp(`^${text}`) }).waitFor();
 const status = (page) => page.locator("#status p").textContent();
 const picture = (page, name) => page.screenshot({ path: join(folder, name) });
 const alt = (page) => page.locator("#view img").first().getAttribute("alt");
@@ -155,9 +155,9 @@ const scenarios = {
     await write(page, "prompt", "a red heart");
     await steps(page, 100);
     await page.locator("#generate").click();
-    await says(page, "of 100");
+    await says(page, "Step \\d+ of 100");
     await load(page, () => page.reload());
-    await says(page, "of 100");
+    await says(page, "Step \\d+ of 100");
     await shown(page, "preview");
     const running = { alt: await alt(page), generate: await page.locator("#generate").isEnabled() };
     await page.locator("#gallery img").first().waitFor();
@@ -167,6 +167,29 @@ const scenarios = {
     await page.locator("#stop").click();
     await says(page, "Stopped");
     return { running, gallery, prompt };
+  },
+
+  // A LoRA with its slider, and a ControlNet whose map is seen before it is used.
+  async conditions() {
+    const page = await open();
+    await write(page, "prompt", "a large green heart on a white background");
+    await steps(page, 6);
+    await page.getByText("LoRAs").first().click();
+    await page.locator("#loras input").click();
+    await page.getByRole("option", { name: "outline" }).click();
+    await page.locator("#weight_0 input[type=number]").fill("0.7");
+    await page.locator("#weight_0 input[type=number]").blur();
+    await page.getByText("ControlNets").first().click();
+    await page.locator("#control_model_0 input").click();
+    await page.getByRole("option", { name: "canny" }).click();
+    await page.locator("#control_image_0 input[type=file]").setInputFiles(join(folder, "input.png"));
+    await page.locator("#map_0 img").waitFor();
+    const label = await page.locator("#weight_0").textContent();
+    await page.locator("#generate").click();
+    await shown(page, "picture");
+    await page.locator("#map_0").scrollIntoViewIfNeeded();
+    await picture(page, "conditions.png");
+    return { label, details: await page.locator("#details").textContent() };
   },
 
   // Schedulers side by side; a picture's settings used again, and the picture edited.

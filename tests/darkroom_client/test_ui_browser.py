@@ -4,7 +4,6 @@ import json
 import socket
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -98,7 +97,9 @@ def test_a_drawn_mask_is_repainted(drive: Callable[..., Any], tmp_path: Path) ->
     picture.save(tmp_path / "input.png")
     seen = drive("inpaint")
     assert "inpaint" in seen["details"]
-    before, after = (np.asarray(Image.open(tmp_path / name).convert("RGB"), int) for name in ("input.png", "output.png"))
+    before, after = (
+        np.asarray(Image.open(tmp_path / name).convert("RGB"), int) for name in ("input.png", "output.png")
+    )
     changed = np.abs(before - after).max(axis=2) > 0
     assert changed.any()
     assert not changed[:8].any()  # outside of the mask every pixel is kept

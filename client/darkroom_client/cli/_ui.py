@@ -39,7 +39,9 @@ def ui(
     from darkroom_client.ui.app import serve
 
     keywords = server.keywords()
-    serve(keywords.pop("address"), keywords, host, port, lambda url: typer.echo(f"Darkroom's page is on {url}", err=True))
+    serve(
+        keywords.pop("address"), keywords, host, port, lambda url: typer.echo(f"Darkroom's page is on {url}", err=True)
+    )
 
 
 def _host_and_port(listen: str) -> tuple[str, int]:

@@ -13,8 +13,8 @@ import gradio as gr
 from darkroom_client._aio import AsyncClient
 from darkroom_client._requests import new_request_id
 from darkroom_client._stream import AsyncStream
-from darkroom_client.events import Accepted
 from darkroom_client.errors import DarkroomError, RequestNotFound
+from darkroom_client.events import Accepted
 from darkroom_client.ui import runs, view
 from darkroom_client.ui.form import Form
 from darkroom_client.ui.history import Window
@@ -22,7 +22,18 @@ from darkroom_client.ui.offer import Offer
 from darkroom_client.ui.problems import problems
 from darkroom_client.ui.recipes import fields_of, recipe_of
 from darkroom_client.ui.runs import Job, Run
-from darkroom_client.ui.settings import FIELDS, INPAINT, MAX_LORAS, OUTPAINT, PICTURE, SLOTS, TEXT, Request, request, seed
+from darkroom_client.ui.settings import (
+    FIELDS,
+    INPAINT,
+    MAX_LORAS,
+    OUTPAINT,
+    SLOTS,
+    STRENGTHS,
+    TEXT,
+    Request,
+    request,
+    seed,
+)
 
 Updates = dict[Any, Any]
 
@@ -80,7 +91,10 @@ class Actions:
             self._stage.status: "",
             self._stage.server: view.server(offer.info, self._client.address),
             self._stage.compared: gr.update(choices=offer.scheduler_choices(), value=offer.featured_schedulers()),
-            **{fields[f"control_preprocessor_{slot}"]: gr.update(choices=offer.preprocessor_choices()) for slot in range(SLOTS)},
+            **{
+                fields[f"control_preprocessor_{slot}"]: gr.update(choices=offer.preprocessor_choices())
+                for slot in range(SLOTS)
+            },
             **self._fit(model.name, {}),
         }
 
@@ -131,7 +145,7 @@ class Actions:
             groups["inpaint"]: gr.update(visible=mode == INPAINT),
             groups["outpaint"]: gr.update(visible=mode == OUTPAINT),
             groups["size"]: gr.update(visible=mode == TEXT),
-            self._form.fields["strength"]: gr.update(visible=mode in (PICTURE, INPAINT)),
+            self._form.fields["strength"]: gr.update(visible=mode in STRENGTHS, value=STRENGTHS.get(mode, 0.8)),
         }
 
     def choose_loras(self, names: list[str]) -> Updates:
@@ -206,7 +220,11 @@ class Actions:
         steps = {job.label: self._offer.steps_for(job.label, int(fields["num_inference_steps"])) for job in jobs}
         streams = [
             asked.start(
-                self._client, request_id=job.request_id, scheduler=job.label, num_inference_steps=steps[job.label], **more
+                self._client,
+                request_id=job.request_id,
+                scheduler=job.label,
+                num_inference_steps=steps[job.label],
+                **more,
             )
             for job in jobs
         ]
@@ -216,8 +234,12 @@ class Actions:
         self, window: Window, run: Run, streams: list[AsyncStream], asked: Request | None
     ) -> AsyncIterator[Updates]:
         stage = self._stage
-        yield {stage.generate: gr.update(interactive=False), stage.compare: gr.update(interactive=False),
-               stage.stop: gr.update(interactive=True), **self._picture(window, run)}
+        yield {
+            stage.generate: gr.update(interactive=False),
+            stage.compare: gr.update(interactive=False),
+            stage.stop: gr.update(interactive=True),
+            **self._picture(window, run),
+        }
         told = False  # the seed
         async for _ in runs.follow(run, streams):
             updates = self._picture(window, run)
@@ -233,8 +255,11 @@ class Actions:
 
     def _idle(self) -> Updates:
         stage = self._stage
-        return {stage.generate: gr.update(interactive=True), stage.compare: gr.update(interactive=True),
-                stage.stop: gr.update(interactive=False)}
+        return {
+            stage.generate: gr.update(interactive=True),
+            stage.compare: gr.update(interactive=True),
+            stage.stop: gr.update(interactive=False),
+        }
 
     def _picture(self, window: Window, run: Run) -> Updates:
         return {self._stage.view: view.of_run(run, window.paths), self._stage.status: view.status(run)}
@@ -320,17 +345,18 @@ class Actions:
             **{fields[name]: gr.update(value=value) for name, value in values.items()},
             **self._fit(values.get("model"), values),
         }
-        sliders = self.choose_loras(values["loras"]), self.choose_mode(values["mode"]), *self._show_controls(values)
-        for more in sliders:
+        shown = self.choose_loras(values["loras"]), self.choose_mode(values["mode"]), self._show_controls(values)
+        for more in shown:
             for component, update in more.items():
-                updates[component] = {**updates.get(component, {}), **update}
+                updates[component] = {**update, **updates.get(component, {})}
         return updates
 
-    def _show_controls(self, values: Mapping[str, Any]) -> list[Updates]:
-        groups = self._form.groups
-        names = [values[f"control_model_{slot}"] for slot in range(SLOTS)]
-        shown = [{groups[f"control_more_{slot}"]: gr.update(visible=bool(name))} for slot, name in enumerate(names)]
-        return [*shown, {groups[f"control_{slot}"]: gr.update(visible=slot == 0 or bool(names[slot - 1])) for slot in range(SLOTS)}]
+    def _show_controls(self, values: Mapping[str, Any]) -> Updates:
+        groups, used = self._form.groups, [bool(values[f"control_model_{slot}"]) for slot in range(SLOTS)]
+        return {
+            **{groups[f"control_more_{slot}"]: gr.update(visible=used[slot]) for slot in range(SLOTS)},
+            **{groups[f"control_{slot}"]: gr.update(visible=used[slot - 1]) for slot in range(1, SLOTS)},
+        }
 
     def change(self, window: Window, mode: str) -> Updates:
         """Takes the shown picture to be edited."""

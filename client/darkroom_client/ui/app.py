@@ -10,7 +10,9 @@ from typing import Any
 _HERE = Path(__file__).parent
 
 
-def serve(address: str | None, options: Mapping[str, Any], host: str, port: int, ready: Callable[[str], object]) -> None:
+def serve(
+    address: str | None, options: Mapping[str, Any], host: str, port: int, ready: Callable[[str], object]
+) -> None:
     """Serves the page until the process is interrupted.
 
     :param address: of the Darkroom server; None: `AsyncClient`'s default.

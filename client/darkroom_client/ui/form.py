@@ -143,7 +143,13 @@ def _control(form: Form, slot: int) -> None:
             add("image", picture)
             form.maps.append(
                 gr.Image(
-                    label="Map", interactive=False, format="png", min_width=120, height=180, buttons=[], elem_id=f"map_{slot}"
+                    label="Map",
+                    interactive=False,
+                    format="png",
+                    min_width=120,
+                    height=180,
+                    buttons=[],
+                    elem_id=f"map_{slot}",
                 )
             )
         problem = gr.HTML(visible=False, elem_classes="problem", elem_id=f"control_image_{slot}_problem")

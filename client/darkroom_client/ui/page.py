@@ -16,6 +16,7 @@ from darkroom_client.ui.settings import SLOTS
 
 _REMEMBER = "stored => { sessionStorage.setItem('darkroom', stored); }"
 _RECALL = "(...inputs) => [...inputs.slice(0, -1), sessionStorage.getItem('darkroom') ?? '']"
+_SHOW_TROUBLE = "() => document.querySelector('.invalid')?.scrollIntoView({ block: 'nearest', behavior: 'smooth' })"
 _QUIET = {"show_progress": "hidden", "api_visibility": "private", "concurrency_limit": None}
 
 
@@ -56,7 +57,21 @@ def build(address: str | None, options: Mapping[str, Any], folder: Path) -> gr.B
         troubles = gr.State({})
         window = gr.State(Window())
         generate, stop = form.buttons["generate"], form.buttons["stop"]
-        stage = Stage(server, picture, status, details, gallery, generate, stop, compare, compared, reuse, change, stored, troubles)
+        stage = Stage(
+            server,
+            picture,
+            status,
+            details,
+            gallery,
+            generate,
+            stop,
+            compare,
+            compared,
+            reuse,
+            change,
+            stored,
+            troubles,
+        )
         _connect(blocks, Actions(address, options, folder, form, stage), form, stage, window)
     return blocks
 
@@ -64,7 +79,10 @@ def build(address: str | None, options: Mapping[str, Any], folder: Path) -> gr.B
 def _connect(blocks: gr.Blocks, actions: Actions, form: Form, stage: Stage, window: Any) -> None:
     fields = form.fields
     on_stage: dict[str, Any] = {"outputs": [*stage.all, fields["seed"]], **_QUIET}
-    on_form: dict[str, Any] = {"outputs": [*form.inputs, *form.groups.values(), *form.maps, stage.compared, stage.status, stage.server], **_QUIET}
+    on_form: dict[str, Any] = {
+        "outputs": [*form.inputs, *form.groups.values(), *form.maps, stage.compared, stage.status, stage.server],
+        **_QUIET,
+    }
     opened = blocks.load(actions.open, **on_form)
     opened.then(actions.restore, [window, stage.stored], js=_RECALL, **on_stage)
     opened.then(actions.recall, stage.stored, js=_RECALL, **on_form)
@@ -72,7 +90,7 @@ def _connect(blocks: gr.Blocks, actions: Actions, form: Form, stage: Stage, wind
     stage.compare.click(actions.compare, [window, stage.compared, *form.inputs], **on_stage)
     stage.stop.click(actions.stop, window, **on_stage)
     stage.stored.change(None, stage.stored, js=_REMEMBER)
-    stage.troubles.change(actions.mark, stage.troubles, **on_form)
+    stage.troubles.change(actions.mark, stage.troubles, **on_form).then(None, js=_SHOW_TROUBLE)
     stage.gallery.select(actions.select, window, **on_stage)
     stage.reuse.click(actions.reuse, window, **on_form)
     stage.change.click(actions.change, [window, fields["mode"]], **on_form)

@@ -107,9 +107,7 @@ async def follow(run: Run, streams: Sequence[AsyncStream]) -> AsyncIterator[None
     :param streams: of the run's jobs.
     """
     changed = asyncio.Event()
-    readers = [
-        asyncio.create_task(_read(job, stream, changed)) for job, stream in zip(run.jobs, streams, strict=True)
-    ]
+    readers = [asyncio.create_task(_read(job, stream, changed)) for job, stream in zip(run.jobs, streams, strict=True)]
     try:
         ended = False
         while not ended:

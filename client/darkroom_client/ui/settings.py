@@ -11,11 +11,16 @@ from darkroom_client.options import ControlSpec, LoraSpec, SchedulerSpec
 if TYPE_CHECKING:
     import PIL.Image
 
-TEXT, PICTURE, INPAINT, OUTPAINT = MODES = ("txt2img", "img2img", "inpaint", "outpaint")  # as the server names its tasks
+TEXT, PICTURE, INPAINT, OUTPAINT = MODES = (
+    "txt2img",
+    "img2img",
+    "inpaint",
+    "outpaint",
+)  # as the server names its tasks
 SLOTS = 2  # for ControlNets
 MAX_LORAS = 6
 SIDES = ("left", "top", "right", "bottom")
-PREVIEWS = ("off", "latent-rgb", "tiny-vae", "full-vae")
+STRENGTHS = {PICTURE: 0.8, INPAINT: 1.0}  # the server's own, of the tasks that have one
 
 _CONTROL = ("model", "image", "preprocessor", "scale", "start", "end")
 FIELDS = (

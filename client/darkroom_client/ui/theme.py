@@ -6,10 +6,30 @@ from typing import Any
 def theme(gr: Any) -> Any:
     """The theme, whose fonts come with Gradio, so that nothing is loaded from elsewhere."""
     red = gr.themes.Color(
-        "#fff3ef", "#ffe2d9", "#ffc6b5", "#ffa086", "#ff7a58", "#ff5c38", "#ee4420", "#c63416", "#9c2b15", "#7a2515", "#431008"
+        "#fff3ef",
+        "#ffe2d9",
+        "#ffc6b5",
+        "#ffa086",
+        "#ff7a58",
+        "#ff5c38",
+        "#ee4420",
+        "#c63416",
+        "#9c2b15",
+        "#7a2515",
+        "#431008",
     )
     ink = gr.themes.Color(
-        "#faf9f8", "#f0eeec", "#dcd8d4", "#bdb7b1", "#968f88", "#736c66", "#544e49", "#3a3531", "#26221f", "#191614", "#100e0d"
+        "#faf9f8",
+        "#f0eeec",
+        "#dcd8d4",
+        "#bdb7b1",
+        "#968f88",
+        "#736c66",
+        "#544e49",
+        "#3a3531",
+        "#26221f",
+        "#191614",
+        "#100e0d",
     )
     font = gr.themes.LocalFont("IBM Plex Sans", weights=(400, 600))
     mono = gr.themes.LocalFont("IBM Plex Mono", weights=(400, 600))

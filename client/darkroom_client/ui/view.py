@@ -56,7 +56,9 @@ def _caption(job: Job, cell: Cell) -> str:
         return ""
     if job.error is not None:
         return f"{job.label}: {job.error.message}"
-    done = f"{job.completed.timings.denoise_seconds:.1f} s" if job.completed else f"{cell.step}/{cell.step_count or '…'}"
+    done = (
+        f"{job.completed.timings.denoise_seconds:.1f} s" if job.completed else f"{cell.step}/{cell.step_count or '…'}"
+    )
     return f"{job.label} · {done}"
 
 
@@ -85,7 +87,7 @@ def describe(run: Run) -> str:
         return _ending(run)
     open_jobs = [job for job in run.jobs if not job.ended]
     if len(run.cells) > 1 and run.progress > 0:
-        return f"{len(run.images)} of {len(run.cells)} pictures done, {run.progress:.0%} of all steps{_left(run)}"
+        return f"{len(run.images)} of {len(run.cells)} pictures, {run.progress:.0%} of all steps{_left(run)}"
     job = open_jobs[0]
     match job.waiting:
         case events.Queued(position=position, estimated_wait_seconds=wait) if position > 0 or wait:
