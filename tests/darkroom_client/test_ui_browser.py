@@ -63,7 +63,7 @@ def drive(page: str, demo: RunningServer, tmp_path: Path) -> Callable[[str], dic
 
 
 @pytest.fixture
-def new_jobs(demo: RunningServer) -> Callable[[], list[Job]]:
+def new_jobs(demo: RunningServer) -> Iterator[Callable[[], list[Job]]]:
     """The server's jobs since the test began, newest first."""
     with Client(demo.address) as client:
         before = {job.request_id for job in client.jobs()}
@@ -127,6 +127,16 @@ def test_a_reload_finds_the_running_job(drive: Callable[..., Any], new_jobs: Cal
     seen = drive("reload")
     assert seen == {"running": {"alt": "a red heart", "generate": False}, "gallery": 1, "prompt": "a red heart"}
     assert [job.state for job in new_jobs()] == ["cancelled", "completed"]
+
+
+@pytest.mark.slow
+def test_a_lora_and_a_controlnet(drive: Callable[..., Any], tmp_path: Path) -> None:
+    picture = Image.new("RGB", (64, 64), "blue")
+    ImageDraw.Draw(picture).ellipse((12, 12, 52, 52), fill="red")
+    picture.save(tmp_path / "input.png")
+    seen = drive("conditions")
+    assert "outline" in seen["label"]
+    assert "LoRAsoutline 0.7ControlNetscanny" in seen["details"]
 
 
 @pytest.mark.slow

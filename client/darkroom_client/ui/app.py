@@ -44,6 +44,7 @@ def serve(
             css_paths=[_HERE / "page.css"],
             js="() => document.body.classList.add('dark')",
             head=f"<script>{(_HERE / 'page.js').read_text()}</script>",
+            max_file_size="64mb",
             allowed_paths=[str(pictures)],
         )
         ready(url)

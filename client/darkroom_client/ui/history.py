@@ -9,7 +9,7 @@ from urllib.parse import quote
 from darkroom_client import events
 from darkroom_client.ui.runs import Job, Run
 
-_KEPT = 40  # runs that a browser remembers
+_REMEMBERED = 40  # runs, by a browser
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,18 +44,15 @@ class Window:
     """What a browser's window has asked for and got. Lives until it is reloaded."""
 
     made: list[Made] = field(default_factory=list)  # newest first
-    runs: list[Run] = field(default_factory=list)  # oldest first
+    runs: list[list[dict[str, str]]] = field(default_factory=list)  # for the browser to remember, oldest first
+    run: Run | None = None  # the newest
     shown: Made | None = None
     paths: dict[tuple[str, int], str] = field(default_factory=dict)  # of files, by job and image index
 
-    @property
-    def run(self) -> Run | None:
-        """The newest run."""
-        return self.runs[-1] if self.runs else None
-
     def begin(self, run: Run) -> None:
         """Adds a run."""
-        self.runs.append(run)
+        self.run = run
+        self.runs = [*self.runs, run.to_json()][-_REMEMBERED:]
 
     def keep(self, folder: Path, run: Run) -> bool:
         """Writes the finished pictures of a run that have no file yet. Returns whether there were any."""
@@ -67,9 +64,10 @@ class Window:
             self.shown = made
         return bool(new)
 
-    def to_json(self) -> list[list[dict[str, str]]]:
-        """What the browser has to remember to find all of it again."""
-        return [run.to_json() for run in self.runs[-_KEPT:]]
+    def forget(self) -> None:
+        """Deletes the pictures' files."""
+        for made in self.made:
+            Path(made.path).unlink(missing_ok=True)
 
 
 def file_url(path: str) -> str:

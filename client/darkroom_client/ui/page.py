@@ -7,9 +7,11 @@ from typing import Any
 
 import gradio as gr
 
+from darkroom_client._aio import AsyncClient
 from darkroom_client.ui import form as settings_form
 from darkroom_client.ui import view
 from darkroom_client.ui.actions import Actions, Stage
+from darkroom_client.ui.choices import Choices
 from darkroom_client.ui.form import Form
 from darkroom_client.ui.history import Window
 from darkroom_client.ui.settings import SLOTS
@@ -20,13 +22,13 @@ _SHOW_TROUBLE = "() => document.querySelector('.invalid')?.scrollIntoView({ bloc
 _QUIET = {"show_progress": "hidden", "api_visibility": "private", "concurrency_limit": None}
 
 
-def build(address: str | None, options: Mapping[str, Any], folder: Path) -> gr.Blocks:
+def build(address: str | None, options: Mapping[str, Any], folder: Path) -> Any:
     """The page of the server at an address.
 
     :param options: further keywords of `AsyncClient`.
     :param folder: for finished pictures.
     """
-    with gr.Blocks(title="Darkroom", analytics_enabled=False, fill_width=True) as blocks:
+    with gr.Blocks(title="Darkroom", analytics_enabled=False, fill_width=True, delete_cache=(3600, 86400)) as blocks:
         with gr.Row(elem_id="head"):
             gr.HTML('<h1><span class="lamp"></span>Darkroom</h1>', elem_id="title")
             server = gr.HTML("", elem_id="server")
@@ -55,7 +57,7 @@ def build(address: str | None, options: Mapping[str, Any], folder: Path) -> gr.B
                 )
         stored = gr.Textbox("", visible="hidden", elem_id="stored")
         troubles = gr.State({})
-        window = gr.State(Window())
+        window = gr.State(Window(), delete_callback=Window.forget)
         generate, stop = form.buttons["generate"], form.buttons["stop"]
         stage = Stage(
             server,
@@ -72,11 +74,13 @@ def build(address: str | None, options: Mapping[str, Any], folder: Path) -> gr.B
             stored,
             troubles,
         )
-        _connect(blocks, Actions(address, options, folder, form, stage), form, stage, window)
+        client = AsyncClient(address, **options)
+        choices = Choices(client, form)
+        _connect(blocks, Actions(client, folder, form, stage, choices), choices, form, stage, window)
     return blocks
 
 
-def _connect(blocks: gr.Blocks, actions: Actions, form: Form, stage: Stage, window: Any) -> None:
+def _connect(blocks: Any, actions: Actions, choices: Choices, form: Form, stage: Stage, window: Any) -> None:
     fields = form.fields
     on_stage: dict[str, Any] = {"outputs": [*stage.all, fields["seed"]], **_QUIET}
     on_form: dict[str, Any] = {
@@ -90,15 +94,15 @@ def _connect(blocks: gr.Blocks, actions: Actions, form: Form, stage: Stage, wind
     stage.compare.click(actions.compare, [window, stage.compared, *form.inputs], **on_stage)
     stage.stop.click(actions.stop, window, **on_stage)
     stage.stored.change(None, stage.stored, js=_REMEMBER)
-    stage.troubles.change(actions.mark, stage.troubles, **on_form).then(None, js=_SHOW_TROUBLE)
+    stage.troubles.change(choices.mark, stage.troubles, **on_form).then(None, js=_SHOW_TROUBLE)
     stage.gallery.select(actions.select, window, **on_stage)
     stage.reuse.click(actions.reuse, window, **on_form)
     stage.change.click(actions.change, [window, fields["mode"]], **on_form)
-    fields["model"].input(actions.choose_model, fields["model"], **on_form)
-    fields["scheduler"].input(actions.choose_scheduler, fields["scheduler"], **on_form)
-    fields["mode"].input(actions.choose_mode, fields["mode"], **on_form)
-    fields["loras"].input(actions.choose_loras, fields["loras"], **on_form)
+    fields["model"].input(choices.choose_model, fields["model"], **on_form)
+    fields["scheduler"].input(choices.choose_scheduler, fields["scheduler"], **on_form)
+    fields["mode"].input(choices.choose_mode, fields["mode"], **on_form)
+    fields["loras"].input(choices.choose_loras, fields["loras"], **on_form)
     for slot in range(SLOTS):
         model, image, preprocessor = (fields[f"control_{name}_{slot}"] for name in ("model", "image", "preprocessor"))
-        model.input(partial(actions.choose_control, slot), model, **on_form)
-        gr.on([image.change, preprocessor.change], partial(actions.show_map, slot), [image, preprocessor], **on_form)
+        model.input(partial(choices.choose_control, slot), model, **on_form)
+        gr.on([image.change, preprocessor.change], partial(choices.show_map, slot), [image, preprocessor], **on_form)

@@ -1,16 +1,14 @@
 """Jobs of one click, followed together: one of several pictures, or one a scheduler."""
 
 import asyncio
-import time
 from collections.abc import AsyncIterator, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
 from darkroom_client import events
 from darkroom_client._aio import AsyncClient
 from darkroom_client._stream import AsyncStream
-from darkroom_client.errors import Cancelled, DarkroomError, RequestNotFound
+from darkroom_client.errors import Cancelled, DarkroomError
 
 
 @dataclass(slots=True)
@@ -36,6 +34,7 @@ class Job:
     maps: list[events.ControlImage] = field(default_factory=list)
     completed: events.Completed | None = None
     error: DarkroomError | None = None
+    unwanted: bool = False  # to be cancelled as soon as the server knows it
 
     @property
     def ended(self) -> bool:
@@ -68,7 +67,6 @@ class Run:
     """The jobs of one click."""
 
     jobs: list[Job]
-    began: float = field(default_factory=time.monotonic)
 
     @property
     def cells(self) -> list[tuple[Job, Cell]]:
@@ -125,6 +123,8 @@ async def _read(job: Job, stream: AsyncStream, changed: asyncio.Event) -> None:
         async for event in stream:
             job.take(event)
             changed.set()
+            if job.unwanted and not job.ended:
+                await stream.cancel()
     except DarkroomError as error:
         job.error = error
     changed.set()
@@ -136,9 +136,10 @@ async def cancel(client: AsyncClient, run: Run) -> None:
     :raises DarkroomError: if the server cannot be told.
     """
     for job in run.jobs:
-        if not job.ended:
-            with suppress(RequestNotFound):
-                await client.cancel(job.request_id)
+        if job.accepted is None:
+            job.unwanted = True
+        elif not job.ended:
+            await client.cancel(job.request_id)
 
 
 def was_stopped(run: Run) -> bool:
