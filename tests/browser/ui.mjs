@@ -46,6 +46,20 @@ const status = (page) => page.locator("#status p").textContent();
 const picture = (page, name) => page.screenshot({ path: join(folder, name) });
 const alt = (page) => page.locator("#view img").first().getAttribute("alt");
 
+// Brushes over the middle of the editor's picture, until it has taken a stroke.
+async function brush(page) {
+  const undo = page.locator("#editor button[aria-label=Undo]");
+  const box = await page.locator("#editor canvas").first().boundingBox();
+  const [x, y] = [box.x + box.width / 2, box.y + box.height / 2];
+  do {
+    await page.mouse.move(x - 15, y);
+    await page.mouse.down();
+    for (const step of [-8, 0, 8]) await page.mouse.move(x + step, y + 2);
+    await page.mouse.up();
+    await page.waitForTimeout(300);
+  } while (await undo.isDisabled());
+}
+
 const scenarios = {
   // A picture develops; by Ctrl-Enter, on a desk's screen and a phone's.
   async develop() {
@@ -87,16 +101,8 @@ const scenarios = {
     const page = await open();
     await page.locator("#mode label").filter({ hasText: "Inpaint" }).click();
     await page.locator("#editor input[type=file]").first().setInputFiles(join(folder, "input.png"));
-    const canvas = page.locator("#editor canvas").first();
-    await canvas.waitFor();
-    await page.waitForTimeout(800);
-    const box = await canvas.boundingBox();
-    const [x, y] = [box.x + box.width / 2, box.y + box.height / 2];
-    await page.mouse.move(x - 15, y);
-    await page.mouse.down();
-    for (let step = -15; step <= 15; step += 3) await page.mouse.move(x + step, y + (step % 2) * 4);
-    await page.mouse.up();
-    await page.waitForTimeout(500);
+    await page.locator("#editor .zoom-number").filter({ hasText: /[1-9]\d*%/ }).waitFor();
+    await brush(page);
     await write(page, "prompt", "a green star");
     await steps(page, 8);
     await page.locator("#generate").click();

@@ -82,11 +82,12 @@ def build(address: str | None, options: Mapping[str, Any], folder: Path) -> Any:
 
 def _connect(blocks: Any, actions: Actions, choices: Choices, form: Form, stage: Stage, window: Any) -> None:
     fields = form.fields
-    on_stage: dict[str, Any] = {"outputs": [*stage.all, fields["seed"]], **_QUIET}
-    on_form: dict[str, Any] = {
-        "outputs": [*form.inputs, *form.groups.values(), *form.maps, stage.compared, stage.status, stage.server],
-        **_QUIET,
-    }
+    # Progress is "shown" on a component that is no field: Gradio reads these at each update, and an ImageEditor by
+    # uploading all its layers.
+    quiet = {**_QUIET, "show_progress_on": stage.server}
+    on_stage: dict[str, Any] = {"outputs": [*stage.all, fields["seed"]], **quiet}
+    form_outputs = [*form.inputs, *form.groups.values(), *form.maps, stage.compared, stage.status, stage.server]
+    on_form: dict[str, Any] = {"outputs": form_outputs, **quiet}
     opened = blocks.load(actions.open, **on_form)
     opened.then(actions.restore, [window, stage.stored], js=_RECALL, **on_stage)
     opened.then(actions.recall, stage.stored, js=_RECALL, **on_form)
