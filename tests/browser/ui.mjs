@@ -48,16 +48,20 @@ const alt = (page) => page.locator("#view img").first().getAttribute("alt");
 
 // Brushes over the middle of the editor's picture, until it has taken a stroke.
 async function brush(page) {
-  const undo = page.locator("#editor button[aria-label=Undo]");
-  const box = await page.locator("#editor canvas").first().boundingBox();
+  const canvas = page.locator("#editor canvas").first();
+  const box = await canvas.boundingBox();
   const [x, y] = [box.x + box.width / 2, box.y + box.height / 2];
+  const look = async () => {
+    await page.mouse.move(2, 2);
+    return (await canvas.screenshot()).toString("base64");
+  };
+  const before = await look();
   do {
     await page.mouse.move(x - 15, y);
     await page.mouse.down();
     for (const step of [-8, 0, 8]) await page.mouse.move(x + step, y + 2);
     await page.mouse.up();
-    await page.waitForTimeout(300);
-  } while (await undo.isDisabled());
+  } while (await look() === before);
 }
 
 const scenarios = {
@@ -147,7 +151,7 @@ const scenarios = {
     for (const page of pages) await page.locator("#generate").click();
     for (const page of pages) await shown(page, "preview");
     const together = await Promise.all(pages.map((page) => page.locator("#view img[data-kind=preview]").count()));
-    for (const page of pages) await shown(page, "picture");
+    for (const page of pages) await page.locator("#gallery img").first().waitFor();
     return { together, prompts: await Promise.all(pages.map(alt)), galleries: await Promise.all(pages.map((page) => page.locator("#gallery img").count())) };
   },
 
@@ -198,6 +202,25 @@ const scenarios = {
     return { label, details: await page.locator("#details").textContent() };
   },
 
+  // The page at work, for the README.
+  async readme() {
+    const page = await open();
+    await steps(page, 20);
+    for (const prompt of ["a red heart on a white background", "a large green triangle on a yellow background",
+      "a blue circle on an orange background", "a pink square on a black background",
+      "a large yellow star on a purple background", "a large orange heart on a cyan background"]) {
+      await write(page, "prompt", prompt);
+      await page.locator("#generate").click();
+      await page.locator(`#details p`).filter({ hasText: prompt }).waitFor();
+      await says(page, "Done");
+    }
+    await write(page, "prompt", "a large purple star on a green background");
+    await page.locator("#generate").click();
+    await says(page, "Step (9|1\\d) ");
+    await picture(page, "readme.png");
+    return { gallery: await page.locator("#gallery img").count() };
+  },
+
   // Schedulers side by side; a picture's settings used again, and the picture edited.
   async compare() {
     const page = await open();
@@ -225,6 +248,12 @@ const scenarios = {
 
 try {
   console.log(JSON.stringify({ ...(await scenarios[scenario]()), errors, outside }));
+} catch (error) {
+  for (const [index, page] of context.pages().entries()) {
+    console.error(await page.locator("#settings, #status").allInnerTexts());
+    await picture(page, `failed-${index}.png`);
+  }
+  throw error;
 } finally {
   await browser.close();
 }

@@ -1,6 +1,7 @@
 """Serves the page."""
 
 import os
+import signal
 import tempfile
 import threading
 from collections.abc import Callable, Mapping
@@ -47,6 +48,7 @@ def serve(
             max_file_size="64mb",
             allowed_paths=[str(pictures)],
         )
+        signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that the folder is removed then, too
         ready(url)
         try:
             threading.Event().wait()
