@@ -24,12 +24,14 @@ def steps(client: Client, num_inference_steps: int = 25) -> list[Tile]:
     heart = client.generate("a large red heart on a white background", **same).image()
     show("text to image", heart.pil)
 
-    # Guidance is how strongly the prompt pulls. Up to 1 there is none: the plain conditional prediction, at half the cost.
+    # Guidance is how strongly the prompt pulls. Up to 1 there is none: the plain conditional prediction, at half the
+    # cost.
     for scale in (1.0, 7.5):
         picture = client.generate("a large red heart on a white background", guidance_scale=scale, **same).image()
         show(f"guidance {scale:g}", picture.pil)
 
-    # Noise schedulers: other ways through the same noise. Those that add noise at each step are reproducible by seed, too.
+    # Noise schedulers: other ways through the same noise. Those that add noise at each step are reproducible by seed,
+    # too.
     streams = {
         name: client.generate("a large yellow star on a purple background", scheduler=name, **same)
         for name in ("ddim", "euler", "euler-ancestral", "dpmpp-2m", "unipc", "ddpm")
@@ -72,4 +74,4 @@ def memory(client: Client) -> str:
 if __name__ == "__main__":
     with Client(*sys.argv[1:]) as server:
         contact_sheet(steps(server)).save("tutorial.png")
-        print(memory(server))
+        sys.stdout.write(memory(server) + "\n")

@@ -97,15 +97,18 @@ const scenarios = {
     await says(page, "Step ");
     await page.keyboard.press("Escape");
     await says(page, "Stopped");
-    return { status: await status(page), ready: await page.locator("#generate").isEnabled() };
+    await page.locator("#generate:enabled").waitFor();
+    return { status: await status(page) };
   },
 
   // A mask is drawn on a picture, and the part under it repainted.
   async inpaint() {
     const page = await open();
     await page.locator("#mode label").filter({ hasText: "Inpaint" }).click();
+    const empty = page.locator("#editor").getByText("Upload an image");
+    await empty.waitFor();
     await page.locator("#editor input[type=file]").first().setInputFiles(join(folder, "input.png"));
-    await page.locator("#editor .zoom-number").filter({ hasText: /[1-9]\d*%/ }).waitFor();
+    await empty.waitFor({ state: "hidden" });
     await brush(page);
     await write(page, "prompt", "a green star");
     await steps(page, 8);
