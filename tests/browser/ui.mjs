@@ -46,22 +46,16 @@ const status = (page) => page.locator("#status p").textContent();
 const picture = (page, name) => page.screenshot({ path: join(folder, name) });
 const alt = (page) => page.locator("#view img").first().getAttribute("alt");
 
-// Brushes over the middle of the editor's picture, until it has taken a stroke.
+// Brushes over the middle of the picture to inpaint.
 async function brush(page) {
-  const canvas = page.locator("#editor canvas").first();
+  const canvas = page.locator("#brush canvas");
+  await canvas.scrollIntoViewIfNeeded();
   const box = await canvas.boundingBox();
   const [x, y] = [box.x + box.width / 2, box.y + box.height / 2];
-  const look = async () => {
-    await page.mouse.move(2, 2);
-    return (await canvas.screenshot()).toString("base64");
-  };
-  const before = await look();
-  do {
-    await page.mouse.move(x - 15, y);
-    await page.mouse.down();
-    for (const step of [-8, 0, 8]) await page.mouse.move(x + step, y + 2);
-    await page.mouse.up();
-  } while (await look() === before);
+  await page.mouse.move(x - 30, y);
+  await page.mouse.down();
+  for (const step of [-15, 0, 15, 30]) await page.mouse.move(x + step, y);
+  await page.mouse.up();
 }
 
 const scenarios = {
@@ -105,15 +99,14 @@ const scenarios = {
   async inpaint() {
     const page = await open();
     await page.locator("#mode label").filter({ hasText: "Inpaint" }).click();
-    const empty = page.locator("#editor").getByText("Upload an image");
-    await empty.waitFor();
-    await page.locator("#editor input[type=file]").first().setInputFiles(join(folder, "input.png"));
-    await empty.waitFor({ state: "hidden" });
+    await page.locator("#picture input[type=file]").setInputFiles(join(folder, "input.png"));
+    await page.waitForFunction(() => document.querySelector("#brush img")?.naturalWidth > 0);
     await brush(page);
     await write(page, "prompt", "a green star");
     await steps(page, 8);
     await page.locator("#generate").click();
     await shown(page, "picture");
+    await page.locator("#brush").scrollIntoViewIfNeeded();
     await picture(page, "inpaint.png");
     const address = await page.locator("#view img").getAttribute("src");
     await writeFile(join(folder, "output.png"), Buffer.from(await (await page.request.get(new URL(address, url).href)).body()));
@@ -244,7 +237,7 @@ const scenarios = {
       seed: await page.locator("#seed input, #seed textarea").inputValue(),
     };
     await page.locator("#change").click();
-    await page.locator("#editor canvas").first().waitFor();
+    await page.waitForFunction(() => document.querySelector("#brush img")?.naturalWidth > 0);
     return { labels, details, used, mode: await page.locator("#mode label.selected").textContent() };
   },
 };

@@ -1,6 +1,8 @@
 """The page's translations: fields to requests, recipes to fields, errors to fields, runs to HTML."""
 
+import base64
 import sys
+from io import BytesIO
 from typing import Any
 
 import pytest
@@ -34,11 +36,16 @@ BLANK = dict.fromkeys(FIELDS) | {
 }
 
 
-def editor(*boxes: tuple[int, int, int, int]) -> dict[str, Any]:
-    layer = Image.new("RGBA", (32, 16))
+PICTURE = Image.new("RGB", (32, 16), "blue")
+
+
+def brushed(*boxes: tuple[int, int, int, int], size: tuple[int, int] = (32, 16)) -> str:
+    """What the page's brush sends."""
+    layer, file = Image.new("RGBA", size), BytesIO()
     for box in boxes:
         ImageDraw.Draw(layer).rectangle(box, fill=(255, 92, 56, 255))
-    return {"background": Image.new("RGB", (32, 16), "blue"), "layers": [layer], "composite": None}
+    layer.save(file, "PNG")
+    return f"data:image/png;base64,{base64.b64encode(file.getvalue()).decode()}"
 
 
 # ----------------------------------------------------------------------------------------------------------- requests
@@ -90,13 +97,13 @@ def test_controls_keep_their_slots() -> None:
 
 
 def test_edits() -> None:
-    remade = request(BLANK | {"mode": "img2img", "editor": editor()})
+    remade = request(BLANK | {"mode": "img2img", "picture": PICTURE})
     assert remade.keywords["strength"] == 0.8
     assert "width" not in remade.keywords
-    inpainted = request(BLANK | {"mode": "inpaint", "editor": editor((4, 4, 7, 7)), "closely": True})
+    inpainted = request(BLANK | {"mode": "inpaint", "picture": PICTURE, "mask": brushed((4, 4, 7, 7)), "closely": True})
     assert inpainted.keywords["padding_crop"] == 32
     assert inpainted.keywords["mask"].getbbox() == (4, 4, 8, 8)
-    outpainted = request(BLANK | {"mode": "outpaint", "editor": editor(), "left": 8.0, "right": 16})
+    outpainted = request(BLANK | {"mode": "outpaint", "picture": PICTURE, "left": 8.0, "right": 16})
     assert outpainted.keywords["margins"] == (8, 0, 16, 0)
     assert outpainted.image is not None
 
@@ -105,7 +112,7 @@ def test_edits() -> None:
     ("fields", "path"),
     [
         ({"mode": "img2img"}, "image"),
-        ({"mode": "inpaint", "editor": editor()}, "inpaint.mask"),
+        ({"mode": "inpaint", "picture": PICTURE}, "inpaint.mask"),
         ({"control_model_0": "canny"}, "parameters.controls[0].image"),
         ({"seed": "seven", "random_seed": False}, "parameters.seed"),
     ],
@@ -116,12 +123,12 @@ def test_what_is_missing(fields: dict[str, Any], path: str) -> None:
     assert [violation.field for violation in caught.value.violations] == [path]
 
 
-def test_a_mask_is_white_where_any_layer_was_brushed() -> None:
-    drawn = editor((0, 0, 3, 3))
-    drawn["layers"].append(editor((10, 4, 11, 5))["layers"][0].resize((64, 32)))
-    found = mask(drawn)
-    assert (found.size, found.getbbox()) == ((32, 16), (0, 0, 12, 6))
+def test_a_mask_is_white_where_the_brush_was() -> None:
+    found = mask(brushed((0, 0, 23, 11), size=(64, 32)), (32, 16))
+    assert found.size == (32, 16)
+    assert found.getbbox() in {(0, 0, 12, 6), (0, 0, 13, 7)}
     assert set(found.tobytes()) == {0, 255}
+    assert mask("", (32, 16)).getbbox() is None
 
 
 # ------------------------------------------------------------------------------------------------------------ problems
@@ -137,8 +144,8 @@ def test_a_mask_is_white_where_any_layer_was_brushed() -> None:
         ("parameters.loras[0].name", "loras"),
         ("parameters.controls[0].image", "control_image_1"),
         ("parameters.controls[0].preprocessor_options.blur", "control_model_1"),
-        ("image", "editor"),
-        ("inpaint.mask", "editor"),
+        ("image", "picture"),
+        ("inpaint.mask", "picture"),
         ("inpaint.mask_blur", "mask_blur"),
         ("image_to_image.strength", "strength"),
         ("outpaint", "left"),

@@ -240,7 +240,7 @@ class Actions:
         mode = mode if mode != TEXT else INPAINT
         return {
             self._form.fields["mode"]: mode,
-            self._form.fields["editor"]: {"background": window.shown.path, "layers": [], "composite": None},
+            self._form.fields["picture"]: window.shown.path,
             **self._choices.choose_mode(mode),
         }
 

@@ -86,6 +86,7 @@ class Choices:
         groups = self._form.groups
         return {
             groups["edit"]: gr.update(visible=mode != TEXT),
+            groups["brush"]: gr.update(visible=mode == INPAINT),
             groups["inpaint"]: gr.update(visible=mode == INPAINT),
             groups["outpaint"]: gr.update(visible=mode == OUTPAINT),
             groups["size"]: gr.update(visible=mode == TEXT),

@@ -1,13 +1,14 @@
 """The settings: a column of components, one for each of `settings.FIELDS`."""
 
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import gradio as gr
 
 from darkroom_client.ui.settings import FIELDS, INPAINT, MAX_LORAS, OUTPAINT, PICTURE, SIDES, SLOTS, TEXT
 
-_BRUSH = "#ff5c38"
+_HERE = Path(__file__).parent
 _MODES = [("New", TEXT), ("Remake", PICTURE), ("Inpaint", INPAINT), ("Outpaint", OUTPAINT)]
 
 
@@ -64,21 +65,25 @@ def _prompt(form: Form) -> None:
 
 def _edit(form: Form) -> None:
     with gr.Group(visible=False, elem_id="edit") as form.groups["edit"]:
-        editor = gr.ImageEditor(
+        picture = gr.Image(
             label="Picture",
             type="pil",
-            image_mode="RGBA",
             format="png",
-            sources=("upload", "clipboard"),
-            transforms=(),
-            layers=False,
-            brush=gr.Brush(colors=[_BRUSH], color_mode="fixed", default_size="auto"),
-            elem_id="editor",
-            buttons=["fullscreen"],
-            height=340,
+            sources=["upload", "clipboard"],
+            height=160,
+            buttons=[],
+            elem_id="picture",
         )
-        form.add("editor", editor)
-        form.groups["editor_problem"] = gr.HTML(visible=False, elem_classes="problem", elem_id="editor_problem")
+        form.add("picture", picture)
+        form.groups["brush"] = gr.HTML(
+            (_HERE / "brush.html").read_text(),
+            visible=False,
+            elem_id="brush",
+            apply_default_css=False,
+            js_on_load="darkroomBrush.attach(element)",
+        )
+        form.groups["picture_problem"] = gr.HTML(visible=False, elem_classes="problem", elem_id="picture_problem")
+        form.add("mask", gr.Textbox("", visible="hidden"))  # a data URL, which the brush writes when a job is started
         strength = gr.Slider(0, 1, 0.8, step=0.01, label="Strength", info="0 leaves the picture, 1 nothing of it")
         form.add("strength", strength)
     with gr.Group(visible=False) as form.groups["inpaint"]:

@@ -18,6 +18,8 @@ from darkroom_client.ui.settings import SLOTS
 
 _REMEMBER = "stored => { sessionStorage.setItem('darkroom', stored); }"
 _RECALL = "(...inputs) => [...inputs.slice(0, -1), sessionStorage.getItem('darkroom') ?? '']"
+_MASK = "(...inputs) => [...inputs.slice(0, -1), darkroomBrush.mask()]"
+_BRUSH = "picture => { darkroomBrush.load(picture?.url ?? ''); }"
 _SHOW_TROUBLE = "() => document.querySelector('.invalid')?.scrollIntoView({ block: 'nearest', behavior: 'smooth' })"
 _QUIET = {"show_progress": "hidden", "api_visibility": "private", "concurrency_limit": None}
 
@@ -82,8 +84,7 @@ def build(address: str | None, options: Mapping[str, Any], folder: Path) -> Any:
 
 def _connect(blocks: Any, actions: Actions, choices: Choices, form: Form, stage: Stage, window: Any) -> None:
     fields = form.fields
-    # Progress is "shown" on a component that is no field: Gradio reads these at each update, and an ImageEditor by
-    # uploading all its layers.
+    # Progress is "shown" on a component that is no field, as Gradio reads the one that it is shown on at each update.
     quiet = {**_QUIET, "show_progress_on": stage.server}
     on_stage: dict[str, Any] = {"outputs": [*stage.all, fields["seed"]], **quiet}
     form_outputs = [*form.inputs, *form.groups.values(), *form.maps, stage.compared, stage.status, stage.server]
@@ -91,8 +92,8 @@ def _connect(blocks: Any, actions: Actions, choices: Choices, form: Form, stage:
     opened = blocks.load(actions.open, **on_form)
     opened.then(actions.restore, [window, stage.stored], js=_RECALL, **on_stage)
     opened.then(actions.recall, stage.stored, js=_RECALL, **on_form)
-    stage.generate.click(actions.generate, [window, *form.inputs], **on_stage)
-    stage.compare.click(actions.compare, [window, stage.compared, *form.inputs], **on_stage)
+    stage.generate.click(actions.generate, [window, *form.inputs], js=_MASK, **on_stage)
+    stage.compare.click(actions.compare, [window, stage.compared, *form.inputs], js=_MASK, **on_stage)
     stage.stop.click(actions.stop, window, **on_stage)
     stage.stored.change(None, stage.stored, js=_REMEMBER)
     stage.troubles.change(choices.mark, stage.troubles, **on_form).then(None, js=_SHOW_TROUBLE)
@@ -103,6 +104,7 @@ def _connect(blocks: Any, actions: Actions, choices: Choices, form: Form, stage:
     fields["scheduler"].input(choices.choose_scheduler, fields["scheduler"], **on_form)
     fields["mode"].input(choices.choose_mode, fields["mode"], **on_form)
     fields["loras"].input(choices.choose_loras, fields["loras"], **on_form)
+    fields["picture"].change(None, fields["picture"], js=_BRUSH)
     for slot in range(SLOTS):
         model, image, preprocessor = (fields[f"control_{name}_{slot}"] for name in ("model", "image", "preprocessor"))
         model.input(partial(choices.choose_control, slot), model, **on_form)

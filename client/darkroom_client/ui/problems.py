@@ -17,7 +17,7 @@ _RULES = (  # of paths in a request, and the field of the page; the first that f
     (r"parameters\.controls", "control_model_0"),
     (r"parameters\.(\w+)", "{}"),
     (r"preview\b.*", "preview"),
-    (r"image|inpaint\.mask|inpaint", "editor"),
+    (r"image|inpaint\.mask|inpaint", "picture"),
     (r"(?:inpaint|image_to_image|outpaint)\.(\w+)", "{}"),
     (r"image_to_image", "strength"),
     (r"outpaint", "left"),

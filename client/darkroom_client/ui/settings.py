@@ -1,7 +1,9 @@
 """From the page's fields to requests."""
 
+import base64
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from io import BytesIO
 from typing import TYPE_CHECKING, Any
 
 from darkroom_client._job_calls import JobCalls, StreamT
@@ -42,13 +44,14 @@ FIELDS = (
     "loras",
     *(f"weight_{index}" for index in range(MAX_LORAS)),
     *(f"control_{name}_{slot}" for slot in range(SLOTS) for name in _CONTROL),
-    "editor",
+    "picture",
     "strength",
     "mask_blur",
     "closely",
     "padding_crop",
     "keep_unmasked",
     *SIDES,
+    "mask",  # last: the browser fills it in when a job is started
 )
 
 
@@ -86,11 +89,10 @@ def request(fields: Mapping[str, Any]) -> Request:
     keywords = _parameters(fields) | {"controls": [_control(fields, slot) for slot in slots] or None}
     image = None
     if fields["mode"] != TEXT:
-        background = (fields["editor"] or {}).get("background")
-        if background is None:
+        if fields["picture"] is None:
             missing.append(Violation("image", "choose the picture to change"))
         else:
-            image = background.convert("RGB")
+            image = fields["picture"].convert("RGB")
             edit = _edit(fields)
             keywords |= edit
             if fields["mode"] == INPAINT and edit["mask"].getbbox() is None:
@@ -148,24 +150,22 @@ def _edit(fields: Mapping[str, Any]) -> dict[str, Any]:
         return {"strength": fields["strength"]}
     return {
         "strength": fields["strength"],
-        "mask": mask(fields["editor"]),
+        "mask": mask(fields["mask"] or "", fields["picture"].size),
         "mask_blur": _whole(fields["mask_blur"]),
         "keep_unmasked": bool(fields["keep_unmasked"]),
         "padding_crop": _whole(fields["padding_crop"]) if fields["closely"] else None,
     }
 
 
-def mask(editor: Mapping[str, Any]) -> "PIL.Image.Image":
-    """The mask drawn over a picture, of its size: white wherever a layer was brushed.
+def mask(drawn: str, size: tuple[int, int]) -> "PIL.Image.Image":
+    """The mask brushed over a picture of a size: white where the brush was.
 
-    :param editor: an ImageEditor's value: a `background` and `layers` with alpha, all of PIL.
+    :param drawn: a data URL of a PNG with alpha; empty: nothing was drawn.
     """
     import PIL.Image
-    import PIL.ImageChops
 
-    size = editor["background"].size
-    drawn = PIL.Image.new("L", size)
-    for layer in editor["layers"]:
-        alpha = layer.convert("RGBA").getchannel("A").resize(size)
-        drawn = PIL.ImageChops.lighter(drawn, alpha.point(lambda level: 255 * (level >= 128)))
-    return drawn
+    if not drawn:
+        return PIL.Image.new("L", size)
+    with PIL.Image.open(BytesIO(base64.b64decode(drawn.partition(",")[2])), formats=["PNG"]) as strokes:
+        alpha = strokes.convert("RGBA").getchannel("A").resize(size)
+    return alpha.point(lambda level: 255 * (level >= 128))
