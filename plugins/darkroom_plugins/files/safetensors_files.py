@@ -7,12 +7,14 @@ import re
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from safetensors import SafetensorError, safe_open
 
 if TYPE_CHECKING:
     import torch
+
+    from darkroom_plugins.files.structures import Shape
 
 # One weights file, or an index of shards; the variant's position has varied.
 WEIGHTS = re.compile(
@@ -67,28 +69,42 @@ def weight_files(folder: Path, variant: str | None = None) -> list[Path]:
     return files
 
 
-def read_tensors(files: Iterable[Path], device: str = "cpu", prefixes: tuple[str, ...] = ("",)) -> Tensors:
-    """The tensors of these files whose names have one of the prefixes. On the CPU memory-mapped: read on use. On the
-    meta device: shapes only.
+def read_tensors(files: Iterable[Path], prefixes: tuple[str, ...] = ("",)) -> Tensors:
+    """The tensors of these files whose names have one of the prefixes, memory-mapped: read on use.
 
     :raises OSError, ValueError: a file cannot be read, or is no safetensors file
     """
     found: Tensors = {}
     for file in files:
-        with opened(file) as tensors:
-            names = [name for name in tensors.keys() if name.startswith(prefixes)]  # noqa: SIM118  # it is no mapping
-            found |= {name: tensors.get_tensor(name).to(device) for name in names}
+        with opened(file, "pt") as tensors:
+            found |= {name: tensors.get_tensor(name) for name in _names(tensors, prefixes)}
     return found
 
 
+def read_shapes(files: Iterable[Path], prefixes: tuple[str, ...] = ("",)) -> dict[str, Shape]:
+    """The shapes of the same tensors, without torch.
+
+    :raises OSError, ValueError: as `read_tensors`
+    """
+    found: dict[str, Shape] = {}
+    for file in files:
+        with opened(file) as tensors:
+            found |= {name: tuple(tensors.get_slice(name).get_shape()) for name in _names(tensors, prefixes)}
+    return found
+
+
+def _names(tensors: Any, prefixes: tuple[str, ...]) -> Iterator[str]:
+    return (name for name in tensors.keys() if name.startswith(prefixes))  # noqa: SIM118  # it is no mapping
+
+
 @contextmanager
-def opened(file: Path) -> Iterator[Any]:
-    """Context manager: the file as `safetensors.safe_open` opens it.
+def opened(file: Path, framework: Literal["np", "pt"] = "np") -> Iterator[Any]:
+    """Context manager: the file as `safetensors.safe_open` opens it, by default for its header: "pt" imports torch.
 
     :raises OSError, ValueError: it cannot be read, or is no safetensors file
     """
     try:
-        with safe_open(file, framework="pt") as tensors:
+        with safe_open(file, framework=framework) as tensors:
             yield tensors
     except SafetensorError as error:
         raise ValueError(f"{file} is not a whole safetensors file: {error}") from error

@@ -15,6 +15,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from darkroom_server.device.pinned import pinned_like
 from darkroom_server.networks.compiled import compiled
+from darkroom_server.networks.sizes import ATTENTION_KERNELS, denoiser
 from darkroom_server.networks.tensors import tensors
 from darkroom_server.networks.traced import traced
 
@@ -23,17 +24,8 @@ if TYPE_CHECKING:
     from darkroom_server.config.settings import MemoryOptions
 
 CPU = torch.device("cpu")
-Weight: TypeAlias = tuple[dict[str, Any], str, torch.Tensor]  # the dict of its module, its key there, its CPU copy
-# diffusers' names of torch's SDPA kernels. Its own backend selection applies to transformers only: a UNet's attention
-# always calls torch's scaled_dot_product_attention.
-ATTENTION_KERNELS = {
-    "native": None,  # torch chooses
-    "_native_cudnn": SDPBackend.CUDNN_ATTENTION,
-    "_native_efficient": SDPBackend.EFFICIENT_ATTENTION,
-    "_native_flash": SDPBackend.FLASH_ATTENTION,
-    "_native_math": SDPBackend.MATH,
-}
 INT4_GROUP = 128  # weights that share a scale
+Weight: TypeAlias = tuple[dict[str, Any], str, torch.Tensor]  # the dict of its module, its key there, its CPU copy
 
 
 class Placement:
@@ -129,11 +121,6 @@ def place(components: Mapping[str, nn.Module], family: Family, options: MemoryOp
     return placement
 
 
-def denoiser(family: Family) -> str | None:
-    """The name of the denoiser; None if the family keeps it elsewhere."""
-    return next((name for name in ("unet", "transformer") if name in family.meta_components), None)
-
-
 def _prepare_denoiser(network: Any, family: Family, options: MemoryOptions) -> None:
     if options.attention_slicing is not None:
         network.set_attention_slice(options.attention_slicing)
@@ -149,7 +136,7 @@ def _prepare_denoiser(network: Any, family: Family, options: MemoryOptions) -> N
     elif _traceable(family, options) and options.attention_slicing is None:  # slicing is a Python loop over rows
         network.forward = traced(network)
     if kernel := ATTENTION_KERNELS.get(options.attention_backend or "native"):
-        network.forward = _with_kernel(network.forward, kernel)
+        network.forward = _with_kernel(network.forward, getattr(SDPBackend, kernel))
 
 
 def _traceable(family: Family, options: MemoryOptions) -> bool:
@@ -210,29 +197,13 @@ def _offload(network: nn.Module, how: str, device: torch.device, placement: Plac
             )
 
 
-def device_bytes(family: Family, options: MemoryOptions) -> int:
-    """Peak device memory of the weights, in bytes."""
-    sizes = {name: [*_layer_bytes(name, family, options)] for name in family.meta_components}
-    match options.offload:
-        case "none":
-            return sum(map(sum, sizes.values()))
-        case "model":
-            return max(map(sum, sizes.values()), default=0)
-        case "sequential":
-            return max((size for layers in sizes.values() for size in layers), default=0)
-        case _:  # with a stream, the next layer is prefetched while one runs
-            return max((sum(sorted(layers)[-2:]) for layers in sizes.values()), default=0)
-
-
-def _layer_bytes(name: str, family: Family, options: MemoryOptions) -> Iterator[int]:
-    """Bytes of each module's own weights."""
+def converted_layer_bytes(name: str, family: Family, options: MemoryOptions) -> Iterator[int]:
+    """Bytes of each layer's own weights, of a denoiser that is quantised or cast."""
     network = nn.Module.to(copy.deepcopy(family.meta_components[name]), family.dtype_of(name))
-    quantised = options.quantize if name == denoiser(family) else None
-    if name == denoiser(family):
-        cast(network, options, family.dtype)
+    cast(network, options, family.dtype)
     for module in network.modules():
         linear = isinstance(module, nn.Linear)
-        yield sum(_bytes(p, quantised if linear else None) for p in module.parameters(recurse=False))
+        yield sum(_bytes(p, options.quantize if linear else None) for p in module.parameters(recurse=False))
 
 
 def _bytes(weights: torch.Tensor, quantised: str | None) -> int:
