@@ -8,7 +8,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path, PurePosixPath
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 from huggingface_hub import DryRunFileInfo, hf_hub_download, snapshot_download, try_to_load_from_cache
 from huggingface_hub.errors import (
@@ -22,9 +22,11 @@ from huggingface_hub.errors import (
 )
 from huggingface_hub.utils.tqdm import tqdm
 
-from darkroom_plugins.files.hub_paths import HubPlace
 from darkroom_plugins.files.model_files import LIBRARIES, ModelFiles, Report, read_json
 from darkroom_plugins.files.safetensors_files import choose, shards
+
+if TYPE_CHECKING:
+    from darkroom_plugins.files.hub_paths import HubPlace
 
 CONFIGURATION = ["*.json", "*.txt", "*.model"]  # and tokenizers
 

@@ -99,13 +99,13 @@ def _trial(option: str, attempt: Callable[[], object]) -> Iterator[str]:
 
 
 def _try_quantise(options: MemoryOptions, device: torch.device, dtype: torch.dtype) -> None:
-    from darkroom_server.networks.placement import CPU, INT4_GROUP, quantise
+    from darkroom_server.networks.conversion import INT4_GROUP, quantise
 
     assert options.quantize is not None
     layer = nn.Linear(INT4_GROUP, INT4_GROUP, dtype=dtype).requires_grad_(False)
     quantise(nn.Sequential(layer), options.quantize, device)
     if options.offload != "none":
-        layer.to(CPU).to(device)
+        layer.to("cpu").to(device)
     layer(torch.ones(2, INT4_GROUP, device=device, dtype=dtype)).cpu()
 
 

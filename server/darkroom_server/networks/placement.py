@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import copy
 import functools
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import torch
@@ -15,6 +14,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from darkroom_server.device.pinned import pinned_like
 from darkroom_server.networks.compiled import compiled
+from darkroom_server.networks.conversion import cast, quantise
 from darkroom_server.networks.sizes import ATTENTION_KERNELS, denoiser
 from darkroom_server.networks.tensors import tensors
 from darkroom_server.networks.traced import traced
@@ -24,7 +24,6 @@ if TYPE_CHECKING:
     from darkroom_server.config.settings import MemoryOptions
 
 CPU = torch.device("cpu")
-INT4_GROUP = 128  # weights that share a scale
 Weight: TypeAlias = tuple[dict[str, Any], str, torch.Tensor]  # the dict of its module, its key there, its CPU copy
 
 
@@ -143,33 +142,6 @@ def _traceable(family: Family, options: MemoryOptions) -> bool:
     return family.device.type == "cpu" and options.offload == "none"
 
 
-def cast(network: Any, options: MemoryOptions, dtype: torch.dtype) -> None:
-    """Layerwise casting: store weights of convolutions and linear layers in an 8-bit type, cast them to compute."""
-    if options.layerwise_casting is not None:
-        storage = getattr(torch, options.layerwise_casting)
-        network.enable_layerwise_casting(storage_dtype=storage, compute_dtype=dtype)
-
-
-def quantise(network: nn.Module, kind: str, device: torch.device) -> None:
-    """Quantise the linear layers' weights, layer by layer on the device; with float8-dynamic their activations too,
-    at each call: Hopper's tensor cores multiply float8 twice as fast as half precision. Scales are per row, so that
-    pictures in a batch do not affect each other.
-
-    :raises ImportError: torchao, or a dependency of this kind, is missing
-    """
-    import torchao.quantization as ao
-
-    configs: dict[str, Callable[[], Any]] = {  # Inductor's settings are process-wide
-        "int8": lambda: ao.Int8WeightOnlyConfig(set_inductor_config=False),
-        "int4": lambda: ao.Int4WeightOnlyConfig(group_size=INT4_GROUP, set_inductor_config=False),
-        "float8": lambda: ao.Float8WeightOnlyConfig(set_inductor_config=False),
-        "float8-dynamic": lambda: ao.Float8DynamicActivationFloat8WeightConfig(
-            granularity=ao.PerRow(), set_inductor_config=False
-        ),
-    }
-    ao.quantize_(network, configs[kind](), device=device)
-
-
 def _with_kernel(plain: Callable[..., Any], kernel: SDPBackend) -> Callable[..., Any]:
     @functools.wraps(plain)
     def forward(*args: Any, **kwargs: Any) -> Any:
@@ -195,20 +167,3 @@ def _offload(network: nn.Module, how: str, device: torch.device, placement: Plac
             apply_group_offloading(
                 network, device, offload_type="leaf_level", use_stream=streams and device.type == "cuda"
             )
-
-
-def converted_layer_bytes(name: str, family: Family, options: MemoryOptions) -> Iterator[int]:
-    """Bytes of each layer's own weights, of a denoiser that is quantised or cast."""
-    network = nn.Module.to(copy.deepcopy(family.meta_components[name]), family.dtype_of(name))
-    cast(network, options, family.dtype)
-    for module in network.modules():
-        linear = isinstance(module, nn.Linear)
-        yield sum(_bytes(p, options.quantize if linear else None) for p in module.parameters(recurse=False))
-
-
-def _bytes(weights: torch.Tensor, quantised: str | None) -> int:
-    if quantised is None or weights.dim() < 2 or (quantised == "int4" and weights.shape[1] % INT4_GROUP):
-        return weights.nbytes
-    if quantised == "int4":  # plus a scale and a zero point per group, 2 bytes each
-        return weights.numel() // 2 + weights.numel() // INT4_GROUP * 4
-    return weights.numel() + 5 * weights.shape[0]  # plus per row a scale of up to 4 bytes and a zero point

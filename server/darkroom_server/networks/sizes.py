@@ -46,7 +46,7 @@ def device_bytes(family: Family, options: MemoryOptions) -> int:
 def _layer_bytes(name: str, family: Family, options: MemoryOptions) -> Iterable[int]:
     """Bytes of each layer's own weights."""
     if name == denoiser(family) and (options.quantize is not None or options.layerwise_casting is not None):
-        from darkroom_server.networks.placement import converted_layer_bytes
+        from darkroom_server.networks.conversion import converted_layer_bytes
 
         return converted_layer_bytes(name, family, options)
     layers = Counter[str]()
