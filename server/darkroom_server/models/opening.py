@@ -14,7 +14,7 @@ from darkroom_plugins.files.single_file import stated_options
 from darkroom_server.device.cuda import has_driver
 from darkroom_server.models import extras
 from darkroom_server.models.model import Model, ModelError
-from darkroom_server.networks.memory_checks import check
+from darkroom_server.networks.memory_checks import check, needs_trial
 from darkroom_server.networks.sizes import device_bytes
 from darkroom_server.schedulers.schedule import ZERO_SNR, lacks_zero_snr
 
@@ -90,7 +90,7 @@ def _open(settings: ModelSettings, plugins: Plugins, device_name: str, dtype: st
         known = ", ".join(sorted(f.name for f in found)) or "none"
         raise ModelError(f"model {settings.name!r}: one family should know {index.get('_class_name')}, but {known} do")
     try:
-        family = _opened(found[0], files, device_name, dtype, by_headers)
+        family = _opened(found[0], files, device_name, dtype, by_headers and not needs_trial(settings))
     except (OSError, ValueError, KeyError, DarkroomError) as error:
         raise ModelError(f"model {settings.name!r}: {files.folder} does not load: {error}") from error
     wanted = settings.default_scheduler or entry_of(family.own_scheduler, plugins.schedulers)

@@ -26,6 +26,11 @@ def check(options: MemoryOptions, family: Family) -> list[str]:
     return [*_conflicts(options), *_unsupported(options, family), *_failing(options, family)]
 
 
+def needs_trial(options: MemoryOptions) -> bool:
+    """Whether some are tried on the device, with torch."""
+    return any(getattr(options, name) for name in TRIED)
+
+
 def has_own_memory(device: torch.device) -> bool:
     """Whether the device's memory is separate from the CPU's."""
     return device.type not in ("cpu", "mps")
@@ -70,9 +75,9 @@ def _failing(options: MemoryOptions, family: Family) -> Iterator[str]:
     """Options that fail in a small trial on the device."""
     if options.offload != "none" and not has_own_memory(family.device):
         yield f"offload: {family.device} has no memory of its own that could be spared"
-    if not any(getattr(options, name) for name in TRIED):
+    if not needs_trial(options):
         return
-    device, dtype = torch.device(str(family.device)), getattr(torch, str(family.dtype).removeprefix("torch."))
+    device, dtype = family.device, family.dtype
     if options.quantize is not None:
         yield from _trial("quantize", lambda: _try_quantise(options, device, dtype))
     if options.layerwise_casting is not None:
