@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import contextlib
 import enum
+import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from contextlib import AbstractContextManager
@@ -406,6 +407,11 @@ class SchedulerEntry:
     def class_name(self) -> str:
         """The name of its class, as in a model's configuration."""
         return self.scheduler.__name__
+
+    @property
+    def takes_zero_snr(self) -> bool:
+        """Whether it can begin at a signal-to-noise ratio of zero."""
+        return "rescale_betas_zero_snr" in inspect.signature(self.scheduler.__init__).parameters
 
     def build(self, config: Mapping[str, Any], choice: SchedulerChoice) -> Any:
         """A scheduler for a model with this scheduler configuration; its timesteps are not set."""

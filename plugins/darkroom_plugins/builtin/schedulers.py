@@ -39,6 +39,19 @@ OPTIONS: Mapping[str, Any] = {
 LATENT_DEFAULTS: Mapping[str, Any] = {"clip_sample": False, "skip_prk_steps": True}
 
 
+# Classes that have `rescale_betas_zero_snr`, which models are checked for without importing the classes.
+ZERO_SNR = {
+    "DDIMScheduler",
+    "DDPMScheduler",
+    "DPMSolverMultistepScheduler",
+    "EulerAncestralDiscreteScheduler",
+    "EulerDiscreteScheduler",
+    "LCMScheduler",
+    "TCDScheduler",
+    "UniPCMultistepScheduler",
+}
+
+
 class DiffusersEntry(SchedulerEntry):
     """The entry of a diffusers class. The class, and what its constructor's signature tells, are read at first use."""
 
@@ -51,6 +64,11 @@ class DiffusersEntry(SchedulerEntry):
     def class_name(self) -> str:
         """The name of the class."""
         return vars(self)["_class_name"]  # type: ignore[no-any-return]
+
+    @property
+    def takes_zero_snr(self) -> bool:
+        """Whether the class has `rescale_betas_zero_snr`."""
+        return self.class_name in ZERO_SNR
 
     @cached_property
     def scheduler(self) -> type[Any]:

@@ -134,8 +134,12 @@ class ModelFiles:
 
     def scheduler(self) -> Any:
         """The model's own scheduler."""
-        with LOADING:
-            return self._class("scheduler").from_config(self.config("scheduler"))
+        kind, config = self._class("scheduler"), self.config("scheduler")
+        try:
+            with LOADING:
+                return kind.from_config(config)
+        except Exception as error:  # of any class, as NotImplementedError
+            raise ValueError(f"scheduler: {error}") from error
 
     def meta_network(self, part: str) -> torch.nn.Module:
         """A network of the model on the meta device. Names and shapes of its weights are checked if their files are
@@ -158,6 +162,7 @@ class ModelFiles:
 
         :raises OSError, ValueError: they cannot be read
         """
+        self.class_of(part)
         check_tokenizer(self.folder / part)
 
     def fetched(self, parts: Iterable[str]) -> bool:
@@ -196,9 +201,9 @@ class ModelFiles:
 
     def _network(self, part: str) -> MetaNetwork:
         config = self.config(part)
-        return MetaNetwork(self._named(part)[1], config, lambda: meta_network(self._class(part), config))
+        return MetaNetwork(self.class_of(part)[1], config, lambda: meta_network(self._class(part), config))
 
-    def _named(self, part: str) -> tuple[str, str]:
+    def class_of(self, part: str) -> tuple[str, str]:
         """The library and name of a part's class."""
         library, name = self.index[part]
         if library not in LIBRARIES:
@@ -206,8 +211,10 @@ class ModelFiles:
         return library, name
 
     def _class(self, part: str) -> Any:
-        library, name = self._named(part)
-        return getattr(importlib.import_module(library), name)
+        library, name = self.class_of(part)
+        if (found := getattr(importlib.import_module(library), name, None)) is None:
+            raise ValueError(f"its {part} is a {name}, which {library} does not have")
+        return found
 
 
 def meta_network(kind: Any, config: Mapping[str, Any]) -> torch.nn.Module:

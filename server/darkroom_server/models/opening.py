@@ -91,6 +91,8 @@ def _open(settings: ModelSettings, plugins: Plugins, device_name: str, dtype: st
         raise ModelError(f"model {settings.name!r}: one family should know {index.get('_class_name')}, but {known} do")
     try:
         family = _opened(found[0], files, device_name, dtype, by_headers and not needs_trial(settings))
+        if family.own_scheduler.get("_class_name") not in {each.class_name for each in plugins.schedulers.values()}:
+            _ = family.scheduler_config  # only its library knows the class
     except (OSError, ValueError, KeyError, DarkroomError) as error:
         raise ModelError(f"model {settings.name!r}: {files.folder} does not load: {error}") from error
     wanted = settings.default_scheduler or entry_of(family.own_scheduler, plugins.schedulers)

@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
@@ -131,6 +132,14 @@ def test_says_what_a_server_says(folder: Path) -> None:
     assert sizes(settings, by_headers=True) == sizes(settings, by_headers=False)
 
 
+def test_what_is_said_of_schedulers_is_what_their_classes_have() -> None:
+    entries = load_plugins().schedulers.values()
+    assert {each.name: each.takes_zero_snr for each in entries} == {
+        each.name: "rescale_betas_zero_snr" in signature(each.scheduler.__init__).parameters for each in entries
+    }
+    assert {each.class_name for each in entries} == {each.scheduler.__name__ for each in entries}
+
+
 def without(file: str, name: str) -> Callable[[Path], None]:
     def change(model: Path) -> None:
         weights = load_file(model / file)
@@ -182,6 +191,19 @@ FAULTS: dict[str, tuple[Callable[[Path], None], dict[str, Any], str]] = {
         options("scheduler/scheduler_config.json", _class_name="EDMEulerScheduler"),
         {},
         "its scheduler is EDMEulerScheduler",
+    ),
+    "unknown class of schedulers": (
+        lambda model: (
+            options("model_index.json", scheduler=["diffusers", "Best"])(model)
+            or options("scheduler/scheduler_config.json", _class_name="Best")(model)
+        ),
+        {},
+        "its scheduler is a Best, which diffusers does not have",
+    ),
+    "unknown library of schedulers": (
+        options("model_index.json", scheduler=["evil", "PNDMScheduler"]),
+        {},
+        "its scheduler is of evil",
     ),
     "no scheduler": (gone("scheduler/scheduler_config.json"), {}, "does not load: .*scheduler_config.json"),
     "unknown scheduler": (lambda model: None, {"default_scheduler": "best"}, "default_scheduler: there is no"),

@@ -39,6 +39,7 @@ class UNetFamily(Family):
             {name: files.component(name) for name in ("unet", "vae", *self.text_encoders)}
         )
         self.components = {}
+        files.class_of("scheduler")
         for name in self.text_encoders:
             files.check_tokenizer(_tokenizer_of(name))
 
