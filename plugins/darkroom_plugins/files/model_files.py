@@ -179,8 +179,10 @@ class ModelFiles:
     def weights(self, part: str) -> Tensors:
         """The weights of a part, memory-mapped: read on use."""
         files, sources = self._sources(part)
-        tensors = read_tensors(files)
-        return tensors if sources is None else {name: each.tensor(tensors[each.name]) for name, each in sources.items()}
+        if sources is None:
+            return read_tensors(files)
+        tensors = read_tensors(files, {each.name for each in sources.values()})
+        return {name: each.tensor(tensors[each.name]) for name, each in sources.items()}
 
     def _shapes(self, part: str) -> Shapes:
         """The shapes of the same weights."""

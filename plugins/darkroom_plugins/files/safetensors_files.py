@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
@@ -69,32 +69,30 @@ def weight_files(folder: Path, variant: str | None = None) -> list[Path]:
     return files
 
 
-def read_tensors(files: Iterable[Path], prefixes: tuple[str, ...] = ("",)) -> Tensors:
-    """The tensors of these files whose names have one of the prefixes, memory-mapped: read on use.
+def read_tensors(files: Iterable[Path], names: Collection[str] | None = None) -> Tensors:
+    """The tensors of these files, all or those of these names, memory-mapped: read on use.
 
     :raises OSError, ValueError: a file cannot be read, or is no safetensors file
     """
     found: Tensors = {}
     for file in files:
         with opened(file, "pt") as tensors:
-            found |= {name: tensors.get_tensor(name) for name in _names(tensors, prefixes)}
+            wanted = [name for name in tensors.keys() if names is None or name in names]  # noqa: SIM118  # no mapping
+            found |= {name: tensors.get_tensor(name) for name in wanted}
     return found
 
 
 def read_shapes(files: Iterable[Path], prefixes: tuple[str, ...] = ("",)) -> dict[str, Shape]:
-    """The shapes of the same tensors, without torch.
+    """The shapes of the tensors of these files whose names have one of the prefixes, without torch.
 
     :raises OSError, ValueError: as `read_tensors`
     """
     found: dict[str, Shape] = {}
     for file in files:
         with opened(file) as tensors:
-            found |= {name: tuple(tensors.get_slice(name).get_shape()) for name in _names(tensors, prefixes)}
+            wanted = [name for name in tensors.keys() if name.startswith(prefixes)]  # noqa: SIM118  # no mapping
+            found |= {name: tuple(tensors.get_slice(name).get_shape()) for name in wanted}
     return found
-
-
-def _names(tensors: Any, prefixes: tuple[str, ...]) -> Iterator[str]:
-    return (name for name in tensors.keys() if name.startswith(prefixes))  # noqa: SIM118  # it is no mapping
 
 
 @contextmanager
