@@ -197,7 +197,7 @@ class Family(ABC):
             self.meta_components[name]
 
     def config(self, component: str) -> Mapping[str, Any]:
-        """A component's configuration: of a file, without the defaults of its class."""
+        """A component's configuration: of a file, with the defaults of its class if `files.structures` covers it."""
         from darkroom_plugins.files import MetaNetworks
 
         return MetaNetworks(self.meta_components).config(component)

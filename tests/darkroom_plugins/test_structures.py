@@ -1,5 +1,6 @@
 """The names and shapes that are told by configurations are those of the classes."""
 
+import inspect
 from typing import Any
 
 import diffusers
@@ -9,7 +10,7 @@ from diffusers.pipelines.stable_diffusion import StableDiffusionSafetyChecker
 
 from darkroom_plugins.files import meta_network, shapes_of
 from darkroom_plugins.files.model_files import differences
-from darkroom_plugins.files.structures import structure
+from darkroom_plugins.files.structures import KINDS, structure, with_defaults
 
 SD2 = {"cross_attention_dim": 1024, "attention_head_dim": [5, 10, 20, 20], "use_linear_projection": True}
 XL = {
@@ -101,3 +102,11 @@ def test_equals_the_class(case: str) -> None:
 )
 def test_leaves_to_the_class_what_is_not_covered(kind: str, config: dict[str, Any]) -> None:
     assert structure(kind, config) is None
+
+
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if hasattr(diffusers, kind)])
+def test_what_a_file_leaves_out_is_as_in_the_class(kind: str) -> None:
+    arguments = inspect.signature(getattr(diffusers, kind).__init__).parameters
+    for name, value in with_defaults(kind, {}).items():
+        default = arguments[name].default
+        assert (list(default) if isinstance(default, tuple) else default) == value, name

@@ -19,7 +19,7 @@ from typing import Any, TypeVar
 from darkroom_plugins.deferred import torch
 from darkroom_plugins.files.safetensors_files import Tensors, read_shapes, read_tensors, weight_files
 from darkroom_plugins.files.single_file import Source, architecture, checkpoint_sources, vae_sources
-from darkroom_plugins.files.structures import Shapes, structure
+from darkroom_plugins.files.structures import Shapes, structure, with_defaults
 from darkroom_plugins.uploads import uploading
 
 # Serialises what depends on process-wide state: networks on the meta device (`init_empty_weights` patches nn.Module),
@@ -40,7 +40,7 @@ class MetaNetwork:
 
     def __init__(self, name: str, config: Mapping[str, Any], make: Callable[[], torch.nn.Module]) -> None:
         """`name` of its class; `make` makes it, which imports the class's library."""
-        self.name, self.config, self._make = name, config, make
+        self.name, self.config, self._make = name, with_defaults(name, config), make
 
     @cached_property
     def network(self) -> torch.nn.Module:

@@ -17,13 +17,18 @@ def structure(kind: str, config: Config) -> Shapes | None:
     """The weights of a network of this class; None if the class, or an option of it, is not covered here."""
     if kind not in KINDS:
         return None
-    build, defaults = KINDS[kind]
     network = Network()
     try:
-        build(network, {**defaults, **config})
+        KINDS[kind][0](network, with_defaults(kind, config))
     except Exception:  # the class says what is wrong with the configuration
         return None
     return network
+
+
+def with_defaults(kind: str, config: Config) -> Config:
+    """A configuration with the defaults of its class, where the class is covered: files of older versions leave out
+    what came later."""
+    return {**KINDS[kind][1], **config} if kind in KINDS else config
 
 
 class Network(dict[str, Shape]):

@@ -60,7 +60,7 @@ class ControlNets(Conditioner):
     def incompatibility(self, path: Path, model: Family) -> str | None:
         if "unet" not in model.meta_components:
             return "it steers a UNet, which the model does not have"
-        theirs, ours = _config(path), model.config("unet")
+        theirs, ours = _network(path).config, model.config("unet")
         for key in SHAPE_KEYS:
             if _plain(theirs.get(key)) != _plain(ours.get(key)):
                 return f"it was made for a model whose {key} is {theirs.get(key)}, not {ours.get(key)}"
