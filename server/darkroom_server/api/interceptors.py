@@ -29,9 +29,7 @@ def answering_errors(call: Call, method: str) -> Call:
         except aio.AbortError:
             raise
         except DarkroomError as error:
-            failure = error.with_traceback(
-                None
-            )  # its frames would keep the job alive, as would those of what it is from
+            failure = error.with_traceback(None)  # its frames would keep the job alive, as would its causes'
             failure.__cause__ = failure.__context__ = None
         except Exception as error:
             if client_is_gone(error):
