@@ -18,7 +18,7 @@ import torch
 from darkroom_plugins.errors import DarkroomError
 from darkroom_plugins.manager import Plugins, load_plugins
 from darkroom_server.api.catalog_service import CatalogService
-from darkroom_server.api.door import Door
+from darkroom_server.api.door import AnyDoor, Door
 from darkroom_server.api.encoding import Encoder
 from darkroom_server.api.image_service import ImageService
 from darkroom_server.api.job_list import JobList
@@ -69,7 +69,7 @@ class App:
         engine: Engine,
         catalog: Catalog,
         decoders: PreviewDecoders,
-        door: Door,
+        door: AnyDoor,
         http: HttpDoor | None,
     ) -> None:
         """Called by `open`, which first opens the doors, starts the engine and opens the models."""
@@ -99,8 +99,8 @@ class App:
         self._watchdog = Watchdog(engine, settings, door.report_stall, self._on_hang)
 
     @classmethod
-    async def open(cls, settings: Settings, plugins: Plugins) -> App:
-        """A server that listens, with its models opened, weights not loaded yet.
+    async def open(cls, settings: Settings, plugins: Plugins, door: AnyDoor | None = None) -> App:
+        """A server that listens, with its models opened, weights not loaded yet. `door`: in place of gRPC's.
 
         :raises CannotListen: with the system's reason
         :raises ModelError: a model or asset cannot be served as configured
@@ -112,7 +112,7 @@ class App:
         threads = ThreadTuner(most, torch.set_num_threads, adaptive=settings.threads is None)
         engine = Engine(settings.limits.max_batch_rows, plugins, decoders, threads)
         engine.logs_prompts = settings.log_prompts
-        door = Door(settings)
+        door = door or Door(settings)
         http = http_door(settings, door.calls)
         await door.open()
         engine.start()

@@ -13,10 +13,10 @@ from darkroom_server.jobs.kept import JobState
 if TYPE_CHECKING:
     from google.protobuf.timestamp_pb2 import Timestamp
 
+    from darkroom_server.api.backend import Registry
     from darkroom_server.api.encoding import Encoder
     from darkroom_server.api.keeper import Keeper
     from darkroom_server.config.settings import TokenSettings
-    from darkroom_server.job_manager import JobManager
     from darkroom_server.jobs.job import Job, Seen
     from darkroom_server.jobs.kept import KeptJob
 
@@ -38,7 +38,7 @@ class _Entry(NamedTuple):
 class JobList:
     """The jobs that there are, active and kept."""
 
-    def __init__(self, jobs: JobManager, keeper: Keeper, encoder: Encoder, tokens: Iterable[TokenSettings]) -> None:
+    def __init__(self, jobs: Registry, keeper: Keeper, encoder: Encoder, tokens: Iterable[TokenSettings]) -> None:
         self._jobs, self._keeper, self._encoder = jobs, keeper, encoder
         self._tokens = {each.sha256.lower(): each for each in tokens}
 
