@@ -45,6 +45,12 @@ class LateServices(grpc.GenericRpcHandler):  # type: ignore[misc]
         """Called by the stubs' add_…_to_server."""
         self._handlers += handlers
 
+    def offer(self, images: ImageService, catalog: CatalogServiceServicer) -> None:
+        """Let calls of the API in."""
+        image_service_pb2_grpc.add_ImageServiceServicer_to_server(images, self)
+        catalog_service_pb2_grpc.add_CatalogServiceServicer_to_server(catalog, self)
+        self.there = True
+
     def add_registered_method_handlers(self, service: str, handlers: Any) -> None:
         """Called by the stubs' add_…_to_server, with the same handlers once more."""
 
@@ -115,9 +121,7 @@ class Door:
 
     async def serve(self, images: ImageService, catalog: CatalogServiceServicer) -> None:
         """Let calls of the API in."""
-        image_service_pb2_grpc.add_ImageServiceServicer_to_server(images, self._services)
-        catalog_service_pb2_grpc.add_CatalogServiceServicer_to_server(catalog, self._services)
-        self._services.there = True
+        self._services.offer(images, catalog)
         for service in ("", *SERVICES):
             await self._health.set(service, SERVING)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from darkroom.v1 import image_service_pb2 as pb
 from darkroom_plugins.errors import InvalidRequest, Violation
@@ -14,7 +14,6 @@ if TYPE_CHECKING:
     from google.protobuf.timestamp_pb2 import Timestamp
 
     from darkroom_server.api.backend import Registry
-    from darkroom_server.api.encoding import Encoder
     from darkroom_server.api.keeper import Keeper
     from darkroom_server.config.settings import TokenSettings
     from darkroom_server.jobs.job import Job, Seen
@@ -23,6 +22,13 @@ if TYPE_CHECKING:
 DEFAULT_PAGE, MOST = 100, 1000  # jobs of a page
 THUMBNAIL_EDGE = 256  # pixels
 STATES: dict[JobState, Any] = {state: pb.JobState.Value(f"JOB_STATE_{state.name}") for state in JobState}
+
+
+class Thumbnails(Protocol):
+    """Makes them."""
+
+    async def thumbnail(self, data: bytes, edge: int) -> bytes:
+        """A small JPEG of a picture that this server made."""
 
 
 class _Entry(NamedTuple):
@@ -38,7 +44,7 @@ class _Entry(NamedTuple):
 class JobList:
     """The jobs that there are, active and kept."""
 
-    def __init__(self, jobs: Registry, keeper: Keeper, encoder: Encoder, tokens: Iterable[TokenSettings]) -> None:
+    def __init__(self, jobs: Registry, keeper: Keeper, encoder: Thumbnails, tokens: Iterable[TokenSettings]) -> None:
         self._jobs, self._keeper, self._encoder = jobs, keeper, encoder
         self._tokens = {each.sha256.lower(): each for each in tokens}
 

@@ -1,4 +1,4 @@
-"""Status mapping: errors to gRPC codes, google.rpc.Status details and trailers, and from those of another process back."""
+"""Status mapping: errors to gRPC codes, google.rpc.Status details and trailers; and from statuses to errors."""
 
 from __future__ import annotations
 
