@@ -181,7 +181,7 @@ def _serve_cluster(settings: Settings) -> int:
     log_to_stderr(settings.log_format)
     try:
         from darkroom_server.cluster.edge import run
-        from darkroom_server.cluster.ray_replicas import ClusterError
+        from darkroom_server.cluster.wire import ClusterError
     except ModuleNotFoundError as error:
         _say(f"engine = \"ray\" wants the packages of the extra `ray`: pip install 'darkroom-diffusion[ray]' ({error})")
         return 1

@@ -189,7 +189,8 @@ class ClusterBackend:
         for restarts in range(MAX_RESTARTS + 1):
             if restarts:
                 log.warning("the job %s begins again at another replica: %s", job.request_id, lost)
-                job.mailbox.put(self._begun_again(job, restarts))
+                if delivered.accepted is not None:  # else the client has seen nothing of it
+                    job.mailbox.put(begun_again(job, restarts))
             try:
                 await self._run_once(job, rpc, message, delivered, restarts)
             except ReplicaLost as error:
@@ -223,13 +224,6 @@ class ClusterBackend:
                     note_progress(job, made[0])
                     job.mailbox.put(forwarded(made))
 
-    def _begun_again(self, job: Job, restarts: int) -> Forwarded:
-        """Says so. Its sequence is before those of the run."""
-        sequence = job.base + restarts * RUN_SEQUENCES
-        queued = events_pb2.QueuedEvent(restarts=restarts)
-        event = events_pb2.JobEvent(request_id=job.request_id, sequence=sequence, queued=queued)
-        return Forwarded([event])  # without a key: no other takes its place
-
     def _forget(self, replica: str, call_id: str) -> None:
         calls = self._calls.get(replica, set())
         calls.discard(call_id)
@@ -254,6 +248,14 @@ def messages_of(reply: Reply) -> Sequence[bytes]:
     if isinstance(reply, bytes):
         raise error_of(status_pb2.Status.FromString(reply))
     return reply if isinstance(reply, list) else ()
+
+
+def begun_again(job: Job, restarts: int) -> Forwarded:
+    """Says that a job begins again. Its sequence is before those of the run."""
+    sequence = job.base + restarts * RUN_SEQUENCES
+    queued = events_pb2.QueuedEvent(restarts=restarts)
+    event = events_pb2.JobEvent(request_id=job.request_id, sequence=sequence, queued=queued)
+    return Forwarded([event])  # without a key: no other takes its place
 
 
 def forwarded(made: list[events_pb2.JobEvent]) -> Forwarded:

@@ -12,11 +12,13 @@ from darkroom_server.api.job_list import JobList
 from darkroom_server.api.keeper import Keeper
 from darkroom_server.cluster.backend import ClusterBackend
 from darkroom_server.cluster.catalog import ClusterCatalog
-from darkroom_server.cluster.ray_replicas import RayReplicas
 from darkroom_server.observe.shutdown import Shutdown, until
 from darkroom_server.pictures.encode import encode_thumbnail
 
 if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
+    from darkroom_server.cluster.wire import Replicas
     from darkroom_server.config.settings import Settings
 
 log = logging.getLogger(__name__)
@@ -32,7 +34,7 @@ class EdgeThumbnails:
 class Edge:
     """A server without an engine. `address` is its listen address."""
 
-    def __init__(self, settings: Settings, door: Door, replicas: RayReplicas) -> None:
+    def __init__(self, settings: Settings, door: Door, replicas: Replicas) -> None:
         """Called by `open`."""
         self.settings, self.replicas = settings, replicas
         self.address = door.address
@@ -42,8 +44,8 @@ class Edge:
         self.keeper = Keeper(self.backend, settings)
 
     @classmethod
-    async def open(cls, settings: Settings) -> Edge:
-        """An edge that listens, with replicas that are ready.
+    async def open(cls, settings: Settings, replicas: Callable[[Settings], Awaitable[Replicas]] | None = None) -> Edge:
+        """An edge that listens, with replicas that are ready: those of Ray Serve, or what `replicas` opens.
 
         :raises CannotListen: with the system's reason
         :raises ClusterError: with the reason
@@ -51,7 +53,7 @@ class Edge:
         door = Door(settings)
         await door.open()
         try:
-            return cls(settings, door, await RayReplicas.open(settings))
+            return cls(settings, door, await (replicas or ray_replicas)(settings))
         except BaseException:
             await door.close(0)
             raise
@@ -78,6 +80,13 @@ class Edge:
     def hurry(self) -> None:
         """End the drain."""
         self._hurry.set()
+
+
+async def ray_replicas(settings: Settings) -> Replicas:
+    """Those of Ray Serve. :raises ClusterError: with the reason"""
+    from darkroom_server.cluster.ray_replicas import RayReplicas
+
+    return await RayReplicas.open(settings)
 
 
 async def run(settings: Settings, owns_process: bool = False) -> int:

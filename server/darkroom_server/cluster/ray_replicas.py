@@ -16,7 +16,7 @@ from ray import exceptions, serve
 from ray.serve.exceptions import RayServeException
 
 from darkroom_server.cluster.deployment import APPLICATION, DEPLOYMENT, application
-from darkroom_server.cluster.wire import Call, ReplicaLost, Reply, being_cancelled
+from darkroom_server.cluster.wire import Call, ClusterError, ReplicaLost, Reply, being_cancelled
 
 if TYPE_CHECKING:
     from darkroom_server.config.settings import Settings
@@ -31,10 +31,6 @@ LOST = (  # and not what a replica's code raised
     exceptions.NodeDiedError,
 )
 CONTROL_SECONDS = 10.0  # for an answer to cancel and renew
-
-
-class ClusterError(Exception):
-    """The cluster does not start, or cannot be joined."""
 
 
 class RayReplicas:
@@ -135,5 +131,5 @@ def _leave(own: bool) -> None:
     if not ray.is_initialized():
         return
     if own:
-        serve.shutdown()
+        serve.shutdown()  # type: ignore[no-untyped-call]
     ray.shutdown()

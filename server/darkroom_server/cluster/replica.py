@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import time
 from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass
@@ -107,7 +108,8 @@ class Replica:
         absent = (Residency.ABSENT, Residency.LEAVING)
         states = {name: self.app.residency["model", name].residency for name in self.app.catalog.models}
         here = [name for name, state in states.items() if state not in absent]
-        return {"models": here, "jobs": self.app.jobs.active_jobs, "calls": len(self._leases)}
+        jobs, calls = self.app.jobs.active_jobs, len(self._leases)
+        return {"replica": self.name, "process": os.getpid(), "models": here, "jobs": jobs, "calls": calls}
 
     def check(self) -> None:
         """:raises RuntimeError: the device is lost, or the engine hangs: the replica is to be started again"""

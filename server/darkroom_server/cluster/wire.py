@@ -24,6 +24,10 @@ class Call:
     owner: str  # the fingerprint of the caller's token; empty without one
 
 
+class ClusterError(Exception):
+    """The cluster does not start, or cannot be joined."""
+
+
 class ReplicaLost(Exception):
     """The replica of a call is gone, and with it what it had not sent."""
 
@@ -45,6 +49,9 @@ class Replicas(Protocol):
 
     async def everywhere(self, call: Call) -> list[list[Reply]]:
         """Call all replicas there are; the replies of each."""
+
+    async def close(self) -> None:
+        """Let go of them."""
 
 
 def being_cancelled() -> bool:
