@@ -36,7 +36,7 @@ class RunningServer:
     def __enter__(self) -> "RunningServer":
         self._thread.start()
         try:
-            self.app = self.run(self._start())
+            self.app = self.begin(self._start()).result(300)  # a cluster takes long
         except BaseException:
             self._stop_loop()
             raise

@@ -13,6 +13,8 @@ if TYPE_CHECKING:
     from darkroom_server.config.settings import Settings
 
 
+RAY_EXTRA = "clusters want the packages of the extra `ray`: pip install 'darkroom-diffusion[ray]'"
+
 Config = Annotated[
     Path | None,
     typer.Option(
@@ -183,7 +185,7 @@ def _serve_cluster(settings: Settings) -> int:
         from darkroom_server.cluster.edge import run
         from darkroom_server.cluster.wire import ClusterError
     except ModuleNotFoundError as error:
-        _say(f"engine = \"ray\" wants the packages of the extra `ray`: pip install 'darkroom-diffusion[ray]' ({error})")
+        _say(f"{RAY_EXTRA} ({error})")
         return 1
     try:
         return _run_event_loop(run(settings, owns_process=True))
@@ -236,6 +238,28 @@ def token(
     typer.echo(made)
     typer.echo("\nFor darkroom.toml:\n", err=True)
     typer.echo(f'[[tokens]]\nname = "{name}"\nrole = "{role}"\nsha256 = "{sha256(made.encode()).hexdigest()}"')
+
+
+def deploy(
+    config: Config = None,
+    replicas: Annotated[int | None, typer.Option(help="How many, each with a device.  [default: 1]")] = None,
+) -> None:
+    """Print the configuration of Ray Serve for replicas of this configuration, YAML.
+
+    Edges join them: darkroom serve --engine ray --ray-address auto
+
+    Examples:
+    darkroom deploy --replicas 4 > serve.yaml && serve deploy serve.yaml
+    """
+    settings = _settings({"cluster": {"replicas": replicas}} if replicas is not None else {}, config)
+    try:
+        import yaml
+
+        from darkroom_server.cluster.deployment import serve_config
+    except ModuleNotFoundError as error:
+        _say(f"{RAY_EXTRA} ({error})")
+        raise typer.Exit(1) from None
+    typer.echo(yaml.safe_dump(serve_config(settings), sort_keys=False), nl=False)
 
 
 def _settings(given: dict[str, Any], config: Path | None) -> Settings:

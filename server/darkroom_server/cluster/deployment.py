@@ -96,6 +96,17 @@ def inner(settings: Settings, exclude_defaults: bool = False) -> dict[str, Any]:
     return settings.model_dump(mode="json", exclude=EDGES, exclude_defaults=exclude_defaults)
 
 
+def serve_config(settings: Settings) -> dict[str, Any]:
+    """Serve's configuration of an application of these settings, which `build` builds."""
+    application = {
+        "name": APPLICATION,
+        "route_prefix": None,
+        "import_path": BUILDER,
+        "args": {"settings": inner(settings, exclude_defaults=True)},
+    }
+    return {"proxy_location": "Disabled", "applications": [application]}
+
+
 def build(args: dict[str, Any]) -> serve.Application:
     """What Serve's configuration imports: `args` has the settings, as `darkroom deploy` writes them."""
     from darkroom_server.config.settings import Settings

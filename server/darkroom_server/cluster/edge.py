@@ -101,8 +101,7 @@ async def run(settings: Settings, owns_process: bool = False) -> int:
         try:
             await until(shutdown.asked, edge.start())
             if not shutdown.asked.is_set():
-                replicas = settings.cluster.replicas
-                print(f"Darkroom is ready on {edge.address}, replicas: {replicas}", flush=True)  # noqa: T201
+                print(f"Darkroom is ready on {edge.address}: replicas on Ray Serve", flush=True)  # noqa: T201
                 await shutdown.asked.wait()
                 log.info("stopping")
         finally:

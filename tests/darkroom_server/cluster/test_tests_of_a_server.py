@@ -1,7 +1,11 @@
 """Tests of a single server that hold for a cluster, too: those that know nothing but the API."""
 
+# ruff: noqa: F401
+
 import pytest
 
+from tests.darkroom_server.api.test_catalog import models as models
+from tests.darkroom_server.api.test_catalog import schedulers as schedulers
 from tests.darkroom_server.api.test_catalog import (
     test_every_name_and_alias_is_taken,
     test_health_is_serving,
@@ -10,8 +14,6 @@ from tests.darkroom_server.api.test_catalog import (
     test_schedulers_are_listed,
     test_tasks_are_listed,
 )
-from tests.darkroom_server.api.test_catalog import models as models
-from tests.darkroom_server.api.test_catalog import schedulers as schedulers
 from tests.darkroom_server.api.test_invalid_requests import test_a_bad_field_is_named_by_its_path
 from tests.darkroom_server.api.test_kept_jobs import (
     test_a_job_goes_on_without_its_client,
@@ -50,7 +52,6 @@ from tests.darkroom_server.test_parity import oracle as oracle
 from tests.darkroom_server.test_parity import test_deterministic_gives_the_same_bytes, test_equals_diffusers
 from tests.support import RunningServer
 
-__all__ = [name for name in dir() if name.startswith("test_")]
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300), pytest.mark.filterwarnings("ignore:::ray")]
 
 
