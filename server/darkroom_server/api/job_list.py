@@ -13,6 +13,7 @@ from darkroom_server.jobs.kept import JobState
 if TYPE_CHECKING:
     from google.protobuf.timestamp_pb2 import Timestamp
 
+    from darkroom.v1 import events_pb2
     from darkroom_server.api.backend import Registry
     from darkroom_server.api.keeper import Keeper
     from darkroom_server.config.settings import TokenSettings
@@ -125,9 +126,7 @@ class JobList:
 
 def _describe_kept(message: pb.Job, kept: KeptJob, keep_seconds: float) -> None:
     if kept.accepted is not None:
-        given = kept.accepted.parameters
-        message.task, message.model, message.prompt = given.task, given.model, given.prompt
-        message.num_images, message.step_count = len(kept.accepted.seeds), kept.accepted.step_count
+        _describe_accepted(message, kept.accepted)
     if kept.ended is not None:
         _set_time(message.end_time, kept.ended)
         _set_time(message.expire_time, kept.ended + keep_seconds)
@@ -135,8 +134,16 @@ def _describe_kept(message: pb.Job, kept: KeptJob, keep_seconds: float) -> None:
         message.error, message.error_reason = str(kept.error), kept.error.reason
 
 
+def _describe_accepted(message: pb.Job, accepted: events_pb2.AcceptedEvent) -> None:
+    given = accepted.parameters
+    message.task, message.model, message.prompt = given.task, given.model, given.prompt
+    message.num_images, message.step_count = len(accepted.seeds), accepted.step_count
+
+
 def _describe_active(message: pb.Job, job: Job) -> None:
-    if (plan := job.planned) is not None:
+    if job.accepted is not None:
+        _describe_accepted(message, job.accepted)
+    elif (plan := job.planned) is not None:
         request = plan.request
         message.task, message.model, message.prompt = request.task, request.model, request.prompt
         message.num_images, message.step_count = request.num_images, plan.steps.count

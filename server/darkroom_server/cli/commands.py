@@ -181,7 +181,10 @@ def _serve_cluster(settings: Settings) -> int:
     from darkroom_server.observe.log import log_to_stderr
 
     log_to_stderr(settings.log_format)
+    os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "false")  # the cluster's processes are started beside open calls
     try:
+        import ray  # noqa: F401  # the edge takes it when it starts
+
         from darkroom_server.cluster.edge import run
         from darkroom_server.cluster.wire import ClusterError
     except ModuleNotFoundError as error:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from google.rpc import status_pb2
 
-from darkroom.v1 import events_pb2, image_service_pb2
+from darkroom.v1 import events_pb2, image_service_pb2, parameters_pb2
 from darkroom_plugins.errors import DarkroomError, JobFailed
 from darkroom_plugins.quoting import quoted
 from darkroom_server.api.status import error_of
@@ -37,7 +37,7 @@ RESPONSES: dict[str, Any] = {
     "Preprocess": image_service_pb2.PreprocessResponse,
 }
 MAX_RESTARTS = 5  # of a job with which replicas are lost again and again
-RUN_SEQUENCES = 2**24  # sequences of one run of a job; those of the next are greater
+RUN_SEQUENCES = 2**24  # of one run of a job; the next has greater ones. After a restart of the edge: the keeper's
 RETRY_SECONDS = 0.5  # before a job is sent to another replica than the one that goes, or has it still
 
 
@@ -124,8 +124,8 @@ class ClusterBackend:
     ) -> AsyncGenerator[list[events_pb2.JobEvent], None]:
         own = type(message)()
         own.CopyFrom(message)
-        own.ClearField("disconnect_policy")  # the edge keeps jobs, and replicas are to end with it
-        own.request_id = job.request_id
+        if own.disconnect_policy == parameters_pb2.DISCONNECT_POLICY_KEEP:
+            own.ClearField("disconnect_policy")  # the edge keeps jobs, and what replicas do is to end with it
         job.waiting = asyncio.create_task(self._run(job, rpc, own))
         async for made in self._read(job.mailbox):
             yield made
@@ -274,6 +274,8 @@ def forwarded(made: list[events_pb2.JobEvent]) -> Forwarded:
 def note_progress(job: Job, event: events_pb2.JobEvent) -> None:
     """Note how far a job is, as an engine's events would."""
     match event.WhichOneof("event"):
+        case "accepted":
+            job.accepted = event.accepted
         case "queued":
             job.seen.position = event.queued.position
         case "step":

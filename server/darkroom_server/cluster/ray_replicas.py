@@ -104,15 +104,19 @@ class RayReplicas:
 
     async def everywhere(self, call: Call) -> list[list[Reply]]:
         """See Replicas."""
-        found = await self._handle.broadcast("answer", call).results_async(return_exceptions=True)
+        return await self._all("answer", call)
+
+    async def describe(self) -> list[dict[str, Any]]:
+        """What each replica has in memory, and how much it has to do."""
+        return await self._all("describe")
+
+    async def _all(self, method: str, *arguments: Any) -> list[Any]:
+        """The results of a method of all replicas but those that are lost."""
+        found = await self._handle.broadcast(method, *arguments).results_async(return_exceptions=True)
         for each in found:
             if isinstance(each, BaseException) and not isinstance(each, LOST):
                 raise each
         return [each for each in found if not isinstance(each, BaseException)]
-
-    async def describe(self) -> list[dict[str, Any]]:
-        """What each replica has in memory, and how much it has to do."""
-        return list(await self._handle.broadcast("describe").results_async())
 
     async def _control(self, response: Any) -> None:
         """Whatever keeps a sign from a replica is no error: its lease tells it the same later, or it is gone."""

@@ -81,11 +81,11 @@ def edge(here: ReplicasHere, tiny_model: Path) -> Iterator[RunningServer]:
 
 @pytest.fixture(scope="session")
 def cluster(tiny_model: Path, tiny_v_model: Path, tiny_silent_model: Path) -> Iterator[RunningServer]:
-    """The models of `server`, by two replicas on a local cluster of Ray Serve."""
-    pytest.importorskip("ray")
+    """The models of `server`, by two replicas on a local cluster of Ray Serve, whose pictures come in parts."""
     from darkroom_server.config.settings import demo_model
 
     folders = {"tiny": tiny_model, "tiny-v": tiny_v_model, "tiny-silent": tiny_silent_model}
     models = [*({"name": name, "path": path} for name, path in folders.items()), demo_model()]
-    with RunningServer(engine="ray", cluster={"replicas": 2, "replica_cpus": 0.5}, models=models) as running:
+    cluster, limits = {"replicas": 2, "replica_cpus": 0.5}, {"chunk_bytes": 1024}
+    with RunningServer(engine="ray", cluster=cluster, models=models, limits=limits) as running:
         yield running

@@ -9,7 +9,13 @@ import pytest
 from grpc import StatusCode
 
 from darkroom.v1 import catalog_service_pb2, parameters_pb2
-from darkroom.v1.image_service_pb2 import CancelRequest, PreprocessRequest, WatchRequest
+from darkroom.v1.image_service_pb2 import (
+    JOB_STATE_RUNNING,
+    CancelRequest,
+    ListJobsRequest,
+    PreprocessRequest,
+    WatchRequest,
+)
 from darkroom_server.cluster.backend import MAX_RESTARTS, RUN_SEQUENCES
 from darkroom_server.cluster.wire import LEASE_SECONDS
 from tests.darkroom_server.cluster.conftest import ReplicasHere
@@ -87,7 +93,7 @@ def test_a_kept_job_outlives_client_and_replica(edge: RunningServer, here: Repli
 
 
 def test_refusals_come_as_they_are(edge: RunningServer, server: RunningServer) -> None:
-    for wrong in ({"width": 13, "num_images": 99}, {"model": "nope"}, {"guidance_rescale": 2.0}):
+    for wrong in ({"width": 13, "num_images": 99}, {"model": "nope"}, {"request_id": "?"}, {"disconnect_policy": 99}):
         one, other = (refused(lambda to=to, wrong=wrong: to.generate(**wrong)) for to in (edge, server))
         assert one.code == other.code
         assert (one.reason, one.paths) == (other.reason, other.paths)
@@ -111,6 +117,8 @@ def test_a_cancel_reaches_the_replica(
     stream = edge.start(generate_request(**LONG))
     stream.read_until("step")
     assert here.left() > 0
+    (job,) = [each for each in edge.images.ListJobs(ListJobsRequest()).jobs if not each.kept]
+    assert (job.model, job.step_count, job.state) == ("tiny", 400, JOB_STATE_RUNNING)
     leave(edge, stream)
     wait_for(lambda: here.left() == 0)
     assert edge.app.backend.jobs.active == []

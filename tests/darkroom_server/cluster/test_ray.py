@@ -1,11 +1,12 @@
 """Replicas on a real local cluster of Ray Serve: the picture is that of a server, whatever is killed or cancelled."""
 
+import contextlib
 import os
 import random
 import signal
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -16,7 +17,7 @@ from tests.support import RunningServer, generate_request
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600), pytest.mark.filterwarnings("ignore:::ray")]
 
-KILLS, CANCELS = int(os.environ.get("DARKROOM_KILLS", "3")), int(os.environ.get("DARKROOM_CANCELS", "40"))
+KILLS, CANCELS = int(os.environ.get("DARKROOM_KILLS", "2")), int(os.environ.get("DARKROOM_CANCELS", "40"))
 
 
 def replicas(cluster: RunningServer) -> list[dict[str, Any]]:
@@ -47,21 +48,24 @@ def test_a_picture_of_the_cluster_is_that_of_a_server(cluster: RunningServer, se
 
 def test_a_killed_replica_loses_no_job(cluster: RunningServer) -> None:
     settle(cluster)
-    request = {"prompt": "x", "num_inference_steps": 300, "deterministic": True, "seed": 7}
+    request = {"prompt": "x", "num_inference_steps": 80, "deterministic": True, "seed": 7}
     stream = cluster.start(generate_request(**request), timeout=300)
     stream.read_until("step")
     kill_one(cluster, lambda each: each["jobs"])
-    check_whole(stream.read(), steps=300, images=1)
+    check_whole(stream.read(), steps=80, images=1)
     assert max(event.queued.restarts for event in stream.events) == 1
-    assert cluster.generate(**request).files() == stream.files()
+    assert cluster.start(generate_request(**request), timeout=300).read().files() == stream.files()
     settle(cluster)
 
 
-def test_kills_under_load_lose_no_job(cluster: RunningServer) -> None:
-    settle(cluster)
-    rng, over = random.Random(1), threading.Event()
-    expected = {seed: cluster.generate(**SAME, seed=seed).files() for seed in range(4)}
-    done: list[int] = []
+@contextlib.contextmanager
+def load(cluster: RunningServer) -> Iterator[list[int]]:
+    """Six clients that make one of four pictures again and again, each time whole and the same; the seeds of those that
+    are done."""
+    expected = {
+        seed: cluster.start(generate_request(**SAME, seed=seed), timeout=300).read().files() for seed in range(4)
+    }
+    over, done = threading.Event(), list[int]()
 
     def client(number: int) -> None:
         while not over.is_set():
@@ -74,16 +78,38 @@ def test_kills_under_load_lose_no_job(cluster: RunningServer) -> None:
     with ThreadPoolExecutor(6) as pool:
         clients = [pool.submit(client, number) for number in range(6)]
         try:
-            for _ in range(KILLS):
-                time.sleep(rng.uniform(0.5, 2))
-                wait_for(lambda: len(replicas(cluster)) == 2, seconds=180)
-                kill_one(cluster, lambda each: rng.randrange(1000))
+            yield done
         finally:
             over.set()
         for each in clients:
             each.result()
+
+
+def test_kills_under_load_lose_no_job(cluster: RunningServer) -> None:
+    settle(cluster)
+    rng = random.Random(1)
+    with load(cluster) as done:
+        for _ in range(KILLS):
+            time.sleep(rng.uniform(0.5, 2))
+            wait_for(lambda: len(replicas(cluster)) == 2, seconds=180)
+            kill_one(cluster, lambda each: rng.randrange(1000))
     assert len(done) >= KILLS
     settle(cluster)
+
+
+def test_an_upgrade_under_load_loses_no_job(cluster: RunningServer) -> None:
+    from ray import serve
+
+    from darkroom_server.cluster.deployment import APPLICATION, application
+
+    settle(cluster)
+    before = {each["replica"] for each in replicas(cluster)}
+    changed = cluster.app.settings.model_copy(update={"encoder_threads": 1})
+    with load(cluster) as done:
+        serve.run(application(changed), name=APPLICATION, route_prefix=None)
+    assert len(done) >= 6
+    settle(cluster)
+    assert before.isdisjoint(each["replica"] for each in replicas(cluster))
 
 
 def test_random_cancels_leave_nothing(cluster: RunningServer) -> None:

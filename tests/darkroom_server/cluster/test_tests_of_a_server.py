@@ -18,12 +18,8 @@ from tests.darkroom_server.api.test_invalid_requests import test_a_bad_field_is_
 from tests.darkroom_server.api.test_kept_jobs import (
     test_a_job_goes_on_without_its_client,
     test_a_watch_resumes_anywhere,
-    test_cancel_ends_it_for_all,
-    test_jobs_are_listed_with_their_states,
     test_pages_have_every_job_once,
-    test_the_deadline_of_the_call_is_that_of_the_job,
     test_the_id_of_a_job_that_is_not_kept_is_refused,
-    test_watchers_that_come_and_go_see_what_was_made,
     test_what_is_refused_is_not_kept,
 )
 from tests.darkroom_server.api.test_refusals import (
