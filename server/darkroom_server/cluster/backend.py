@@ -19,7 +19,7 @@ from darkroom_server.api.status import error_of
 from darkroom_server.api.stored_events import resolved
 from darkroom_server.cluster.delivered import Delivered
 from darkroom_server.cluster.wire import RENEW_SECONDS, Call, ReplicaLost, Reply
-from darkroom_server.errors import DeviceLost, QueueFull, RequestIdInUse, ShuttingDown
+from darkroom_server.errors import Cancelled, DeviceLost, QueueFull, RequestIdInUse, ShuttingDown
 from darkroom_server.jobs.events import Ended, Forwarded
 from darkroom_server.jobs.job import Job
 from darkroom_server.jobs.mailbox import Mailbox
@@ -195,7 +195,7 @@ class ClusterBackend:
                 await self._run_once(job, rpc, message, delivered, restarts)
             except ReplicaLost as error:
                 lost = str(error)
-            except (ShuttingDown, DeviceLost) as error:
+            except (ShuttingDown, DeviceLost, Cancelled) as error:  # the last: of a lease that was not renewed in time
                 lost = str(error)
                 await asyncio.sleep(RETRY_SECONDS)
             except RequestIdInUse as error:  # the replica is there still, and its lease of the job ends soon
@@ -213,16 +213,23 @@ class ClusterBackend:
         """Have a job done by one replica. :raises ReplicaLost: it is gone"""
         model = message.parameters.model if rpc != "Preprocess" else ""
         messages = self.messages(IMAGES + rpc, message, job.token, model)
-        parse, base = RESPONSES[rpc].FromString, job.base + restarts * RUN_SEQUENCES
-        async with aclosing(messages):
-            async for data in messages:
-                event = parse(data).event
-                event.sequence += base
-                if event.HasField("queued"):
-                    event.queued.restarts = restarts
-                for made in delivered.new(event):
-                    note_progress(job, made[0])
-                    job.mailbox.put(forwarded(made))
+        parse, base, done = RESPONSES[rpc].FromString, job.base + restarts * RUN_SEQUENCES, False
+        try:
+            async with aclosing(messages):
+                async for data in messages:
+                    event = parse(data).event
+                    event.sequence += base
+                    done = event.HasField("completed")
+                    if event.HasField("queued"):
+                        event.queued.restarts = restarts
+                    for made in delivered.new(event):
+                        note_progress(job, made[0])
+                        job.mailbox.put(forwarded(made))
+        except ReplicaLost:
+            if not done:
+                raise
+        if not done:
+            raise ReplicaLost("the replica's stream ended before the job")
 
     def _forget(self, replica: str, call_id: str) -> None:
         calls = self._calls.get(replica, set())

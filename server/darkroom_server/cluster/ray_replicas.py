@@ -16,7 +16,7 @@ from ray import exceptions, serve
 from ray.serve.exceptions import RayServeException
 
 from darkroom_server.cluster.deployment import APPLICATION, DEPLOYMENT, application
-from darkroom_server.cluster.wire import Call, ClusterError, ReplicaLost, Reply, being_cancelled
+from darkroom_server.cluster.wire import RENEW_SECONDS, Call, ClusterError, ReplicaLost, Reply, being_cancelled
 
 if TYPE_CHECKING:
     from darkroom_server.config.settings import Settings
@@ -30,7 +30,7 @@ LOST = (  # and not what a replica's code raised
     exceptions.WorkerCrashedError,
     exceptions.NodeDiedError,
 )
-CONTROL_SECONDS = 10.0  # for an answer to cancel and renew
+CONTROL_SECONDS = 2 * RENEW_SECONDS  # for an answer to cancel and renew: one replica must not hold up others' leases
 
 
 class RayReplicas:

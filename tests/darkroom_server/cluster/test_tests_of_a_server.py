@@ -45,9 +45,8 @@ from tests.darkroom_server.api.test_stream import (
     test_steps_say_where_they_are,
     test_the_picture_carries_its_recipe,
 )
-from tests.darkroom_server.test_parity import BASE, CASES, MAX_LEVELS, Oracle
+from tests.darkroom_server.test_parity import BASE, CASES, MAX_LEVELS, Oracle, test_deterministic_gives_the_same_bytes
 from tests.darkroom_server.test_parity import oracle as oracle
-from tests.darkroom_server.test_parity import test_deterministic_gives_the_same_bytes
 from tests.support import RunningServer
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300), pytest.mark.filterwarnings("ignore:::ray")]
