@@ -100,7 +100,7 @@ def test_two_models_take_turns_where_there_is_room_for_one(
         for name in ("second", "first", "second"):
             assert alike(server.generate(model=name, **BASE).pixels, alone[name])
         in_turn = len(loadings(caplog))
-        names = ["first", "second"] * 8
+        names = ["first", "second"] * 4
         streams = together(server, [{"model": name, **BASE} for name in names])
         for name, stream in zip(names, streams, strict=True):
             assert np.abs(stream.pixels - alone[name]).max() <= 1

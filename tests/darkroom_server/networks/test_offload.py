@@ -208,6 +208,7 @@ def test_nothing_waits_longer_than_the_bound(server: RunningServer, steps: int, 
     assert 1 <= waited <= MAX_EVALUATIONS  # the first is its own
 
 
+@pytest.mark.slow
 def test_previews_by_the_vae_share_its_turns(server: RunningServer) -> None:
     before, steps = swaps(server), 20
     preview = PreviewOptions(mode=PREVIEW_MODE_FULL_VAE)
