@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Callable, Coroutine
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from darkroom.v1 import events_pb2
 from darkroom_plugins.errors import UnsupportedCombination, Violation
@@ -14,7 +14,7 @@ from darkroom_server.api import messages, quotas
 from darkroom_server.api.preprocess import preprocess
 from darkroom_server.api.validation.request import check_edit, check_generate
 from darkroom_server.errors import LoadFailed
-from darkroom_server.jobs.events import Accepted, ControlMade
+from darkroom_server.jobs.events import Accepted, ControlMade, Ended
 
 if TYPE_CHECKING:
     from darkroom_plugins.errors import DarkroomError
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from darkroom_server.jobs.job import Job
     from darkroom_server.models.catalog import Catalog
 
+T = TypeVar("T")
 CHECKS: dict[str, Callable[[Any, Catalog], Request]] = {"Generate": check_generate, "Edit": check_edit}
 
 
@@ -57,12 +58,31 @@ class Submission:
 
     async def preprocess(self, job: Job, message: Any) -> AsyncGenerator[list[events_pb2.JobEvent], None]:
         """See Backend."""
-        made = await self.jobs.read(preprocess, message, self.catalog)
+        made = await _unless_ended(job, self.jobs.read(preprocess, message, self.catalog))
         fields = [{"accepted": {}}, *made, {"completed": messages.took(time.monotonic() - job.arrived)}]
         yield [
             events_pb2.JobEvent(request_id=job.request_id, sequence=number, **each)
             for number, each in enumerate(fields, 1)
         ]
+
+
+async def _unless_ended(job: Job, work: Coroutine[Any, Any, T]) -> T:
+    """What the work of a job returns that nothing else sends events to.
+
+    :raises DarkroomError: the job is ended before
+    """
+    doing, ended = asyncio.ensure_future(work), asyncio.ensure_future(job.mailbox.get())
+    try:
+        await asyncio.wait({doing, ended}, return_when=asyncio.FIRST_COMPLETED)
+        if ended.done():
+            _, event = ended.result()
+            assert isinstance(event, Ended)
+            assert event.error is not None
+            raise event.error
+        return doing.result()
+    finally:
+        doing.cancel()
+        ended.cancel()
 
 
 def _control_images(job: Job) -> list[ControlMade]:
