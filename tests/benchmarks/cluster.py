@@ -28,10 +28,10 @@ def measure(bench: Bench) -> dict[str, Any]:
             stack.callback(each.stop)
             each.run(Traffic(bench.orders(uniform, 16), 16))
         throughput = bench.turns(
-            {name: lambda each=each: each.run(bench.traffic(uniform, 64, 32)) for name, each in served.items()}, 3
+            {name: lambda each=each: each.run(bench.traffic(uniform, 32, 16)) for name, each in served.items()}, 2
         )
         latencies = {
-            steps: bench.turns({name: partial(_alone, bench, each, steps) for name, each in served.items()}, 3)
+            steps: bench.turns({name: partial(_alone, bench, each, steps) for name, each in served.items()}, 2)
             for steps in (FEW, MANY)
         }
         edge = _cpu(bench, served["1 replica"])
@@ -53,7 +53,7 @@ def _serve(bench: Bench, settings: dict[str, str]) -> Served:
 
 def _alone(bench: Bench, served: Served, steps: int) -> Run:
     """One client, without previews: an event a step."""
-    return served.run(Traffic(bench.orders(partial(uniform, steps=steps), 32 if steps == FEW else 8)))
+    return served.run(Traffic(bench.orders(partial(uniform, steps=steps), 16 if steps == FEW else 4)))
 
 
 def _added(turns: Any) -> float:
