@@ -83,7 +83,7 @@ class Encoder:
             case Started():
                 return []
             case Accepted():
-                return [{"accepted": messages.accepted(job)}]
+                return [{"accepted": messages.accepted(event, job)}]
             case Queued():
                 return [{"queued": messages.queued(event)}]
             case Loading():

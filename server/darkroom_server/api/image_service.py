@@ -51,11 +51,11 @@ class ImageService(image_service_pb2_grpc.ImageServiceServicer):
         message.request_id = message.request_id or uuid.uuid4().hex
         owner = owner_of(context)
         if message.disconnect_policy == parameters_pb2.DISCONNECT_POLICY_KEEP:
-            register = partial(self._register, owner)
+            register = partial(self._register, context)
             kept = await self._keeper.attach(rpc, message, register, owner, context.time_remaining())
             await self._follow(kept, 0, context, response)
             return
-        job = self._register(owner, message)
+        job = self._register(context, message)
         try:
             events = self._submission.events(job, message, RPCS[rpc][1])
             async with aclosing(events):
@@ -82,7 +82,7 @@ class ImageService(image_service_pb2_grpc.ImageServiceServicer):
 
     async def Preprocess(self, request: image_service_pb2.PreprocessRequest, context: Context) -> None:
         request.request_id = request.request_id or uuid.uuid4().hex
-        job = self._register(owner_of(context), request)
+        job = self._register(context, request)
         try:
             events = await self._jobs.read(preprocess, request, self._submission.catalog)
             events = [{"accepted": {}}, *events, {"completed": messages.took(time.monotonic() - job.arrived)}]
@@ -130,16 +130,24 @@ class ImageService(image_service_pb2_grpc.ImageServiceServicer):
             if job is not None:
                 job.writing = None
 
-    def _register(self, owner: str, message: Any) -> Job:
+    def _register(self, context: Context, message: Any) -> Job:
         """Admit a job, or refuse it before any work.
 
         A job never has an id that is not allowed: until it is refused for it, with all violations, it has another.
         """
+        owner, left = owner_of(context), context.time_remaining()
         request_id = message.request_id if is_request_id(message.request_id) else uuid.uuid4().hex
         if self._keeper.find(owner, request_id) is not None:
             raise RequestIdInUse(f"request_id {quoted(request_id)} is that of a kept job")
         quotas.admit_job(self._jobs.of_token(owner))
-        return self._jobs.register(owner, request_id, message.ByteSize())
+        return self._jobs.register(
+            owner,
+            request_id,
+            message.ByteSize(),
+            client=owner or context.peer(),
+            priority=quotas.admit_priority(message),
+            deadline=time.monotonic() + left if left is not None else None,
+        )
 
 
 def _require_id(request: Any) -> None:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from darkroom.v1 import image_service_pb2 as pb
 from darkroom_plugins.errors import InvalidRequest, Violation
 from darkroom_server.api.keeper import no_such_job
+from darkroom_server.api.quotas import PRIORITIES
 from darkroom_server.jobs.kept import JobState
 
 if TYPE_CHECKING:
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
 DEFAULT_PAGE, MOST = 100, 1000  # jobs of a page
 THUMBNAIL_EDGE = 256  # pixels
 STATES: dict[JobState, Any] = {state: pb.JobState.Value(f"JOB_STATE_{state.name}") for state in JobState}
+
+NUMBERS = {priority: number for number, priority in PRIORITIES.items()}
 
 
 class _Entry(NamedTuple):
@@ -122,6 +125,8 @@ def _describe_kept(message: pb.Job, kept: KeptJob, keep_seconds: float) -> None:
         given = kept.accepted.parameters
         message.task, message.model, message.prompt = given.task, given.model, given.prompt
         message.num_images, message.step_count = len(kept.accepted.seeds), kept.accepted.step_count
+    if kept.job is not None:
+        message.priority = NUMBERS[kept.job.priority]
     if kept.ended is not None:
         _set_time(message.end_time, kept.ended)
         _set_time(message.expire_time, kept.ended + keep_seconds)
@@ -130,6 +135,7 @@ def _describe_kept(message: pb.Job, kept: KeptJob, keep_seconds: float) -> None:
 
 
 def _describe_active(message: pb.Job, job: Job) -> None:
+    message.priority = NUMBERS[job.priority]
     if (plan := job.planned) is not None:
         request = plan.request
         message.task, message.model, message.prompt = request.task, request.model, request.prompt
@@ -142,6 +148,10 @@ def _add_progress(message: pb.Job, seen: Seen) -> None:
         _set_time(message.start_time, seen.started)
     if seen.position is not None:
         message.position = seen.position
+    if seen.estimated_start is not None:
+        _set_time(message.estimated_start_time, seen.estimated_start)
+    if seen.estimated_end is not None and not message.HasField("end_time"):
+        _set_time(message.estimated_end_time, seen.estimated_end)
 
 
 def _set_time(field: Timestamp, seconds: float) -> None:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from darkroom_plugins.errors import UnsupportedCombination, Violation
 from darkroom_server.api import quotas
 from darkroom_server.errors import LoadFailed
-from darkroom_server.jobs.events import Accepted, ControlMade, Event
+from darkroom_server.jobs.events import ControlMade, Event
 
 if TYPE_CHECKING:
     from darkroom.v1 import events_pb2
@@ -46,7 +46,7 @@ class Submission:
             request = await self.jobs.read(check, message, self.catalog)
             quotas.admit_pixels(job, request, self.jobs.of_token(job.token))
             await self.jobs.plan(job, request, admitted=admitted)
-            job.mailbox.put(Accepted())
+            self.jobs.accept(job, admitted=admitted)
             for made in _control_images(job):
                 job.mailbox.put(made)
             self.jobs.submit(job)
