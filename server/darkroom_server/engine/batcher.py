@@ -9,13 +9,14 @@ from __future__ import annotations
 import heapq
 import sys
 from bisect import insort
-from collections.abc import Callable, Collection, Hashable, Iterator
+from collections.abc import Callable, Collection, Hashable, Iterator, Mapping
 from itertools import chain, count
 from operator import attrgetter
 from typing import TYPE_CHECKING, NamedTuple
 
 from darkroom_server.engine.slot import Slot
 from darkroom_server.jobs.shares import WEIGHTS, FairShares
+from darkroom_server.jobs.speeds import Average
 
 if TYPE_CHECKING:
     from darkroom_server.jobs.job import Job
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
 # this much of what they would be slowed down if all took turns. With two clients, a batch may take 1.3 times as long as
 # one without the other's.
 SLOWDOWN = 0.65
-PATIENCE = 4.0  # a lane goes first that has waited for so many times of what its clients have had more than others
+PATIENCE = 8  # longest turns of each lane, after which one has a turn whosever it is
 
 
 class Party:
@@ -95,7 +96,7 @@ class Lane:
         self.parties: dict[str, Party] = {}  # by client
         self.seconds: Callable[[int], float | None] = lambda rows: None  # of an evaluation of this many rows
         self.busy = False  # it has its turn
-        self.turn_seconds: float | None = None  # from turn to turn, other lanes' included: a moving average
+        self._turn_seconds = Average()  # from turn to turn
         self.turn_rows = 0.0  # of a turn: a moving average
         self.last_turn: float | None = None  # time.monotonic
         self.spent_before = shares.spent  # when it had its last turn
@@ -111,21 +112,20 @@ class Lane:
         """Any of them."""
         return next(next(iter(self.parties.values())).order())
 
+    @property
+    def turn_seconds(self) -> float | None:
+        """Seconds from one turn to the next, other lanes' turns included; None if not known yet."""
+        return self._turn_seconds.value
+
     def begin_turn(self, batch: Collection[Slot], now: float) -> None:
         """A turn begins with this batch."""
         rows = sum(slot.rows for slot in batch)
         if self.last_turn is not None:
-            seconds = now - self.last_turn
-            self.turn_seconds = seconds if self.turn_seconds is None else 0.8 * self.turn_seconds + 0.2 * seconds
+            self._turn_seconds.add(now - self.last_turn)
         self.turn_rows = 0.8 * self.turn_rows + 0.2 * rows if self.turn_rows else rows
         self.last_turn, self.spent_before = now, self._shares.spent
         for slot in batch:
             self.parties[slot.job.client].begin(slot)
-
-    def turn(self) -> float:
-        """The less, the sooner is its turn."""
-        waited = self._shares.spent - self.spent_before
-        return min(map(self._shares.tag, self.parties)) - waited / PATIENCE
 
     def order(self, newcomer: Job | None = None) -> Iterator[Slot]:
         """All slots in the order in which they get rows, while the shares are as they are now, and behind those of its
@@ -153,7 +153,9 @@ class Lane:
         slot = next(rest, None)
         if slot is None:
             return None
-        return Pick(place, slot.sample is None, self._shares.tag(client), slot.number, slot, rest)
+        party = self.parties.get(client)
+        waits = party is None or slot not in party.begun
+        return Pick(place, waits, self._shares.tag(client), slot.number, slot, rest)
 
     def select_batch(self, row_limit: int) -> list[Slot]:
         """The slots of the next batch, oldest first; at least one. May be called on another thread."""
@@ -172,8 +174,7 @@ class Lane:
         parties = list(self.parties.values())
         if len(parties) < 2 or self.solo:
             return lambda pick, rows: False
-        least = min(self._shares.tag(party.client) for party in parties) + self._shares.turn
-        fewest = min((party for party in parties if self._shares.tag(party.client) <= least), key=len)
+        fewest = self.parties[self._shares.due({party.client: len(party) for party in parties})]
         if len(fewest) >= row_limit:
             return lambda pick, rows: False
         own = list(fewest.order())
@@ -192,14 +193,14 @@ class Lane:
 
 
 class Batcher:
-    """Lanes by batch key, one evaluation each: the turn is that of the lane whose clients have had the least; among
-    equals, of the one that has waited the longest."""
+    """Lanes by batch key, one evaluation each. The turn is that of the client that has had the least; its lanes go
+    round."""
 
     def __init__(self) -> None:
         self.shares = FairShares()
         self._lanes: dict[Hashable, Lane] = {}  # the one that had its turn last is the last
         self._slots: dict[Job, list[Slot]] = {}
-        self._clients: dict[str, int] = {}  # their numbers of jobs
+        self._clients: dict[str, int] = {}  # their numbers of slots
         self._numbers = count()
 
     def __bool__(self) -> bool:
@@ -221,8 +222,8 @@ class Batcher:
         """Give each of the job's images a slot. Returns their lane."""
         lane = self._lanes.setdefault(job.plan.batch_key, Lane(job.plan.solo, self.shares))
         if job.client not in self._clients:
-            self.shares.join(job.client)
-        self._clients[job.client] = self._clients.get(job.client, 0) + 1
+            self.shares.join(job.client, WEIGHTS[job.priority])
+        self._clients[job.client] = self._clients.get(job.client, 0) + job.request.num_images
         party = lane.parties.setdefault(job.client, Party(job.client))
         self._slots[job] = [Slot(job, index, next(self._numbers)) for index in range(job.request.num_images)]
         for slot in self._slots[job]:
@@ -232,12 +233,21 @@ class Batcher:
 
     def next_lane(self, among: Callable[[Lane], bool] = lambda lane: True) -> Lane | None:
         """The lane whose turn it is, of those that are not busy and among these; None if there is none."""
-        ready = [(key, lane) for key, lane in self._lanes.items() if not lane.busy and among(lane)]
+        ready = {key: lane for key, lane in self._lanes.items() if not lane.busy and among(lane)}
         if not ready:
             return None
-        key, _ = min(ready, key=lambda each: each[1].turn()) if len(ready) > 1 else ready[0]
+        key = next(iter(ready)) if len(ready) == 1 else self._due(ready)
         lane = self._lanes[key] = self._lanes.pop(key)
         return lane
+
+    def _due(self, ready: Mapping[Hashable, Lane]) -> Hashable:
+        """The lane that has waited for too long; else, of those of the client whose turn it is, the one that has waited
+        the longest."""
+        longest = next(iter(ready))
+        if self.shares.spent - ready[longest].spent_before > PATIENCE * len(self._lanes) * self.shares.turn:
+            return longest
+        client = self.shares.due({client: self._clients[client] for lane in ready.values() for client in lane.parties})
+        return next(key for key, lane in ready.items() if client in lane.parties)
 
     def drop(self, slots: Collection[Slot]) -> None:
         """Free slots."""
@@ -246,10 +256,9 @@ class Batcher:
             if slot not in own:
                 continue
             own.remove(slot)
-            self._forget(slot)
             if not own:
                 del self._slots[job]
-                self._leave(job.client)
+            self._forget(slot)
 
     def drop_job(self, job: Job) -> None:
         """Free all slots of a job."""
@@ -263,8 +272,6 @@ class Batcher:
             del lane.parties[client]
         if not lane.parties:
             del self._lanes[key]
-
-    def _leave(self, client: str) -> None:
         self._clients[client] -= 1
         if not self._clients[client]:
             del self._clients[client]

@@ -23,16 +23,22 @@ T = TypeVar("T")
 
 
 class Average:
-    """A moving average of seconds, deaf to outliers."""
+    """A moving average of seconds, deaf to outliers; `value` is None before the second measurement, as the first one is
+    often a warm-up."""
 
-    __slots__ = ("value",)
+    __slots__ = ("_first", "value")
 
     def __init__(self) -> None:
+        self._first: float | None = None
         self.value: float | None = None
 
     def add(self, seconds: float) -> None:
-        """A measurement. The first one is often a warm-up: one that is much faster takes its place."""
-        if self.value is None or seconds < self.value / OUTLIER:
+        """A measurement."""
+        if self._first is None:
+            self._first = seconds
+        elif self.value is None:
+            self.value = min(seconds, self._first)
+        elif seconds < self.value / OUTLIER:
             self.value = seconds
         else:
             self.value += WEIGHT * (min(seconds, OUTLIER * self.value) - self.value)
@@ -54,7 +60,7 @@ class Curve:
 
     def at(self, amount: int) -> float | None:
         """The seconds of this amount: between two measured ones on a line; beyond, half of them are for any amount."""
-        known = sorted((x.value or 0.0, y.value or 0.0) for x, y in list(self._points.values()))
+        known = sorted((x.value, y.value) for x, y in list(self._points.values()) if x.value and y.value)
         below = next((point for point in reversed(known) if point[0] <= amount), None)
         above = next((point for point in known if point[0] > amount), None)
         if below and above:
