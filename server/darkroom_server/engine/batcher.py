@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 # this much of what they would be slowed down if all took turns. With two clients, a batch may take 1.3 times as long as
 # one without the other's.
 SLOWDOWN = 0.65
+HELD = 1.5  # images to a row of the batch, that may have begun: they keep their memory while others have their rows
 PATIENCE = 8  # longest turns of each lane, after which one has a turn whosever it is
 
 
@@ -54,20 +55,22 @@ class Party:
         self._places[priority] = place
         insort(self.waiting, (place, slot.number, slot))
 
-    def begin(self, slot: Slot) -> None:
-        """It is in a batch."""
+    def begin(self, slot: Slot) -> bool:
+        """It is in a batch. Returns whether for the first time."""
         if slot in self.begun:
-            return
+            return False
         place = next(number for number, each in enumerate(self.waiting) if each[2] is slot)
         self._now = max(self._now, self.waiting.pop(place)[0])
         self.begun[slot] = None
+        return True
 
-    def drop(self, slot: Slot) -> None:
-        """Free one."""
+    def drop(self, slot: Slot) -> bool:
+        """Free one. Returns whether it had begun."""
         if slot in self.begun:
             del self.begun[slot]
-        else:
-            self.waiting = [each for each in self.waiting if each[2] is not slot]
+            return True
+        self.waiting = [each for each in self.waiting if each[2] is not slot]
+        return False
 
     def order(self) -> Iterator[Slot]:
         """Its slots, in the order in which they get rows."""
@@ -76,15 +79,14 @@ class Party:
 
 
 class Pick(NamedTuple):
-    """A client's next slot in the order of a lane: first the first one of each client, of which those go before others
-    that have begun, then those whose turn it is; then the second one of each, and so on."""
+    """A client's next slot in the order of a lane: first the first one of each client, then the second one of each, and
+    so on. Of those that are due, the one of the client with the least work goes first; then the others."""
 
     place: float  # 0 for a client's first, then more by one over the priority's weight
-    waits: bool
-    tag: float
+    late: bool  # its client has had more than others
+    order: float
     number: int
     slot: Slot
-    rest: Iterator[Slot]
 
 
 class Lane:
@@ -95,6 +97,7 @@ class Lane:
         self._shares = shares
         self.parties: dict[str, Party] = {}  # by client
         self.seconds: Callable[[int], float | None] = lambda rows: None  # of an evaluation of this many rows
+        self._begun = 0  # slots of all that have begun
         self.busy = False  # it has its turn
         self._turn_seconds = Average()  # from turn to turn
         self.turn_rows = 0.0  # of a turn: a moving average
@@ -125,46 +128,64 @@ class Lane:
         self.turn_rows = 0.8 * self.turn_rows + 0.2 * rows if self.turn_rows else rows
         self.last_turn, self.spent_before = now, self._shares.spent
         for slot in batch:
-            self.parties[slot.job.client].begin(slot)
+            self._begun += self.parties[slot.job.client].begin(slot)
+
+    def drop(self, slot: Slot) -> None:
+        """Free a slot."""
+        party = self.parties[slot.job.client]
+        self._begun -= party.drop(slot)
+        if not party:
+            del self.parties[slot.job.client]
 
     def order(self, newcomer: Job | None = None) -> Iterator[Slot]:
         """All slots in the order in which they get rows, while the shares are as they are now, and behind those of its
         client those of a job that is not there yet. May be called on another thread."""
         return (pick.slot for pick in self._picks(newcomer))
 
-    def _picks(self, newcomer: Job | None = None) -> Iterator[Pick]:
-        orders = {client: party.order() for client, party in list(self.parties.items())}
+    def _picks(self, newcomer: Job | None = None, only_begun: bool = False) -> Iterator[Pick]:
+        parties = list(self.parties.values())
+        orders = {party.client: iter(list(party.begun)) if only_begun else party.order() for party in parties}
+        sizes = {party.client: len(party) for party in parties}
         if newcomer is not None:
-            new = (Slot(newcomer, index, sys.maxsize) for index in range(newcomer.request.num_images))
+            count = newcomer.request.num_images
+            new = (Slot(newcomer, index, sys.maxsize) for index in range(count))
             orders[newcomer.client] = chain(orders.get(newcomer.client, ()), new)
-        heap = [pick for client, slots in orders.items() if (pick := self._next(client, 0.0, slots))]
+            sizes[newcomer.client] = sizes.get(newcomer.client, 0) + count
+        tags = {client: self._shares.tag(client) for client in orders}
+        latest = min(tags.values(), default=0.0) + self._shares.slack
+
+        def pick(client: str, place: float) -> Pick | None:
+            slots = orders[client]
+            if (slot := next(slots, None)) is None:
+                return None
+            late = tags[client] > latest
+            order = tags[client] if late else sizes[client] * evaluations_left(slot)
+            return Pick(place, late, order, slot.number, slot)
+
+        heap = [first for client in orders if (first := pick(client, 0.0))]
         heapq.heapify(heap)
         while heap:
-            pick = heap[0]
-            yield pick
-            place = pick.place + 1 / WEIGHTS[pick.slot.job.priority]
-            following = self._next(pick.slot.job.client, place, pick.rest)
+            best = heap[0]
+            yield best
+            job = best.slot.job
+            following = pick(job.client, best.place + 1 / WEIGHTS[job.priority])
             if following is not None:
                 heapq.heapreplace(heap, following)
             else:
                 heapq.heappop(heap)
 
-    def _next(self, client: str, place: float, rest: Iterator[Slot]) -> Pick | None:
-        slot = next(rest, None)
-        if slot is None:
-            return None
-        party = self.parties.get(client)
-        waits = party is None or slot not in party.begun
-        return Pick(place, waits, self._shares.tag(client), slot.number, slot, rest)
-
     def select_batch(self, row_limit: int) -> list[Slot]:
         """The slots of the next batch, oldest first; at least one. May be called on another thread."""
         batch: list[Slot] = []
         rows = 0
-        bound = self._bound(row_limit)
-        for pick in self._picks():
-            if batch and (self.solo or rows + pick.slot.rows > row_limit or bound(pick, rows + pick.slot.rows)):
+        bound: Callable[[Pick, int], bool] | None = None
+        for pick in self._picks(only_begun=self._begun >= HELD * row_limit):
+            if batch and (self.solo or rows + pick.slot.rows > row_limit):
                 break
+            if pick.place > 0:
+                bound = bound or self._bound(row_limit)
+                if bound(pick, rows + pick.slot.rows):
+                    break
             rows += pick.slot.rows
             batch.append(pick.slot)
         return sorted(batch, key=attrgetter("number"))
@@ -267,9 +288,7 @@ class Batcher:
     def _forget(self, slot: Slot) -> None:
         key, client = slot.job.plan.batch_key, slot.job.client
         lane = self._lanes[key]
-        lane.parties[client].drop(slot)
-        if not lane.parties[client]:
-            del lane.parties[client]
+        lane.drop(slot)
         if not lane.parties:
             del self._lanes[key]
         self._clients[client] -= 1

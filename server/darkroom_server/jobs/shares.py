@@ -45,15 +45,20 @@ class FairShares:
         elif tag > self._virtual:
             self._left[client] = tag
 
+    @property
+    def slack(self) -> float:
+        """Tags that are closer are as good as equal."""
+        return SLACK * self.turn
+
     def tag(self, client: str) -> float:
         """The less, the sooner is its turn. May be called on another thread."""
-        tag, slack = self._tags.get(client, self._virtual), SLACK * self.turn
+        tag, slack = self._tags.get(client, self._virtual), self.slack
         return min(max(tag, self._virtual - slack), self._virtual + slack)
 
     def due(self, wants: Mapping[str, int]) -> str:
         """Whose turn it is, of some that have work: who has had the least, or as good as that and wants the least."""
         tags = {client: self.tag(client) for client in wants}
-        most = min(tags.values()) + SLACK * self.turn
+        most = min(tags.values()) + self.slack
         return min((client for client, tag in tags.items() if tag <= most), key=lambda client: wants[client])
 
     def charge(self, costs: Mapping[str, tuple[float, float]]) -> None:

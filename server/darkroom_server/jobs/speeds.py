@@ -17,31 +17,34 @@ if TYPE_CHECKING:
 PARTS = ("begin", "decode")  # of what an image takes beside its evaluations
 KINDS = 1024  # that are remembered
 WEIGHT = 0.2  # of a new measurement in a moving average
+WARM_UP = 8  # measurements
 OUTLIER = 2.0  # a measurement counts up to so many times the average: others are warm-ups and hiccups
 
 T = TypeVar("T")
 
 
 class Average:
-    """A moving average of seconds, deaf to outliers; `value` is None before the second measurement, as the first one is
-    often a warm-up."""
+    """A moving average of seconds, deaf to outliers. The first measurements are often of warm-ups: of those the least
+    counts, and `value` is None before there are two."""
 
-    __slots__ = ("_first", "value")
+    __slots__ = ("_count", "_value")
 
     def __init__(self) -> None:
-        self._first: float | None = None
-        self.value: float | None = None
+        self._count, self._value = 0, 0.0
+
+    @property
+    def value(self) -> float | None:
+        return self._value if self._count > 1 else None
 
     def add(self, seconds: float) -> None:
         """A measurement."""
-        if self._first is None:
-            self._first = seconds
-        elif self.value is None:
-            self.value = min(seconds, self._first)
-        elif seconds < self.value / OUTLIER:
-            self.value = seconds
+        self._count += 1
+        if self._count == 1 or seconds < self._value / OUTLIER:
+            self._value = seconds
+        elif self._count <= WARM_UP:
+            self._value = min(self._value, seconds)
         else:
-            self.value += WEIGHT * (min(seconds, OUTLIER * self.value) - self.value)
+            self._value += WEIGHT * (min(seconds, OUTLIER * self._value) - self._value)
 
 
 class Curve:

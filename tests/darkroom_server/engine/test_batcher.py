@@ -168,6 +168,20 @@ def test_a_flood_delays_another_by_the_step_under_way(lane: str, row: float) -> 
     assert device.ended[light] - arrived <= 1.5 * alone.ended[light] + step
 
 
+@pytest.mark.parametrize("limit", [2, 4])
+def test_a_long_job_with_all_rows_does_not_keep_a_short_one_waiting(limit: int) -> None:
+    device = Device(Batcher(), limit)
+    long = [job("a", client=f"long {number}", evaluations=900) for number in range(limit // 2)]
+    short = job("a", client="short", evaluations=8)
+    device.add(*long)
+    for _ in range(10):
+        device.turn()
+    device.add(short)
+    began = device.now
+    device.run(short)
+    assert device.now - began <= 2 * 8 * device.seconds(limit)
+
+
 def test_clients_that_ask_for_as_much_fill_the_batch_together() -> None:
     device = Device(Batcher(), 32)
     device.add(*(job("a", client=str(number), evaluations=20) for number in range(16)))
@@ -289,4 +303,4 @@ def test_what_is_held_is_bounded(first: int, clients: int) -> None:
         device.turn()
         (lane,) = device.batcher.lanes()
         most = max(most, sum(len(party.begun) for party in lane.parties.values()))
-    assert most <= 3 * 4
+    assert most <= 1.5 * 8 + 4
