@@ -37,10 +37,8 @@ def full_disk() -> Iterator[int]:
         yield full.fileno()
 
 
-SLOW = pytest.mark.slow  # streams alone: tests/darkroom_server/observe/test_streams.py
-
-
-@pytest.mark.parametrize("streams", [pytest.param("unread", marks=SLOW), pytest.param("full", marks=SLOW), "closed"])
+@pytest.mark.slow  # streams alone: tests/darkroom_server/observe/test_streams.py
+@pytest.mark.parametrize("streams", ["unread", "full", "closed"])
 def test_the_server_needs_no_reader(streams: str, tiny_model: Path, tmp_path: Path) -> None:
     address = f"unix:{tmp_path / 's'}"
     command = [DARKROOM, "serve", "--listen", address, "--model", f"tiny={tiny_model}"]

@@ -43,7 +43,8 @@ def test_pictures_follow_the_map_in_the_colours_of_the_prompt(pipeline: Any) -> 
     assert totals["colours"][0] >= COUNT - 2, report(totals)
 
 
-@pytest.mark.parametrize("style", ["stripes", pytest.param("outline", marks=pytest.mark.slow)])
+@pytest.mark.slow  # through a server: tests/darkroom_server/test_demo_edits.py
+@pytest.mark.parametrize("style", ["stripes", "outline"])
 def test_weight_turns_the_style_up(pipeline: Any, style: str) -> None:
     wanted = unseen_scenes(COUNT, seed=7)
     plain = FAST.pictures(pipeline, [caption(scene) for scene in wanted])

@@ -97,6 +97,7 @@ def test_each_row_has_its_own_weight(training: AdapterTraining) -> None:
     assert all((alone[i] - alone[i + 1]).abs().max() > 0.01 for i in (0, 1)), "the case cannot fail"
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:Already found a `peft_config`")
 def test_all_stages_make_what_diffusers_loads(training: AdapterTraining, tmp_path: Path) -> None:
     for stage in (Stage.CONTROLNET, Stage.ENCODER, Stage.OUTLINE, Stage.STRIPES):

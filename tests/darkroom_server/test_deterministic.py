@@ -60,7 +60,7 @@ def pictures(server: RunningServer, jobs: Mapping[str, Job]) -> dict[str, dict[i
     return {name: server.start(request(job)).read().files() for name, job in jobs.items()}
 
 
-@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize("threads", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_bytes_depend_neither_on_company_nor_on_the_process(threads: int, folder: Path) -> None:
     jobs = JOBS if threads == 1 else {name: JOBS[name] for name in TOGETHER}
     with serve(folder, threads=threads) as server:

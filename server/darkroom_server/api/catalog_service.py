@@ -228,7 +228,7 @@ class CatalogService(catalog_service_pb2_grpc.CatalogServiceServicer):
         return pb.Scheduler(
             name=entry.name,
             aliases=entry.aliases,
-            diffusers_class=entry.scheduler.__name__,
+            diffusers_class=entry.class_name,
             description=entry.description,
             min_steps=low,
             max_steps=high,

@@ -29,7 +29,10 @@ def answering_errors(call: Call, method: str) -> Call:
         except aio.AbortError:
             raise
         except DarkroomError as error:
-            failure = error.with_traceback(None)  # its frames would keep the job alive
+            failure = error.with_traceback(
+                None
+            )  # its frames would keep the job alive, as would those of what it is from
+            failure.__cause__ = failure.__context__ = None
         except Exception as error:
             if client_is_gone(error):
                 return None

@@ -146,13 +146,16 @@ def _make_certificates(folder: Path, listen: str | None) -> dict[str, Any]:
 
 
 def _serve(settings: Settings) -> int:
+    _quiet_libraries(settings.log_format)
+    import diffusers
+
     from darkroom_plugins.manager import PluginError
     from darkroom_server.api.listening import CannotListen
     from darkroom_server.app import run
     from darkroom_server.jobs.log import StateDirInUse
     from darkroom_server.models.model import ModelError
 
-    _quiet_libraries(settings.log_format)
+    diffusers.utils.logging.disable_progress_bar()  # transformers' switch would also disable the hub's
     try:
         return _run_event_loop(run(settings, owns_process=True))
     except (CannotListen, ModelError, PluginError, StateDirInUse) as error:
@@ -274,13 +277,8 @@ def _quiet_libraries(log_format: Literal["console", "json"] = "console") -> None
     from darkroom_server.observe.log import log_to_stderr
 
     log_to_stderr(log_format)
-
-    import diffusers
-    import transformers
-
-    for library in (diffusers, transformers):
-        library.utils.logging.set_verbosity_error()
-    diffusers.utils.logging.disable_progress_bar()  # transformers' switch would also disable the hub's
+    for library in ("DIFFUSERS", "TRANSFORMERS"):  # which read it when they are imported
+        os.environ[f"{library}_VERBOSITY"] = "error"
     logging.getLogger("httpx2").setLevel(logging.WARNING)  # logs each request to the hub
     logging.getLogger("transformers").setLevel(logging.ERROR)
 

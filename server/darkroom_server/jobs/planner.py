@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import OrderedDict, deque
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -22,6 +23,7 @@ from darkroom_server.errors import LoadFailed, to_domain_error
 from darkroom_server.jobs.plan import Plan
 from darkroom_server.networks.decode_cost import DecodeCosts
 from darkroom_server.schedulers.schedule import ZERO_SNR, Steps, count_steps, lacks_zero_snr
+from darkroom_server.schedulers.scheduler import copy_scheduler
 from darkroom_server.schedulers.tables import Tables
 
 if TYPE_CHECKING:
@@ -69,7 +71,7 @@ class Planner:
         self._decode_costs: dict[str, DecodeCosts | None] = {}  # by model
         # Schedulers and steps, shared by jobs with equal options: milliseconds to build, tens of kilobytes.
         self._schedules: WeakValueDictionary[Any, Any] = WeakValueDictionary()
-        self._recent_schedules: deque[Any] = deque(maxlen=128)  # keeps the latest alive
+        self._recent_schedules: deque[Any] = deque(maxlen=384)  # keeps the latest alive; a job uses three
 
     async def read(self, function: Callable[..., Any], *arguments: Any) -> Any:
         """The result of a function that decodes or checks inputs of a request, run on a reader's thread."""
@@ -172,15 +174,21 @@ class Planner:
 
     def _build_steps(self, request: Request, model: Model, task: Task, entry: SchedulerEntry) -> tuple[Any, Steps]:
         """The scheduler with its timesteps, and the steps from the task's first evaluation on."""
-        key = model.name, repr(request.scheduler), request.num_inference_steps
-        scheduler = self._schedules.get(key) or _build_scheduler(request, model, entry)
+        count, choice = request.num_inference_steps, (model.name, repr(request.scheduler))
+        built = self._kept(choice, lambda: _build_scheduler(request, model, entry))
+        scheduler = self._kept((choice, count), lambda: _with_timesteps(built, request, entry))
         first = calls.first_evaluation(task, request, scheduler)
-        steps = self._schedules.get((key, first)) or count_steps(
-            scheduler.timesteps, first, scheduler.order, request.num_inference_steps
+        steps = self._kept(
+            (choice, count, first), lambda: count_steps(scheduler.timesteps, first, scheduler.order, count)
         )
-        self._schedules.update({key: scheduler, (key, first): steps})
-        self._recent_schedules.append((scheduler, steps))
         return scheduler, steps
+
+    def _kept(self, key: Hashable, make: Callable[[], Any]) -> Any:
+        value = self._schedules.get(key)
+        if value is None:
+            value = self._schedules[key] = make()
+        self._recent_schedules.append(value)
+        return value
 
 
 class EmbeddingCache:
@@ -314,13 +322,26 @@ def _divides_by_zero(choice: SchedulerChoice, prediction_type: str) -> InvalidRe
 
 
 def _build_scheduler(request: Request, model: Model, entry: SchedulerEntry) -> Any:
-    """A scheduler with its timesteps, on the CPU, so that no step synchronizes with the device."""
+    """A scheduler without timesteps. DPM2's constructor takes 0.4 s, as it makes its longest schedule."""
+    with _refusing_options(entry):
+        return entry.build(model.family.scheduler_config, request.scheduler)
+
+
+def _with_timesteps(scheduler: Any, request: Request, entry: SchedulerEntry) -> Any:
+    """A copy with its timesteps, on the CPU, so that no step synchronizes with the device."""
+    with _refusing_options(entry):
+        copied = copy_scheduler(scheduler)
+        copied.set_timesteps(request.num_inference_steps)
+    return copied
+
+
+@contextmanager
+def _refusing_options(entry: SchedulerEntry) -> Iterator[None]:
+    """:raises InvalidRequest: for what the scheduler raises"""
     try:
         with LOADING:
-            scheduler = entry.build(model.family.scheduler_config, request.scheduler)
-            scheduler.set_timesteps(request.num_inference_steps)
+            yield
     except Exception as error:  # diffusers raises more than ValueError for unsupported options
         log.info("scheduler %s: %r", entry.name, error)
         problem = f"the scheduler {entry.name} cannot take this number of steps with these options"
         raise InvalidRequest([Violation("parameters.scheduler", problem)]) from error
-    return scheduler

@@ -112,6 +112,7 @@ def test_certificates_are_made_once(tmp_path: Path) -> None:
     assert "images.example" in names.get_values_for_type(x509.DNSName)
 
 
+@pytest.mark.slow
 def test_serve_makes_certificates_and_says_how_to_connect(tmp_path: Path) -> None:
     code = "from darkroom_client.cli import main; main()"
     command = [sys.executable, "-c", code, "serve", "--listen", "127.0.0.1:0", "--tls-self-signed", str(tmp_path)]

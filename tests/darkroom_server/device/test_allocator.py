@@ -48,6 +48,7 @@ print(before - resident())
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="glibc's settings")
+@pytest.mark.slow
 def test_freed_memory_is_kept_until_it_is_given_back() -> None:
     faults, freed = _measured("kept")
     assert faults < 1000

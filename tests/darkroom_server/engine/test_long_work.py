@@ -134,6 +134,7 @@ def test_a_models_limits_are_multiples_of_its_own_size(server: RunningServer) ->
         )
 
 
+@pytest.mark.slow
 def test_pictures_that_would_not_fit_whole_are_made_in_tiles(tiny_model: Path) -> None:
     """Equal to diffusers' pipelines with tiling, without and with an input picture."""
     pixels = np.random.default_rng(1).integers(0, 256, (96, 128, 3), np.uint8)

@@ -100,7 +100,7 @@ def test_two_models_take_turns_where_there_is_room_for_one(
         for name in ("second", "first", "second"):
             assert alike(server.generate(model=name, **BASE).pixels, alone[name])
         in_turn = len(loadings(caplog))
-        names = ["first", "second"] * 8
+        names = ["first", "second"] * 4
         streams = together(server, [{"model": name, **BASE} for name in names])
         for name, stream in zip(names, streams, strict=True):
             assert np.abs(stream.pixels - alone[name]).max() <= 1
@@ -130,21 +130,21 @@ def test_ten_jobs_for_a_cold_model_load_it_once(
 def test_who_waits_for_long_is_served_before_who_came_later(folders: dict[str, Path], weight: int) -> None:
     """Jobs for a model that is there do not keep out one for a model that must take its place."""
     two = {name: folders[name] for name in ("first", "second")}
-    ends: list[str] = []
+    ends: list[tuple[str, str]] = []
     with serving(two, memory_budget=weight) as server:
 
-        def run(model: str, name: str, steps: int) -> None:
-            server.generate(model=model, **{**BASE, "num_inference_steps": steps})
-            ends.append(name)
+        def read(name: str, stream: Any) -> None:
+            ends.append((name, stream.read().kinds[-1]))
 
         threads = []
         for model, name, steps in (("first", "long", 150), ("second", "other", 2), ("first", "late", 2)):
-            threads.append(threading.Thread(target=run, args=(model, name, steps)))
+            stream = server.start(generate_request(model=model, **{**BASE, "num_inference_steps": steps}))
+            stream.read_until("accepted")  # it has asked for its model then
+            threads.append(threading.Thread(target=read, args=(name, stream)))
             threads[-1].start()
-            time.sleep(0.15)
         for thread in threads:
             thread.join()
-    assert ends == ["long", "other", "late"]
+    assert ends == [(name, "completed") for name in ("long", "other", "late")]
 
 
 def test_the_least_recently_used_leaves(folders: dict[str, Path], weight: int) -> None:

@@ -136,6 +136,7 @@ def test_batches_of_other_sizes_are_not_compiled_by_the_engine(
     assert set(backend.compiled_by) == {"compiler"}
 
 
+@pytest.mark.slow
 def test_loading_waits_for_the_compiler_where_that_is_asked_for(backend: Backend, tiny_model: Path) -> None:
     models, limits = [{"name": "tiny", "path": tiny_model, "compile": "load"}], {"max_batch_rows": 4}
     with RunningServer(models=models, limits=limits) as server:
@@ -148,6 +149,7 @@ def test_loading_waits_for_the_compiler_where_that_is_asked_for(backend: Backend
         assert len(backend.compiled_by) == compiled_by
 
 
+@pytest.mark.slow
 def test_a_server_that_waits_for_the_compiler_stops_when_it_is_told_to(backend: Backend, tiny_model: Path) -> None:
     def tell() -> None:
         while not is_compiling():

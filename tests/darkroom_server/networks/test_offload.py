@@ -19,7 +19,7 @@ from darkroom_plugins.contract import Conditioner
 from darkroom_server.engine.offload_turns import MAX_EVALUATIONS
 from darkroom_server.networks import memory_checks
 from darkroom_server.networks.compiled import is_compiling
-from darkroom_server.networks.placement import quantise
+from darkroom_server.networks.conversion import quantise
 from tests.support import RunningServer, Stream, edit_request, generate_request, png
 from tests.tiny import save_controlnet, save_lora, save_sd
 
@@ -208,6 +208,7 @@ def test_nothing_waits_longer_than_the_bound(server: RunningServer, steps: int, 
     assert 1 <= waited <= MAX_EVALUATIONS  # the first is its own
 
 
+@pytest.mark.slow
 def test_previews_by_the_vae_share_its_turns(server: RunningServer) -> None:
     before, steps = swaps(server), 20
     preview = PreviewOptions(mode=PREVIEW_MODE_FULL_VAE)

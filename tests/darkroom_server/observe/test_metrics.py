@@ -4,20 +4,19 @@ import hashlib
 import json
 import re
 import socket
-import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from grpc import StatusCode
-from prometheus_client.parser import text_string_to_metric_families
 
 from darkroom.v1 import catalog_service_pb2, image_service_pb2
 from darkroom_server.config.settings import Settings
 from darkroom_server.jobs.events import PreviewMade
 from darkroom_server.jobs.numbers import Distribution, size_class
 from tests.failing import FailingServer
+from tests.scraping import read
 from tests.support import RunningServer, Stream, generate_request, preview, refused, settle
 
 DASHBOARD = Path(__file__).parents[3] / "server/deploy/grafana.json"
@@ -33,17 +32,6 @@ def measured(tiny_model: Path, tiny_v_model: Path) -> Iterator[RunningServer]:
         models=models, tokens=tokens, metrics="127.0.0.1:0", limits=limits, park_budget="1 GiB"
     ) as server:
         yield server
-
-
-def read(server: RunningServer) -> dict[str, float]:
-    """Every sample, by its name and labels as text."""
-    with urllib.request.urlopen(f"http://{server.app.metrics.address}/metrics", timeout=20) as answer:
-        families = text_string_to_metric_families(answer.read().decode())
-        samples = [sample for family in families for sample in family.samples]
-    return {
-        "".join([each.name, *(f" {name}={value}" for name, value in sorted(each.labels.items()))]): each.value
-        for each in samples
-    }
 
 
 def until(server: RunningServer, there: Callable[[dict[str, float]], bool]) -> dict[str, float]:
