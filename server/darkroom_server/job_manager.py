@@ -38,9 +38,7 @@ class JobManager:
         self._planner = planner
         self._residency = residency
         limits = settings.limits
-        self._admission = Admission(
-            limits.max_queued_jobs, limits.max_queued_jobs_per_client, settings.max_waiting_bytes
-        )
+        self._admission = Admission(limits.max_queued_jobs, limits.queued_jobs_per_client, settings.max_waiting_bytes)
         self._max_unread_bytes = settings.max_unread_bytes
         self._dropped_previews = 0  # of released jobs
         self._jobs: dict[tuple[str, str], Job] = {}  # by token and id

@@ -1,4 +1,4 @@
-"""Clients share the device, deadlines that cannot be met are refused at once, and jobs are told when they will be done."""
+"""Clients share the device, deadlines that cannot be met are refused, and jobs are told when they will be done."""
 
 import hashlib
 from collections.abc import Iterator
@@ -71,9 +71,7 @@ def flood(client: Client, count: int, **parameters: Any) -> list[Stream]:
 
 
 @pytest.mark.parametrize("size", [64, 32], ids=["the same batch", "another batch"])
-def test_a_flood_does_not_keep_another_waiting(
-    small: RunningServer, clients: tuple[Client, Client], size: int
-) -> None:
+def test_a_flood_does_not_keep_another_waiting(small: RunningServer, clients: tuple[Client, Client], size: int) -> None:
     """First come, first served, it would begin after hundreds of steps."""
     flooding, light = clients
     flood(flooding, 8)
