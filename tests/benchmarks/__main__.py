@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.benchmarks import (
+    admission,
     approximations,
     chart,
     clients,
@@ -61,6 +62,7 @@ PARTS = {
     "tasks": tasks.measure,
     "queueing": queueing.measure,
     "cluster": cluster.measure,
+    "admission": admission.measure,
     "where": where.measure,
     "approximations": approximations.measure,
     "startup": startup.measure,

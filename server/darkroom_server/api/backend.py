@@ -24,8 +24,22 @@ class Registry(Protocol):
     def find(self, token: str, request_id: str) -> Job | None:
         """The one of this token's fingerprint and id."""
 
-    def register(self, token: str, request_id: str, size: int, *, admitted: bool = False) -> Job:
-        """Admit a job whose message has `size` bytes. :raises DarkroomError: it is refused"""
+    def register(
+        self,
+        token: str,
+        request_id: str,
+        size: int,
+        *,
+        client: str = "",
+        priority: str = "normal",
+        deadline: float | None = None,
+        admitted: bool = False,
+    ) -> Job:
+        """Admit a job whose message has `size` bytes. `client`: whose share of the device it uses, if not its token's;
+        `deadline`: by `time.monotonic`; `admitted`: before a restart of the server.
+
+        :raises DarkroomError: it is refused
+        """
 
     async def read(self, function: Callable[..., Any], *arguments: Any) -> Any:
         """The result of a slow function, run off the event loop."""

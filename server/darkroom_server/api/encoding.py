@@ -84,7 +84,7 @@ class Encoder:
             case Started() | Forwarded():  # the latter is of other processes' jobs
                 return []
             case Accepted():
-                return [{"accepted": messages.accepted(job)}]
+                return [{"accepted": messages.accepted(event, job)}]
             case Queued():
                 return [{"queued": messages.queued(event)}]
             case Loading():

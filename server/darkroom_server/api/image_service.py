@@ -52,11 +52,11 @@ class ImageService(image_service_pb2_grpc.ImageServiceServicer):
     async def _serve(self, rpc: str, message: Any, context: Context, response: Any) -> None:
         message.request_id = message.request_id or uuid.uuid4().hex
         if message.disconnect_policy == parameters_pb2.DISCONNECT_POLICY_KEEP:
-            register = partial(self._register, owner())
+            register = partial(self._register, context)
             kept = await self._keeper.attach(rpc, message, register, owner(), context.time_remaining())
             await self._follow(kept, 0, context, response)
             return
-        job = self._register(owner(), message)
+        job = self._register(context, message)
         await self._stream(job, self._backend.events(job, rpc, message), context, response)
 
     async def _stream(
@@ -87,7 +87,7 @@ class ImageService(image_service_pb2_grpc.ImageServiceServicer):
 
     async def Preprocess(self, request: image_service_pb2.PreprocessRequest, context: Context) -> None:
         request.request_id = request.request_id or uuid.uuid4().hex
-        job = self._register(owner(), request)
+        job = self._register(context, request)
         await self._stream(job, self._backend.preprocess(job, request), context, image_service_pb2.PreprocessResponse)
 
     async def Cancel(
@@ -127,16 +127,24 @@ class ImageService(image_service_pb2_grpc.ImageServiceServicer):
             if job is not None:
                 job.writing = None
 
-    def _register(self, token: str, message: Any) -> Job:
+    def _register(self, context: Context, message: Any) -> Job:
         """Admit a job, or refuse it before any work.
 
         A job never has an id that is not allowed: until it is refused for it, with all violations, it has another.
         """
+        token, left = owner(), context.time_remaining()
         request_id = message.request_id if is_request_id(message.request_id) else uuid.uuid4().hex
         if self._keeper.find(token, request_id) is not None:
             raise RequestIdInUse(f"request_id {quoted(request_id)} is that of a kept job")
         quotas.admit_job(self._jobs.of_token(token))
-        return self._jobs.register(token, request_id, message.ByteSize())
+        return self._jobs.register(
+            token,
+            request_id,
+            message.ByteSize(),
+            client=token or context.peer(),
+            priority=quotas.admit_priority(message),
+            deadline=time.monotonic() + left if left is not None else None,
+        )
 
 
 def _require_id(request: Any) -> None:

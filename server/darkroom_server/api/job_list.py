@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 from darkroom.v1 import image_service_pb2 as pb
 from darkroom_plugins.errors import InvalidRequest, Violation
 from darkroom_server.api.keeper import no_such_job
+from darkroom_server.api.quotas import PRIORITIES
 from darkroom_server.jobs.kept import JobState
 
 if TYPE_CHECKING:
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
 DEFAULT_PAGE, MOST = 100, 1000  # jobs of a page
 THUMBNAIL_EDGE = 256  # pixels
 STATES: dict[JobState, Any] = {state: pb.JobState.Value(f"JOB_STATE_{state.name}") for state in JobState}
+
+NUMBERS = {priority: number for number, priority in PRIORITIES.items()}
 
 
 class Thumbnails(Protocol):
@@ -127,6 +130,8 @@ class JobList:
 def _describe_kept(message: pb.Job, kept: KeptJob, keep_seconds: float) -> None:
     if kept.accepted is not None:
         _describe_accepted(message, kept.accepted)
+    if kept.job is not None:
+        message.priority = NUMBERS[kept.job.priority]
     if kept.ended is not None:
         _set_time(message.end_time, kept.ended)
         _set_time(message.expire_time, kept.ended + keep_seconds)
@@ -141,6 +146,7 @@ def _describe_accepted(message: pb.Job, accepted: events_pb2.AcceptedEvent) -> N
 
 
 def _describe_active(message: pb.Job, job: Job) -> None:
+    message.priority = NUMBERS[job.priority]
     if job.accepted is not None:
         _describe_accepted(message, job.accepted)
     elif (plan := job.planned) is not None:
@@ -155,6 +161,10 @@ def _add_progress(message: pb.Job, seen: Seen) -> None:
         _set_time(message.start_time, seen.started)
     if seen.position is not None:
         message.position = seen.position
+    if seen.estimated_start is not None:
+        _set_time(message.estimated_start_time, seen.estimated_start)
+    if seen.estimated_end is not None and not message.HasField("end_time"):
+        _set_time(message.estimated_end_time, seen.estimated_end)
 
 
 def _set_time(field: Timestamp, seconds: float) -> None:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from darkroom.v1 import events_pb2, image_service_pb2
 from darkroom_plugins.errors import DarkroomError, JobFailed, Violation
 from darkroom_plugins.quoting import quoted
+from darkroom_server.api import quotas
 from darkroom_server.api.stored_events import BYTES, from_log, picture_of, resolved, to_log
 from darkroom_server.errors import (
     DeadlineExceeded,
@@ -293,6 +294,7 @@ class Keeper:
                 kept.sent.add(picture)
         message = REQUESTS[logged.rpc].FromString(logged.request)
         job = self._backend.jobs.register(kept.owner, kept.request_id, len(logged.request), admitted=True)
+        job.priority = quotas.PRIORITIES.get(message.priority, "normal")
         job.created, job.base = kept.created, (kept.run - 1) * RUN_SEQUENCES
         kept.job, kept.seen = job, job.seen
         if kept.run > MAX_RUNS:

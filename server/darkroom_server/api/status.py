@@ -30,6 +30,7 @@ CODES: dict[type[DarkroomError], grpc.StatusCode] = {
     errors.NotFound: grpc.StatusCode.NOT_FOUND,
     errors.NotImplementedYet: grpc.StatusCode.UNIMPLEMENTED,
     UnsupportedCombination: grpc.StatusCode.FAILED_PRECONDITION,
+    errors.DeadlineTooShort: grpc.StatusCode.FAILED_PRECONDITION,
     errors.RequestIdInUse: grpc.StatusCode.ALREADY_EXISTS,
     errors.ResourceExhausted: grpc.StatusCode.RESOURCE_EXHAUSTED,
     errors.Unavailable: grpc.StatusCode.UNAVAILABLE,

@@ -14,7 +14,7 @@ from darkroom_server.api import messages, quotas
 from darkroom_server.api.preprocess import preprocess
 from darkroom_server.api.validation.request import check_edit, check_generate
 from darkroom_server.errors import LoadFailed
-from darkroom_server.jobs.events import Accepted, ControlMade, Ended
+from darkroom_server.jobs.events import ControlMade, Ended
 
 if TYPE_CHECKING:
     from darkroom_plugins.errors import DarkroomError
@@ -46,7 +46,7 @@ class Submission:
             request = await self.jobs.read(CHECKS[rpc], message, self.catalog)
             quotas.admit_pixels(job, request, self.jobs.of_token(job.token))
             await self.jobs.plan(job, request, admitted=admitted)
-            job.mailbox.put(Accepted())
+            self.jobs.accept(job, admitted=admitted)
             for control in _control_images(job):
                 job.mailbox.put(control)
             self.jobs.submit(job)

@@ -61,7 +61,17 @@ class EdgeJobs:
     def find(self, token: str, request_id: str) -> Job | None:
         return self._jobs.get((token, request_id))
 
-    def register(self, token: str, request_id: str, size: int, *, admitted: bool = False) -> Job:
+    def register(
+        self,
+        token: str,
+        request_id: str,
+        size: int,
+        *,
+        client: str = "",
+        priority: str = "normal",
+        deadline: float | None = None,
+        admitted: bool = False,
+    ) -> Job:
         if self._closed is not None:
             raise self._closed
         if (token, request_id) in self._jobs:
@@ -70,6 +80,7 @@ class EdgeJobs:
         if held and held + size > self._max_waiting_bytes and not admitted:
             raise QueueFull(f"the requests of the jobs take {held // 2**20} MiB already")
         job = Job(request_id, token, time.monotonic(), held_bytes=size)
+        job.client, job.priority, job.deadline = client or token, priority, deadline
         self._jobs[token, request_id] = job
         self._idle.clear()
         return job

@@ -175,8 +175,15 @@ class Limits(BaseModel, extra="forbid"):
     max_pixels: Annotated[int, Field(ge=64 * 64)] = 2048 * 2048
     max_prompt_characters: Annotated[int, Field(ge=1)] = 10_000
     max_queued_jobs: Annotated[int, Field(ge=1)] = 1000
+    # Of one client: a token, or, without tokens, a connection. None: half of max_queued_jobs.
+    max_queued_jobs_per_client: Annotated[int, Field(ge=1)] | None = None
     max_request_bytes: Annotated[ByteSize, Field(ge=64 * 1024)] = ByteSize(32 * MIB)
     chunk_bytes: Annotated[ByteSize, Field(ge=1024, le=3 * MIB)] = ByteSize(3 * MIB)
+
+    @property
+    def queued_jobs_per_client(self) -> int:
+        """`max_queued_jobs_per_client`, or its default."""
+        return self.max_queued_jobs_per_client or max(1, self.max_queued_jobs // 2)
 
 
 class TokenSettings(BaseModel, extra="forbid"):

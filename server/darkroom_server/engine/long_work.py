@@ -48,7 +48,7 @@ class Work:
 
     def may_give_way(self, lane: Lane) -> bool:
         """Whether a lane may have a turn within this work: it may not move the work's networks."""
-        own, other = self.job.plan.model, lane.slots[0].job.plan.model
+        own, other = self.job.plan.model, lane.first.job.plan.model
         return other is not own or own.settings.offload == "none"
 
     @contextmanager

@@ -17,7 +17,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Accepted:
-    """The job is registered and planned."""
+    """The job is registered and planned. Seconds until its first turn, and until it is done; None: not known."""
+
+    estimated_wait: float | None = None
+    estimated_end: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,10 +30,11 @@ class Started:
 
 @dataclass(frozen=True, slots=True)
 class Queued:
-    """The job waits behind `position` others; the estimate is in seconds."""
+    """The job waits behind `position` others. Seconds until its first turn, and until it is done; None: not known."""
 
     position: int
     estimated_wait: float | None
+    estimated_end: float | None = None
 
 
 @dataclass(frozen=True, slots=True)

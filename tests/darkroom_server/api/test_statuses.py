@@ -24,6 +24,8 @@ TABLE: dict[type[contract.DarkroomError], tuple[str, str]] = {
     errors.RequestIdInUse: ("ALREADY_EXISTS", "REQUEST_ID_IN_USE"),
     errors.NotImplementedYet: ("UNIMPLEMENTED", "NOT_IMPLEMENTED"),
     errors.QueueFull: ("RESOURCE_EXHAUSTED", "QUEUE_FULL"),
+    errors.DeadlineUnreachable: ("RESOURCE_EXHAUSTED", "DEADLINE_UNREACHABLE"),
+    errors.DeadlineTooShort: ("FAILED_PRECONDITION", "DEADLINE_TOO_SHORT"),
     errors.KeptJobsFull: ("RESOURCE_EXHAUSTED", "KEPT_JOBS_FULL"),
     errors.JobLogFull: ("RESOURCE_EXHAUSTED", "JOB_LOG_FULL"),
     errors.OutOfMemory: ("RESOURCE_EXHAUSTED", "OUT_OF_MEMORY"),
@@ -43,7 +45,14 @@ TABLE: dict[type[contract.DarkroomError], tuple[str, str]] = {
     contract.PluginFailed: ("INTERNAL", "PLUGIN_FAILED"),
     contract.NonFinite: ("INTERNAL", "NON_FINITE"),
 }
-RETRIED = {errors.QueueFull, errors.KeptJobsFull, errors.Starting, errors.ShuttingDown, errors.DeviceLost}
+RETRIED = {
+    errors.QueueFull,
+    errors.DeadlineUnreachable,
+    errors.KeptJobsFull,
+    errors.Starting,
+    errors.ShuttingDown,
+    errors.DeviceLost,
+}
 
 
 def leaves(kind: type[contract.DarkroomError]) -> set[type[contract.DarkroomError]]:

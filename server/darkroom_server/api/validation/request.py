@@ -66,6 +66,7 @@ class _Check:
         given = message.parameters
         check_request_id(message.request_id, self.findings)
         self.findings.enum("disconnect_policy", parameters_pb2.DisconnectPolicy, message.disconnect_policy)
+        self.findings.enum("priority", parameters_pb2.Priority, message.priority)
         model = self._model(given.model)
         edit = edit_check.checked(message, model) if edit_check else CheckedEdit()
         task = self._task(given.task, rpc, derived, model, edit)
