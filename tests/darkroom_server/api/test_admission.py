@@ -59,11 +59,12 @@ def clients(small: RunningServer) -> Iterator[tuple[Client, Client]]:
     settle(small)
 
 
-def flood(client: Client, count: int, **parameters: Any) -> list[Stream]:
-    streams = [client.start(num_inference_steps=LONG, **parameters) for _ in range(count)]
-    for stream in streams:
-        stream.read_until("accepted")
-    streams[0].read_until("step")
+def flood(client: Client, count: int, num_images: int = 1) -> list[Stream]:
+    """Jobs of one client, of which as many run as fit, and the others wait."""
+    streams: list[Stream] = []
+    for number in range(count):
+        streams.append(client.start(num_inference_steps=LONG, num_images=num_images))
+        streams[-1].read_until("step" if number * num_images < ROWS // 2 else "queued")
     return streams
 
 
