@@ -91,9 +91,10 @@ def test_escape_stops_the_job_on_the_server(
     assert 0 < job.step < 150
 
 
+@pytest.mark.slow  # Gradio's editor does not tell when it takes a file
 def test_a_drawn_mask_is_repainted(drive: Callable[..., Any], tmp_path: Path) -> None:
-    picture = Image.new("RGB", (64, 64), (30, 60, 200))
-    ImageDraw.Draw(picture).ellipse((20, 20, 44, 44), fill=(220, 30, 30))
+    picture = Image.new("RGB", (128, 128), (30, 60, 200))
+    ImageDraw.Draw(picture).ellipse((40, 40, 88, 88), fill=(220, 30, 30))
     picture.save(tmp_path / "input.png")
     seen = drive("inpaint")
     assert "inpaint" in seen["details"]
@@ -102,9 +103,8 @@ def test_a_drawn_mask_is_repainted(drive: Callable[..., Any], tmp_path: Path) ->
     )
     changed = np.abs(before - after).max(axis=2) > 0
     assert changed.any()
-    for rows in (slice(0, 6), slice(-6, None)):  # the brush does not reach the corners, and there every pixel is kept
-        assert not changed[rows, :6].any()
-        assert not changed[rows, -6:].any()
+    for rows in (slice(0, 16), slice(-16, None)):  # the brush does not reach so far, and there every pixel is kept
+        assert not changed[rows].any()
 
 
 def test_wrong_values_are_refused_beside_their_fields(
