@@ -10,7 +10,7 @@ from darkroom_client.errors import InvalidRequest, Violation
 from darkroom_client.options import ImageLike, JobOptions, ParameterOptions
 from darkroom_client.recipes import Recipe
 
-_JOB_FIELDS = ("preview", "output", "disconnect_policy", "deterministic")
+_JOB_FIELDS = ("preview", "output", "disconnect_policy", "deterministic", "priority")
 _RequestT = TypeVar("_RequestT")
 
 

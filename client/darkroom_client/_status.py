@@ -23,6 +23,8 @@ _BY_REASON: dict[str, type[errors.DarkroomError]] = {
     "REQUEST_ID_IN_USE": errors.RequestIdInUse,
     "NOT_IMPLEMENTED": errors.NotImplementedYet,
     "QUEUE_FULL": errors.QueueFull,
+    "DEADLINE_UNREACHABLE": errors.DeadlineUnreachable,
+    "DEADLINE_TOO_SHORT": errors.DeadlineTooShort,
     "KEPT_JOBS_FULL": errors.KeptJobsFull,
     "JOB_LOG_FULL": errors.JobLogFull,
     "OUT_OF_MEMORY": errors.OutOfMemory,

@@ -11,6 +11,7 @@ from typing import Any, TypeAlias
 from darkroom_client._enums import (
     JobStateName,
     PreviewModeName,
+    PriorityName,
     ResidencyName,
     SafetyPolicyName,
     SigmaScheduleName,
@@ -46,6 +47,7 @@ class ServerLimits:
     max_request_bytes: int
     chunk_bytes: int
     job_retention_seconds: float
+    max_queued_jobs_per_client: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -189,4 +191,7 @@ class Job:
     expire_time: datetime | None  # until when it is kept
     error: str  # why it failed; empty: it did not
     error_reason: str
+    priority: PriorityName | None = None  # None: it has ended
+    estimated_start_time: datetime | None = None  # None: unknown, or it has started
+    estimated_end_time: datetime | None = None  # None: unknown, or it has ended
     thumbnail: bytes = field(default=b"", repr=False)  # a small JPEG, from `Client.job`

@@ -28,6 +28,8 @@ DarkroomError                  .message .reason .code .violations .retry_after
 │   ├── DeviceLost
 │   └── JobLogUnavailable      no job can be kept: the server's log of them cannot be used
 ├── DeadlineExceeded           the `timeout` expired
+│   ├── DeadlineUnreachable    it would, by the server's estimate, as other jobs are before this one
+│   └── DeadlineTooShort       it would, by the server's estimate, even without other jobs
 ├── Cancelled                  by this client or another one
 ├── Unauthenticated            token missing or not valid
 ├── PermissionDenied           a user's token, where an operator's is needed
@@ -183,6 +185,15 @@ class JobLogUnavailable(Unavailable):
 
 class DeadlineExceeded(DarkroomError):
     """The job exceeded its `timeout`."""
+
+
+class DeadlineUnreachable(DeadlineExceeded):
+    """Other jobs are before this one: by the server's estimate it would exceed its `timeout`, and was not begun. The
+    queue may be shorter after `retry_after` seconds."""
+
+
+class DeadlineTooShort(DeadlineExceeded):
+    """By the server's estimate the job would exceed its `timeout` even without other jobs, and was not begun."""
 
 
 class Cancelled(DarkroomError):

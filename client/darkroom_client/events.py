@@ -75,6 +75,8 @@ class Accepted(_Event):
     step_count: int  # denoising steps of each image
     preview: parameters_pb2.PreviewOptions  # resolved
     output: parameters_pb2.OutputOptions  # resolved
+    estimated_wait_seconds: float | None = None  # until the first step; None: unknown
+    estimated_end_seconds: float | None = None  # until the job is done; None: unknown
 
 
 @dataclass(frozen=True, slots=True, repr=False)
@@ -82,7 +84,9 @@ class Queued(_Event):
     """The job waits for its turn."""
 
     position: int  # jobs ahead of this one
-    estimated_wait_seconds: float | None  # None: unknown
+    estimated_wait_seconds: float | None  # until the first step; None: unknown
+    estimated_end_seconds: float | None = None  # until the job is done; None: unknown
+    restarts: int = 0  # how often it has begun again, because what ran it was lost
 
 
 @dataclass(frozen=True, slots=True, repr=False)

@@ -14,6 +14,7 @@ from darkroom_client._enums import (
     DisconnectPolicyName,
     ImageFormatName,
     PreviewModeName,
+    PriorityName,
     PromptSyntaxName,
     ResizeModeName,
     SigmaScheduleName,
@@ -38,6 +39,7 @@ __all__ = [
     "ParameterOptions",
     "PreviewModeName",
     "PreviewOptions",
+    "PriorityName",
     "PromptSyntaxName",
     "ResizeModeName",
     "SchedulerSpec",
@@ -191,4 +193,7 @@ class JobOptions(ParameterOptions, total=False):
     # when the connection or the server is lost, for 5 minutes, or within the `timeout`; `retries=0` of the client: not.
     keep: bool | None
     deterministic: bool | None
-    timeout: float | None  # seconds above 0; then the job ends with DeadlineExceeded. None, infinity: no limit
+    priority: PriorityName | None  # where jobs compete; "high" needs an operator's token. None: "normal"
+    # Seconds above 0; then the job ends with DeadlineExceeded. One that would take longer by the server's estimate is
+    # refused at once, with DeadlineUnreachable or DeadlineTooShort. None, infinity: no limit.
+    timeout: float | None

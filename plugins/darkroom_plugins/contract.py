@@ -21,21 +21,25 @@ from __future__ import annotations
 
 import contextlib
 import enum
+import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
+from math import prod
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
+
+from darkroom_plugins.deferred import torch
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     import numpy as np
-    import torch
     from pydantic import BaseModel
 
     from darkroom_plugins.canvas import Canvas
     from darkroom_plugins.files import ModelFiles
+    from darkroom_plugins.files.structures import Shapes
     from darkroom_plugins.request import EditChoice, Pixels, PreviewMode, Request, SchedulerChoice
     from darkroom_plugins.sample import Evaluation, Picture, PromptEmbedding, PromptPiece, Row, Sample
 
@@ -159,6 +163,10 @@ class Family(ABC):
 
     name: ClassVar[str]
     plugin: str = ""  # its plugin's name; set by the server
+    # Whether `open` reads configurations and headers only, so that `darkroom check` need not import torch: `device` and
+    # `dtype` are then stand-ins that have `type` and `itemsize`, `meta_components` is a `files.MetaNetworks`, and what
+    # else is made of the files is made in `build`.
+    reads_headers_only: ClassVar[bool] = False
     info: ModelInfo
     # Networks on the meta device, by their names in model_index.json, and those added by `Contribution.components`.
     meta_components: Mapping[str, torch.nn.Module]
@@ -182,15 +190,46 @@ class Family(ABC):
     def open(cls, files: ModelFiles, device: torch.device, dtype: torch.dtype) -> Family:
         """The model, without weights."""
 
+    def build(self) -> None:
+        """Make what is made of the files at first use: the networks on the meta device, tokenizers. Called when the
+        server starts, so that what is wrong with them is found there; raises as `open`."""
+        for name in self.meta_components:
+            self.meta_components[name]
+
+    def config(self, component: str) -> Mapping[str, Any]:
+        """A component's configuration: of a file, with the defaults of its class if `files.structures` covers it."""
+        from darkroom_plugins.files import MetaNetworks
+
+        return MetaNetworks(self.meta_components).config(component)
+
+    def shapes(self, component: str) -> Shapes:
+        """The shapes of a component's weights, by name."""
+        from darkroom_plugins.files import MetaNetworks
+
+        return MetaNetworks(self.meta_components).shapes(component)
+
+    @property
+    def own_scheduler(self) -> Mapping[str, Any]:
+        """The configuration of the model's own scheduler, without the defaults of its class."""
+        return self.scheduler_config
+
+    @property
+    def float32_components(self) -> Sequence[str]:
+        """Components whose weights are in float32 whatever the model's dtype."""
+        return ()
+
     def dtype_of(self, component: str) -> torch.dtype:
-        """The dtype of a component's weights; override for one that needs another than the model's."""
-        return self.dtype
+        """The dtype of a component's weights."""
+        return torch.float32 if component in self.float32_components else self.dtype
+
+    def itemsize_of(self, component: str) -> int:
+        """Bytes of each of a component's weights."""
+        return 4 if component in self.float32_components else self.dtype.itemsize
 
     @property
     def weight_bytes(self) -> int:
         """Size of its weights in memory, in bytes."""
-        sizes = {name: sum(p.numel() for p in network.parameters()) for name, network in self.meta_components.items()}
-        return sum(size * self.dtype_of(name).itemsize for name, size in sizes.items())
+        return sum(sum(map(prod, self.shapes(name).values())) * self.itemsize_of(name) for name in self.meta_components)
 
     @abstractmethod
     def latent_shape(self, width: int, height: int) -> tuple[int, int, int]:
@@ -342,7 +381,7 @@ class Inspector(Finisher, ABC):
         one model and size. `finish` gets it as `picture.findings[name]`."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class SchedulerEntry:
     """A noise scheduler: a diffusers class with a name."""
 
@@ -363,6 +402,16 @@ class SchedulerEntry:
     takes_eta: bool = False
     Parameters: type[BaseModel] | None = None
     plugin: str = ""  # its plugin's name; set by the server
+
+    @property
+    def class_name(self) -> str:
+        """The name of its class, as in a model's configuration."""
+        return self.scheduler.__name__
+
+    @property
+    def takes_zero_snr(self) -> bool:
+        """Whether it can begin at a signal-to-noise ratio of zero."""
+        return "rescale_betas_zero_snr" in inspect.signature(self.scheduler.__init__).parameters
 
     def build(self, config: Mapping[str, Any], choice: SchedulerChoice) -> Any:
         """A scheduler for a model with this scheduler configuration; its timesteps are not set."""

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-import torch
-
+from darkroom_plugins.deferred import torch
 from darkroom_plugins.request import Request
 from darkroom_plugins.sample import Sample
 from darkroom_plugins.tensors import to_device

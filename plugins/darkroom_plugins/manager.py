@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
+import inspect
 import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from importlib import import_module
 from importlib.metadata import Distribution, EntryPoint, entry_points
 from types import ModuleType
@@ -234,6 +237,8 @@ def _implementations(manager: pluggy.PluginManager, name: str) -> Iterator[tuple
 def _check_parameters(plugin: str, contribution: Any) -> None:
     from pydantic import BaseModel
 
+    if isinstance(inspect.getattr_static(type(contribution), "Parameters", None), cached_property):
+        return  # made at first use
     parameters = getattr(contribution, "Parameters", None)
     if parameters is not None and not (isinstance(parameters, type) and issubclass(parameters, BaseModel)):
         raise PluginError(
@@ -255,7 +260,9 @@ def _claimed_twice(kind: str, name: str, one: str, other: str) -> str:
 def _with_plugin(contribution: Any, plugin: str) -> Any:
     """The contribution, with its `plugin` set."""
     if dataclasses.is_dataclass(contribution) and not isinstance(contribution, type):
-        return dataclasses.replace(contribution, plugin=plugin)
+        contribution = copy.copy(contribution)
+        object.__setattr__(contribution, "plugin", plugin)  # it may be frozen
+        return contribution
     contribution.plugin = plugin
     return contribution
 

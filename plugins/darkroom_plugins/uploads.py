@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from functools import cache, cached_property
 from typing import Any, Protocol
 
-import torch
+from darkroom_plugins.deferred import torch
 
 STAGING_BYTES = 64 * 2**20  # of pinned memory, in two halves
 
@@ -48,11 +48,13 @@ class Uploader:
         self,
         tensor: torch.Tensor,
         dtype: torch.dtype | None = None,
-        memory_format: torch.memory_format = torch.preserve_format,
+        memory_format: torch.memory_format | None = None,
     ) -> torch.Tensor:
         """A copy on the device, which may not be complete yet."""
         dtype = dtype or tensor.dtype
-        target = torch.empty_like(tensor, dtype=dtype, device=self._device, memory_format=memory_format)
+        target = torch.empty_like(
+            tensor, dtype=dtype, device=self._device, memory_format=memory_format or torch.preserve_format
+        )
         if tensor.is_pinned() and tensor.dtype == dtype and tensor.stride() == target.stride():
             self._send(target, tensor)
             return target

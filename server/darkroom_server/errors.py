@@ -9,6 +9,7 @@ DarkroomError                 (darkroom_plugins.errors, like all marked *)
 ├── RequestIdInUse
 ├── ResourceExhausted
 │   ├── QueueFull
+│   ├── DeadlineUnreachable       the job would be done after its deadline, as others are before it
 │   ├── KeptJobsFull              too many bytes of kept jobs that have not ended
 │   ├── JobLogFull                no room on the disk for a kept job
 │   ├── OutOfMemory
@@ -23,6 +24,7 @@ DarkroomError                 (darkroom_plugins.errors, like all marked *)
 ├── PermissionDenied
 │   ├── OperatorRequired          a user's token on an operator's call
 │   └── ModelNotAllowed           not one of the token's models
+├── DeadlineTooShort              the job would be done after its deadline, even without others
 ├── Cancelled
 ├── DeadlineExceeded
 └── JobFailed *
@@ -78,6 +80,14 @@ class ResourceExhausted(DarkroomError):
 
 class QueueFull(ResourceExhausted):
     reason = "QUEUE_FULL"
+
+    def __init__(self, message: str, retry_after: float = 1.0) -> None:
+        super().__init__(message)
+        self.retry_after = retry_after
+
+
+class DeadlineUnreachable(ResourceExhausted):
+    reason = "DEADLINE_UNREACHABLE"
 
     def __init__(self, message: str, retry_after: float = 1.0) -> None:
         super().__init__(message)
@@ -151,6 +161,10 @@ class OperatorRequired(PermissionDenied):
 
 class ModelNotAllowed(PermissionDenied):
     reason = "MODEL_NOT_ALLOWED"
+
+
+class DeadlineTooShort(DarkroomError):
+    reason = "DEADLINE_TOO_SHORT"
 
 
 class Cancelled(DarkroomError):

@@ -8,10 +8,11 @@ from functools import partial
 from typing import TYPE_CHECKING, TypeVar
 
 from darkroom_plugins.quoting import quoted
-from darkroom_server.errors import DeviceLost, QueueFull, RequestIdInUse, ShuttingDown, SlowReader, to_domain_error
+from darkroom_server.errors import DeviceLost, RequestIdInUse, ShuttingDown, SlowReader, to_domain_error
+from darkroom_server.jobs.admission import Admission
+from darkroom_server.jobs.events import Accepted
 from darkroom_server.jobs.job import Job
 from darkroom_server.jobs.mailbox import Mailbox
-from darkroom_server.jobs.queue_rate import QueueRate
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
@@ -36,10 +37,9 @@ class JobManager:
         self._engine = engine
         self._planner = planner
         self._residency = residency
-        self._max_queued_jobs = settings.limits.max_queued_jobs
-        self._max_waiting_bytes = settings.max_waiting_bytes
+        limits = settings.limits
+        self._admission = Admission(limits.max_queued_jobs, limits.queued_jobs_per_client, settings.max_waiting_bytes)
         self._max_unread_bytes = settings.max_unread_bytes
-        self._rate = QueueRate()
         self._dropped_previews = 0  # of released jobs
         self._jobs: dict[tuple[str, str], Job] = {}  # by token and id
         self._idle = asyncio.Event()
@@ -78,9 +78,20 @@ class JobManager:
         """The active job of this token's fingerprint and id."""
         return self._jobs.get((token, request_id))
 
-    def register(self, token: str, request_id: str, size: int, *, admitted: bool = False) -> Job:
-        """Admit a job, or refuse it before any work. `size` is its message's, in bytes. One that was `admitted` before
-        the server was started again is not refused for a full queue.
+    def register(
+        self,
+        token: str,
+        request_id: str,
+        size: int,
+        *,
+        client: str = "",
+        priority: str = "normal",
+        deadline: float | None = None,
+        admitted: bool = False,
+    ) -> Job:
+        """Admit a job, or refuse it before any work. `size` is its message's, in bytes; `client` says whose share of
+        the device it uses, if not its token's. One that was `admitted` before the server was started again is not
+        refused for a full queue.
 
         :raises ShuttingDown, RequestIdInUse, QueueFull: it is refused
         """
@@ -90,8 +101,9 @@ class JobManager:
             raise RequestIdInUse(f"request_id {quoted(request_id)} is in use by another job")
         mailbox = Mailbox(on_picture=self._end_slow_readers)
         job = Job(request_id, token, time.monotonic(), held_bytes=size, mailbox=mailbox)
-        if not admitted:
-            self._refuse_if_full(besides=job)
+        job.client, job.priority, job.deadline = client or token, priority, deadline
+        self._admission.add(job, always=admitted)
+        job.on_start = partial(self._admission.remove, job)
         self._jobs[token, request_id] = job
         self._idle.clear()
         return job
@@ -108,7 +120,23 @@ class JobManager:
         job.plan = await self._report_device_loss(self._planner.plan(request))
         job.held_bytes = job.plan.held_bytes
         if not admitted:
-            self._refuse_if_full(besides=job)
+            self._admission.refuse_if_large(job)
+        self._admission.resize(job)
+
+    def accept(self, job: Job, *, admitted: bool = False) -> None:
+        """Tell a planned job that it is accepted, and when it will begin and be done.
+
+        :raises DeadlineUnreachable, DeadlineTooShort: it will surely not be done in time
+        """
+        now, found = time.monotonic(), None
+        if self._residency.are_resident(job.plan.needs):  # else who knows how long they take to load
+            found = self._engine.estimate(job)
+        start, end = found or (None, None)
+        if not admitted and job.deadline is not None:
+            self._admission.refuse_if_late(job, end, self._engine.seconds_alone(job), now)
+        self._admission.accepted(start, now)
+        job.seen.expect(start, end)
+        job.mailbox.put(Accepted(start, end))
 
     def submit(self, job: Job) -> None:
         """Submit a planned job to the engine once its model and assets are resident. Its events go to its mailbox, the
@@ -143,8 +171,7 @@ class JobManager:
         if self._jobs.get(key) is job:
             del self._jobs[key]
             self._dropped_previews += job.mailbox.dropped_previews
-            if not job.queued:
-                self._rate.record_end(time.monotonic())
+            self._admission.remove(job)
         if not self._jobs:
             self._idle.set()
 
@@ -185,14 +212,3 @@ class JobManager:
         except DeviceLost as error:
             self._engine.lose(error)
             raise
-
-    def _refuse_if_full(self, besides: Job) -> None:
-        """:raises QueueFull: too many jobs wait, or the images of waiting jobs take too much memory"""
-        waiting = [other for other in self._jobs.values() if other.queued and other is not besides]
-        retry_after = self._rate.retry_after(len(waiting), time.monotonic())
-        if len(waiting) >= self._max_queued_jobs:
-            raise QueueFull(f"{len(waiting)} jobs are waiting already", retry_after)
-        held = sum(other.held_bytes for other in waiting)
-        if waiting and held + besides.held_bytes > self._max_waiting_bytes:
-            message = f"the pictures of the jobs that wait take {held // 2**20} MiB already"
-            raise QueueFull(message, retry_after)

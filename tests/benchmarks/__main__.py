@@ -12,7 +12,20 @@ import time
 from pathlib import Path
 from typing import Any
 
-from tests.benchmarks import approximations, chart, clients, deterministic, load, queueing, short, startup, tasks, where
+from tests.benchmarks import (
+    admission,
+    approximations,
+    chart,
+    clients,
+    cluster,
+    deterministic,
+    load,
+    queueing,
+    short,
+    startup,
+    tasks,
+    where,
+)
 from tests.benchmarks.bench import Bench
 
 RESULTS = Path(__file__).parent / "results"
@@ -48,6 +61,8 @@ PARTS = {
     "short": short.measure,
     "tasks": tasks.measure,
     "queueing": queueing.measure,
+    "cluster": cluster.measure,
+    "admission": admission.measure,
     "where": where.measure,
     "approximations": approximations.measure,
     "startup": startup.measure,

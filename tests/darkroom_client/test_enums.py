@@ -40,6 +40,7 @@ def sent(scripted, client):
         parameters_pb2.DisconnectPolicy,
         parameters_pb2.ImageFormat,
         parameters_pb2.PreviewMode,
+        parameters_pb2.Priority,
         parameters_pb2.PromptSyntax,
         parameters_pb2.SigmaSchedule,
         parameters_pb2.TimestepSpacing,

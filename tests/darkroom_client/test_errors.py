@@ -23,6 +23,8 @@ ROWS = [
     ("ALREADY_EXISTS", "REQUEST_ID_IN_USE", errors.RequestIdInUse),
     ("UNIMPLEMENTED", "NOT_IMPLEMENTED", errors.NotImplementedYet),
     ("RESOURCE_EXHAUSTED", "QUEUE_FULL", errors.QueueFull),
+    ("RESOURCE_EXHAUSTED", "DEADLINE_UNREACHABLE", errors.DeadlineUnreachable),
+    ("FAILED_PRECONDITION", "DEADLINE_TOO_SHORT", errors.DeadlineTooShort),
     ("RESOURCE_EXHAUSTED", "OUT_OF_MEMORY", errors.OutOfMemory),
     ("RESOURCE_EXHAUSTED", "REQUEST_TOO_LARGE", errors.RequestTooLarge),
     ("RESOURCE_EXHAUSTED", "SLOW_READER", errors.SlowReader),

@@ -13,7 +13,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from darkroom_plugins.files import ModelFiles, load_weights
-from darkroom_plugins.files.hub import HubFiles, located
+from darkroom_plugins.files.hub import HubFiles
+from darkroom_plugins.files.hub_paths import located
 from tests.checkpoints import COMMIT, ldm_vae, save_checkpoint, save_to_cache
 from tests.hub import Hub
 from tests.tiny import save_sd

@@ -10,7 +10,8 @@ import torch
 from diffusers import StableDiffusionPipeline
 from safetensors.torch import load_file, save_file
 
-from darkroom_plugins.builtin.safety import SafetyChecker, open_checker
+from darkroom_plugins.builtin.safety import open_checker
+from darkroom_plugins.builtin.safety_checker import SafetyChecker
 from darkroom_plugins.files import ModelFiles, load_weights
 from tests.tiny import save_safety_checker, save_sd
 
@@ -33,7 +34,7 @@ def pictures() -> np.ndarray:
 
 def checker(folder: Path, dtype: torch.dtype = torch.float32) -> SafetyChecker:
     files = ModelFiles(folder)
-    network: Any = open_checker(files)
+    network: Any = open_checker(files).network
     load_weights(network, files.weights("safety_checker"), dtype)
     return network
 

@@ -12,6 +12,7 @@ from torch import nn
 
 from darkroom_demo import MODEL_PATH
 from darkroom_plugins.builtin.families import deepcache
+from darkroom_plugins.builtin.families.deepcache_layers import Layers
 from tests.support import RunningServer, generate_request
 from tests.tiny_sdxl import save_sdxl
 
@@ -94,7 +95,7 @@ def test_the_network_is_left_as_it_was(tiny_model: Path) -> None:
     """Also where an evaluation fails."""
     unet = diffusers.UNet2DConditionModel.from_pretrained(tiny_model / "unet")
     before = list(unet.named_modules())
-    layers = deepcache.Layers(unet)
+    layers = Layers(unet, deepcache.DEPTH)
     with pytest.raises(RuntimeError):
         layers.full_step(unet, torch.zeros(1, 99, 8, 8), 1, torch.zeros(1, 2, 32))
     assert list(unet.named_modules()) == before

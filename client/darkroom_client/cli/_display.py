@@ -66,7 +66,7 @@ class Display:
             case Accepted():
                 self._progress.update(task, total=event.step_count * self._images_per_job, state="")
             case Queued():
-                self._progress.update(task, state=f"waiting behind {event.position}")
+                self._progress.update(task, state=_waiting(event))
             case Loading():
                 self._progress.update(task, state=_loading(event))
             case Step():
@@ -93,6 +93,12 @@ class Display:
 
 def _title(job: Job) -> str:
     return escape(job.title if len(job.title) <= _MAX_TITLE else job.title[: _MAX_TITLE - 1] + "…")
+
+
+def _waiting(event: Queued) -> str:
+    """For instance "waiting behind 3, done in about 12 s"."""
+    end = event.estimated_end_seconds
+    return f"waiting behind {event.position}" + (f", done in about {end:.0f} s" if end is not None else "")
 
 
 def _loading(event: Loading) -> str:

@@ -52,6 +52,7 @@ class JobRunner:
             "eta": scheduling.eta,
             "num_images": results.num_images,
             "deterministic": results.deterministic or (False if results.no_deterministic else None),
+            "priority": results.priority,
             "keep": results.keep or None,
             "output": format_for(results.out, results.image_format),
         }

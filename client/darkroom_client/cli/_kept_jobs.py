@@ -123,10 +123,18 @@ def _follow(request_id: str, server: Server, results: Results) -> None:
 
 def _state(job: "Job") -> str:
     if job.state == "running":
-        return f"running {job.step}/{job.step_count}"
+        return f"running {job.step}/{job.step_count}" + _until(job.estimated_end_time)
     if job.state == "queued" and job.position is not None:
-        return f"queued behind {job.position}"
+        return f"queued behind {job.position}" + _until(job.estimated_end_time)
     return f"failed: {job.error}" if job.error else str(job.state or "unknown")
+
+
+def _until(end: "datetime | None") -> str:
+    """How long a job still takes; empty if it is not known, or longer than was expected."""
+    from datetime import UTC, datetime
+
+    left = (end - datetime.now(UTC)).total_seconds() if end is not None else 0.0
+    return f", {left:.0f} s left" if left >= 1 else ""
 
 
 def _clock(time: "datetime | None") -> str:

@@ -9,6 +9,7 @@ import typer
 from darkroom_client._enums import (
     ImageFormatName,
     PreviewModeName,
+    PriorityName,
     PromptSyntaxName,
     ResizeModeName,
     SigmaScheduleName,
@@ -326,6 +327,10 @@ class Results:
     as_json: Annotated[
         bool, typer.Option("--json", help="Print one JSON object per event. Integers beyond 2^53 are text.")
     ] = False
+    priority: Annotated[
+        PriorityName | None,
+        _choice(PriorityName, metavar="NAME", after=". Default: normal; high needs an operator's token."),
+    ] = None
     keep: Annotated[
         bool,
         typer.Option("--keep", help="Go on if this command or the server is interrupted; see `darkroom jobs`."),

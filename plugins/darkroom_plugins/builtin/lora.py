@@ -6,19 +6,21 @@ from collections import OrderedDict
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any, TypeAlias
-
-import torch
-from torch import nn
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from darkroom_plugins import hookimpl
 from darkroom_plugins.builtin.loras.dialects import LoraFile, LoraUpdates
 from darkroom_plugins.builtin.loras.layer_names import component_of
 from darkroom_plugins.builtin.loras.updates import Update, combined
 from darkroom_plugins.contract import Adapter, AssetInfo, AssetKind, Assets, Family
+from darkroom_plugins.deferred import torch
+from darkroom_plugins.files import shapes_of
 from darkroom_plugins.request import Request
 from darkroom_plugins.sample import Evaluation, Row, Sample
 from darkroom_plugins.tensors import to_device
+
+if TYPE_CHECKING:
+    from torch import nn
 
 darkroom_api_version = 1
 
@@ -28,7 +30,7 @@ COMPONENTS = ("unet", "text_encoder", "text_encoder_2")
 LoraSet: TypeAlias = tuple[tuple[str, float], ...]  # (name, weight) of each
 LayerUpdates: TypeAlias = Mapping[str, Sequence[Update]]  # layer name in its component → updates, to be summed
 Updates: TypeAlias = Mapping[str, LayerUpdates]  # component → its layers' updates
-Rows: TypeAlias = torch.Tensor | None  # indices of a batch's rows; None: all
+Rows: TypeAlias = "torch.Tensor | None"  # indices of a batch's rows; None: all
 
 
 class Loras(Adapter):
@@ -60,14 +62,14 @@ class Loras(Adapter):
         if "unet" not in model.meta_components:
             return "it changes a UNet, which the model does not have"
         try:
-            LoraFile(path).check(model.meta_components)
+            LoraFile(path).check({name: model.shapes(name) for name in model.meta_components})
         except ValueError as error:
             return str(error)
         return None
 
     def load_asset(self, path: Path, model: Family) -> LoraUpdates:
         """Its updates on the CPU, by component and layer."""
-        return LoraFile(path).updates(model.meta_components)
+        return LoraFile(path).updates({name: shapes_of(each) for name, each in model.meta_components.items()})
 
     @contextmanager
     def encoding(self, sample: Sample, parameters: None) -> Iterator[None]:

@@ -5,16 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-import torch
-from diffusers import AutoencoderTiny
-
 from darkroom_plugins import hookimpl
 from darkroom_plugins.contract import TINY_VAE, Family, PreviewDecoder
-from darkroom_plugins.files import ModelFiles, meta_network
+from darkroom_plugins.deferred import torch
+from darkroom_plugins.files import MetaNetwork, MetaNetworks, ModelFiles, meta_network
 
 darkroom_api_version = 1
 
 FIT_PICTURES = 16
+CLASS = "AutoencoderTiny"
 
 
 def latent_rgb(model: Family) -> Callable[[torch.Tensor], torch.Tensor]:
@@ -60,20 +59,25 @@ def tiny_vae(model: Family) -> Callable[[torch.Tensor], torch.Tensor]:
     return decode
 
 
-def open_tiny_vae(files: ModelFiles, model: Family) -> torch.nn.Module:
+def open_tiny_vae(files: ModelFiles, model: Family) -> MetaNetwork:
     """The AutoencoderTiny of these files, without its weights.
 
     :raises ValueError: it is no AutoencoderTiny, or for latents of other channels
     :raises OSError: its configuration cannot be read
     """
     config = files.config(TINY_VAE)
-    if config.get("_class_name") != AutoencoderTiny.__name__:
-        raise ValueError(f"it holds {config.get('_class_name')}, not {AutoencoderTiny.__name__}")
-    network: Any = meta_network(AutoencoderTiny, config)
+    if config.get("_class_name") != CLASS:
+        raise ValueError(f"it holds {config.get('_class_name')}, not {CLASS}")
     channels, _, _ = model.latent_shape(model.info.default_width, model.info.default_height)
-    if network.config.latent_channels != channels:
-        raise ValueError(f"it takes latents of {network.config.latent_channels} channels; the model's have {channels}")
-    return network  # type: ignore[no-any-return]
+    if (its := config.get("latent_channels", 4)) != channels:
+        raise ValueError(f"it takes latents of {its} channels; the model's have {channels}")
+    return MetaNetwork(CLASS, config, lambda: _network(config))
+
+
+def _network(config: Mapping[str, Any]) -> torch.nn.Module:
+    from diffusers import AutoencoderTiny
+
+    return meta_network(AutoencoderTiny, config)
 
 
 def tiny_vae_components(model: Family, files: ModelFiles, settings: Any) -> Mapping[str, torch.nn.Module]:
@@ -83,7 +87,7 @@ def tiny_vae_components(model: Family, files: ModelFiles, settings: Any) -> Mapp
             raise ValueError("default_preview_mode: 'tiny-vae' needs tiny_vae to be set")
         return {}
     try:
-        return {TINY_VAE: open_tiny_vae(files, model)}
+        return MetaNetworks({TINY_VAE: open_tiny_vae(files, model)})
     except (OSError, ValueError) as error:
         raise ValueError(f"tiny_vae: {error}") from error
 

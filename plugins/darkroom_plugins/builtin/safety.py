@@ -3,25 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
-import transformers
-from diffusers.pipelines.stable_diffusion import safety_checker
-from PIL import Image
 
 from darkroom_plugins import hookimpl
 from darkroom_plugins.contract import SAFETY_CHECKER, Family, Finisher, Inspector
-from darkroom_plugins.files import ModelFiles, meta_network
+from darkroom_plugins.files import MetaNetwork, MetaNetworks, ModelFiles, read_json
 from darkroom_plugins.request import Pixels, Request
 from darkroom_plugins.sample import Picture, Sample
+
+if TYPE_CHECKING:
+    import torch
 
 darkroom_api_version = 1
 
 CLASS = "StableDiffusionSafetyChecker"
-
-safety_checker.logger.setLevel("ERROR")  # its warning claims a black picture whatever the policy
 
 
 class Safety(Inspector):
@@ -37,7 +35,7 @@ class Safety(Inspector):
         if settings.safety == "off":
             return {}
         try:
-            return {SAFETY_CHECKER: open_checker(files)}
+            return MetaNetworks({SAFETY_CHECKER: open_checker(files)})
         except (OSError, ValueError) as error:
             raise ValueError(f"safety: {error}") from error
 
@@ -54,35 +52,23 @@ class Safety(Inspector):
         return picture
 
 
-class SafetyChecker(safety_checker.StableDiffusionSafetyChecker):  # type: ignore[no-untyped-call]
-    """Diffusers' safety checker with its image processor."""
-
-    processor: Any  # a CLIPImageProcessor
-
-    def concepts_in(self, pictures: Sequence[Pixels], device: torch.device, dtype: torch.dtype) -> list[bool]:
-        """For each picture, (height, width, 3) uint8, whether it has one of the checker's concepts: diffusers'
-        `nsfw_content_detected`."""
-        images = [Image.fromarray(picture) for picture in pictures]
-        prepared = self.processor(images, return_tensors="pt").pixel_values  # (n, 3, 224, 224)
-        placeholders = torch.zeros(len(images))  # the checker overwrites images with concepts
-        return self(clip_input=prepared.to(device, dtype), images=placeholders)[1]  # type: ignore[no-any-return]
-
-
-def open_checker(files: ModelFiles) -> torch.nn.Module:
+def open_checker(files: ModelFiles) -> MetaNetwork:
     """The model's safety checker, without its weights.
 
     :raises OSError, ValueError: the model has none, or its configuration cannot be read
     """
     if (files.index.get(SAFETY_CHECKER) or [None, None])[1] != CLASS:
         raise ValueError("the model has no safety checker")
-    checker: Any = meta_network(SafetyChecker, files.config(SAFETY_CHECKER))
-    checker.processor = _image_processor().from_pretrained(files.folder / "feature_extractor", local_files_only=True)
-    return checker  # type: ignore[no-any-return]
+    processor = files.folder / "feature_extractor"
+    read_json(processor / "preprocessor_config.json")
+    config = files.config(SAFETY_CHECKER)
+    return MetaNetwork(CLASS, config, lambda: _network(config, processor))
 
 
-def _image_processor() -> Any:
-    """Transformers' class; of version 5 that which needs no torchvision, as the other warns without it."""
-    return getattr(transformers, "CLIPImageProcessorPil", None) or transformers.CLIPImageProcessor
+def _network(config: Mapping[str, Any], processor: Path) -> torch.nn.Module:
+    from darkroom_plugins.builtin.safety_checker import meta_checker
+
+    return meta_checker(config, processor)
 
 
 @hookimpl

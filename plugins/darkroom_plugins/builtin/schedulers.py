@@ -5,9 +5,9 @@ from __future__ import annotations
 import inspect
 import typing
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from typing import Annotated, Any
 
-import diffusers
 from pydantic import BaseModel, ConfigDict, Field, create_model
 
 from darkroom_plugins import hookimpl
@@ -39,25 +39,73 @@ OPTIONS: Mapping[str, Any] = {
 LATENT_DEFAULTS: Mapping[str, Any] = {"clip_sample": False, "skip_prk_steps": True}
 
 
-def entry(name: str, class_name: str, description: str, *aliases: str, **given: Any) -> SchedulerEntry:
-    """The entry of a diffusers class; what its constructor's signature tells is filled in. `given` are further fields
-    of SchedulerEntry."""
-    scheduler = getattr(diffusers, class_name)
-    arguments = inspect.signature(scheduler.__init__).parameters
-    fixed = given.get("options", {})
-    sigmas = [s for s in ("karras", "exponential", "beta") if f"use_{s}_sigmas" in arguments]
-    return SchedulerEntry(
-        name=name,
-        scheduler=scheduler,
-        description=description,
-        aliases=aliases,
-        defaults={name: value for name, value in LATENT_DEFAULTS.items() if name in arguments},
-        sigma_schedules=("default", *sigmas) if sigmas else (),
-        timestep_spacings=("linspace", "leading", "trailing") if "timestep_spacing" in arguments else (),
-        takes_eta="eta" in inspect.signature(scheduler.step).parameters,
-        Parameters=_parameters(scheduler, [o for o in OPTIONS if o in arguments and o not in fixed]),
-        **given,
-    )
+# Classes that have `rescale_betas_zero_snr`, which models are checked for without importing the classes.
+ZERO_SNR = {
+    "DDIMScheduler",
+    "DDPMScheduler",
+    "DPMSolverMultistepScheduler",
+    "EulerAncestralDiscreteScheduler",
+    "EulerDiscreteScheduler",
+    "LCMScheduler",
+    "TCDScheduler",
+    "UniPCMultistepScheduler",
+}
+
+
+class DiffusersEntry(SchedulerEntry):
+    """The entry of a diffusers class. The class, and what its constructor's signature tells, are read at first use."""
+
+    def __init__(self, name: str, class_name: str, description: str, *aliases: str, **given: Any) -> None:
+        """`given` are further fields of SchedulerEntry."""
+        vars(self).update(name=name, _class_name=class_name, description=description, aliases=aliases, options={})
+        vars(self).update(given)
+
+    @property
+    def class_name(self) -> str:
+        """The name of the class."""
+        return vars(self)["_class_name"]  # type: ignore[no-any-return]
+
+    @property
+    def takes_zero_snr(self) -> bool:
+        """Whether the class has `rescale_betas_zero_snr`."""
+        return self.class_name in ZERO_SNR
+
+    @cached_property
+    def scheduler(self) -> type[Any]:
+        """The class."""
+        import diffusers
+
+        return getattr(diffusers, self.class_name)  # type: ignore[no-any-return]
+
+    @cached_property
+    def _arguments(self) -> Mapping[str, Any]:
+        return inspect.signature(self.scheduler.__init__).parameters
+
+    @cached_property
+    def defaults(self) -> Mapping[str, Any]:
+        """Those of LATENT_DEFAULTS that it takes."""
+        return {name: value for name, value in LATENT_DEFAULTS.items() if name in self._arguments}
+
+    @cached_property
+    def sigma_schedules(self) -> tuple[str, ...]:
+        """Those that it can use."""
+        found = [s for s in ("karras", "exponential", "beta") if f"use_{s}_sigmas" in self._arguments]
+        return ("default", *found) if found else ()
+
+    @cached_property
+    def timestep_spacings(self) -> tuple[str, ...]:
+        """Those that it can use."""
+        return ("linspace", "leading", "trailing") if "timestep_spacing" in self._arguments else ()
+
+    @cached_property
+    def takes_eta(self) -> bool:
+        """Whether its step does."""
+        return "eta" in inspect.signature(self.scheduler.step).parameters
+
+    @cached_property
+    def Parameters(self) -> type[BaseModel] | None:  # the field's name
+        """Of OPTIONS those that it takes and are not fixed."""
+        return _parameters(self.scheduler, [o for o in OPTIONS if o in self._arguments and o not in self.options])
 
 
 def _parameters(scheduler: type[Any], options: Sequence[str]) -> type[BaseModel] | None:
@@ -73,11 +121,13 @@ def _parameters(scheduler: type[Any], options: Sequence[str]) -> type[BaseModel]
 
 MULTISTEP = "DPMSolverMultistepScheduler"
 ENTRIES = (
-    entry("ddpm", "DDPMScheduler", "Ho et al. 2020: stochastic, the original; wants many steps."),
-    entry("ddim", "DDIMScheduler", "Song et al. 2020: deterministic at eta 0."),
-    entry("euler", "EulerDiscreteScheduler", "Karras et al. 2022, Euler's method: fast, deterministic."),
-    entry("euler-ancestral", "EulerAncestralDiscreteScheduler", "Euler with noise added at each step.", "euler_a"),
-    entry(
+    DiffusersEntry("ddpm", "DDPMScheduler", "Ho et al. 2020: stochastic, the original; wants many steps."),
+    DiffusersEntry("ddim", "DDIMScheduler", "Song et al. 2020: deterministic at eta 0."),
+    DiffusersEntry("euler", "EulerDiscreteScheduler", "Karras et al. 2022, Euler's method: fast, deterministic."),
+    DiffusersEntry(
+        "euler-ancestral", "EulerAncestralDiscreteScheduler", "Euler with noise added at each step.", "euler_a"
+    ),
+    DiffusersEntry(
         "dpmpp-2m",
         MULTISTEP,
         "DPM-Solver++ of order 2: good in 20 steps.",
@@ -85,38 +135,46 @@ ENTRIES = (
         "dpm++_2m",
         options={"algorithm_type": "dpmsolver++"},
     ),
-    entry(
+    DiffusersEntry(
         "dpmpp-2m-sde",
         MULTISTEP,
         "DPM-Solver++ of order 2 with noise.",
         "dpm++_2m_sde",
         options={"algorithm_type": "sde-dpmsolver++"},
     ),
-    entry(
+    DiffusersEntry(
         "dpmpp-sde",
         "DPMSolverSinglestepScheduler",
         "DPM-Solver++ in single steps with noise.",
         "dpm++_sde",
         options={"algorithm_type": "sde-dpmsolver++"},
     ),
-    entry(
+    DiffusersEntry(
         "dpmpp-3m-sde",
         MULTISTEP,
         "DPM-Solver++ of order 3 with noise.",
         "dpm++_3m_sde",
         options={"algorithm_type": "sde-dpmsolver++", "solver_order": 3},
     ),
-    entry("unipc", "UniPCMultistepScheduler", "Zhao et al. 2023: a predictor and corrector; good in 10 steps."),
-    entry("pndm", "PNDMScheduler", "Liu et al. 2022: the first default of Stable Diffusion.", "plms"),
-    entry("heun", "HeunDiscreteScheduler", "Karras et al. 2022, Heun's method: two evaluations a step."),
-    entry("kdpm2", "KDPM2DiscreteScheduler", "DPM2 as in k-diffusion: two evaluations a step.", "dpm2"),
-    entry("kdpm2-ancestral", "KDPM2AncestralDiscreteScheduler", "DPM2 with noise added at each step.", "dpm2_a"),
-    entry("lms", "LMSDiscreteScheduler", "Linear multistep, as in k-diffusion."),
-    entry("deis", "DEISMultistepScheduler", "Zhang and Chen 2022: exponential integrator."),
-    entry("ipndm", "IPNDMScheduler", "Zhang and Chen 2022: improved PNDM; for models trained on its time scale."),
-    entry("sa-solver", "SASolverScheduler", "Xue et al. 2023: stochastic Adams."),
-    entry("lcm", "LCMScheduler", "Luo et al. 2023: for latent consistency models, 2 to 8 steps.", max_steps=50),
-    entry("tcd", "TCDScheduler", "Zheng et al. 2024: for trajectory consistency models.", max_steps=50),
+    DiffusersEntry(
+        "unipc", "UniPCMultistepScheduler", "Zhao et al. 2023: a predictor and corrector; good in 10 steps."
+    ),
+    DiffusersEntry("pndm", "PNDMScheduler", "Liu et al. 2022: the first default of Stable Diffusion.", "plms"),
+    DiffusersEntry("heun", "HeunDiscreteScheduler", "Karras et al. 2022, Heun's method: two evaluations a step."),
+    DiffusersEntry("kdpm2", "KDPM2DiscreteScheduler", "DPM2 as in k-diffusion: two evaluations a step.", "dpm2"),
+    DiffusersEntry(
+        "kdpm2-ancestral", "KDPM2AncestralDiscreteScheduler", "DPM2 with noise added at each step.", "dpm2_a"
+    ),
+    DiffusersEntry("lms", "LMSDiscreteScheduler", "Linear multistep, as in k-diffusion."),
+    DiffusersEntry("deis", "DEISMultistepScheduler", "Zhang and Chen 2022: exponential integrator."),
+    DiffusersEntry(
+        "ipndm", "IPNDMScheduler", "Zhang and Chen 2022: improved PNDM; for models trained on its time scale."
+    ),
+    DiffusersEntry("sa-solver", "SASolverScheduler", "Xue et al. 2023: stochastic Adams."),
+    DiffusersEntry(
+        "lcm", "LCMScheduler", "Luo et al. 2023: for latent consistency models, 2 to 8 steps.", max_steps=50
+    ),
+    DiffusersEntry("tcd", "TCDScheduler", "Zheng et al. 2024: for trajectory consistency models.", max_steps=50),
 )
 
 

@@ -8,7 +8,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path, PurePosixPath
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 from huggingface_hub import DryRunFileInfo, hf_hub_download, snapshot_download, try_to_load_from_cache
 from huggingface_hub.errors import (
@@ -22,9 +22,11 @@ from huggingface_hub.errors import (
 )
 from huggingface_hub.utils.tqdm import tqdm
 
-from darkroom_plugins.files.hub_paths import hub_place
 from darkroom_plugins.files.model_files import LIBRARIES, ModelFiles, Report, read_json
 from darkroom_plugins.files.safetensors_files import choose, shards
+
+if TYPE_CHECKING:
+    from darkroom_plugins.files.hub_paths import HubPlace
 
 CONFIGURATION = ["*.json", "*.txt", "*.model"]  # and tokenizers
 
@@ -49,7 +51,7 @@ class HubFiles(ModelFiles):
 
     def fetched(self, parts: Iterable[str]) -> bool:
         try:
-            return all(self.weights(part, "meta") for part in parts)
+            return all(self._sources(part) for part in parts)
         except OSError:
             return False
 
@@ -102,15 +104,12 @@ def _in_repository(part: str, name: str) -> str:
     return f"{part}/{name}" if part else name
 
 
-def located(path: Path) -> Path:
-    """The local path of a weights file or a network's folder; fetched if it is of the hub, weights of PEFT with their
+def fetched(place: HubPlace) -> Path:
+    """The local path of a weights file or a network's folder of the hub, fetched; weights of PEFT with their
     configuration beside them.
 
     :raises OSError: it cannot be fetched
     """
-    place = hub_place(path)
-    if place is None:
-        return path
     repository, revision, inner = place
     if place.is_file:
         with _hub_errors(repository, revision):
@@ -121,11 +120,8 @@ def located(path: Path) -> Path:
     return folder / inner
 
 
-def located_config(path: Path) -> Path:
-    """The local path of a model's folder, with its configuration only."""
-    place = hub_place(path)
-    if place is None:
-        return path
+def fetched_config(place: HubPlace) -> Path:
+    """The local path of a model's folder of the hub, with its configuration only."""
     return _snapshot(place.repository, place.revision, lambda folder: _complete(folder / place.inner)) / place.inner
 
 

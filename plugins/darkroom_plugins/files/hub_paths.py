@@ -41,6 +41,30 @@ def hub_place(path: Path) -> HubPlace | None:
     return HubPlace(repository, revision, inner or "")
 
 
+def located(path: Path) -> Path:
+    """The local path of a weights file or a network's folder; fetched if it is of the hub.
+
+    :raises OSError, ValueError: it cannot be fetched, or the path is malformed
+    """
+    if (place := hub_place(path)) is None:
+        return path
+    from darkroom_plugins.files.hub import fetched
+
+    return fetched(place)
+
+
+def located_config(path: Path) -> Path:
+    """The local path of a model's folder, with its configuration only.
+
+    :raises OSError, ValueError: as `located`
+    """
+    if (place := hub_place(path)) is None:
+        return path
+    from darkroom_plugins.files.hub import fetched_config
+
+    return fetched_config(place)
+
+
 def is_weights_file(path: Path) -> bool:
     """Whether a valid path, local or of the hub, is a weights file."""
     place = hub_place(path)

@@ -8,18 +8,18 @@ from __future__ import annotations
 
 import importlib
 import json
+import re
 import threading
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-import torch
-from accelerate import init_empty_weights
-
-from darkroom_plugins.files.safetensors_files import Tensors, read_tensors, weight_files
-from darkroom_plugins.files.single_file import architecture, read_checkpoint, read_vae
+from darkroom_plugins.deferred import torch
+from darkroom_plugins.files.safetensors_files import Tensors, read_shapes, read_tensors, weight_files
+from darkroom_plugins.files.single_file import Source, architecture, checkpoint_sources, vae_sources
+from darkroom_plugins.files.structures import Shapes, structure, with_defaults
 from darkroom_plugins.uploads import uploading
 
 # Serialises what depends on process-wide state: networks on the meta device (`init_empty_weights` patches nn.Module),
@@ -28,7 +28,71 @@ LOADING = threading.RLock()
 Report = Callable[[int], None]  # called with the bytes fetched, or values read, since the last call
 # Tensors of text encoders' files that are not weights of the network.
 LEFT_OUT = ("embeddings.position_ids", "logit_scale", "text_projection.weight", "text_projection")
+# diffusers' old names of the VAE's attention.
+ATTENTION = {"query.": "to_q.", "key.": "to_k.", "value.": "to_v.", "proj_attn.": "to_out.0."}
+OLD_ATTENTION = re.compile("|".join(map(re.escape, ATTENTION)))
 LIBRARIES = ("diffusers", "transformers")  # that an index may name classes of
+T = TypeVar("T")
+
+
+class MetaNetwork:
+    """A network without weights: what its configuration says of it, and itself, on the meta device."""
+
+    def __init__(self, name: str, config: Mapping[str, Any], make: Callable[[], torch.nn.Module]) -> None:
+        """`name` of its class; `make` makes it, which imports the class's library."""
+        self.name, self.config, self._make = name, with_defaults(name, config), make
+
+    @cached_property
+    def network(self) -> torch.nn.Module:
+        """The network."""
+        return self._make()
+
+    @cached_property
+    def shapes(self) -> Shapes:
+        """The shapes of its weights, by name."""
+        known = structure(self.name, self.config)
+        return shapes_of(self.network) if known is None else known
+
+    def check(self, found: Shapes) -> None:
+        """Compare names and shapes of weights with its own.
+
+        :raises ValueError: they do not match
+        """
+        if differences(self.shapes, found):  # the class has the last word
+            check_weights(self.network, found)
+            self.shapes = shapes_of(self.network)
+
+
+class MetaNetworks(Mapping[str, "torch.nn.Module"]):
+    """Networks on the meta device by name, each made when it is first read."""
+
+    def __init__(self, *parts: Mapping[str, Any]) -> None:
+        """`parts`: name → MetaNetwork, or a network."""
+        self._parts: dict[str, Any] = {}
+        for part in parts:
+            self._parts |= part._parts if isinstance(part, MetaNetworks) else part
+
+    def __getitem__(self, name: str) -> torch.nn.Module:
+        part = self._parts[name]
+        return part.network if isinstance(part, MetaNetwork) else part
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._parts
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._parts)
+
+    def __len__(self) -> int:
+        return len(self._parts)
+
+    def config(self, name: str) -> Mapping[str, Any]:
+        """A network's configuration."""
+        return self._parts[name].config  # type: ignore[no-any-return]
+
+    def shapes(self, name: str) -> Shapes:
+        """The shapes of a network's weights, by name."""
+        part = self._parts[name]
+        return part.shapes if isinstance(part, MetaNetwork) else shapes_of(part)
 
 
 @dataclass(frozen=True)
@@ -70,20 +134,36 @@ class ModelFiles:
 
     def scheduler(self) -> Any:
         """The model's own scheduler."""
-        with LOADING:
-            return self._class("scheduler").from_config(self.config("scheduler"))
+        kind, config = self._class("scheduler"), self.config("scheduler")
+        try:
+            with LOADING:
+                return kind.from_config(config)
+        except Exception as error:  # of any class, as NotImplementedError
+            raise ValueError(f"scheduler: {error}") from error
 
     def meta_network(self, part: str) -> torch.nn.Module:
         """A network of the model on the meta device. Names and shapes of its weights are checked if their files are
         local."""
-        network = meta_network(self._class(part), self.config(part))
+        return self.component(part).network
+
+    def component(self, part: str) -> MetaNetwork:
+        """The same network, made when it is first needed."""
+        network = self._network(part)
         if self.fetched([part]):
             try:
-                check_weights(network, self.weights(part, "meta"))
+                network.check(self._shapes(part))
             except ValueError as error:
                 kind = f"; {self.checkpoint.name} is {architecture(self.checkpoint)}" if self.checkpoint else ""
                 raise ValueError(f"{part}: {error}{kind}") from error
         return network
+
+    def check_tokenizer(self, part: str) -> None:
+        """Read a tokenizer's files, without its class.
+
+        :raises OSError, ValueError: they cannot be read
+        """
+        self.class_of(part)
+        check_tokenizer(self.folder / part)
 
     def fetched(self, parts: Iterable[str]) -> bool:
         """Whether all weights files of these parts are local."""
@@ -96,26 +176,53 @@ class ModelFiles:
         """Bytes that `fetch` would download."""
         return 0
 
-    def weights(self, part: str, device: str = "cpu") -> Tensors:
-        """The weights of a part, memory-mapped: read on use. On the meta device: names and shapes only."""
+    def weights(self, part: str) -> Tensors:
+        """The weights of a part, memory-mapped: read on use."""
+        files, sources = self._sources(part)
+        if sources is None:
+            return read_tensors(files)
+        tensors = read_tensors(files, {each.name for each in sources.values()})
+        return {name: each.tensor(tensors[each.name]) for name, each in sources.items()}
+
+    def _shapes(self, part: str) -> Shapes:
+        """The shapes of the same weights."""
+        files, sources = self._sources(part)
+        shapes = read_shapes(files)
+        return shapes if sources is None else {name: each.shape(shapes[each.name]) for name, each in sources.items()}
+
+    def _sources(self, part: str) -> tuple[list[Path], dict[str, Source] | None]:
+        """The files of a part, and where its weights are in them unless they are there under their names."""
         place = self.parts.get(part)
         if place and place.is_file():
-            return read_vae(place, self.config(part), device)
+            return [place], vae_sources(place, self._network(part).shapes)
         if place:
-            return read_tensors(weight_files(place), device)
+            return weight_files(place), None
         if self.checkpoint:
-            return read_checkpoint(self.checkpoint, part, self.config(part), device)
-        return read_tensors(weight_files(self.folder / part, self.variant), device)
+            return [self.checkpoint], checkpoint_sources(self.checkpoint, part, self._network(part).shapes)
+        return weight_files(self.folder / part, self.variant), None
 
-    def _class(self, part: str) -> Any:
+    def _network(self, part: str) -> MetaNetwork:
+        config = self.config(part)
+        return MetaNetwork(self.class_of(part)[1], config, lambda: meta_network(self._class(part), config))
+
+    def class_of(self, part: str) -> tuple[str, str]:
+        """The library and name of a part's class."""
         library, name = self.index[part]
         if library not in LIBRARIES:
             raise ValueError(f"its {part} is of {library}, not of {' or '.join(LIBRARIES)}")
-        return getattr(importlib.import_module(library), name)
+        return library, name
+
+    def _class(self, part: str) -> Any:
+        library, name = self.class_of(part)
+        if (found := getattr(importlib.import_module(library), name, None)) is None:
+            raise ValueError(f"its {part} is a {name}, which {library} does not have")
+        return found
 
 
 def meta_network(kind: Any, config: Mapping[str, Any]) -> torch.nn.Module:
     """A network of this diffusers or transformers class, on the meta device."""
+    from accelerate import init_empty_weights
+
     with LOADING, init_empty_weights(include_buffers=False):
         network = kind.from_config(config) if hasattr(kind, "from_config") else kind(kind.config_class(**config))
     return network.eval().requires_grad_(False)  # type: ignore[no-any-return]
@@ -135,7 +242,8 @@ def load_weights(
     """
     filled = {}
     with uploading(device or torch.device("cpu")) as uploader:
-        for name, each in _renamed_weights(network, weights).items():
+        check_weights(network, {name: tuple(each.shape) for name, each in weights.items()})
+        for name, each in _renamed_weights(shapes_of(network), weights).items():
             to = dtype if each.is_floating_point() else each.dtype
             # Faster convolutions: on a CPU 5 to 8 % of a UNet's evaluation.
             layout = torch.channels_last if each.dim() == 4 else torch.preserve_format
@@ -150,35 +258,35 @@ def load_weights(
     network.requires_grad_(False)
 
 
-def check_weights(network: torch.nn.Module, weights: Mapping[str, torch.Tensor]) -> None:
-    """Compare names and shapes of weights, also on the meta device, with a network's.
+def shapes_of(network: torch.nn.Module) -> Shapes:
+    """The shapes of a network's weights, by name."""
+    return {name: tuple(each.shape) for name, each in network.state_dict().items()}
+
+
+def check_weights(network: torch.nn.Module, weights: Shapes) -> None:
+    """Compare names and shapes of weights with a network's.
 
     :raises ValueError: they do not match
     """
-    _renamed_weights(network, weights)
-
-
-def _renamed_weights(network: torch.nn.Module, weights: Mapping[str, torch.Tensor]) -> Tensors:
-    """The weights under the network's names.
-
-    :raises ValueError: names or shapes do not match the network
-    """
-    shapes = {name: each.shape for name, each in network.state_dict().items()}
-    found = {_renamed(name, shapes): each for name, each in weights.items()}
-    if hasattr(network, "_fix_state_dict_keys_on_load"):  # old names of the VAE's attention
-        found = network._fix_state_dict_keys_on_load(found)  # type: ignore[operator]
-    found = {name: each for name, each in found.items() if name in shapes or not name.endswith(LEFT_OUT)}
-    wrong = [f"no {name}" for name in shapes.keys() - found.keys()]
-    wrong += [f"a {name}" for name in found.keys() - shapes.keys()]
-    wrong += [
-        f"{name} of {tuple(found[name].shape)} and not {tuple(shape)}"
-        for name, shape in shapes.items()
-        if name in found and found[name].shape != shape
-    ]
-    if wrong:
+    if wrong := differences(shapes_of(network), weights):
         listed = ", ".join(sorted(wrong)[:3]) + (", …" if len(wrong) > 3 else "")
         raise ValueError(f"its weights are not those of its {type(network).__name__}: {listed}")
-    return found
+
+
+def differences(shapes: Shapes, weights: Shapes) -> list[str]:
+    """Where names and shapes of weights are not these."""
+    found = _renamed_weights(shapes, weights)
+    wrong = [f"no {name}" for name in shapes.keys() - found.keys()]
+    wrong += [f"a {name}" for name in found.keys() - shapes.keys()]
+    return wrong + [
+        f"{name} of {found[name]} and not {shape}" for name, shape in shapes.items() if found.get(name, shape) != shape
+    ]
+
+
+def _renamed_weights(shapes: Shapes, weights: Mapping[str, T]) -> dict[str, T]:
+    """Weights, or their shapes, under the names in a network; others that are known to be no weights are left out."""
+    found = {_renamed(name, shapes): each for name, each in weights.items()}
+    return {name: each for name, each in found.items() if name in shapes or not name.endswith(LEFT_OUT)}
 
 
 def _renamed(name: str, known: Mapping[str, Any]) -> str:
@@ -189,8 +297,30 @@ def _renamed(name: str, known: Mapping[str, Any]) -> str:
         f"text_model.{name}",
         name.replace("vision_model.vision_model.", "vision_model."),
         name.replace("vision_model.", "vision_model.vision_model."),
+        OLD_ATTENTION.sub(lambda match: ATTENTION[match[0]], name),
     )
     return name if name in known else next((each for each in others if each in known), name)
+
+
+def check_tokenizer(folder: Path) -> None:
+    """Read the files of a CLIP tokenizer.
+
+    :raises OSError, ValueError: some are missing, or cannot be read
+    """
+    from tokenizers import Tokenizer
+    from tokenizers.models import BPE
+
+    for name in ("tokenizer_config.json", "special_tokens_map.json"):
+        if (folder / name).exists():
+            read_json(folder / name)
+    whole, vocabulary, merges = (folder / name for name in ("tokenizer.json", "vocab.json", "merges.txt"))
+    try:
+        if whole.exists():
+            Tokenizer.from_file(str(whole))
+        else:
+            BPE.from_file(str(vocabulary), str(merges))
+    except Exception as error:  # the library has no class for its errors
+        raise OSError(f"{folder.name}: no tokenizer can be read from {folder}: {error}") from error
 
 
 def read_json(path: Path) -> dict[str, Any]:

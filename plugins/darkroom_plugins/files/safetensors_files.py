@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from safetensors import SafetensorError, safe_open
 
 if TYPE_CHECKING:
     import torch
+
+    from darkroom_plugins.files.structures import Shape
 
 # One weights file, or an index of shards; the variant's position has varied.
 WEIGHTS = re.compile(
@@ -67,28 +69,40 @@ def weight_files(folder: Path, variant: str | None = None) -> list[Path]:
     return files
 
 
-def read_tensors(files: Iterable[Path], device: str = "cpu", prefixes: tuple[str, ...] = ("",)) -> Tensors:
-    """The tensors of these files whose names have one of the prefixes. On the CPU memory-mapped: read on use. On the
-    meta device: shapes only.
+def read_tensors(files: Iterable[Path], names: Collection[str] | None = None) -> Tensors:
+    """The tensors of these files, all or those of these names, memory-mapped: read on use.
 
     :raises OSError, ValueError: a file cannot be read, or is no safetensors file
     """
     found: Tensors = {}
     for file in files:
+        with opened(file, "pt") as tensors:
+            wanted = [name for name in tensors.keys() if names is None or name in names]  # noqa: SIM118  # no mapping
+            found |= {name: tensors.get_tensor(name) for name in wanted}
+    return found
+
+
+def read_shapes(files: Iterable[Path], prefixes: tuple[str, ...] = ("",)) -> dict[str, Shape]:
+    """The shapes of the tensors of these files whose names have one of the prefixes, without torch.
+
+    :raises OSError, ValueError: as `read_tensors`
+    """
+    found: dict[str, Shape] = {}
+    for file in files:
         with opened(file) as tensors:
-            names = [name for name in tensors.keys() if name.startswith(prefixes)]  # noqa: SIM118  # it is no mapping
-            found |= {name: tensors.get_tensor(name).to(device) for name in names}
+            wanted = [name for name in tensors.keys() if name.startswith(prefixes)]  # noqa: SIM118  # no mapping
+            found |= {name: tuple(tensors.get_slice(name).get_shape()) for name in wanted}
     return found
 
 
 @contextmanager
-def opened(file: Path) -> Iterator[Any]:
-    """Context manager: the file as `safetensors.safe_open` opens it.
+def opened(file: Path, framework: Literal["np", "pt"] = "np") -> Iterator[Any]:
+    """Context manager: the file as `safetensors.safe_open` opens it, by default for its header: "pt" imports torch.
 
     :raises OSError, ValueError: it cannot be read, or is no safetensors file
     """
     try:
-        with safe_open(file, framework="pt") as tensors:
+        with safe_open(file, framework=framework) as tensors:
             yield tensors
     except SafetensorError as error:
         raise ValueError(f"{file} is not a whole safetensors file: {error}") from error

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import re
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from darkroom_plugins.files.safetensors_files import Tensors, opened, read_tensors
+from darkroom_plugins.files.original_names import unet_layer, vae_layer
+from darkroom_plugins.files.safetensors_files import opened, read_shapes
+
+if TYPE_CHECKING:
+    import torch
+
+    from darkroom_plugins.files.structures import Shape, Shapes
 
 PREFIXES = {
     "unet": ("model.diffusion_model.",),
@@ -15,6 +21,29 @@ PREFIXES = {
     "text_encoder": ("cond_stage_model.", "conditioner.embedders.0."),
     "text_encoder_2": ("conditioner.embedders.1.",),
 }
+# What the names of layers begin with; others are ignored.
+LAYERS = {
+    "unet": ("input_blocks.", "middle_block.", "output_blocks.", "time_embed.", "label_emb.", "out."),
+    "vae": ("encoder.", "decoder.", "quant_conv.", "post_quant_conv."),
+}
+OPEN_CLIP = {
+    "token_embedding.weight": "text_model.embeddings.token_embedding.weight",
+    "positional_embedding": "text_model.embeddings.position_embedding.weight",
+    "ln_final.weight": "text_model.final_layer_norm.weight",
+    "ln_final.bias": "text_model.final_layer_norm.bias",
+    "text_projection": "text_projection.weight",
+}
+OPEN_CLIP_LAYERS = {
+    "ln_1": "layer_norm1",
+    "ln_2": "layer_norm2",
+    "mlp.c_fc": "mlp.fc1",
+    "mlp.c_proj": "mlp.fc2",
+    "attn.out_proj": "self_attn.out_proj",
+}
+TRANSFORMER = re.compile(r"(?:cond_stage_model|conditioner\.embedders\.\d)\.transformer\.(.+)")
+RESBLOCK = re.compile(r"transformer\.resblocks\.(\d+)\.(.+)")
+# Stable Diffusion 2 takes the last but one layer of its text encoder, and no projection.
+UNUSED = ("cond_stage_model.model.transformer.resblocks.23.", "cond_stage_model.model.text_projection")
 ARCHITECTURES = {  # by a prefix of tensor names that others do not have
     "conditioner.": "Stable Diffusion XL",
     "cond_stage_model.model.": "Stable Diffusion 2.x",
@@ -57,52 +86,108 @@ def stated_options(file: Path) -> dict[str, dict[Any, str]]:
     return found
 
 
-def read_checkpoint(file: Path, part: str, config: Mapping[str, Any], device: str = "cpu") -> Tensors:
-    """The weights of a part under diffusers' names (see `read_tensors` for the device).
+class Source(NamedTuple):
+    """Where a weight is in a file."""
 
-    :raises OSError, ValueError: the file cannot be read, or lacks the part
+    name: str
+    third: int | None = None  # query, key and value are one matrix: which part of it
+    transposed: bool = False
+    convolution: bool = False  # of 1 x 1 pixels, for a linear layer
+
+    def shape(self, shape: Shape) -> Shape:
+        """The weight's, by that of the file's tensor."""
+        if self.third is not None:
+            return (shape[0] // 3, *shape[1:])
+        if self.convolution:
+            return shape[:2]
+        return shape[::-1] if self.transposed else shape
+
+    def tensor(self, tensor: torch.Tensor) -> torch.Tensor:
+        """The weight, by the file's tensor."""
+        if self.third is not None:
+            return tensor.chunk(3)[self.third]
+        if self.convolution:
+            return tensor[:, :, 0, 0]
+        return tensor.T if self.transposed else tensor
+
+
+def checkpoint_sources(file: Path, part: str, wanted: Shapes) -> dict[str, Source]:
+    """The weights of a part under diffusers' names, and those of its layers that are not wanted.
+
+    :raises OSError, ValueError: the file cannot be read, or lacks the part or a weight of it
     """
     if part not in PREFIXES:
         raise ValueError(f"a single-file checkpoint holds {', '.join(PREFIXES)}, and no {part}")
-    tensors = read_tensors([file], device, PREFIXES[part])
-    if not tensors:
+    names = read_shapes([file], PREFIXES[part])
+    if not names:
         raise ValueError(f"{file} has no weights of the {part}")
-    try:
-        return _converted(tensors, part, config)
-    except KeyError as error:
-        raise ValueError(f"{file} lacks {error} among the weights of the {part}") from error
+    if part.startswith("text_encoder"):
+        return _text_sources(names, part)
+    return _layer_sources(file, part, names, wanted)
 
 
-def read_vae(file: Path, config: Mapping[str, Any], device: str = "cpu") -> Tensors:
-    """The weights of a VAE file, under diffusers' or the original names, or of a checkpoint's VAE."""
-    tensors = read_tensors([file], device)
-    if any(name.startswith("encoder.down_blocks.") for name in tensors):
-        return tensors
-    return _converters().convert_ldm_vae_checkpoint(tensors, config)  # type: ignore[no-any-return]
+def vae_sources(file: Path, wanted: Shapes) -> dict[str, Source]:
+    """The weights of a VAE file, under diffusers' or the original names, or of a checkpoint's VAE.
+
+    :raises OSError, ValueError: the file cannot be read, or lacks a weight
+    """
+    shapes = read_shapes([file])
+    if any(name.startswith("encoder.down_blocks.") for name in shapes):
+        return {name: Source(name) for name in shapes}
+    return _layer_sources(file, "vae", shapes, wanted)
+
+
+def _layer_sources(file: Path, part: str, shapes: Shapes, wanted: Shapes) -> dict[str, Source]:
+    """`shapes`: of the file's tensors."""
+    prefix = next((each for each in PREFIXES[part] if any(name.startswith(each) for name in shapes)), "")
+    names = {name.removeprefix(prefix): name for name in shapes if name.startswith(prefix)}
+    found, used = {}, set()
+    for name, shape in wanted.items():
+        layer, _, kind = name.rpartition(".")
+        if part == "vae":
+            original: str | None = vae_layer(layer, wanted)
+        else:
+            original = unet_layer(layer, wanted)
+        original = f"{original or layer}.{kind}"
+        if original not in names:
+            raise ValueError(f"{file} lacks {original!r} among the weights of the {part}")
+        used.add(original)
+        convolution = part == "vae" and len(shape) == 2 and shapes[names[original]][2:] == (1, 1)
+        found[name] = Source(names[original], convolution=convolution)
+    more = (name for name in names.keys() - used if name.startswith(LAYERS[part]))
+    return found | {name: Source(names[name]) for name in more}
+
+
+def _text_sources(names: Iterable[str], part: str) -> dict[str, Source]:
+    prefixes = tuple(f"{each}model." for each in PREFIXES[part])
+    prefix = next((each for each in prefixes for name in names if name.startswith(each)), None)
+    found: dict[str, Source] = {}
+    if prefix is None:
+        return {match[1]: Source(name) for name in names if (match := TRANSFORMER.fullmatch(name))}
+    for name in names:
+        if not name.startswith(UNUSED):
+            for new, source in _open_clip(name, name.removeprefix(prefix)):
+                found[new] = source
+    return found
+
+
+def _open_clip(name: str, plain: str) -> Iterator[tuple[str, Source]]:
+    """The weights of a tensor of OpenCLIP's text model; `plain` is its name without prefix."""
+    if plain in OPEN_CLIP:
+        yield OPEN_CLIP[plain], Source(name, transposed=plain == "text_projection")
+    elif match := RESBLOCK.fullmatch(plain):
+        layer, inner = f"text_model.encoder.layers.{match[1]}", match[2]
+        if inner.startswith("attn.in_proj_"):
+            kind = inner.removeprefix("attn.in_proj_")
+            for third, letter in enumerate("qkv"):
+                yield f"{layer}.self_attn.{letter}_proj.{kind}", Source(name, third)
+        else:
+            module, _, kind = inner.rpartition(".")
+            yield f"{layer}.{OPEN_CLIP_LAYERS.get(module, module)}.{kind}", Source(name)
 
 
 def architecture(file: Path) -> str:
     """The architecture of a checkpoint, by its tensor names."""
-    names = read_tensors([file], "meta")
+    names = read_shapes([file])
     kinds = (kind for prefix, kind in ARCHITECTURES.items() if any(name.startswith(prefix) for name in names))
     return next(kinds, "no Stable Diffusion that is known")
-
-
-def _converted(tensors: Tensors, part: str, config: Mapping[str, Any]) -> Tensors:
-    convert = _converters()
-    if part == "unet":
-        return convert.convert_ldm_unet_checkpoint(tensors, config)  # type: ignore[no-any-return]
-    if part == "vae":
-        return convert.convert_ldm_vae_checkpoint(tensors, config)  # type: ignore[no-any-return]
-    for prefix in (f"{each}model." for each in PREFIXES[part]):
-        if any(name.startswith(prefix) for name in tensors):
-            network = SimpleNamespace(config=SimpleNamespace(hidden_size=config["hidden_size"]))
-            return convert.convert_open_clip_checkpoint(network, tensors, prefix)  # type: ignore[no-any-return]
-    return convert.convert_ldm_clip_checkpoint(tensors)  # type: ignore[no-any-return]
-
-
-def _converters() -> Any:
-    """Diffusers' module, which takes a second to import."""
-    from diffusers.loaders import single_file_utils
-
-    return single_file_utils

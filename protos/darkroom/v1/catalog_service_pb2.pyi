@@ -75,7 +75,7 @@ class Device(_message.Message):
     def __init__(self, id: _Optional[str] = ..., name: _Optional[str] = ..., memory_bytes: _Optional[int] = ..., threads: _Optional[int] = ..., deterministic_rows: _Optional[int] = ..., instructions: _Optional[str] = ...) -> None: ...
 
 class ServerLimits(_message.Message):
-    __slots__ = ("max_batch_rows", "max_images", "max_inference_steps", "max_edge", "max_pixels", "max_prompt_characters", "max_queued_jobs", "max_request_bytes", "chunk_bytes", "job_retention_seconds")
+    __slots__ = ("max_batch_rows", "max_images", "max_inference_steps", "max_edge", "max_pixels", "max_prompt_characters", "max_queued_jobs", "max_request_bytes", "chunk_bytes", "job_retention_seconds", "max_queued_jobs_per_client")
     MAX_BATCH_ROWS_FIELD_NUMBER: _ClassVar[int]
     MAX_IMAGES_FIELD_NUMBER: _ClassVar[int]
     MAX_INFERENCE_STEPS_FIELD_NUMBER: _ClassVar[int]
@@ -86,6 +86,7 @@ class ServerLimits(_message.Message):
     MAX_REQUEST_BYTES_FIELD_NUMBER: _ClassVar[int]
     CHUNK_BYTES_FIELD_NUMBER: _ClassVar[int]
     JOB_RETENTION_SECONDS_FIELD_NUMBER: _ClassVar[int]
+    MAX_QUEUED_JOBS_PER_CLIENT_FIELD_NUMBER: _ClassVar[int]
     max_batch_rows: int
     max_images: int
     max_inference_steps: int
@@ -96,7 +97,8 @@ class ServerLimits(_message.Message):
     max_request_bytes: int
     chunk_bytes: int
     job_retention_seconds: float
-    def __init__(self, max_batch_rows: _Optional[int] = ..., max_images: _Optional[int] = ..., max_inference_steps: _Optional[int] = ..., max_edge: _Optional[int] = ..., max_pixels: _Optional[int] = ..., max_prompt_characters: _Optional[int] = ..., max_queued_jobs: _Optional[int] = ..., max_request_bytes: _Optional[int] = ..., chunk_bytes: _Optional[int] = ..., job_retention_seconds: _Optional[float] = ...) -> None: ...
+    max_queued_jobs_per_client: int
+    def __init__(self, max_batch_rows: _Optional[int] = ..., max_images: _Optional[int] = ..., max_inference_steps: _Optional[int] = ..., max_edge: _Optional[int] = ..., max_pixels: _Optional[int] = ..., max_prompt_characters: _Optional[int] = ..., max_queued_jobs: _Optional[int] = ..., max_request_bytes: _Optional[int] = ..., chunk_bytes: _Optional[int] = ..., job_retention_seconds: _Optional[float] = ..., max_queued_jobs_per_client: _Optional[int] = ...) -> None: ...
 
 class Plugin(_message.Message):
     __slots__ = ("name", "version", "hooks", "extensions_schema", "builtin")

@@ -56,26 +56,34 @@ class JobEvent(_message.Message):
     def __init__(self, request_id: _Optional[str] = ..., sequence: _Optional[int] = ..., accepted: _Optional[_Union[AcceptedEvent, _Mapping]] = ..., queued: _Optional[_Union[QueuedEvent, _Mapping]] = ..., loading: _Optional[_Union[LoadingEvent, _Mapping]] = ..., step: _Optional[_Union[StepEvent, _Mapping]] = ..., preview: _Optional[_Union[PreviewEvent, _Mapping]] = ..., control_image: _Optional[_Union[ControlImageEvent, _Mapping]] = ..., image: _Optional[_Union[ImageEvent, _Mapping]] = ..., chunk: _Optional[_Union[ChunkEvent, _Mapping]] = ..., completed: _Optional[_Union[CompletedEvent, _Mapping]] = ...) -> None: ...
 
 class AcceptedEvent(_message.Message):
-    __slots__ = ("parameters", "seeds", "step_count", "preview", "output")
+    __slots__ = ("parameters", "seeds", "step_count", "preview", "output", "estimated_wait_seconds", "estimated_end_seconds")
     PARAMETERS_FIELD_NUMBER: _ClassVar[int]
     SEEDS_FIELD_NUMBER: _ClassVar[int]
     STEP_COUNT_FIELD_NUMBER: _ClassVar[int]
     PREVIEW_FIELD_NUMBER: _ClassVar[int]
     OUTPUT_FIELD_NUMBER: _ClassVar[int]
+    ESTIMATED_WAIT_SECONDS_FIELD_NUMBER: _ClassVar[int]
+    ESTIMATED_END_SECONDS_FIELD_NUMBER: _ClassVar[int]
     parameters: _parameters_pb2.Parameters
     seeds: _containers.RepeatedScalarFieldContainer[int]
     step_count: int
     preview: _parameters_pb2.PreviewOptions
     output: _parameters_pb2.OutputOptions
-    def __init__(self, parameters: _Optional[_Union[_parameters_pb2.Parameters, _Mapping]] = ..., seeds: _Optional[_Iterable[int]] = ..., step_count: _Optional[int] = ..., preview: _Optional[_Union[_parameters_pb2.PreviewOptions, _Mapping]] = ..., output: _Optional[_Union[_parameters_pb2.OutputOptions, _Mapping]] = ...) -> None: ...
+    estimated_wait_seconds: float
+    estimated_end_seconds: float
+    def __init__(self, parameters: _Optional[_Union[_parameters_pb2.Parameters, _Mapping]] = ..., seeds: _Optional[_Iterable[int]] = ..., step_count: _Optional[int] = ..., preview: _Optional[_Union[_parameters_pb2.PreviewOptions, _Mapping]] = ..., output: _Optional[_Union[_parameters_pb2.OutputOptions, _Mapping]] = ..., estimated_wait_seconds: _Optional[float] = ..., estimated_end_seconds: _Optional[float] = ...) -> None: ...
 
 class QueuedEvent(_message.Message):
-    __slots__ = ("position", "estimated_wait_seconds")
+    __slots__ = ("position", "estimated_wait_seconds", "estimated_end_seconds", "restarts")
     POSITION_FIELD_NUMBER: _ClassVar[int]
     ESTIMATED_WAIT_SECONDS_FIELD_NUMBER: _ClassVar[int]
+    ESTIMATED_END_SECONDS_FIELD_NUMBER: _ClassVar[int]
+    RESTARTS_FIELD_NUMBER: _ClassVar[int]
     position: int
     estimated_wait_seconds: float
-    def __init__(self, position: _Optional[int] = ..., estimated_wait_seconds: _Optional[float] = ...) -> None: ...
+    estimated_end_seconds: float
+    restarts: int
+    def __init__(self, position: _Optional[int] = ..., estimated_wait_seconds: _Optional[float] = ..., estimated_end_seconds: _Optional[float] = ..., restarts: _Optional[int] = ...) -> None: ...
 
 class LoadingEvent(_message.Message):
     __slots__ = ("model", "component", "phase", "bytes_done", "bytes_total")

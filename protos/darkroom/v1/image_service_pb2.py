@@ -29,7 +29,7 @@ from google.protobuf import struct_pb2 as google_dot_protobuf_dot_struct__pb2
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1f\x64\x61rkroom/v1/image_service.proto\x12\x0b\x64\x61rkroom.v1\x1a\x17\x64\x61rkroom/v1/edits.proto\x1a\x18\x64\x61rkroom/v1/events.proto\x1a\x1c\x64\x61rkroom/v1/parameters.proto\x1a\x1cgoogle/protobuf/struct.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xfd\x01\n\x0fGenerateRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12+\n\nparameters\x18\x02 \x01(\x0b\x32\x17.darkroom.v1.Parameters\x12,\n\x07preview\x18\x03 \x01(\x0b\x32\x1b.darkroom.v1.PreviewOptions\x12*\n\x06output\x18\x04 \x01(\x0b\x32\x1a.darkroom.v1.OutputOptions\x12\x38\n\x11\x64isconnect_policy\x18\x05 \x01(\x0e\x32\x1d.darkroom.v1.DisconnectPolicy\x12\x15\n\rdeterministic\x18\x06 \x01(\x08\"8\n\x10GenerateResponse\x12$\n\x05\x65vent\x18\x01 \x01(\x0b\x32\x15.darkroom.v1.JobEvent\"\xc7\x03\n\x0b\x45\x64itRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12+\n\nparameters\x18\x02 \x01(\x0b\x32\x17.darkroom.v1.Parameters\x12,\n\x07preview\x18\x03 \x01(\x0b\x32\x1b.darkroom.v1.PreviewOptions\x12*\n\x06output\x18\x04 \x01(\x0b\x32\x1a.darkroom.v1.OutputOptions\x12\x38\n\x11\x64isconnect_policy\x18\x05 \x01(\x0e\x32\x1d.darkroom.v1.DisconnectPolicy\x12\x15\n\rdeterministic\x18\x06 \x01(\x08\x12\r\n\x05image\x18\n \x01(\x0c\x12,\n\x0bresize_mode\x18\x0b \x01(\x0e\x32\x17.darkroom.v1.ResizeMode\x12\x33\n\x0eimage_to_image\x18\x0c \x01(\x0b\x32\x19.darkroom.v1.ImageToImageH\x00\x12\'\n\x07inpaint\x18\r \x01(\x0b\x32\x14.darkroom.v1.InpaintH\x00\x12)\n\x08outpaint\x18\x0e \x01(\x0b\x32\x15.darkroom.v1.OutpaintH\x00\x42\x06\n\x04\x65\x64it\"4\n\x0c\x45\x64itResponse\x12$\n\x05\x65vent\x18\x01 \x01(\x0b\x32\x15.darkroom.v1.JobEvent\":\n\x0cWatchRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x16\n\x0e\x61\x66ter_sequence\x18\x02 \x01(\x03\"5\n\rWatchResponse\x12$\n\x05\x65vent\x18\x01 \x01(\x0b\x32\x15.darkroom.v1.JobEvent\"\xdd\x03\n\x03Job\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\r\n\x05owner\x18\x02 \x01(\t\x12$\n\x05state\x18\x03 \x01(\x0e\x32\x15.darkroom.v1.JobState\x12\x0c\n\x04kept\x18\x04 \x01(\x08\x12\x0c\n\x04task\x18\x05 \x01(\t\x12\r\n\x05model\x18\x06 \x01(\t\x12\x0e\n\x06prompt\x18\x07 \x01(\t\x12\x12\n\nnum_images\x18\x08 \x01(\x05\x12\x12\n\nstep_count\x18\t \x01(\x05\x12\x0c\n\x04step\x18\n \x01(\x05\x12\x13\n\x0bimages_done\x18\x0b \x01(\x05\x12\x15\n\x08position\x18\x0c \x01(\x05H\x00\x88\x01\x01\x12/\n\x0b\x63reate_time\x18\r \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12.\n\nstart_time\x18\x0e \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12,\n\x08\x65nd_time\x18\x0f \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x0b\x65xpire_time\x18\x10 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\r\n\x05\x65rror\x18\x11 \x01(\t\x12\x14\n\x0c\x65rror_reason\x18\x12 \x01(\tB\x0b\n\t_position\"8\n\x0fListJobsRequest\x12\x11\n\tpage_size\x18\x01 \x01(\x05\x12\x12\n\npage_token\x18\x02 \x01(\t\"K\n\x10ListJobsResponse\x12\x1e\n\x04jobs\x18\x01 \x03(\x0b\x32\x10.darkroom.v1.Job\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"#\n\rGetJobRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\"B\n\x0eGetJobResponse\x12\x1d\n\x03job\x18\x01 \x01(\x0b\x32\x10.darkroom.v1.Job\x12\x11\n\tthumbnail\x18\x02 \x01(\x0c\"#\n\rCancelRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\"#\n\x0e\x43\x61ncelResponse\x12\x11\n\tcancelled\x18\x01 \x01(\x08\"\xad\x01\n\x11PreprocessRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x14\n\x0cpreprocessor\x18\x02 \x01(\t\x12\x35\n\x14preprocessor_options\x18\x03 \x01(\x0b\x32\x17.google.protobuf.Struct\x12(\n\x06\x66ormat\x18\x04 \x01(\x0e\x32\x18.darkroom.v1.ImageFormat\x12\r\n\x05image\x18\n \x01(\x0c\":\n\x12PreprocessResponse\x12$\n\x05\x65vent\x18\x01 \x01(\x0b\x32\x15.darkroom.v1.JobEvent*\x9a\x01\n\x08JobState\x12\x19\n\x15JOB_STATE_UNSPECIFIED\x10\x00\x12\x14\n\x10JOB_STATE_QUEUED\x10\x01\x12\x15\n\x11JOB_STATE_RUNNING\x10\x02\x12\x17\n\x13JOB_STATE_COMPLETED\x10\x03\x12\x14\n\x10JOB_STATE_FAILED\x10\x04\x12\x17\n\x13JOB_STATE_CANCELLED\x10\x05\x32\xfa\x03\n\x0cImageService\x12I\n\x08Generate\x12\x1c.darkroom.v1.GenerateRequest\x1a\x1d.darkroom.v1.GenerateResponse0\x01\x12=\n\x04\x45\x64it\x12\x18.darkroom.v1.EditRequest\x1a\x19.darkroom.v1.EditResponse0\x01\x12@\n\x05Watch\x12\x19.darkroom.v1.WatchRequest\x1a\x1a.darkroom.v1.WatchResponse0\x01\x12\x41\n\x06\x43\x61ncel\x12\x1a.darkroom.v1.CancelRequest\x1a\x1b.darkroom.v1.CancelResponse\x12G\n\x08ListJobs\x12\x1c.darkroom.v1.ListJobsRequest\x1a\x1d.darkroom.v1.ListJobsResponse\x12\x41\n\x06GetJob\x12\x1a.darkroom.v1.GetJobRequest\x1a\x1b.darkroom.v1.GetJobResponse\x12O\n\nPreprocess\x12\x1e.darkroom.v1.PreprocessRequest\x1a\x1f.darkroom.v1.PreprocessResponse0\x01\x42\x1aP\x01Z\x16\x64\x61rkroom/v1;darkroomv1b\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1f\x64\x61rkroom/v1/image_service.proto\x12\x0b\x64\x61rkroom.v1\x1a\x17\x64\x61rkroom/v1/edits.proto\x1a\x18\x64\x61rkroom/v1/events.proto\x1a\x1c\x64\x61rkroom/v1/parameters.proto\x1a\x1cgoogle/protobuf/struct.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xa6\x02\n\x0fGenerateRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12+\n\nparameters\x18\x02 \x01(\x0b\x32\x17.darkroom.v1.Parameters\x12,\n\x07preview\x18\x03 \x01(\x0b\x32\x1b.darkroom.v1.PreviewOptions\x12*\n\x06output\x18\x04 \x01(\x0b\x32\x1a.darkroom.v1.OutputOptions\x12\x38\n\x11\x64isconnect_policy\x18\x05 \x01(\x0e\x32\x1d.darkroom.v1.DisconnectPolicy\x12\x15\n\rdeterministic\x18\x06 \x01(\x08\x12\'\n\x08priority\x18\x07 \x01(\x0e\x32\x15.darkroom.v1.Priority\"8\n\x10GenerateResponse\x12$\n\x05\x65vent\x18\x01 \x01(\x0b\x32\x15.darkroom.v1.JobEvent\"\xf0\x03\n\x0b\x45\x64itRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12+\n\nparameters\x18\x02 \x01(\x0b\x32\x17.darkroom.v1.Parameters\x12,\n\x07preview\x18\x03 \x01(\x0b\x32\x1b.darkroom.v1.PreviewOptions\x12*\n\x06output\x18\x04 \x01(\x0b\x32\x1a.darkroom.v1.OutputOptions\x12\x38\n\x11\x64isconnect_policy\x18\x05 \x01(\x0e\x32\x1d.darkroom.v1.DisconnectPolicy\x12\x15\n\rdeterministic\x18\x06 \x01(\x08\x12\'\n\x08priority\x18\x07 \x01(\x0e\x32\x15.darkroom.v1.Priority\x12\r\n\x05image\x18\n \x01(\x0c\x12,\n\x0bresize_mode\x18\x0b \x01(\x0e\x32\x17.darkroom.v1.ResizeMode\x12\x33\n\x0eimage_to_image\x18\x0c \x01(\x0b\x32\x19.darkroom.v1.ImageToImageH\x00\x12\'\n\x07inpaint\x18\r \x01(\x0b\x32\x14.darkroom.v1.InpaintH\x00\x12)\n\x08outpaint\x18\x0e \x01(\x0b\x32\x15.darkroom.v1.OutpaintH\x00\x42\x06\n\x04\x65\x64it\"4\n\x0c\x45\x64itResponse\x12$\n\x05\x65vent\x18\x01 \x01(\x0b\x32\x15.darkroom.v1.JobEvent\":\n\x0cWatchRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x16\n\x0e\x61\x66ter_sequence\x18\x02 \x01(\x03\"5\n\rWatchResponse\x12$\n\x05\x65vent\x18\x01 \x01(\x0b\x32\x15.darkroom.v1.JobEvent\"\xf8\x04\n\x03Job\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\r\n\x05owner\x18\x02 \x01(\t\x12$\n\x05state\x18\x03 \x01(\x0e\x32\x15.darkroom.v1.JobState\x12\x0c\n\x04kept\x18\x04 \x01(\x08\x12\x0c\n\x04task\x18\x05 \x01(\t\x12\r\n\x05model\x18\x06 \x01(\t\x12\x0e\n\x06prompt\x18\x07 \x01(\t\x12\x12\n\nnum_images\x18\x08 \x01(\x05\x12\x12\n\nstep_count\x18\t \x01(\x05\x12\x0c\n\x04step\x18\n \x01(\x05\x12\x13\n\x0bimages_done\x18\x0b \x01(\x05\x12\x15\n\x08position\x18\x0c \x01(\x05H\x00\x88\x01\x01\x12/\n\x0b\x63reate_time\x18\r \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12.\n\nstart_time\x18\x0e \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12,\n\x08\x65nd_time\x18\x0f \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x0b\x65xpire_time\x18\x10 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\r\n\x05\x65rror\x18\x11 \x01(\t\x12\x14\n\x0c\x65rror_reason\x18\x12 \x01(\t\x12\'\n\x08priority\x18\x13 \x01(\x0e\x32\x15.darkroom.v1.Priority\x12\x38\n\x14\x65stimated_start_time\x18\x14 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x36\n\x12\x65stimated_end_time\x18\x15 \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x0b\n\t_position\"8\n\x0fListJobsRequest\x12\x11\n\tpage_size\x18\x01 \x01(\x05\x12\x12\n\npage_token\x18\x02 \x01(\t\"K\n\x10ListJobsResponse\x12\x1e\n\x04jobs\x18\x01 \x03(\x0b\x32\x10.darkroom.v1.Job\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"#\n\rGetJobRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\"B\n\x0eGetJobResponse\x12\x1d\n\x03job\x18\x01 \x01(\x0b\x32\x10.darkroom.v1.Job\x12\x11\n\tthumbnail\x18\x02 \x01(\x0c\"#\n\rCancelRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\"#\n\x0e\x43\x61ncelResponse\x12\x11\n\tcancelled\x18\x01 \x01(\x08\"\xad\x01\n\x11PreprocessRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x14\n\x0cpreprocessor\x18\x02 \x01(\t\x12\x35\n\x14preprocessor_options\x18\x03 \x01(\x0b\x32\x17.google.protobuf.Struct\x12(\n\x06\x66ormat\x18\x04 \x01(\x0e\x32\x18.darkroom.v1.ImageFormat\x12\r\n\x05image\x18\n \x01(\x0c\":\n\x12PreprocessResponse\x12$\n\x05\x65vent\x18\x01 \x01(\x0b\x32\x15.darkroom.v1.JobEvent*\x9a\x01\n\x08JobState\x12\x19\n\x15JOB_STATE_UNSPECIFIED\x10\x00\x12\x14\n\x10JOB_STATE_QUEUED\x10\x01\x12\x15\n\x11JOB_STATE_RUNNING\x10\x02\x12\x17\n\x13JOB_STATE_COMPLETED\x10\x03\x12\x14\n\x10JOB_STATE_FAILED\x10\x04\x12\x17\n\x13JOB_STATE_CANCELLED\x10\x05\x32\xfa\x03\n\x0cImageService\x12I\n\x08Generate\x12\x1c.darkroom.v1.GenerateRequest\x1a\x1d.darkroom.v1.GenerateResponse0\x01\x12=\n\x04\x45\x64it\x12\x18.darkroom.v1.EditRequest\x1a\x19.darkroom.v1.EditResponse0\x01\x12@\n\x05Watch\x12\x19.darkroom.v1.WatchRequest\x1a\x1a.darkroom.v1.WatchResponse0\x01\x12\x41\n\x06\x43\x61ncel\x12\x1a.darkroom.v1.CancelRequest\x1a\x1b.darkroom.v1.CancelResponse\x12G\n\x08ListJobs\x12\x1c.darkroom.v1.ListJobsRequest\x1a\x1d.darkroom.v1.ListJobsResponse\x12\x41\n\x06GetJob\x12\x1a.darkroom.v1.GetJobRequest\x1a\x1b.darkroom.v1.GetJobResponse\x12O\n\nPreprocess\x12\x1e.darkroom.v1.PreprocessRequest\x1a\x1f.darkroom.v1.PreprocessResponse0\x01\x42\x1aP\x01Z\x16\x64\x61rkroom/v1;darkroomv1b\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -37,38 +37,38 @@ _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'darkroom.v1.image_service_p
 if not _descriptor._USE_C_DESCRIPTORS:
   _globals['DESCRIPTOR']._loaded_options = None
   _globals['DESCRIPTOR']._serialized_options = b'P\001Z\026darkroom/v1;darkroomv1'
-  _globals['_JOBSTATE']._serialized_start=2164
-  _globals['_JOBSTATE']._serialized_end=2318
+  _globals['_JOBSTATE']._serialized_start=2401
+  _globals['_JOBSTATE']._serialized_end=2555
   _globals['_GENERATEREQUEST']._serialized_start=193
-  _globals['_GENERATEREQUEST']._serialized_end=446
-  _globals['_GENERATERESPONSE']._serialized_start=448
-  _globals['_GENERATERESPONSE']._serialized_end=504
-  _globals['_EDITREQUEST']._serialized_start=507
-  _globals['_EDITREQUEST']._serialized_end=962
-  _globals['_EDITRESPONSE']._serialized_start=964
-  _globals['_EDITRESPONSE']._serialized_end=1016
-  _globals['_WATCHREQUEST']._serialized_start=1018
-  _globals['_WATCHREQUEST']._serialized_end=1076
-  _globals['_WATCHRESPONSE']._serialized_start=1078
-  _globals['_WATCHRESPONSE']._serialized_end=1131
-  _globals['_JOB']._serialized_start=1134
-  _globals['_JOB']._serialized_end=1611
-  _globals['_LISTJOBSREQUEST']._serialized_start=1613
-  _globals['_LISTJOBSREQUEST']._serialized_end=1669
-  _globals['_LISTJOBSRESPONSE']._serialized_start=1671
-  _globals['_LISTJOBSRESPONSE']._serialized_end=1746
-  _globals['_GETJOBREQUEST']._serialized_start=1748
-  _globals['_GETJOBREQUEST']._serialized_end=1783
-  _globals['_GETJOBRESPONSE']._serialized_start=1785
-  _globals['_GETJOBRESPONSE']._serialized_end=1851
-  _globals['_CANCELREQUEST']._serialized_start=1853
-  _globals['_CANCELREQUEST']._serialized_end=1888
-  _globals['_CANCELRESPONSE']._serialized_start=1890
-  _globals['_CANCELRESPONSE']._serialized_end=1925
-  _globals['_PREPROCESSREQUEST']._serialized_start=1928
-  _globals['_PREPROCESSREQUEST']._serialized_end=2101
-  _globals['_PREPROCESSRESPONSE']._serialized_start=2103
-  _globals['_PREPROCESSRESPONSE']._serialized_end=2161
-  _globals['_IMAGESERVICE']._serialized_start=2321
-  _globals['_IMAGESERVICE']._serialized_end=2827
+  _globals['_GENERATEREQUEST']._serialized_end=487
+  _globals['_GENERATERESPONSE']._serialized_start=489
+  _globals['_GENERATERESPONSE']._serialized_end=545
+  _globals['_EDITREQUEST']._serialized_start=548
+  _globals['_EDITREQUEST']._serialized_end=1044
+  _globals['_EDITRESPONSE']._serialized_start=1046
+  _globals['_EDITRESPONSE']._serialized_end=1098
+  _globals['_WATCHREQUEST']._serialized_start=1100
+  _globals['_WATCHREQUEST']._serialized_end=1158
+  _globals['_WATCHRESPONSE']._serialized_start=1160
+  _globals['_WATCHRESPONSE']._serialized_end=1213
+  _globals['_JOB']._serialized_start=1216
+  _globals['_JOB']._serialized_end=1848
+  _globals['_LISTJOBSREQUEST']._serialized_start=1850
+  _globals['_LISTJOBSREQUEST']._serialized_end=1906
+  _globals['_LISTJOBSRESPONSE']._serialized_start=1908
+  _globals['_LISTJOBSRESPONSE']._serialized_end=1983
+  _globals['_GETJOBREQUEST']._serialized_start=1985
+  _globals['_GETJOBREQUEST']._serialized_end=2020
+  _globals['_GETJOBRESPONSE']._serialized_start=2022
+  _globals['_GETJOBRESPONSE']._serialized_end=2088
+  _globals['_CANCELREQUEST']._serialized_start=2090
+  _globals['_CANCELREQUEST']._serialized_end=2125
+  _globals['_CANCELRESPONSE']._serialized_start=2127
+  _globals['_CANCELRESPONSE']._serialized_end=2162
+  _globals['_PREPROCESSREQUEST']._serialized_start=2165
+  _globals['_PREPROCESSREQUEST']._serialized_end=2338
+  _globals['_PREPROCESSRESPONSE']._serialized_start=2340
+  _globals['_PREPROCESSRESPONSE']._serialized_end=2398
+  _globals['_IMAGESERVICE']._serialized_start=2558
+  _globals['_IMAGESERVICE']._serialized_end=3064
 # @@protoc_insertion_point(module_scope)

@@ -30,20 +30,22 @@ JOB_STATE_FAILED: JobState
 JOB_STATE_CANCELLED: JobState
 
 class GenerateRequest(_message.Message):
-    __slots__ = ("request_id", "parameters", "preview", "output", "disconnect_policy", "deterministic")
+    __slots__ = ("request_id", "parameters", "preview", "output", "disconnect_policy", "deterministic", "priority")
     REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
     PARAMETERS_FIELD_NUMBER: _ClassVar[int]
     PREVIEW_FIELD_NUMBER: _ClassVar[int]
     OUTPUT_FIELD_NUMBER: _ClassVar[int]
     DISCONNECT_POLICY_FIELD_NUMBER: _ClassVar[int]
     DETERMINISTIC_FIELD_NUMBER: _ClassVar[int]
+    PRIORITY_FIELD_NUMBER: _ClassVar[int]
     request_id: str
     parameters: _parameters_pb2.Parameters
     preview: _parameters_pb2.PreviewOptions
     output: _parameters_pb2.OutputOptions
     disconnect_policy: _parameters_pb2.DisconnectPolicy
     deterministic: bool
-    def __init__(self, request_id: _Optional[str] = ..., parameters: _Optional[_Union[_parameters_pb2.Parameters, _Mapping]] = ..., preview: _Optional[_Union[_parameters_pb2.PreviewOptions, _Mapping]] = ..., output: _Optional[_Union[_parameters_pb2.OutputOptions, _Mapping]] = ..., disconnect_policy: _Optional[_Union[_parameters_pb2.DisconnectPolicy, str]] = ..., deterministic: bool = ...) -> None: ...
+    priority: _parameters_pb2.Priority
+    def __init__(self, request_id: _Optional[str] = ..., parameters: _Optional[_Union[_parameters_pb2.Parameters, _Mapping]] = ..., preview: _Optional[_Union[_parameters_pb2.PreviewOptions, _Mapping]] = ..., output: _Optional[_Union[_parameters_pb2.OutputOptions, _Mapping]] = ..., disconnect_policy: _Optional[_Union[_parameters_pb2.DisconnectPolicy, str]] = ..., deterministic: bool = ..., priority: _Optional[_Union[_parameters_pb2.Priority, str]] = ...) -> None: ...
 
 class GenerateResponse(_message.Message):
     __slots__ = ("event",)
@@ -52,13 +54,14 @@ class GenerateResponse(_message.Message):
     def __init__(self, event: _Optional[_Union[_events_pb2.JobEvent, _Mapping]] = ...) -> None: ...
 
 class EditRequest(_message.Message):
-    __slots__ = ("request_id", "parameters", "preview", "output", "disconnect_policy", "deterministic", "image", "resize_mode", "image_to_image", "inpaint", "outpaint")
+    __slots__ = ("request_id", "parameters", "preview", "output", "disconnect_policy", "deterministic", "priority", "image", "resize_mode", "image_to_image", "inpaint", "outpaint")
     REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
     PARAMETERS_FIELD_NUMBER: _ClassVar[int]
     PREVIEW_FIELD_NUMBER: _ClassVar[int]
     OUTPUT_FIELD_NUMBER: _ClassVar[int]
     DISCONNECT_POLICY_FIELD_NUMBER: _ClassVar[int]
     DETERMINISTIC_FIELD_NUMBER: _ClassVar[int]
+    PRIORITY_FIELD_NUMBER: _ClassVar[int]
     IMAGE_FIELD_NUMBER: _ClassVar[int]
     RESIZE_MODE_FIELD_NUMBER: _ClassVar[int]
     IMAGE_TO_IMAGE_FIELD_NUMBER: _ClassVar[int]
@@ -70,12 +73,13 @@ class EditRequest(_message.Message):
     output: _parameters_pb2.OutputOptions
     disconnect_policy: _parameters_pb2.DisconnectPolicy
     deterministic: bool
+    priority: _parameters_pb2.Priority
     image: bytes
     resize_mode: _edits_pb2.ResizeMode
     image_to_image: _edits_pb2.ImageToImage
     inpaint: _edits_pb2.Inpaint
     outpaint: _edits_pb2.Outpaint
-    def __init__(self, request_id: _Optional[str] = ..., parameters: _Optional[_Union[_parameters_pb2.Parameters, _Mapping]] = ..., preview: _Optional[_Union[_parameters_pb2.PreviewOptions, _Mapping]] = ..., output: _Optional[_Union[_parameters_pb2.OutputOptions, _Mapping]] = ..., disconnect_policy: _Optional[_Union[_parameters_pb2.DisconnectPolicy, str]] = ..., deterministic: bool = ..., image: _Optional[bytes] = ..., resize_mode: _Optional[_Union[_edits_pb2.ResizeMode, str]] = ..., image_to_image: _Optional[_Union[_edits_pb2.ImageToImage, _Mapping]] = ..., inpaint: _Optional[_Union[_edits_pb2.Inpaint, _Mapping]] = ..., outpaint: _Optional[_Union[_edits_pb2.Outpaint, _Mapping]] = ...) -> None: ...
+    def __init__(self, request_id: _Optional[str] = ..., parameters: _Optional[_Union[_parameters_pb2.Parameters, _Mapping]] = ..., preview: _Optional[_Union[_parameters_pb2.PreviewOptions, _Mapping]] = ..., output: _Optional[_Union[_parameters_pb2.OutputOptions, _Mapping]] = ..., disconnect_policy: _Optional[_Union[_parameters_pb2.DisconnectPolicy, str]] = ..., deterministic: bool = ..., priority: _Optional[_Union[_parameters_pb2.Priority, str]] = ..., image: _Optional[bytes] = ..., resize_mode: _Optional[_Union[_edits_pb2.ResizeMode, str]] = ..., image_to_image: _Optional[_Union[_edits_pb2.ImageToImage, _Mapping]] = ..., inpaint: _Optional[_Union[_edits_pb2.Inpaint, _Mapping]] = ..., outpaint: _Optional[_Union[_edits_pb2.Outpaint, _Mapping]] = ...) -> None: ...
 
 class EditResponse(_message.Message):
     __slots__ = ("event",)
@@ -98,7 +102,7 @@ class WatchResponse(_message.Message):
     def __init__(self, event: _Optional[_Union[_events_pb2.JobEvent, _Mapping]] = ...) -> None: ...
 
 class Job(_message.Message):
-    __slots__ = ("request_id", "owner", "state", "kept", "task", "model", "prompt", "num_images", "step_count", "step", "images_done", "position", "create_time", "start_time", "end_time", "expire_time", "error", "error_reason")
+    __slots__ = ("request_id", "owner", "state", "kept", "task", "model", "prompt", "num_images", "step_count", "step", "images_done", "position", "create_time", "start_time", "end_time", "expire_time", "error", "error_reason", "priority", "estimated_start_time", "estimated_end_time")
     REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
     OWNER_FIELD_NUMBER: _ClassVar[int]
     STATE_FIELD_NUMBER: _ClassVar[int]
@@ -117,6 +121,9 @@ class Job(_message.Message):
     EXPIRE_TIME_FIELD_NUMBER: _ClassVar[int]
     ERROR_FIELD_NUMBER: _ClassVar[int]
     ERROR_REASON_FIELD_NUMBER: _ClassVar[int]
+    PRIORITY_FIELD_NUMBER: _ClassVar[int]
+    ESTIMATED_START_TIME_FIELD_NUMBER: _ClassVar[int]
+    ESTIMATED_END_TIME_FIELD_NUMBER: _ClassVar[int]
     request_id: str
     owner: str
     state: JobState
@@ -135,7 +142,10 @@ class Job(_message.Message):
     expire_time: _timestamp_pb2.Timestamp
     error: str
     error_reason: str
-    def __init__(self, request_id: _Optional[str] = ..., owner: _Optional[str] = ..., state: _Optional[_Union[JobState, str]] = ..., kept: bool = ..., task: _Optional[str] = ..., model: _Optional[str] = ..., prompt: _Optional[str] = ..., num_images: _Optional[int] = ..., step_count: _Optional[int] = ..., step: _Optional[int] = ..., images_done: _Optional[int] = ..., position: _Optional[int] = ..., create_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., start_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., end_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., expire_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., error: _Optional[str] = ..., error_reason: _Optional[str] = ...) -> None: ...
+    priority: _parameters_pb2.Priority
+    estimated_start_time: _timestamp_pb2.Timestamp
+    estimated_end_time: _timestamp_pb2.Timestamp
+    def __init__(self, request_id: _Optional[str] = ..., owner: _Optional[str] = ..., state: _Optional[_Union[JobState, str]] = ..., kept: bool = ..., task: _Optional[str] = ..., model: _Optional[str] = ..., prompt: _Optional[str] = ..., num_images: _Optional[int] = ..., step_count: _Optional[int] = ..., step: _Optional[int] = ..., images_done: _Optional[int] = ..., position: _Optional[int] = ..., create_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., start_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., end_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., expire_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., error: _Optional[str] = ..., error_reason: _Optional[str] = ..., priority: _Optional[_Union[_parameters_pb2.Priority, str]] = ..., estimated_start_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., estimated_end_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ...) -> None: ...
 
 class ListJobsRequest(_message.Message):
     __slots__ = ("page_size", "page_token")

@@ -33,6 +33,14 @@ class ImageServiceStub(object):
     offset; `completed` last. The events of several images may interleave. A `preview` comes after the `step` that it
     shows and before its image. For a slow reader, previews are coalesced to the newest; no other event is dropped.
 
+    Clients (tokens; on a server without tokens, connections) get equal shares of the device, by the time that their jobs
+    take it: many jobs of one delay another's by at most the step that is under way and the rows that share its own steps.
+    The jobs of a client begin in the order in which they came. See Priority.
+
+    A job whose deadline cannot be met is refused before its first event, with DEADLINE_UNREACHABLE or
+    DEADLINE_TOO_SHORT: where the estimate rests on measured steps of the same model and size, and even the estimate less
+    a third is beyond the deadline.
+
     A stream that ends with OK has sent `completed`. A job ends within one denoising step of a Cancel, of its
     deadline, and of its client's cancellation or disconnection (see DisconnectPolicy).
     """
@@ -88,6 +96,14 @@ class ImageServiceServicer(object):
     offset; `completed` last. The events of several images may interleave. A `preview` comes after the `step` that it
     shows and before its image. For a slow reader, previews are coalesced to the newest; no other event is dropped.
 
+    Clients (tokens; on a server without tokens, connections) get equal shares of the device, by the time that their jobs
+    take it: many jobs of one delay another's by at most the step that is under way and the rows that share its own steps.
+    The jobs of a client begin in the order in which they came. See Priority.
+
+    A job whose deadline cannot be met is refused before its first event, with DEADLINE_UNREACHABLE or
+    DEADLINE_TOO_SHORT: where the estimate rests on measured steps of the same model and size, and even the estimate less
+    a third is beyond the deadline.
+
     A stream that ends with OK has sent `completed`. A job ends within one denoising step of a Cancel, of its
     deadline, and of its client's cancellation or disconnection (see DisconnectPolicy).
     """
@@ -107,8 +123,8 @@ class ImageServiceServicer(object):
         fails with ALREADY_EXISTS (REQUEST_ID_IN_USE) and does not affect that job.
 
         Fails with INVALID_ARGUMENT, NOT_FOUND, FAILED_PRECONDITION, ALREADY_EXISTS, UNIMPLEMENTED, UNAUTHENTICATED,
-        UNAVAILABLE (JOB_LOG_UNAVAILABLE) and RESOURCE_EXHAUSTED (QUEUE_FULL, KEPT_JOBS_FULL, JOB_LOG_FULL,
-        REQUEST_TOO_LARGE) before the first event; with RESOURCE_EXHAUSTED (OUT_OF_MEMORY), UNAVAILABLE, INTERNAL,
+        UNAVAILABLE (JOB_LOG_UNAVAILABLE) and RESOURCE_EXHAUSTED (QUEUE_FULL, DEADLINE_UNREACHABLE, KEPT_JOBS_FULL,
+        JOB_LOG_FULL, REQUEST_TOO_LARGE) before the first event; with RESOURCE_EXHAUSTED (OUT_OF_MEMORY), UNAVAILABLE, INTERNAL,
         CANCELLED and DEADLINE_EXCEEDED at any time.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
@@ -257,6 +273,14 @@ class ImageService(object):
     for; then for each image `step` 1 to N, each once and in order; `image`, followed by its `chunk` events in order of
     offset; `completed` last. The events of several images may interleave. A `preview` comes after the `step` that it
     shows and before its image. For a slow reader, previews are coalesced to the newest; no other event is dropped.
+
+    Clients (tokens; on a server without tokens, connections) get equal shares of the device, by the time that their jobs
+    take it: many jobs of one delay another's by at most the step that is under way and the rows that share its own steps.
+    The jobs of a client begin in the order in which they came. See Priority.
+
+    A job whose deadline cannot be met is refused before its first event, with DEADLINE_UNREACHABLE or
+    DEADLINE_TOO_SHORT: where the estimate rests on measured steps of the same model and size, and even the estimate less
+    a third is beyond the deadline.
 
     A stream that ends with OK has sent `completed`. A job ends within one denoising step of a Cancel, of its
     deadline, and of its client's cancellation or disconnection (see DisconnectPolicy).

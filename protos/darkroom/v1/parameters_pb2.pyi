@@ -44,6 +44,13 @@ class PromptSyntax(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     PROMPT_SYNTAX_PLAIN: _ClassVar[PromptSyntax]
     PROMPT_SYNTAX_WEIGHTED: _ClassVar[PromptSyntax]
 
+class Priority(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    PRIORITY_UNSPECIFIED: _ClassVar[Priority]
+    PRIORITY_LOW: _ClassVar[Priority]
+    PRIORITY_NORMAL: _ClassVar[Priority]
+    PRIORITY_HIGH: _ClassVar[Priority]
+
 class DisconnectPolicy(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     __slots__ = ()
     DISCONNECT_POLICY_UNSPECIFIED: _ClassVar[DisconnectPolicy]
@@ -70,6 +77,10 @@ IMAGE_FORMAT_WEBP: ImageFormat
 PROMPT_SYNTAX_UNSPECIFIED: PromptSyntax
 PROMPT_SYNTAX_PLAIN: PromptSyntax
 PROMPT_SYNTAX_WEIGHTED: PromptSyntax
+PRIORITY_UNSPECIFIED: Priority
+PRIORITY_LOW: Priority
+PRIORITY_NORMAL: Priority
+PRIORITY_HIGH: Priority
 DISCONNECT_POLICY_UNSPECIFIED: DisconnectPolicy
 DISCONNECT_POLICY_CANCEL: DisconnectPolicy
 DISCONNECT_POLICY_KEEP: DisconnectPolicy

@@ -64,13 +64,14 @@ class CatalogService(catalog_service_pb2_grpc.CatalogServiceServicer):
 
     async def GetServerInfo(self, request: pb.GetServerInfoRequest, context: Context) -> pb.GetServerInfoResponse:
         limits = self._catalog.limits
+        given = limits.model_dump() | {"max_queued_jobs_per_client": limits.queued_jobs_per_client}
         return pb.GetServerInfoResponse(
             version=VERSION,
             api_version="darkroom.v1",
             torch_version=torch.__version__,
             diffusers_version=diffusers.__version__,
             devices=[self._device(d) for d in dict.fromkeys(m.family.device for m in self._catalog.models.values())],
-            limits=pb.ServerLimits(**limits.model_dump(), job_retention_seconds=self._keep_results_seconds),
+            limits=pb.ServerLimits(**given, job_retention_seconds=self._keep_results_seconds),
             plugins=[_plugin(info) for info in self._catalog.plugins.infos],
             default_model=self._catalog.default_model,
         )
@@ -228,7 +229,7 @@ class CatalogService(catalog_service_pb2_grpc.CatalogServiceServicer):
         return pb.Scheduler(
             name=entry.name,
             aliases=entry.aliases,
-            diffusers_class=entry.scheduler.__name__,
+            diffusers_class=entry.class_name,
             description=entry.description,
             min_steps=low,
             max_steps=high,

@@ -11,7 +11,7 @@ from darkroom.v1 import events_pb2, parameters_pb2
 from darkroom_plugins.request import PreviewMode
 from darkroom_plugins.request_json import parameters_json
 from darkroom_plugins.sample import Picture
-from darkroom_server.jobs.events import ControlMade, Ended, PreviewMade, Queued, StepDone
+from darkroom_server.jobs.events import Accepted, ControlMade, Ended, PreviewMade, Queued, StepDone
 from darkroom_server.jobs.job import Job
 from darkroom_server.models.residency import Loading
 from darkroom_server.pictures.encode import MEDIA_TYPES, encode_map
@@ -32,7 +32,7 @@ def _format(name: str) -> Any:
     return parameters_pb2.ImageFormat.Value("IMAGE_FORMAT_" + name.upper())
 
 
-def accepted(job: Job) -> events_pb2.AcceptedEvent:
+def accepted(event: Accepted, job: Job) -> events_pb2.AcceptedEvent:
     """The resolved request."""
     request, preview, output = job.request, job.request.preview, job.request.output
     fields = parameters_json(request, request.seed) | {"num_images": request.num_images}
@@ -50,12 +50,18 @@ def accepted(job: Job) -> events_pb2.AcceptedEvent:
         output=parameters_pb2.OutputOptions(
             format=_format(output.format), quality=output.quality, embed_metadata=output.embed_metadata
         ),
+        estimated_wait_seconds=event.estimated_wait,
+        estimated_end_seconds=event.estimated_end,
     )
 
 
 def queued(event: Queued) -> events_pb2.QueuedEvent:
     """A waiting job's position."""
-    return events_pb2.QueuedEvent(position=event.position, estimated_wait_seconds=event.estimated_wait)
+    return events_pb2.QueuedEvent(
+        position=event.position,
+        estimated_wait_seconds=event.estimated_wait,
+        estimated_end_seconds=event.estimated_end,
+    )
 
 
 def loading(event: Loading) -> events_pb2.LoadingEvent:

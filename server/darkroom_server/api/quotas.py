@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from darkroom.v1 import parameters_pb2
 from darkroom_plugins.quoting import quoted
 from darkroom_server.api.access import caller
-from darkroom_server.errors import ModelNotAllowed, OverTokenLimit, QueueFull
+from darkroom_server.errors import ModelNotAllowed, OperatorRequired, OverTokenLimit, QueueFull
 
 if TYPE_CHECKING:
     from collections.abc import Collection
@@ -15,6 +16,11 @@ if TYPE_CHECKING:
     from darkroom_server.config.settings import TokenSettings
     from darkroom_server.jobs.job import Job
 
+PRIORITIES: dict[Any, str] = {
+    parameters_pb2.PRIORITY_LOW: "low",
+    parameters_pb2.PRIORITY_NORMAL: "normal",
+    parameters_pb2.PRIORITY_HIGH: "high",
+}
 RETRY_SECONDS = 2.0  # after which one of the token's own jobs may have ended
 
 
@@ -43,6 +49,18 @@ def may_use(model: str) -> bool:
     """Whether the token may use a model."""
     known = _token()
     return known is None or known.models is None or model in known.models
+
+
+def admit_priority(message: Any) -> str:
+    """The priority of a request's job; that of a request that has none, or no known one, is normal.
+
+    :raises OperatorRequired: the token may not have it
+    """
+    asked = PRIORITIES.get(getattr(message, "priority", 0), "normal")
+    known = _token()
+    if asked == "high" and known is not None and known.role != "operator":
+        raise OperatorRequired("a high priority wants an operator's token, and this is a user's")
+    return asked
 
 
 def admit_pixels(job: Job, request: Request, active: Collection[Job]) -> None:

@@ -27,7 +27,7 @@ def overview(settings: Settings, plugins: Plugins) -> tuple[list[Table], bool]:
     :raises ModelError: a model cannot be served as configured
     """
     settings = settings if settings.models else with_demo(settings)
-    models = open_models(settings, plugins)
+    models = open_models(settings, plugins, by_headers=True)
     check_budget(models, settings.memory_budget)
     assets = AssetFiles(settings, plugins, models)
     tables = [_models(settings, models), _assets(assets), _tokens(settings), _server(settings)]
@@ -55,7 +55,7 @@ def _models(settings: Settings, models: Mapping[str, Model]) -> Table:
 
 
 def _prediction(model: Model) -> str:
-    zero_snr = model.family.scheduler_config.get("rescale_betas_zero_snr")
+    zero_snr = model.family.own_scheduler.get("rescale_betas_zero_snr")
     return model.info.prediction_type + (", zero SNR" if zero_snr else "")
 
 

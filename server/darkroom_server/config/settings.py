@@ -175,8 +175,15 @@ class Limits(BaseModel, extra="forbid"):
     max_pixels: Annotated[int, Field(ge=64 * 64)] = 2048 * 2048
     max_prompt_characters: Annotated[int, Field(ge=1)] = 10_000
     max_queued_jobs: Annotated[int, Field(ge=1)] = 1000
+    # Of one client: a token, or, without tokens, a connection. None: half of max_queued_jobs.
+    max_queued_jobs_per_client: Annotated[int, Field(ge=1)] | None = None
     max_request_bytes: Annotated[ByteSize, Field(ge=64 * 1024)] = ByteSize(32 * MIB)
     chunk_bytes: Annotated[ByteSize, Field(ge=1024, le=3 * MIB)] = ByteSize(3 * MIB)
+
+    @property
+    def queued_jobs_per_client(self) -> int:
+        """`max_queued_jobs_per_client`, or its default."""
+        return self.max_queued_jobs_per_client or max(1, self.max_queued_jobs // 2)
 
 
 class TokenSettings(BaseModel, extra="forbid"):
@@ -205,11 +212,23 @@ class TlsSettings(BaseModel, extra="forbid"):
         return self
 
 
+class ClusterSettings(BaseModel, extra="forbid"):
+    """Replicas on Ray Serve."""
+
+    address: str | None = None  # of the cluster's head; None: a local one is started, and ends with the server
+    replicas: Annotated[int, Field(ge=1, le=10_000)] = 1
+    # What each takes of a machine, in Ray's units. CPUs are only counted: `threads` says how many threads compute.
+    replica_cpus: Annotated[float, Field(ge=0)] = 1.0
+    replica_gpus: Annotated[float, Field(ge=0)] = 0.0
+
+
 class Settings(BaseSettings):
     """All settings of a server."""
 
     model_config = SettingsConfigDict(env_prefix="DARKROOM_", env_nested_delimiter="__", extra="forbid")
 
+    engine: Literal["local", "ray"] = "local"  # in this process; or those of replicas on Ray Serve
+    cluster: ClusterSettings = ClusterSettings()  # of the engine "ray"
     listen: Annotated[str, AfterValidator(_address)] = DEFAULT_LISTEN  # see config.address
     http: Annotated[str, AfterValidator(_address)] | None = None  # where HTTP's doors listen; None: there are none
     cors_origins: list[Annotated[str, AfterValidator(_origin)]] = []  # whose pages browsers let in by HTTP

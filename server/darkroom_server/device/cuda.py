@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import sys
 import warnings
 from collections.abc import MutableMapping
+from importlib.metadata import version
 
 ALLOCATOR = ("PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_ALLOC_CONF")  # before torch 2.9, and since
 
@@ -15,6 +17,17 @@ def choose_allocator(environment: MutableMapping[str, str] = os.environ) -> None
     left behind serves another. An operator's own setting stays."""
     if sys.platform == "linux" and not any(name in environment for name in ALLOCATOR):
         environment.update(dict.fromkeys(ALLOCATOR, "expandable_segments:True"))
+
+
+def has_driver() -> bool:
+    """Whether torch may find a GPU, told without torch, which takes seconds to import."""
+    if "+rocm" in version("torch") or sys.platform == "darwin":
+        return True
+    try:
+        ctypes.CDLL("nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1")
+    except OSError:
+        return False
+    return True
 
 
 def set_tf32(allow: bool | None) -> None:

@@ -1,83 +1,304 @@
-"""Step-level batching: selects the slots that share the next evaluation of the denoiser."""
+"""Step-level batching: selects the slots that share the next evaluation of the denoiser.
+
+Clients get equal shares of the time (`jobs.shares`): of the turns of lanes, and of the rows of a batch. A sample that
+has begun keeps its state while others have its row.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Hashable
+import heapq
+import sys
+from bisect import insort
+from collections.abc import Callable, Collection, Hashable, Iterator, Mapping
+from itertools import chain, count
+from operator import attrgetter
+from typing import TYPE_CHECKING, NamedTuple
 
 from darkroom_server.engine.slot import Slot
-from darkroom_server.jobs.job import Job
+from darkroom_server.jobs.shares import WEIGHTS, FairShares
+from darkroom_server.jobs.speeds import Average
+
+if TYPE_CHECKING:
+    from darkroom_server.jobs.job import Job
+
+# What a client asks for beyond the others' number of images may fill a batch as far as it does not slow those down: by
+# this much of what they would be slowed down if all took turns. With two clients, a batch may take 1.3 times as long as
+# one without the other's.
+SLOWDOWN = 0.65
+HELD = 1.5  # images to a row of the batch, that may have begun: they keep their memory while others have their rows
+PATIENCE = 8  # longest turns of each lane, after which one has a turn whosever it is
+
+
+class Party:
+    """A client's slots in a lane: those that have begun, and those that wait, by their priorities (weighted fair
+    queueing: each waits as long as if its priority had its share to itself)."""
+
+    def __init__(self, client: str) -> None:
+        self.client = client
+        self.begun: dict[Slot, None] = {}  # oldest first
+        self.waiting: list[tuple[float, int, Slot]] = []  # by the place in the order
+        self._places: dict[str, float] = {}  # the last one, by priority
+        self._now = 0.0  # the place of the last one that began
+
+    def __len__(self) -> int:
+        return len(self.begun) + len(self.waiting)
+
+    @property
+    def weight(self) -> float:
+        """Of its next slot."""
+        return WEIGHTS[next(self.order()).job.priority]
+
+    def add(self, slot: Slot) -> None:
+        """One that waits."""
+        priority = slot.job.priority
+        place = max(self._now, self._places.get(priority, 0.0)) + slot.rows * evaluations_left(slot) / WEIGHTS[priority]
+        self._places[priority] = place
+        insort(self.waiting, (place, slot.number, slot))
+
+    def begin(self, slot: Slot) -> bool:
+        """It is in a batch. Returns whether for the first time."""
+        if slot in self.begun:
+            return False
+        place = next(number for number, each in enumerate(self.waiting) if each[2] is slot)
+        self._now = max(self._now, self.waiting.pop(place)[0])
+        self.begun[slot] = None
+        return True
+
+    def drop(self, slot: Slot) -> bool:
+        """Free one. Returns whether it had begun."""
+        if slot in self.begun:
+            del self.begun[slot]
+            return True
+        self.waiting = [each for each in self.waiting if each[2] is not slot]
+        return False
+
+    def order(self) -> Iterator[Slot]:
+        """Its slots, in the order in which they get rows."""
+        yield from list(self.begun)
+        yield from (slot for _, _, slot in list(self.waiting))
+
+
+class Pick(NamedTuple):
+    """A client's next slot in the order of a lane: first the first one of each client, then the second one of each, and
+    so on. Of those that are due, the one of the client with the least work goes first; then the others."""
+
+    place: float  # 0 for a client's first, then more by one over the priority's weight
+    late: bool  # its client has had more than others
+    order: float
+    number: int
+    slot: Slot
 
 
 class Lane:
-    """The slots of one batch key, oldest first. Those within the row limit are active, the others wait."""
+    """The slots of one batch key. Those of the next batch are active, the others wait."""
 
-    def __init__(self, solo: bool) -> None:
+    def __init__(self, solo: bool, shares: FairShares) -> None:
         self.solo = solo
-        self.slots: list[Slot] = []
+        self._shares = shares
+        self.parties: dict[str, Party] = {}  # by client
+        self.seconds: Callable[[int], float | None] = lambda rows: None  # of an evaluation of this many rows
+        self._begun = 0  # slots of all that have begun
         self.busy = False  # it has its turn
-        self.turn_seconds: float | None = None  # from turn to turn, other lanes' included: a moving average
-        self._last_turn: float | None = None  # time.monotonic
+        self._turn_seconds = Average()  # from turn to turn
+        self.turn_rows = 0.0  # of a turn: a moving average
+        self.last_turn: float | None = None  # time.monotonic
+        self.spent_before = shares.spent  # when it had its last turn
 
-    def record_turn(self, now: float) -> None:
-        """A turn begins."""
-        if self._last_turn is not None:
-            seconds = now - self._last_turn
-            self.turn_seconds = seconds if self.turn_seconds is None else 0.8 * self.turn_seconds + 0.2 * seconds
-        self._last_turn = now
+    @property
+    def slots(self) -> list[Slot]:
+        """All, oldest first. May be called on another thread."""
+        found = [slot for party in list(self.parties.values()) for slot in party.order()]
+        return sorted(found, key=attrgetter("number"))
+
+    @property
+    def first(self) -> Slot:
+        """Any of them."""
+        return next(next(iter(self.parties.values())).order())
+
+    @property
+    def turn_seconds(self) -> float | None:
+        """Seconds from one turn to the next, other lanes' turns included; None if not known yet."""
+        return self._turn_seconds.value
+
+    def begin_turn(self, batch: Collection[Slot], now: float) -> None:
+        """A turn begins with this batch."""
+        rows = sum(slot.rows for slot in batch)
+        if self.last_turn is not None:
+            self._turn_seconds.add(now - self.last_turn)
+        self.turn_rows = 0.8 * self.turn_rows + 0.2 * rows if self.turn_rows else rows
+        self.last_turn, self.spent_before = now, self._shares.spent
+        for slot in batch:
+            self._begun += self.parties[slot.job.client].begin(slot)
+
+    def drop(self, slot: Slot) -> None:
+        """Free a slot."""
+        party = self.parties[slot.job.client]
+        self._begun -= party.drop(slot)
+        if not party:
+            del self.parties[slot.job.client]
+
+    def order(self, newcomer: Job | None = None) -> Iterator[Slot]:
+        """All slots in the order in which they get rows, while the shares are as they are now, and behind those of its
+        client those of a job that is not there yet. May be called on another thread."""
+        return (pick.slot for pick in self._picks(newcomer))
+
+    def _picks(self, newcomer: Job | None = None, only_begun: bool = False) -> Iterator[Pick]:
+        parties = list(self.parties.values())
+        orders = {party.client: iter(list(party.begun)) if only_begun else party.order() for party in parties}
+        sizes = {party.client: len(party) for party in parties}
+        if newcomer is not None:
+            count = newcomer.request.num_images
+            new = (Slot(newcomer, index, sys.maxsize) for index in range(count))
+            orders[newcomer.client] = chain(orders.get(newcomer.client, ()), new)
+            sizes[newcomer.client] = sizes.get(newcomer.client, 0) + count
+        tags = {client: self._shares.tag(client) for client in orders}
+        latest = min(tags.values(), default=0.0) + self._shares.slack
+
+        def pick(client: str, place: float) -> Pick | None:
+            slots = orders[client]
+            if (slot := next(slots, None)) is None:
+                return None
+            late = tags[client] > latest
+            order = tags[client] if late else sizes[client] * evaluations_left(slot)
+            return Pick(place, late, order, slot.number, slot)
+
+        heap = [first for client in orders if (first := pick(client, 0.0))]
+        heapq.heapify(heap)
+        while heap:
+            best = heap[0]
+            yield best
+            job = best.slot.job
+            following = pick(job.client, best.place + 1 / WEIGHTS[job.priority])
+            if following is not None:
+                heapq.heapreplace(heap, following)
+            else:
+                heapq.heappop(heap)
 
     def select_batch(self, row_limit: int) -> list[Slot]:
-        """The oldest slots that fit into one batch; at least one."""
-        if self.solo:
-            return self.slots[:1]
+        """The slots of the next batch, oldest first; at least one. May be called on another thread."""
         batch: list[Slot] = []
         rows = 0
-        for slot in self.slots:
-            rows += slot.rows
-            if batch and rows > row_limit:
+        bound: Callable[[Pick, int], bool] | None = None
+        for pick in self._picks(only_begun=self._begun >= HELD * row_limit):
+            if batch and (self.solo or rows + pick.slot.rows > row_limit):
                 break
-            batch.append(slot)
-        return batch
+            if pick.place > 0:
+                bound = bound or self._bound(row_limit)
+                if bound(pick, rows + pick.slot.rows):
+                    break
+            rows += pick.slot.rows
+            batch.append(pick.slot)
+        return sorted(batch, key=attrgetter("number"))
+
+    def _bound(self, row_limit: int) -> Callable[[Pick, int], bool]:
+        """Whether a pick would make a batch of so many rows too slow for the client that asks for the least."""
+        parties = list(self.parties.values())
+        if len(parties) < 2 or self.solo:
+            return lambda pick, rows: False
+        fewest = self.parties[self._shares.due({party.client: len(party) for party in parties})]
+        if len(fewest) >= row_limit:
+            return lambda pick, rows: False
+        own = list(fewest.order())
+        last = sum(1 / WEIGHTS[slot.job.priority] for slot in own[:-1])
+        others = sum(party.weight for party in parties) / fewest.weight
+        alone = self.seconds(min(row_limit, sum(slot.rows for slot in own)))
+        longest = alone * max(1.0, SLOWDOWN * others) if alone is not None else None
+
+        def too_slow(pick: Pick, rows: int) -> bool:
+            if pick.place <= last or longest is None:
+                return False
+            seconds = self.seconds(rows)
+            return seconds is not None and seconds > longest
+
+        return too_slow
 
 
 class Batcher:
-    """Lanes by batch key, served round-robin, one evaluation each."""
+    """Lanes by batch key, one evaluation each. The turn is that of the client that has had the least; its lanes go
+    round."""
 
     def __init__(self) -> None:
-        self._lanes: dict[Hashable, Lane] = {}
+        self.shares = FairShares()
+        self._lanes: dict[Hashable, Lane] = {}  # the one that had its turn last is the last
+        self._slots: dict[Job, list[Slot]] = {}
+        self._clients: dict[str, int] = {}  # their numbers of slots
+        self._numbers = count()
 
     def __bool__(self) -> bool:
         return bool(self._lanes)
 
     def lanes(self) -> list[Lane]:
-        """All lanes, the next one first."""
+        """All lanes, that had a turn last the last. May be called on another thread."""
         return list(self._lanes.values())
+
+    def lane_of(self, key: Hashable) -> Lane | None:
+        """The lane of a batch key. May be called on another thread."""
+        return self._lanes.get(key)
 
     def jobs(self) -> set[Job]:
         """All jobs with slots."""
-        return {slot.job for lane in self.lanes() for slot in lane.slots}
+        return set(self._slots)
 
-    def add(self, job: Job) -> None:
-        """Give each of the job's images a slot."""
-        lane = self._lanes.setdefault(job.plan.batch_key, Lane(job.plan.solo))
-        lane.slots += (Slot(job, index) for index in range(job.request.num_images))
+    def add(self, job: Job) -> Lane:
+        """Give each of the job's images a slot. Returns their lane."""
+        lane = self._lanes.setdefault(job.plan.batch_key, Lane(job.plan.solo, self.shares))
+        if job.client not in self._clients:
+            self.shares.join(job.client, WEIGHTS[job.priority])
+        self._clients[job.client] = self._clients.get(job.client, 0) + job.request.num_images
+        party = lane.parties.setdefault(job.client, Party(job.client))
+        self._slots[job] = [Slot(job, index, next(self._numbers)) for index in range(job.request.num_images)]
+        for slot in self._slots[job]:
+            party.add(slot)
         job.progress.slots_left = job.request.num_images
+        return lane
 
     def next_lane(self, among: Callable[[Lane], bool] = lambda lane: True) -> Lane | None:
-        """The next lane of the round, of those that are not busy and among these; None if there is none."""
-        key = next((key for key, lane in self._lanes.items() if not lane.busy and among(lane)), None)
-        if key is None:
+        """The lane whose turn it is, of those that are not busy and among these; None if there is none."""
+        ready = {key: lane for key, lane in self._lanes.items() if not lane.busy and among(lane)}
+        if not ready:
             return None
+        key = next(iter(ready)) if len(ready) == 1 else self._due(ready)
         lane = self._lanes[key] = self._lanes.pop(key)
         return lane
 
+    def _due(self, ready: Mapping[Hashable, Lane]) -> Hashable:
+        """The lane that has waited for too long; else, of those of the client whose turn it is, the one that has waited
+        the longest."""
+        longest = next(iter(ready))
+        if self.shares.spent - ready[longest].spent_before > PATIENCE * len(self._lanes) * self.shares.turn:
+            return longest
+        client = self.shares.due({client: self._clients[client] for lane in ready.values() for client in lane.parties})
+        return next(key for key, lane in ready.items() if client in lane.parties)
+
     def drop(self, slots: Collection[Slot]) -> None:
         """Free slots."""
-        freed = set(slots)
-        for key, lane in list(self._lanes.items()):
-            lane.slots = [slot for slot in lane.slots if slot not in freed]
-            if not lane.slots:
-                del self._lanes[key]
+        for slot in list(slots):
+            job, own = slot.job, self._slots.get(slot.job, [])
+            if slot not in own:
+                continue
+            own.remove(slot)
+            if not own:
+                del self._slots[job]
+            self._forget(slot)
 
     def drop_job(self, job: Job) -> None:
         """Free all slots of a job."""
-        self.drop([slot for lane in self.lanes() for slot in lane.slots if slot.job is job])
+        self.drop(self._slots.get(job, ()))
+
+    def _forget(self, slot: Slot) -> None:
+        key, client = slot.job.plan.batch_key, slot.job.client
+        lane = self._lanes[key]
+        lane.drop(slot)
+        if not lane.parties:
+            del self._lanes[key]
+        self._clients[client] -= 1
+        if not self._clients[client]:
+            del self._clients[client]
+            self.shares.leave(client)
+
+
+def evaluations_left(slot: Slot) -> int:
+    """How many evaluations its sample still takes; at least one."""
+    steps = slot.job.plan.steps
+    done = steps.first if slot.sample is None else slot.sample.evaluation
+    return max(1, len(steps.timesteps) - done)

@@ -10,9 +10,8 @@ import queue
 import threading
 import time
 from collections.abc import AsyncIterator, Callable, Hashable, Sequence
-from dataclasses import asdict
 from functools import partial
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import torch
 
@@ -26,19 +25,21 @@ from darkroom_server.engine import step as stepping
 from darkroom_server.engine.batcher import Batcher, Lane
 from darkroom_server.engine.buckets import Buckets
 from darkroom_server.engine.decode import Decoded, Decoder
+from darkroom_server.engine.endings import log_end, reason_of
 from darkroom_server.engine.long_work import LongWork, Work
+from darkroom_server.engine.meter import Meter
 from darkroom_server.engine.offload_turns import swap_is_due
 from darkroom_server.engine.outbox import Outbox
 from darkroom_server.engine.prepare import Starter, make_sample
 from darkroom_server.engine.previews import PreviewDecoders, wants_preview
 from darkroom_server.engine.prompt_cache import PromptCache
-from darkroom_server.engine.queue_positions import QueuePositions
+from darkroom_server.engine.queue_positions import Estimate, QueuePositions
 from darkroom_server.engine.recovery import Outcome, Recovery, work
 from darkroom_server.engine.slot import Slot
 from darkroom_server.errors import Cancelled, DeviceLost, to_domain_error
 from darkroom_server.jobs.events import Ended, ImageDecoded, PreviewMade, Started, StepDone
 from darkroom_server.jobs.job import Job
-from darkroom_server.jobs.numbers import EngineNumbers, size_class
+from darkroom_server.jobs.numbers import EngineNumbers
 from darkroom_server.schedulers.scheduler import noise_level
 
 log = logging.getLogger(__name__)
@@ -56,8 +57,8 @@ T = TypeVar("T")
 class Engine:
     """Steps the samples of all jobs, and posts events to the jobs' mailboxes on the event loop.
 
-    `start`, `call`, `submit`, `cancel`, `forget_limits`, `lose` and `stop` are for the event loop; all else runs on the
-    engine's thread, the only one that runs torch while the server serves.
+    `start`, `call`, `submit`, `estimate`, `cancel`, `forget_limits`, `lose` and `stop` are for the event loop; all else
+    runs on the engine's thread, the only one that runs torch while the server serves.
     """
 
     def __init__(
@@ -79,8 +80,10 @@ class Engine:
         self._starter, self._decoder = Starter(self.recovery, self._long), Decoder(self.recovery, self._long)
         self._inbox: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
         self.prompts = PromptCache()
+        self.numbers = EngineNumbers()
         self._batcher = Batcher()
-        self._positions = QueuePositions(self._batcher, self._row_limit)
+        self._meter = Meter(self.numbers, self._batcher.shares)
+        self._positions = QueuePositions(self._batcher, self._row_limit, self._meter.speeds)
         self.outbox = Outbox(self._loop, self._positions)
         self._buckets = Buckets()
         self._launches = LaunchLimiter()
@@ -89,7 +92,6 @@ class Engine:
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
         self._attended: float | None = None  # time.monotonic at the last turn, call or attendance; None: it waits
         self.ticks = 0
-        self.numbers = EngineNumbers()
         self.logs_prompts = False
 
     @property
@@ -120,7 +122,7 @@ class Engine:
     def samples(self) -> tuple[int, int]:
         """How many images the engine has not begun, and has begun. May be called on another thread, and is then out of
         date."""
-        slots = [slot for lane in self._batcher.lanes() for slot in list(lane.slots)]
+        slots = [slot for lane in self._batcher.lanes() for slot in lane.slots]
         waiting = sum(slot.sample is None for slot in slots)
         return waiting, len(slots) - waiting
 
@@ -173,6 +175,14 @@ class Engine:
         """Enqueue a job. Its events go to its mailbox, the last one is `Ended`. `then` is called on the event loop when
         the job has ended and the engine no longer uses its model."""
         self._inbox.put(lambda: self._admit(job, then))
+
+    def estimate(self, job: Job) -> Estimate | None:
+        """When a planned job would begin and be done that came now; None if nothing like it has been measured."""
+        return self._positions.estimate(job, self._row_limit_of(job), time.monotonic())
+
+    def seconds_alone(self, job: Job) -> float | None:
+        """What a planned job would take without others; None if nothing like it has been measured."""
+        return self._positions.alone(job, self._row_limit_of(job))
 
     def cancel(self, job: Job) -> None:
         """Cancel a job before its next step, unless it has ended."""
@@ -260,11 +270,15 @@ class Engine:
             self.outbox.release(then)
             return
         job.progress.then = then
-        self._batcher.add(job)
+        lane = self._batcher.add(job)
+        lane.seconds = partial(self._meter.speeds.evaluation, lane.first.job.plan)
         self._positions.stale = True
 
     def _row_limit(self, lane: Lane) -> int:
-        return self.recovery.limits.of(work("denoise", lane.slots[0].job.request), self._max_batch_rows)
+        return self._row_limit_of(lane.first.job)
+
+    def _row_limit_of(self, job: Job) -> int:
+        return self.recovery.limits.of(work("denoise", job.request), self._max_batch_rows)
 
     def _make_room(self) -> bool:
         self.prompts.clear()
@@ -273,11 +287,12 @@ class Engine:
 
     def _take_turn(self, lane: Lane) -> None:
         slots = lane.select_batch(self._row_limit(lane))
-        lane.record_turn(time.monotonic())
+        lane.begin_turn(slots, time.monotonic())
         lane.busy = True
         try:
-            self._tick(slots)
-            self._launches.keep(slots[0].job.plan.model.family.device)
+            with self._meter.turn(slots):
+                self._tick(slots)
+                self._launches.keep(slots[0].job.plan.model.family.device)
         except DeviceLost:
             raise
         except Exception as error:  # a bug of the engine: fail the batch's jobs only
@@ -292,21 +307,17 @@ class Engine:
         self.ticks += 1
         self._threads.settle(*_kind(slots))
         if not slots[0].job.plan.model.placement.swapping:
-            with self.numbers.part("begin"):
-                self._begin(slots)
+            self._begin(slots)
             self._step(_begun(slots, done=False))
-            with self.numbers.part("decode"):
-                self._finish(_begun(slots, done=True))
+            self._finish(_begun(slots, done=True))
             return
         due = swap_is_due(slots)
         for slot in slots:
             slot.evaluations, slot.skip_network_swap = (0, False) if due else (slot.evaluations + 1, True)
         self._step(_begun(slots, done=False))
         if due:
-            with self.numbers.part("begin"):
-                self._begin(slots)
-            with self.numbers.part("decode"):
-                self._finish(_begun(slots, done=True))
+            self._begin(slots)
+            self._finish(_begun(slots, done=True))
 
     def _step(self, begun: Sequence[tuple[Slot, Sample]]) -> None:
         if not begun:  # a low strength can skip all steps
@@ -320,25 +331,21 @@ class Engine:
             outcomes = denoise.predict(begun, self.recovery, self._buckets)
         with self.numbers.part("step"):
             estimates = self._advance(begun, outcomes)
-        self._record_step(slots, time.monotonic() - began)
+        self._meter.stepped(slots, time.monotonic() - began)
         with self.numbers.part("preview"):
             self._preview(estimates)
-
-    def _record_step(self, slots: Sequence[Slot], seconds: float) -> None:
-        request = slots[0].job.request
-        self.numbers.rows.add(sum(slot.rows for slot in slots))
-        self.numbers.steps[request.model, size_class(request.width, request.height)].add(seconds)
 
     def _begin(self, slots: Sequence[Slot]) -> None:
         """Prepare new slots: first the prompts of all, then their latents, so that offload swaps each network in only
         once."""
         new = [slot for slot in slots if slot.sample is None]
-        for slot in new:
-            self._begin_one(slot, self._make)
-        self._fetch_prompts([slot for slot in new if slot.sample is not None])
-        for part in (self._encode, self._prepare):
+        with self._meter.beside("begin", new):
             for slot in new:
-                self._begin_one(slot, part)
+                self._begin_one(slot, self._make)
+            self._fetch_prompts([slot for slot in new if slot.sample is not None])
+            for part in (self._encode, self._prepare):
+                for slot in new:
+                    self._begin_one(slot, part)
 
     def _begin_one(self, slot: Slot, part: Callable[[Slot], None]) -> None:
         job, arrived = slot.job, time.monotonic()
@@ -434,8 +441,9 @@ class Engine:
         done = [(slot, sample) for slot, sample in done if not slot.job.progress.ended]
         began = time.monotonic()
         side_stream = not any(slot.job.plan.model.placement.swapping for slot, _ in done)
-        outcomes = self._decoder.decode(done, side_stream)
-        self._decodes.add(outcome.picture for outcome in outcomes if isinstance(outcome, Decoded))
+        with self._meter.beside("decode", [slot for slot, _ in done]):
+            outcomes = self._decoder.decode(done, side_stream)
+            self._decodes.add(outcome.picture for outcome in outcomes if isinstance(outcome, Decoded))
         seconds = time.monotonic() - began
         for job in {slot.job for slot, _ in done}:
             job.progress.decode_seconds += seconds
@@ -461,36 +469,13 @@ class Engine:
             return
         job.progress.ended = True
         self._batcher.drop_job(job)
-        self.numbers.ends[_reason(error)] += 1
+        self.numbers.ends[reason_of(error)] += 1
         self._positions.stale = True
         now = time.monotonic()
         self.outbox.emit(job, Ended(error, job.timings(now), tuple(job.progress.warnings)))
         if job.progress.then is not None:
             self.outbox.release(job.progress.then)
-        seconds = round(now - job.arrived, 3)
-        swaps = job.plan.model.placement.swaps - job.progress.swaps if job.progress.started is not None else 0
-        moved = f", with {swaps} swaps" if swaps else ""
-        whose, record = f" of {job.bearer}" if job.bearer else "", self._record(job, error, now)
-        outcome = error or "done"
-        log.info("job %s%s ended after %s s%s: %s", job.request_id, whose, seconds, moved, outcome, extra=record)
-
-    def _record(self, job: Job, error: Exception | None, now: float) -> dict[str, Any]:
-        """What the log has of a job, beside its line."""
-        request = job.request
-        record: dict[str, Any] = {
-            "request_id": job.request_id,
-            "token": job.bearer,
-            "model": request.model,
-            "task": request.task,
-            "width": request.width,
-            "height": request.height,
-            "images": request.num_images,
-            "steps": request.num_inference_steps,
-            "outcome": _reason(error),
-            "seconds": round(now - job.arrived, 3),
-            **{f"{phase}_seconds": round(spent, 3) for phase, spent in asdict(job.timings(now)).items()},
-        }
-        return record | ({"prompt": request.prompt} if self.logs_prompts else {})
+        log_end(job, error, now, with_prompt=self.logs_prompts)
 
     def _fail(self, job: Job, error: BaseException) -> None:
         """End a job with an error of a plugin or the model.
@@ -505,13 +490,6 @@ class Engine:
     def _end_all(self, error: Exception) -> None:
         for job in self._batcher.jobs():
             self._end(job, error)
-
-
-def _reason(error: Exception | None) -> str:
-    """Why a job ended, for programs."""
-    if error is None:
-        return "OK"
-    return getattr(error, "reason", "") or ("CANCELLED" if isinstance(error, Cancelled) else "INTERNAL")
 
 
 def _begun(slots: Sequence[Slot], done: bool) -> list[tuple[Slot, Sample]]:

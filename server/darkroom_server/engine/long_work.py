@@ -20,7 +20,7 @@ from darkroom_server.engine.recovery import work
 from darkroom_server.engine.slot import Slot
 from darkroom_server.errors import Cancelled
 from darkroom_server.jobs.job import Job
-from darkroom_server.networks.placement import denoiser
+from darkroom_server.networks.sizes import denoiser
 
 LONG_SECONDS = 0.25  # shorter work is not divided
 PIECE_SECONDS = 0.05  # the least time between two attendances
@@ -48,7 +48,7 @@ class Work:
 
     def may_give_way(self, lane: Lane) -> bool:
         """Whether a lane may have a turn within this work: it may not move the work's networks."""
-        own, other = self.job.plan.model, lane.slots[0].job.plan.model
+        own, other = self.job.plan.model, lane.first.job.plan.model
         return other is not own or own.settings.offload == "none"
 
     @contextmanager

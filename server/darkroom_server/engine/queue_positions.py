@@ -1,25 +1,43 @@
-"""Queue positions and wait estimates of waiting jobs."""
+"""What waiting jobs are told: their positions, and when they will begin and be done."""
 
 from __future__ import annotations
 
 import heapq
 from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, NamedTuple
 
-from darkroom_server.engine.batcher import Batcher, Lane
-from darkroom_server.engine.slot import Slot
+from darkroom_server.engine.batcher import Batcher, Lane, evaluations_left
 from darkroom_server.jobs.events import Queued
-from darkroom_server.jobs.job import Job
+
+if TYPE_CHECKING:
+    from darkroom_server.jobs.job import Job
+    from darkroom_server.jobs.speeds import Speeds
 
 INTERVAL = 0.1  # seconds between two rounds of updates, plus INTERVAL_PER_JOB for each waiting job
 INTERVAL_PER_JOB = 0.004  # seconds; fifty times the cost of one update
 
 
+class Turns(NamedTuple):
+    """How many of its lane's turns pass before a job's first image begins, and before its last is done."""
+
+    start: int
+    end: int
+
+
+class Estimate(NamedTuple):
+    """Seconds until a job has its first turn, and until it is done."""
+
+    start: float
+    end: float
+
+
 class QueuePositions:
     """Computes each waiting job's position. A job waits while none of its slots is in its lane's batch."""
 
-    def __init__(self, batcher: Batcher, row_limit: Callable[[Lane], int]) -> None:
+    def __init__(self, batcher: Batcher, row_limit: Callable[[Lane], int], speeds: Speeds) -> None:
         self._batcher = batcher
         self._row_limit = row_limit
+        self._speeds = speeds
         self._next = 0.0  # time.monotonic of the next round
         self.stale = False  # set when a job is admitted, starts or ends
 
@@ -30,36 +48,83 @@ class QueuePositions:
             return
         self.stale, self._next = False, now + INTERVAL
         for lane in self._batcher.lanes():
-            waiting = dict.fromkeys(slot.job for slot in lane.slots if slot.job.progress.started is None)
-            self._next += len(waiting) * INTERVAL_PER_JOB
             limit = self._row_limit(lane)
             active = set() if within_turn else {slot.job for slot in lane.select_batch(limit)}
-            turns = turns_until_start(lane, limit)
+            turns = foretell(lane, limit)
+            waiting = [job for job in turns if job.progress.started is None]
+            self._next += len(waiting) * INTERVAL_PER_JOB
+            seconds = self._turn_seconds(lane, waiting[0], limit) if waiting else None  # they fill the batch
             for position, job in enumerate(job for job in waiting if job not in active):
                 if job.progress.position != position:
                     job.progress.position = position
-                    seconds = lane.turn_seconds
-                    estimate = seconds * max(1, turns[job]) if seconds is not None else None
-                    yield job, Queued(position, estimate)
+                    found = self._estimate(job, turns[job], seconds, at_least=1)
+                    yield job, Queued(position, *(found or (None, None)))
+
+    def estimate(self, job: Job, row_limit: int, now: float) -> Estimate | None:
+        """When a job would begin and be done that came now; None if nothing like it has been measured. May be called on
+        another thread."""
+        lane = self._batcher.lane_of(job.plan.batch_key)
+        if lane is None:
+            lane = Lane(job.plan.solo, self._batcher.shares)
+        turns = foretell(lane, row_limit, job)[job]
+        found = self._estimate(job, turns, self._turn_seconds(lane, job, row_limit))
+        rest = self._rest_of_turn(now)
+        return Estimate(found.start + rest, found.end + rest) if found is not None else None
+
+    def alone(self, job: Job, row_limit: int) -> float | None:
+        """Seconds that a job would take if there were no others; None if nothing like it has been measured."""
+        rows = min(row_limit, _rows(job))
+        seconds = self._speeds.evaluation(job.plan, rows)
+        lane = Lane(job.plan.solo, self._batcher.shares)
+        found = self._estimate(job, foretell(lane, row_limit, job)[job], seconds)
+        return found.end if found is not None else None
+
+    def _estimate(self, job: Job, turns: Turns, seconds: float | None, at_least: int = 0) -> Estimate | None:
+        """From the seconds of a turn."""
+        if seconds is None:
+            return None
+        pictures = job.request.num_images * self._speeds.picture(job.plan)
+        return Estimate(seconds * max(at_least, turns.start), seconds * max(at_least, turns.end) + pictures)
+
+    def _turn_seconds(self, lane: Lane, job: Job, row_limit: int) -> float | None:
+        """Seconds from one of a lane's turns to the next, with the rows that a job adds to it: as measured of late,
+        else as if the turns of other lanes took as long."""
+        rows = min(row_limit, sum(slot.rows for slot in lane.order(job)))
+        expected = self._speeds.evaluation(job.plan, rows)
+        if lane.turn_seconds is None:
+            others = sum(each is not lane for each in self._batcher.lanes())
+            return expected * (1 + others) if expected is not None else None
+        usual = self._speeds.evaluation(job.plan, round(lane.turn_rows))
+        return lane.turn_seconds * (expected / usual if expected and usual else 1.0)
+
+    def _rest_of_turn(self, now: float) -> float:
+        """Seconds until the turn that is under way ends."""
+        rest = 0.0
+        for lane in self._batcher.lanes():
+            if lane.busy and lane.last_turn is not None:
+                rows = round(lane.turn_rows)
+                expected = lane.seconds(rows)
+                rest = max(rest, lane.last_turn + expected - now if expected is not None else 0.0)
+        return rest
 
 
-def turns_until_start(lane: Lane, row_limit: int) -> dict[Job, int]:
-    """For each job of a lane, how many of the lane's turns pass before its first image begins: images begin in order,
-    each as soon as the rows of those that are done leave room for it."""
-    starts: dict[Job, int] = {}
+def foretell(lane: Lane, row_limit: int, newcomer: Job | None = None) -> dict[Job, Turns]:
+    """When each job of a lane begins and is done, in its turns, and in the order in which they begin: images begin in
+    order, each as soon as the rows of those that are done leave room for it. May be called on another thread."""
+    found: dict[Job, Turns] = {}
     active: list[tuple[int, int]] = []  # the turn in which an image is done, and its rows
     now = rows = 0
-    for slot in lane.slots:
+    for slot in lane.order(newcomer):
         while active and (lane.solo or rows + slot.rows > row_limit):
             now, freed = heapq.heappop(active)
             rows -= freed
-        heapq.heappush(active, (now + _evaluations_left(slot), slot.rows))
+        end = now + evaluations_left(slot)
+        heapq.heappush(active, (end, slot.rows))
         rows += slot.rows
-        starts.setdefault(slot.job, now)
-    return starts
+        before = found.get(slot.job)
+        found[slot.job] = Turns(now, end) if before is None else Turns(before.start, max(before.end, end))
+    return found
 
 
-def _evaluations_left(slot: Slot) -> int:
-    steps = slot.job.plan.steps
-    done = steps.first if slot.sample is None else slot.sample.evaluation
-    return max(1, len(steps.timesteps) - done)
+def _rows(job: Job) -> int:
+    return len(job.plan.prompts) * job.request.num_images

@@ -19,6 +19,7 @@ class Slot:
 
     job: Job
     index: int  # which image of its job
+    number: int = 0  # less than those of later slots
     sample: Sample | None = None  # None until its first batch
     began: float = 0.0  # time.monotonic at its first evaluation
     previewed: float = float("-inf")  # time.monotonic at its last preview

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Hashable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +17,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Accepted:
-    """The job is registered and planned."""
+    """The job is registered and planned. Seconds until its first turn, and until it is done; None: not known."""
+
+    estimated_wait: float | None = None
+    estimated_end: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,10 +30,11 @@ class Started:
 
 @dataclass(frozen=True, slots=True)
 class Queued:
-    """The job waits behind `position` others; the estimate is in seconds."""
+    """The job waits behind `position` others. Seconds until its first turn, and until it is done; None: not known."""
 
     position: int
     estimated_wait: float | None
+    estimated_end: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,6 +81,15 @@ class ImageDecoded:
 
 
 @dataclass(frozen=True, slots=True)
+class Forwarded:
+    """The messages of an event of a job that another process does. A newer one with the same key replaces it."""
+
+    messages: list[Any]
+    key: Hashable = None
+    picture_bytes: int = 0  # of a finished picture, encoded
+
+
+@dataclass(frozen=True, slots=True)
 class Timings:
     """A job's seconds by phase."""
 
@@ -95,4 +109,4 @@ class Ended:
     warnings: tuple[str, ...] = ()
 
 
-Event = Accepted | Started | Queued | Loading | ControlMade | StepDone | PreviewMade | ImageDecoded | Ended
+Event = Accepted | Started | Queued | Loading | ControlMade | StepDone | PreviewMade | ImageDecoded | Ended | Forwarded

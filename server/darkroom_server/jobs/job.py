@@ -6,7 +6,7 @@ import asyncio
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from darkroom_server.jobs.events import Event, ImageDecoded, Queued, Started, StepDone, Timings
 from darkroom_server.jobs.mailbox import Mailbox
@@ -37,8 +37,16 @@ class Seen:
 
     started: float | None = None  # time.time of its first turn
     position: int | None = None  # in the queue; None: unknown, or it no longer waits
+    estimated_start: float | None = None  # time.time; None: not known, or it has started
+    estimated_end: float | None = None  # time.time; None: not known
     step: int = 0  # of the image that is the furthest
     images: int = 0  # finished
+
+    def expect(self, wait: float | None, end: float | None) -> None:
+        """It will start and end in so many seconds; None: not known."""
+        now = time.time()
+        self.estimated_start = now + wait if wait is not None else None
+        self.estimated_end = now + end if end is not None else None
 
 
 @dataclass(slots=True, eq=False)
@@ -53,6 +61,10 @@ class Job:
     mailbox: Mailbox = field(default_factory=Mailbox)
     plan: Plan = field(init=False)  # set before the job is submitted
     bearer: str = ""  # the name of the client's token
+    client: str = ""  # whose share of the device it uses
+    priority: str = "normal"  # a key of shares.WEIGHTS
+    deadline: float | None = None  # time.monotonic; of its call
+    on_start: Callable[[], None] = lambda: None  # called on the event loop at its first turn
     pixels: int = 0  # of its pictures, once checked
     load_seconds: float = 0.0
     waiting: asyncio.Task[None] | None = None  # submission, which waits for its models and assets
@@ -61,6 +73,7 @@ class Job:
     warnings: list[str] = field(default_factory=list)  # of the encoding of its pictures
     progress: Progress = field(default_factory=Progress)
     base: int = 0  # of its events' sequences, above those of earlier runs
+    accepted: Any = None  # the event with the resolved request, of a job that another process does
     created: float = field(default_factory=time.time)
     seen: Seen = field(default_factory=Seen)
 
@@ -69,9 +82,12 @@ class Job:
         match event:
             case Started():
                 self.queued, self.seen.position, self.seen.started = False, None, time.time()
+                self.seen.estimated_start = None
+                self.on_start()
                 return
             case Queued():
                 self.seen.position = event.position
+                self.seen.expect(event.estimated_wait, event.estimated_end)
             case StepDone():
                 self.seen.step = max(self.seen.step, event.step)
             case ImageDecoded():

@@ -8,11 +8,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from torch import nn
-
 from darkroom_plugins.contract import AssetInfo
+from darkroom_plugins.deferred import nn
 from darkroom_plugins.errors import no_such
-from darkroom_plugins.files.hub import located
+from darkroom_plugins.files.hub_paths import located
 from darkroom_server.models.model import Model, ModelError
 
 if TYPE_CHECKING:

@@ -5,11 +5,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, get_args
 
 from darkroom_plugins.contract import SAFETY_CHECKER
+from darkroom_plugins.files import MetaNetworks
 from darkroom_plugins.request import PreviewMode
 
 if TYPE_CHECKING:
-    import torch
-
     from darkroom_plugins.contract import Family
     from darkroom_plugins.files import ModelFiles
     from darkroom_plugins.manager import Plugins
@@ -18,14 +17,14 @@ if TYPE_CHECKING:
 
 def open_extras(
     family: Family, files: ModelFiles, settings: ModelSettings, plugins: Plugins
-) -> tuple[dict[str, torch.nn.Module], list[str]]:
+) -> tuple[MetaNetworks, list[str]]:
     """The networks that these settings add, on the meta device, by component name; and the problems of others, each
     beginning with its settings key."""
-    added: dict[str, torch.nn.Module] = {}
+    added = MetaNetworks()
     problems = []
     for each in plugins.with_components():
         try:
-            added.update(each.components(family, files, settings))
+            added = MetaNetworks(added, each.components(family, files, settings))
         except (OSError, ValueError) as error:
             problems.append(str(error))
     if settings.safety != "off" and SAFETY_CHECKER not in added and not problems:

@@ -5,13 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from darkroom_server.networks.placement import Placement
-
 if TYPE_CHECKING:
     from darkroom_plugins.contract import Family, ModelInfo
     from darkroom_plugins.files import ModelFiles
     from darkroom_plugins.request import PreviewMode
     from darkroom_server.config.settings import ModelSettings
+    from darkroom_server.networks.placement import Placement
 
 
 # What models were not made for costs more and shows shapes twice: the default limits are these multiples of their own
@@ -33,7 +32,7 @@ class Model:
     default_scheduler: str
     preview_modes: tuple[PreviewMode, ...]
     device_bytes: int  # of its weights on the device, at most
-    placement: Placement = field(default_factory=Placement)  # of its networks; empty unless it is loaded
+    placement: Placement = field(init=False)  # of its networks; set when it is loaded
 
     @property
     def info(self) -> ModelInfo:

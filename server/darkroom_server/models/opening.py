@@ -3,38 +3,52 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
-
-import torch
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from darkroom_plugins.contract import SAFETY_CHECKER, TINY_VAE
+from darkroom_plugins.deferred import torch
 from darkroom_plugins.errors import DarkroomError, no_such
-from darkroom_plugins.files import ModelFiles
-from darkroom_plugins.files.hub import HubFiles, located, located_config
-from darkroom_plugins.files.hub_paths import hub_place
+from darkroom_plugins.files import MetaNetworks, ModelFiles
+from darkroom_plugins.files.hub_paths import hub_place, located, located_config
 from darkroom_plugins.files.single_file import stated_options
+from darkroom_server.device.cuda import has_driver
 from darkroom_server.models import extras
 from darkroom_server.models.model import Model, ModelError
-from darkroom_server.networks.memory_checks import check
-from darkroom_server.networks.placement import device_bytes
+from darkroom_server.networks.memory_checks import check, needs_trial
+from darkroom_server.networks.sizes import device_bytes
 from darkroom_server.schedulers.schedule import ZERO_SNR, lacks_zero_snr
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
 
-    from darkroom_plugins.contract import SchedulerEntry
+    from darkroom_plugins.contract import Family, SchedulerEntry
     from darkroom_plugins.manager import Plugins
     from darkroom_server.config.settings import ModelSettings, Settings
 
 
-def open_models(settings: Settings, plugins: Plugins) -> dict[str, Model]:
-    """All configured models, by name, without weights.
+class StandIn(NamedTuple):
+    """For the CPU as torch's device, or for a dtype of torch's, where nothing is computed."""
+
+    type: str
+    itemsize: int = 0
+
+    def __str__(self) -> str:
+        return self.type
+
+
+CPU = StandIn("cpu")
+DTYPES = {"float32": StandIn("float32", 4), "float16": StandIn("float16", 2), "bfloat16": StandIn("bfloat16", 2)}
+
+
+def open_models(settings: Settings, plugins: Plugins, by_headers: bool = False) -> dict[str, Model]:
+    """All configured models, by name, without weights. `by_headers`: nothing is made of their files that serving needs
+    and checking does not; where families allow it (`Family.reads_headers_only`), without torch.
 
     :raises ModelError: a model is invalid, or no family supports it
     """
     return {
-        each.name: _open(each, plugins, choose_device(each.device or settings.device), each.dtype or settings.dtype)
+        each.name: _open(each, plugins, each.device or settings.device, each.dtype or settings.dtype, by_headers)
         for each in settings.models
     }
 
@@ -62,7 +76,7 @@ def choose_device(name: str) -> torch.device:
     return device
 
 
-def _open(settings: ModelSettings, plugins: Plugins, device: torch.device, dtype: str) -> Model:
+def _open(settings: ModelSettings, plugins: Plugins, device_name: str, dtype: str, by_headers: bool) -> Model:
     try:
         files = files_of(settings)
     except (OSError, ValueError) as error:
@@ -76,15 +90,17 @@ def _open(settings: ModelSettings, plugins: Plugins, device: torch.device, dtype
         known = ", ".join(sorted(f.name for f in found)) or "none"
         raise ModelError(f"model {settings.name!r}: one family should know {index.get('_class_name')}, but {known} do")
     try:
-        family = found[0].open(files, device, _dtype(dtype, device))
+        family = _opened(found[0], files, device_name, dtype, by_headers and not needs_trial(settings))
+        if family.own_scheduler.get("_class_name") not in {each.class_name for each in plugins.schedulers.values()}:
+            _ = family.scheduler_config  # only its library knows the class
     except (OSError, ValueError, KeyError, DarkroomError) as error:
         raise ModelError(f"model {settings.name!r}: {files.folder} does not load: {error}") from error
-    wanted = settings.default_scheduler or entry_of(family.scheduler_config, plugins.schedulers)
+    wanted = settings.default_scheduler or entry_of(family.own_scheduler, plugins.schedulers)
     added, problems = extras.open_extras(family, files, settings, plugins)
     problems += check(settings, family)
     if wanted not in plugins.scheduler_names:
         problems.append(f"default_scheduler: {no_such('scheduler', wanted, plugins.schedulers)}")
-    elif family.scheduler_config.get(ZERO_SNR):
+    elif family.own_scheduler.get(ZERO_SNR):
         if family.info.prediction_type == "epsilon" and files.scheduler_options.get(ZERO_SNR):
             problems.append(
                 f"{ZERO_SNR}: needs prediction_type 'v_prediction'; nothing can be told from the noise alone"
@@ -94,9 +110,24 @@ def _open(settings: ModelSettings, plugins: Plugins, device: torch.device, dtype
             problems.append(f"default_scheduler: {problem}")
     if problems:
         raise ModelError(f"model {settings.name!r}: {'; '.join(problems)}")
-    family.meta_components = {**family.meta_components, **added}
+    family.meta_components = MetaNetworks(family.meta_components, added)
+    if not by_headers:
+        for name in added:
+            added[name]
     modes, size = extras.preview_modes(family, settings, plugins), device_bytes(family, settings)
     return Model(settings, files, family, plugins.scheduler_names[wanted], modes, size)
+
+
+def _opened(kind: type[Family], files: ModelFiles, device_name: str, dtype: str, by_headers: bool) -> Family:
+    on_cpu = device_name == "cpu" or (device_name == "auto" and not has_driver())
+    if by_headers and kind.reads_headers_only and on_cpu:
+        stand_ins: Any = CPU, DTYPES["float32" if dtype == "auto" else dtype]
+        return kind.open(files, *stand_ins)
+    device = choose_device(device_name)
+    family = kind.open(files, device, _dtype(dtype, device))
+    if not by_headers:
+        family.build()
+    return family
 
 
 def entry_of(config: Mapping[str, object], entries: Mapping[str, SchedulerEntry]) -> str:
@@ -104,7 +135,7 @@ def entry_of(config: Mapping[str, object], entries: Mapping[str, SchedulerEntry]
     fitting = [
         entry
         for entry in entries.values()
-        if entry.scheduler.__name__ == config.get("_class_name")
+        if entry.class_name == config.get("_class_name")
         and all(config.get(option) == value for option, value in entry.options.items())
     ]
     return max(fitting, key=lambda entry: len(entry.options)).name if fitting else "ddim"
@@ -158,5 +189,7 @@ def _found(settings: ModelSettings) -> ModelFiles:
             parts[SAFETY_CHECKER] = located(settings.config / SAFETY_CHECKER)
         return ModelFiles(config, checkpoint=located(settings.path), parts=parts)
     if place:
+        from darkroom_plugins.files.hub import HubFiles
+
         return HubFiles.find(place.repository, place.revision, settings.variant, parts)
     return ModelFiles(settings.path, settings.variant, parts=parts)

@@ -172,6 +172,10 @@ class ResidencyManager:
             raise
         return {(holding.key[0], holding.key[1]): holding.value for holding in holdings}
 
+    def are_resident(self, keys: Iterable[Key]) -> bool:
+        """Whether these need not be loaded."""
+        return all(self.holdings[key].residency is Residency.RESIDENT for key in keys)
+
     def release(self, keys: Iterable[Key]) -> None:
         """Unpin holdings that were acquired."""
         self._release([self.holdings[key] for key in dict.fromkeys(keys)])

@@ -6,26 +6,29 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
-import torch
-from diffusers.models.attention_processor import Attention
-from torch import nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.nn.functional import scaled_dot_product_attention
-
+from darkroom_plugins.deferred import nn, torch
 from darkroom_server.device.threads import lower_thread_priority
-from darkroom_server.networks.placement import ATTENTION_KERNELS, CPU, INT4_GROUP, denoiser, quantise
+from darkroom_server.networks.sizes import ATTENTION_KERNELS, denoiser
 
 if TYPE_CHECKING:
+    from diffusers.models.attention_processor import Attention
+
     from darkroom_plugins.contract import Family
     from darkroom_server.config.settings import MemoryOptions
 
 DENOISER_OPTIONS = ("attention_slicing", "layerwise_casting", "quantize", "attention_backend", "compile")
+TRIED = ("layerwise_casting", "quantize", "attention_backend", "compile")
 VAE_OPTIONS = ("vae_slicing", "vae_tiling")
 
 
 def check(options: MemoryOptions, family: Family) -> list[str]:
     """All violations of a model's memory options, each prefixed with the option's name."""
     return [*_conflicts(options), *_unsupported(options, family), *_failing(options, family)]
+
+
+def needs_trial(options: MemoryOptions) -> bool:
+    """Whether some are tried on the device, with torch."""
+    return any(getattr(options, name) for name in TRIED)
 
 
 def has_own_memory(device: torch.device) -> bool:
@@ -70,9 +73,11 @@ def _unsupported(options: MemoryOptions, family: Family) -> Iterator[str]:
 
 def _failing(options: MemoryOptions, family: Family) -> Iterator[str]:
     """Options that fail in a small trial on the device."""
+    if options.offload != "none" and not has_own_memory(family.device):
+        yield f"offload: {family.device} has no memory of its own that could be spared"
+    if not needs_trial(options):
+        return
     device, dtype = family.device, family.dtype
-    if options.offload != "none" and not has_own_memory(device):
-        yield f"offload: {device} has no memory of its own that could be spared"
     if options.quantize is not None:
         yield from _trial("quantize", lambda: _try_quantise(options, device, dtype))
     if options.layerwise_casting is not None:
@@ -99,11 +104,13 @@ def _trial(option: str, attempt: Callable[[], object]) -> Iterator[str]:
 
 
 def _try_quantise(options: MemoryOptions, device: torch.device, dtype: torch.dtype) -> None:
+    from darkroom_server.networks.conversion import INT4_GROUP, quantise
+
     assert options.quantize is not None
     layer = nn.Linear(INT4_GROUP, INT4_GROUP, dtype=dtype).requires_grad_(False)
     quantise(nn.Sequential(layer), options.quantize, device)
     if options.offload != "none":
-        layer.to(CPU).to(device)
+        layer.to("cpu").to(device)
     layer(torch.ones(2, INT4_GROUP, device=device, dtype=dtype)).cpu()
 
 
@@ -113,12 +120,16 @@ def _try_compile(device: torch.device) -> None:
         pool.submit(torch.inference_mode()(lambda: torch.compile(torch.sin)(torch.ones(8, device=device)))).result()
 
 
-def _try_attention(kernel: SDPBackend, widths: set[int], device: torch.device, dtype: torch.dtype) -> None:
+def _try_attention(kernel: str, widths: set[int], device: torch.device, dtype: torch.dtype) -> None:
+    from torch.nn.attention import SDPBackend, sdpa_kernel
+
     for width in widths:
         query = torch.ones(2, 1, 16, width, device=device, dtype=dtype)  # (batch, heads, tokens, width)
-        with sdpa_kernel(kernel):
-            scaled_dot_product_attention(query, query, query).cpu()
+        with sdpa_kernel(getattr(SDPBackend, kernel)):
+            nn.functional.scaled_dot_product_attention(query, query, query).cpu()
 
 
 def _attentions(network: nn.Module) -> list[Attention]:
+    from diffusers.models.attention_processor import Attention
+
     return [module for module in network.modules() if isinstance(module, Attention)]

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import copy
 import functools
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import torch
@@ -15,6 +14,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from darkroom_server.device.pinned import pinned_like
 from darkroom_server.networks.compiled import compiled
+from darkroom_server.networks.conversion import cast, quantise
+from darkroom_server.networks.sizes import ATTENTION_KERNELS, denoiser
 from darkroom_server.networks.tensors import tensors
 from darkroom_server.networks.traced import traced
 
@@ -24,16 +25,6 @@ if TYPE_CHECKING:
 
 CPU = torch.device("cpu")
 Weight: TypeAlias = tuple[dict[str, Any], str, torch.Tensor]  # the dict of its module, its key there, its CPU copy
-# diffusers' names of torch's SDPA kernels. Its own backend selection applies to transformers only: a UNet's attention
-# always calls torch's scaled_dot_product_attention.
-ATTENTION_KERNELS = {
-    "native": None,  # torch chooses
-    "_native_cudnn": SDPBackend.CUDNN_ATTENTION,
-    "_native_efficient": SDPBackend.EFFICIENT_ATTENTION,
-    "_native_flash": SDPBackend.FLASH_ATTENTION,
-    "_native_math": SDPBackend.MATH,
-}
-INT4_GROUP = 128  # weights that share a scale
 
 
 class Placement:
@@ -129,11 +120,6 @@ def place(components: Mapping[str, nn.Module], family: Family, options: MemoryOp
     return placement
 
 
-def denoiser(family: Family) -> str | None:
-    """The name of the denoiser; None if the family keeps it elsewhere."""
-    return next((name for name in ("unet", "transformer") if name in family.meta_components), None)
-
-
 def _prepare_denoiser(network: Any, family: Family, options: MemoryOptions) -> None:
     if options.attention_slicing is not None:
         network.set_attention_slice(options.attention_slicing)
@@ -149,38 +135,11 @@ def _prepare_denoiser(network: Any, family: Family, options: MemoryOptions) -> N
     elif _traceable(family, options) and options.attention_slicing is None:  # slicing is a Python loop over rows
         network.forward = traced(network)
     if kernel := ATTENTION_KERNELS.get(options.attention_backend or "native"):
-        network.forward = _with_kernel(network.forward, kernel)
+        network.forward = _with_kernel(network.forward, getattr(SDPBackend, kernel))
 
 
 def _traceable(family: Family, options: MemoryOptions) -> bool:
     return family.device.type == "cpu" and options.offload == "none"
-
-
-def cast(network: Any, options: MemoryOptions, dtype: torch.dtype) -> None:
-    """Layerwise casting: store weights of convolutions and linear layers in an 8-bit type, cast them to compute."""
-    if options.layerwise_casting is not None:
-        storage = getattr(torch, options.layerwise_casting)
-        network.enable_layerwise_casting(storage_dtype=storage, compute_dtype=dtype)
-
-
-def quantise(network: nn.Module, kind: str, device: torch.device) -> None:
-    """Quantise the linear layers' weights, layer by layer on the device; with float8-dynamic their activations too,
-    at each call: Hopper's tensor cores multiply float8 twice as fast as half precision. Scales are per row, so that
-    pictures in a batch do not affect each other.
-
-    :raises ImportError: torchao, or a dependency of this kind, is missing
-    """
-    import torchao.quantization as ao
-
-    configs: dict[str, Callable[[], Any]] = {  # Inductor's settings are process-wide
-        "int8": lambda: ao.Int8WeightOnlyConfig(set_inductor_config=False),
-        "int4": lambda: ao.Int4WeightOnlyConfig(group_size=INT4_GROUP, set_inductor_config=False),
-        "float8": lambda: ao.Float8WeightOnlyConfig(set_inductor_config=False),
-        "float8-dynamic": lambda: ao.Float8DynamicActivationFloat8WeightConfig(
-            granularity=ao.PerRow(), set_inductor_config=False
-        ),
-    }
-    ao.quantize_(network, configs[kind](), device=device)
 
 
 def _with_kernel(plain: Callable[..., Any], kernel: SDPBackend) -> Callable[..., Any]:
@@ -208,36 +167,3 @@ def _offload(network: nn.Module, how: str, device: torch.device, placement: Plac
             apply_group_offloading(
                 network, device, offload_type="leaf_level", use_stream=streams and device.type == "cuda"
             )
-
-
-def device_bytes(family: Family, options: MemoryOptions) -> int:
-    """Peak device memory of the weights, in bytes."""
-    sizes = {name: [*_layer_bytes(name, family, options)] for name in family.meta_components}
-    match options.offload:
-        case "none":
-            return sum(map(sum, sizes.values()))
-        case "model":
-            return max(map(sum, sizes.values()), default=0)
-        case "sequential":
-            return max((size for layers in sizes.values() for size in layers), default=0)
-        case _:  # with a stream, the next layer is prefetched while one runs
-            return max((sum(sorted(layers)[-2:]) for layers in sizes.values()), default=0)
-
-
-def _layer_bytes(name: str, family: Family, options: MemoryOptions) -> Iterator[int]:
-    """Bytes of each module's own weights."""
-    network = nn.Module.to(copy.deepcopy(family.meta_components[name]), family.dtype_of(name))
-    quantised = options.quantize if name == denoiser(family) else None
-    if name == denoiser(family):
-        cast(network, options, family.dtype)
-    for module in network.modules():
-        linear = isinstance(module, nn.Linear)
-        yield sum(_bytes(p, quantised if linear else None) for p in module.parameters(recurse=False))
-
-
-def _bytes(weights: torch.Tensor, quantised: str | None) -> int:
-    if quantised is None or weights.dim() < 2 or (quantised == "int4" and weights.shape[1] % INT4_GROUP):
-        return weights.nbytes
-    if quantised == "int4":  # plus a scale and a zero point per group, 2 bytes each
-        return weights.numel() // 2 + weights.numel() // INT4_GROUP * 4
-    return weights.numel() + 5 * weights.shape[0]  # plus per row a scale of up to 4 bytes and a zero point

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -49,11 +48,7 @@ def count_steps(timesteps: torch.Tensor, first: int, order: int, num_inference_s
 
 def lacks_zero_snr(entry: SchedulerEntry, entries: Mapping[str, SchedulerEntry], model: str) -> str | None:
     """Why a scheduler does not do for a model that begins at a signal-to-noise ratio of zero; None if it does."""
-    if _takes_zero_snr(entry):
+    if entry.takes_zero_snr:
         return None
-    able = ", ".join(sorted(name for name, each in entries.items() if _takes_zero_snr(each)))
+    able = ", ".join(sorted(name for name, each in entries.items() if each.takes_zero_snr))
     return f"{entry.name} has no {ZERO_SNR}, as the model {model} wants; {able} have"
-
-
-def _takes_zero_snr(entry: SchedulerEntry) -> bool:
-    return ZERO_SNR in inspect.signature(entry.scheduler.__init__).parameters

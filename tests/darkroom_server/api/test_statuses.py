@@ -7,11 +7,12 @@ from typing import Any
 
 import grpc
 import pytest
+from google.rpc import status_pb2
 from grpc import StatusCode
 
 from darkroom_plugins import errors as contract
 from darkroom_server import errors
-from darkroom_server.api.status import status_of
+from darkroom_server.api.status import DETAILS_KEY, error_of, status_of
 from tests.support import RunningServer, details, generate_request, refused
 
 MAX_METADATA = 8192  # bytes: beyond, gRPC may turn any status into RESOURCE_EXHAUSTED
@@ -23,6 +24,8 @@ TABLE: dict[type[contract.DarkroomError], tuple[str, str]] = {
     errors.RequestIdInUse: ("ALREADY_EXISTS", "REQUEST_ID_IN_USE"),
     errors.NotImplementedYet: ("UNIMPLEMENTED", "NOT_IMPLEMENTED"),
     errors.QueueFull: ("RESOURCE_EXHAUSTED", "QUEUE_FULL"),
+    errors.DeadlineUnreachable: ("RESOURCE_EXHAUSTED", "DEADLINE_UNREACHABLE"),
+    errors.DeadlineTooShort: ("FAILED_PRECONDITION", "DEADLINE_TOO_SHORT"),
     errors.KeptJobsFull: ("RESOURCE_EXHAUSTED", "KEPT_JOBS_FULL"),
     errors.JobLogFull: ("RESOURCE_EXHAUSTED", "JOB_LOG_FULL"),
     errors.OutOfMemory: ("RESOURCE_EXHAUSTED", "OUT_OF_MEMORY"),
@@ -42,7 +45,14 @@ TABLE: dict[type[contract.DarkroomError], tuple[str, str]] = {
     contract.PluginFailed: ("INTERNAL", "PLUGIN_FAILED"),
     contract.NonFinite: ("INTERNAL", "NON_FINITE"),
 }
-RETRIED = {errors.QueueFull, errors.KeptJobsFull, errors.Starting, errors.ShuttingDown, errors.DeviceLost}
+RETRIED = {
+    errors.QueueFull,
+    errors.DeadlineUnreachable,
+    errors.KeptJobsFull,
+    errors.Starting,
+    errors.ShuttingDown,
+    errors.DeviceLost,
+}
 
 
 def leaves(kind: type[contract.DarkroomError]) -> set[type[contract.DarkroomError]]:
@@ -84,6 +94,16 @@ def test_every_error_has_its_status() -> None:
         assert (retry is not None) == (kind in RETRIED)
         pushback = dict(raised.trailing_metadata()).get("grpc-retry-pushback-ms")
         assert pushback == (None if retry is None else str(int(retry * 1000)))
+
+
+def test_every_error_comes_back_from_its_status() -> None:
+    for kind in TABLE:
+        error = make(kind)
+        error.metadata = {"plugin": "vignette"}
+        status = status_of(error)
+        found = error_of(status_pb2.Status.FromString(dict(status[2])[DETAILS_KEY]))
+        assert status_of(found) == status, kind
+        assert type(found) is kind
 
 
 def test_the_api_documents_the_same_table() -> None:

@@ -1,19 +1,32 @@
-"""The batcher alone: lanes by batch key, turns, row limits."""
+"""The batcher alone: lanes by batch key, turns, row limits, and what clients get of them."""
 
+from collections import Counter
 from types import SimpleNamespace
 from typing import Any
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from darkroom_server.engine.batcher import Batcher
+from darkroom_server.engine.batcher import Batcher, Lane
+from darkroom_server.engine.slot import Slot
 from darkroom_server.jobs.job import Job
+from darkroom_server.jobs.shares import WEIGHTS
 
 
-def job(key: str, images: int = 1, rows: int = 2, solo: bool = False) -> Job:
-    made = Job("id", "", arrived=0.0, held_bytes=0)
+def job(
+    key: str,
+    images: int = 1,
+    rows: int = 2,
+    solo: bool = False,
+    client: str = "",
+    priority: str = "normal",
+    evaluations: int = 10,
+) -> Job:
+    made = Job("id", "", arrived=0.0, held_bytes=0, client=client, priority=priority)
+    steps = SimpleNamespace(timesteps=[0] * evaluations, first=0)
     request = SimpleNamespace(num_images=images)
-    plan: Any = SimpleNamespace(batch_key=(key,), solo=solo, request=request, prompts=(None,) * rows)
+    plan: Any = SimpleNamespace(batch_key=(key,), solo=solo, request=request, prompts=(None,) * rows, steps=steps)
     made.plan = plan
     return made
 
@@ -23,6 +36,59 @@ def batcher(*jobs: Job) -> Batcher:
     for each in jobs:
         made.add(each)
     return made
+
+
+def lane_of(made: Batcher) -> Lane:
+    lane = made.next_lane()
+    assert lane is not None
+    return lane
+
+
+class Device:
+    """Takes turns as the engine does, in seconds of its own: an evaluation takes `fixed` and as much for each row as
+    `row`."""
+
+    def __init__(self, made: Batcher, row_limit: int, fixed: float = 0.8, row: float = 0.1) -> None:
+        self.batcher, self.row_limit = made, row_limit
+        self.fixed, self.row = fixed, row
+        self.now = 0.0
+        self.left: dict[Slot, int] = {}
+        self.ended: dict[Job, float] = {}
+        self.steps: Counter[str] = Counter()  # by client
+
+    def seconds(self, rows: int) -> float:
+        return self.fixed + self.row * rows
+
+    def add(self, *jobs: Job) -> None:
+        for each in jobs:
+            self.batcher.add(each).seconds = self.seconds
+
+    def turn(self) -> list[Slot]:
+        """One turn; its batch."""
+        lane = lane_of(self.batcher)
+        batch = lane.select_batch(self.row_limit)
+        lane.begin_turn(batch, self.now)
+        rows = sum(slot.rows for slot in batch)
+        seconds = self.seconds(rows)
+        self.now += seconds
+        costs: dict[str, tuple[float, float]] = {}
+        for slot in batch:
+            client, cost = slot.job.client, seconds * slot.rows / rows
+            had, weighed = costs.get(client, (0.0, 0.0))
+            costs[client] = had + cost, weighed + cost / WEIGHTS[slot.job.priority]
+            self.steps[client] += 1
+            left = self.left.get(slot, len(slot.job.plan.steps.timesteps)) - 1
+            self.left[slot] = left
+            if not left:
+                self.batcher.drop([slot])
+                if slot.job not in self.batcher.jobs():
+                    self.ended[slot.job] = self.now
+        self.batcher.shares.charge(costs)
+        return batch
+
+    def run(self, *until: Job) -> None:
+        while not set(until) <= self.ended.keys():
+            self.turn()
 
 
 def test_an_empty_one_is_false() -> None:
@@ -35,19 +101,19 @@ def test_an_empty_one_is_false() -> None:
 
 def test_lanes_take_turns() -> None:
     made = batcher(job("a"), job("b"), job("c"), job("a"))
-    order = [made.next_lane().slots[0].job.plan.batch_key[0] for _ in range(6)]
+    order = [lane_of(made).first.job.plan.batch_key[0] for _ in range(6)]
     assert order == ["a", "b", "c"] * 2
 
 
 def test_a_solo_lane_gives_one_slot() -> None:
     made = batcher(job("a", images=3, solo=True))
-    assert len(made.next_lane().select_batch(100)) == 1
+    assert len(lane_of(made).select_batch(100)) == 1
 
 
 def test_each_image_has_a_slot_and_goes_alone() -> None:
     a = job("a", images=3)
     made = batcher(a)
-    lane = made.next_lane()
+    lane = lane_of(made)
     assert [slot.index for slot in lane.slots] == [0, 1, 2]
     made.drop(lane.slots[:1])
     assert [slot.index for slot in lane.slots] == [1, 2]
@@ -56,9 +122,9 @@ def test_each_image_has_a_slot_and_goes_alone() -> None:
 
 
 @given(st.lists(st.tuples(st.sampled_from("ab"), st.integers(1, 4), st.integers(1, 2)), min_size=1), st.integers(1, 12))
-def test_a_batch_is_the_oldest_that_fit(jobs: list[tuple[str, int, int]], limit: int) -> None:
+def test_a_batch_of_one_client_is_the_oldest_that_fit(jobs: list[tuple[str, int, int]], limit: int) -> None:
     made = batcher(*(job(key, images, rows) for key, images, rows in jobs))
-    lane = made.next_lane()
+    lane = lane_of(made)
     batch = lane.select_batch(limit)
     assert batch
     assert batch == lane.slots[: len(batch)]
@@ -70,9 +136,171 @@ def test_a_batch_is_the_oldest_that_fit(jobs: list[tuple[str, int, int]], limit:
 
 @given(st.lists(st.sampled_from("abc"), min_size=1, max_size=20), st.integers(0, 19))
 def test_dropping_a_job_leaves_the_others(keys: list[str], which: int) -> None:
-    jobs = [job(key, images=2) for key in keys]
+    jobs = [job(key, images=2, client=f"of {key}") for key in keys]
     made = batcher(*jobs)
     gone = jobs[which % len(jobs)]
     made.drop_job(gone)
     assert made.jobs() == set(jobs) - {gone}
     assert all(lane.slots for lane in made.lanes())
+
+
+# -------------------------------------------------------------------------------------------------- between clients
+
+
+@pytest.mark.parametrize("lane", ["flood", "other"])
+@pytest.mark.parametrize("row", [0.05, 0.1, 0.3])
+def test_a_flood_delays_another_by_the_step_under_way(lane: str, row: float) -> None:
+    """Its 8 steps take at most half as long again as alone, and the step that it came in."""
+    flood = [job("flood", client="flood", evaluations=20) for _ in range(200)]
+    light = job(lane, client="light", evaluations=8)
+    alone = Device(Batcher(), 32, row=row)
+    alone.add(light)
+    alone.run(light)
+    device = Device(Batcher(), 32, row=row)
+    device.add(*flood)
+    for _ in range(30):
+        device.turn()
+    arrived = device.now
+    device.turn()
+    step = device.now - arrived
+    device.add(light)
+    device.run(light)
+    assert device.ended[light] - arrived <= 1.5 * alone.ended[light] + step
+
+
+@pytest.mark.parametrize("limit", [2, 4])
+def test_a_long_job_with_all_rows_does_not_keep_a_short_one_waiting(limit: int) -> None:
+    device = Device(Batcher(), limit)
+    long = [job("a", client=f"long {number}", evaluations=900) for number in range(limit // 2)]
+    short = job("a", client="short", evaluations=8)
+    device.add(*long)
+    for _ in range(10):
+        device.turn()
+    device.add(short)
+    began = device.now
+    device.run(short)
+    assert device.now - began <= 2 * 8 * device.seconds(limit)
+
+
+def test_clients_that_ask_for_as_much_fill_the_batch_together() -> None:
+    device = Device(Batcher(), 32)
+    device.add(*(job("a", client=str(number), evaluations=20) for number in range(16)))
+    assert len(device.turn()) == 16
+
+
+def test_one_clients_spare_rows_are_anothers() -> None:
+    """A client alone in its lane has all of the batch, though another has work elsewhere."""
+    device = Device(Batcher(), 32)
+    device.add(*(job("a", client="x") for _ in range(40)), job("b", client="y"))
+    assert max(len(device.turn()) for _ in range(4)) == 16
+
+
+@pytest.mark.parametrize("keys", ["aa", "ab"])
+def test_two_floods_share_the_time(keys: str) -> None:
+    device = Device(Batcher(), 32)
+    device.add(*(job(keys[0], client="x", evaluations=20) for _ in range(200)))
+    device.add(*(job(keys[1], client="y", evaluations=20) for _ in range(200)))
+    for _ in range(100):
+        device.turn()
+    assert device.steps["x"] == pytest.approx(device.steps["y"], rel=0.1)
+
+
+@pytest.mark.parametrize("keys", ["aa", "ab"])
+def test_priorities_are_weights(keys: str) -> None:
+    device = Device(Batcher(), 32)
+    device.add(*(job(keys[0], client="x", evaluations=20, priority="high") for _ in range(200)))
+    device.add(*(job(keys[1], client="y", evaluations=20) for _ in range(200)))
+    for _ in range(100):
+        device.turn()
+    assert device.steps["x"] == pytest.approx(4 * device.steps["y"], rel=0.3)
+
+
+def test_a_clients_own_jobs_have_priorities_too() -> None:
+    """The high one that comes last is done first, and the low one is done at last, whatever comes before it."""
+    device = Device(Batcher(), 2)
+    low, normal = job("a", priority="low"), [job("a") for _ in range(10)]
+    device.add(low, *normal)
+    device.turn()
+    high = job("a", priority="high")
+    device.add(high)
+    for _ in range(40):
+        device.run(*normal)
+        normal = [job("a") for _ in range(10)]
+        device.add(*normal)
+        if low in device.ended:
+            break
+    order = sorted(device.ended, key=lambda each: device.ended[each])
+    assert order.index(high) <= 2
+    assert low in device.ended
+
+
+def test_a_client_in_two_lanes_does_not_starve_one_of_them() -> None:
+    """It shares one with another, and gets its whole share there."""
+    device = Device(Batcher(), 32)
+    device.add(*(job("a", client="x", evaluations=500) for _ in range(20)))
+    device.add(*(job("a", client="y", evaluations=500) for _ in range(20)))
+    lonely = job("b", client="x", evaluations=10)
+    device.add(lonely)
+    for _ in range(200):
+        device.turn()
+    assert lonely in device.ended
+
+
+CLIENTS = st.tuples(
+    st.sampled_from("abc"),  # lane
+    st.sampled_from("uvwxyz"),  # client
+    st.sampled_from(sorted(WEIGHTS)),
+    st.integers(1, 3),  # images
+    st.integers(1, 12),  # evaluations
+    st.integers(1, 2),  # rows of each
+    st.integers(0, 6),  # turns until the next one comes
+)
+
+
+@given(st.lists(CLIENTS, min_size=1, max_size=25), st.integers(2, 12))
+def test_all_work_is_done_and_no_more(made: list[tuple[str, str, str, int, int, int, int]], row_limit: int) -> None:
+    """Whoever comes and goes: each turn evaluates something, each image as often as it needs, and all jobs end."""
+    device = Device(Batcher(), row_limit)
+    jobs = []
+    for key, client, priority, images, evaluations, rows, turns in made:
+        jobs.append(job(key, images, rows, client=client, priority=priority, evaluations=evaluations))
+        device.add(jobs[-1])
+        for _ in range(turns):
+            if device.batcher:
+                batch = device.turn()
+                assert 0 < sum(slot.rows for slot in batch) <= max(row_limit, batch[0].rows)
+    needed = sum(images * evaluations for _, _, _, images, evaluations, _, _ in made)
+    while device.batcher:
+        assert device.steps.total() < needed
+        device.turn()
+    assert device.steps.total() == needed
+    assert device.ended.keys() == set(jobs)
+
+
+@given(st.lists(st.tuples(st.sampled_from("uvwxyz"), st.sampled_from(sorted(WEIGHTS))), min_size=1, max_size=6))
+def test_nobody_starves(others: list[tuple[str, str]]) -> None:
+    """A low job of one image, among clients that ask on and on, each time as another client, ends."""
+    device = Device(Batcher(), 4)
+    low = job("a", client="low", priority="low", evaluations=5)
+    device.add(*(job("a", client=f"{client}-0", priority=priority) for client, priority in others), low)
+    count = 0
+    while low not in device.ended:
+        count += 1
+        assert count < 2000
+        device.turn()
+        while len(device.batcher.jobs()) < len(others) + 3:
+            client, priority = others[count % len(others)]
+            device.add(job("ab"[count % 2], client=f"{client}-{count}-{len(device.batcher.jobs())}", priority=priority))
+
+
+@given(st.integers(1, 30), st.integers(1, 30))
+def test_what_is_held_is_bounded(first: int, clients: int) -> None:
+    """Samples that have begun keep their memory while others have their rows: not many more than a batch has."""
+    device = Device(Batcher(), 8)
+    most = 0
+    for number in range(clients):
+        device.add(*(job("a", client=str(number), evaluations=50) for _ in range(first)))
+        device.turn()
+        (lane,) = device.batcher.lanes()
+        most = max(most, sum(len(party.begun) for party in lane.parties.values()))
+    assert most <= 1.5 * 8 + 4

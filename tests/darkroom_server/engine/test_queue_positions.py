@@ -8,19 +8,19 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from darkroom_server.engine.batcher import Batcher, Lane
-from darkroom_server.engine.queue_positions import QueuePositions, turns_until_start
+from darkroom_server.engine.queue_positions import QueuePositions, Turns, foretell
 from darkroom_server.jobs.events import Queued
 from darkroom_server.jobs.job import Job
-from darkroom_server.jobs.queue_rate import LEAST, MOST, QueueRate
+from darkroom_server.jobs.speeds import Speeds
 
 
-def job(evaluations: int, images: int = 1, rows: int = 2, solo: bool = False) -> Job:
-    made = Job("id", "", arrived=0.0, held_bytes=0)
+def job(evaluations: int, images: int = 1, rows: int = 2, solo: bool = False, client: str = "") -> Job:
+    made = Job("id", "", arrived=0.0, held_bytes=0, client=client)
     steps = SimpleNamespace(timesteps=[0] * evaluations, first=0)
     plan: Any = SimpleNamespace(
         batch_key=("key",),
         solo=solo,
-        request=SimpleNamespace(num_images=images),
+        request=SimpleNamespace(num_images=images, model="m", width=64, height=64, deterministic=False),
         prompts=(None,) * rows,
         steps=steps,
     )
@@ -39,14 +39,14 @@ def lane_of(*jobs: Job) -> Lane:
 
 def test_one_begins_when_those_before_leave_room() -> None:
     jobs = [job(10), job(4), job(10), job(10, images=2), job(1)]
-    turns = turns_until_start(lane_of(*jobs), row_limit=4)
-    assert [turns[each] for each in jobs] == [0, 0, 4, 10, 20]
+    turns = foretell(lane_of(*jobs), row_limit=4)
+    assert [turns[each] for each in jobs] == [(0, 10), (0, 4), (4, 14), (10, 24), (20, 21)]
 
 
 def test_solo_jobs_follow_each_other() -> None:
     jobs = [job(10, images=2, solo=True), job(5, solo=True), job(5, solo=True)]
-    turns = turns_until_start(lane_of(*jobs), row_limit=32)
-    assert [turns[each] for each in jobs] == [0, 20, 25]
+    turns = foretell(lane_of(*jobs), row_limit=32)
+    assert [turns[each] for each in jobs] == [(0, 20), (20, 25), (25, 30)]
 
 
 JOBS = st.tuples(st.integers(1, 9), st.integers(1, 3), st.integers(1, 2))  # evaluations, images, rows of each
@@ -58,8 +58,9 @@ def test_it_is_what_the_batcher_does(made: list[tuple[int, int, int]], row_limit
     batcher = Batcher()
     for each in jobs:
         batcher.add(each)
-    foretold = turns_until_start(batcher.lanes()[0], row_limit)
+    foretold = foretell(batcher.lanes()[0], row_limit)
     began: dict[Job, int] = {}
+    ended: dict[Job, int] = {}
     left: dict[Any, int] = {}
     turn = 0
     while (lane := batcher.next_lane()) is not None:
@@ -67,9 +68,11 @@ def test_it_is_what_the_batcher_does(made: list[tuple[int, int, int]], row_limit
         for slot in batch:
             began.setdefault(slot.job, turn)
             left[slot] = left.get(slot, len(slot.job.plan.steps.timesteps)) - 1
-        batcher.drop([slot for slot in batch if not left[slot]])
+        done = [slot for slot in batch if not left[slot]]
+        ended |= {slot.job: turn + 1 for slot in done}
+        batcher.drop(done)
         turn += 1
-    assert foretold == began
+    assert foretold == {each: Turns(began[each], ended[each]) for each in jobs}
 
 
 def test_estimates_are_in_seconds_from_turn_to_turn() -> None:
@@ -78,34 +81,71 @@ def test_estimates_are_in_seconds_from_turn_to_turn() -> None:
     for each in jobs:
         batcher.add(each)
     running.progress.started = 0.0
-    positions = QueuePositions(batcher, lambda lane: 2)
+    positions = QueuePositions(batcher, lambda lane: 2, Speeds())
     lane = batcher.lanes()[0]
     for turn in range(5):
-        lane.record_turn(0.5 * turn)
+        lane.begin_turn(lane.select_batch(2), 0.5 * turn)
     positions.stale = True
     found = dict(positions.updates(now=100.0))
-    assert found == {first: Queued(0, pytest.approx(15.0)), second: Queued(1, pytest.approx(30.0))}
+    assert found == {
+        first: Queued(0, pytest.approx(15.0), pytest.approx(30.0)),
+        second: Queued(1, pytest.approx(30.0), pytest.approx(45.0)),
+    }
 
 
 def test_within_a_turn_those_wait_that_would_be_next() -> None:
     batcher = Batcher()
     batcher.add(job(30))
-    positions = QueuePositions(batcher, lambda lane: 32)
+    positions = QueuePositions(batcher, lambda lane: 32, Speeds())
     positions.stale = True
     assert dict(positions.updates(now=100.0)) == {}
     positions.stale = True
     assert [queued.position for _, queued in positions.updates(now=200.0, within_turn=True)] == [0]
 
 
-# -------------------------------------------------------------------------------------------- when to try again
+# ------------------------------------------------------------------------------------------ of one that would come now
 
 
-def test_the_time_to_try_again_follows_the_rate() -> None:
-    rate = QueueRate()
-    for second in range(40):
-        rate.record_end(second / 4)
-    waits = [rate.retry_after(waiting=200, now=10.0) for _ in range(200)]
-    assert 5 * 0.74 < min(waits) < max(waits) < 5 * 1.26
-    assert len(set(waits)) > 100
-    assert LEAST / 2 < rate.retry_after(waiting=1, now=10.0) < 1.0
-    assert rate.retry_after(waiting=10_000, now=10.0) <= MOST * 1.25
+def measured(**seconds: float) -> Speeds:
+    """By numbers of rows: ``r2=0.1``."""
+    speeds = Speeds()
+    for rows, each in seconds.items():
+        for _ in range(3):
+            speeds.evaluation_took(job(1).plan, int(rows[1:]), each)
+    return speeds
+
+
+def test_nothing_is_estimated_that_was_not_measured() -> None:
+    positions = QueuePositions(Batcher(), lambda lane: 4, Speeds())
+    assert positions.estimate(job(10), 4, now=0.0) is None
+    assert positions.alone(job(10), 4) is None
+
+
+def test_one_that_is_alone() -> None:
+    speeds = measured(r2=0.1, r4=0.15)
+    for part in ("begin", "decode"):
+        for _ in range(2):
+            speeds.picture_took(part, job(1).plan, 0.25)
+    positions = QueuePositions(Batcher(), lambda lane: 4, speeds)
+    assert positions.estimate(job(10), 4, now=0.0) == (0.0, pytest.approx(1.5))
+    assert positions.estimate(job(10, images=2), 4, now=0.0) == (0.0, pytest.approx(2.5))
+    assert positions.alone(job(10, images=4), 4) == pytest.approx(20 * 0.15 + 2.0)
+
+
+def test_one_that_waits_for_others() -> None:
+    batcher = Batcher()
+    for _ in range(4):
+        batcher.add(job(10))
+    positions = QueuePositions(batcher, lambda lane: 4, measured(r2=0.1, r4=0.15))
+    assert positions.estimate(job(8), 4, now=0.0) == (pytest.approx(3.0), pytest.approx(4.2))
+    assert positions.alone(job(8), 4) == pytest.approx(0.8)
+    assert not [each for each in batcher.jobs() if len(each.plan.steps.timesteps) == 8]  # it is not there yet
+
+
+def test_one_of_another_client_does_not_wait_for_a_flood() -> None:
+    batcher = Batcher()
+    for _ in range(100):
+        batcher.add(job(10, client="flood"))
+    positions = QueuePositions(batcher, lambda lane: 4, measured(r2=0.1, r4=0.15))
+    assert positions.estimate(job(8, client="flood"), 4, now=0.0) == (pytest.approx(75.0), pytest.approx(76.2))
+    assert positions.estimate(job(8, client="light"), 4, now=0.0) == (0.0, pytest.approx(1.2))

@@ -19,7 +19,7 @@ from darkroom_plugins.contract import Conditioner
 from darkroom_server.engine.offload_turns import MAX_EVALUATIONS
 from darkroom_server.networks import memory_checks
 from darkroom_server.networks.compiled import is_compiling
-from darkroom_server.networks.placement import quantise
+from darkroom_server.networks.conversion import quantise
 from tests.support import RunningServer, Stream, edit_request, generate_request, png
 from tests.tiny import save_controlnet, save_lora, save_sd
 

@@ -17,7 +17,8 @@ from darkroom_server.models.holdings import load
 from darkroom_server.models.model import ModelError
 from darkroom_server.networks import memory_checks
 from darkroom_server.networks.memory_checks import check
-from darkroom_server.networks.placement import Placement, device_bytes
+from darkroom_server.networks.placement import Placement
+from darkroom_server.networks.sizes import device_bytes
 from tests.support import RunningServer
 from tests.tiny import unet
 

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterator, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
 
-import torch
-from diffusers import ControlNetModel
-
 from darkroom_plugins import hookimpl
-from darkroom_plugins.builtin.families.time_layers import time_outputs
 from darkroom_plugins.contract import AssetInfo, AssetKind, Conditioner, Family
-from darkroom_plugins.files import check_weights, load_weights, meta_network, read_json, read_tensors, weight_files
+from darkroom_plugins.deferred import torch
+from darkroom_plugins.files import (
+    MetaNetwork,
+    load_weights,
+    meta_network,
+    read_json,
+    read_shapes,
+    read_tensors,
+    weight_files,
+)
 from darkroom_plugins.fixed_outputs import with_fixed_outputs
 from darkroom_plugins.latents import to_tensor
 from darkroom_plugins.request import ControlChoice, Request
@@ -22,8 +27,9 @@ from darkroom_plugins.tensors import to_device
 
 darkroom_api_version = 1
 
+CLASS = "ControlNetModel"
 SHAPE_KEYS = ("cross_attention_dim", "block_out_channels", "layers_per_block", "addition_embed_type")
-Residuals: TypeAlias = list[torch.Tensor]  # of the down blocks, then of the mid block
+Residuals: TypeAlias = "list[torch.Tensor]"  # of the down blocks, then of the mid block
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,16 +54,16 @@ class ControlNets(Conditioner):
 
     def describe_asset(self, path: Path) -> AssetInfo:
         files = weight_files(path)
-        check_weights(meta_network(ControlNetModel, _config(path)), read_tensors(files, "meta"))
+        _network(path).check(read_shapes(files))
         return AssetInfo(components=("unet",), weight_bytes=sum(file.stat().st_size for file in files))
 
     def incompatibility(self, path: Path, model: Family) -> str | None:
         if "unet" not in model.meta_components:
             return "it steers a UNet, which the model does not have"
-        theirs, ours = _config(path), model.meta_components["unet"].config
+        theirs, ours = _network(path).config, model.config("unet")
         for key in SHAPE_KEYS:
-            if _plain(theirs.get(key)) != _plain(getattr(ours, key, None)):
-                return f"it was made for a model whose {key} is {theirs.get(key)}, not {getattr(ours, key, None)}"
+            if _plain(theirs.get(key)) != _plain(ours.get(key)):
+                return f"it was made for a model whose {key} is {theirs.get(key)}, not {ours.get(key)}"
         latents, _, width = model.latent_shape(model.info.default_width, model.info.default_height)
         if (theirs.get("in_channels", 4), theirs.get("conditioning_channels", 3)) != (latents, 3):
             return f"it does not take latents of {latents} channels and maps of 3"
@@ -67,7 +73,7 @@ class ControlNets(Conditioner):
         return None
 
     def load_asset(self, path: Path, model: Family) -> Any:
-        network = meta_network(ControlNetModel, _config(path))
+        network = _network(path).network
         load_weights(network, read_tensors(weight_files(path)), model.dtype, model.device)
         return network.to(model.device)
 
@@ -138,6 +144,8 @@ def _map_embedding(network: Any, pixels: torch.Tensor, copies: int) -> torch.Ten
 
 
 def _run(network: Any, part: Evaluation, controls: Sequence[Control], model: Family) -> Residuals:
+    from darkroom_plugins.builtin.families.time_layers import time_outputs
+
     embeddings = torch.cat([control.embedding for control in controls])  # too large to cache for the batch
     added = model.added_conditions(part)
     fixed = {network.controlnet_cond_embedding: embeddings, **time_outputs(network, part, added)}
@@ -164,10 +172,21 @@ def _scale_residuals(residuals: Residuals, network: Any, controls: Sequence[Cont
     return [(each * scale.view(-1, 1, 1, 1)).to(each) for each, scale in pairs]  # scaled in float32
 
 
+def _network(path: Path) -> MetaNetwork:
+    config = _config(path)
+    return MetaNetwork(CLASS, config, lambda: _made(config))
+
+
+def _made(config: Mapping[str, Any]) -> torch.nn.Module:
+    from diffusers import ControlNetModel
+
+    return meta_network(ControlNetModel, config)
+
+
 def _config(path: Path) -> dict[str, Any]:
     config = read_json(path / "config.json")
-    if config.get("_class_name") != "ControlNetModel":
-        raise ValueError(f"it is a {config.get('_class_name')}, not a ControlNetModel")
+    if config.get("_class_name") != CLASS:
+        raise ValueError(f"it is a {config.get('_class_name')}, not a {CLASS}")
     return config
 
 

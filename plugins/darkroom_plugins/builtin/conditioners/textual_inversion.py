@@ -39,15 +39,17 @@ class TextualInversion(Conditioner):
 
     def incompatibility(self, path: Path, model: Family) -> str | None:
         theirs = [str(shape[-1]) for shape in _shapes(path)]
-        encoders: list[Any] = [model.meta_components[part] for part in TEXT_ENCODERS if part in model.meta_components]
-        ours = [str(encoder.config.hidden_size) for encoder in encoders]
+        encoders = [model.shapes(part) for part in TEXT_ENCODERS if part in model.meta_components]
+        ours = [
+            str(shapes[name][1]) for shapes in encoders for name in shapes if name.endswith("token_embedding.weight")
+        ]
         if theirs == ours:
             return None
         return f"it was made for text encoders of width {' and '.join(theirs)}, not {' and '.join(ours) or 'for none'}"
 
     def load_asset(self, path: Path, model: Family) -> Embedding:
         """Its vectors, on the CPU; the encoded prompt is on the device."""
-        with opened(path) as file:
+        with opened(path, "pt") as file:
             tensors = [file.get_tensor(name) for name in _names(file)]
         return Embedding(tuple(tensor.reshape(-1, tensor.shape[-1]) for tensor in tensors))
 

@@ -10,9 +10,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple, TypeAlias
 
-import torch
-
 from darkroom_plugins.contract import Family, PromptReader
+from darkroom_plugins.deferred import torch
 from darkroom_plugins.errors import InvalidRequest, Violation
 from darkroom_plugins.request import Request
 from darkroom_plugins.sample import PromptEmbedding, PromptPiece
@@ -39,9 +38,9 @@ class Token(NamedTuple):
     vector: int = 0  # index into its vectors
 
 
-Encoded: TypeAlias = tuple[
-    torch.Tensor, torch.Tensor | None
-]  # hidden states (1, tokens, width); projected pooled output (1, width)
+Encoded: TypeAlias = (
+    "tuple[torch.Tensor, torch.Tensor | None]"  # hidden states (1, tokens, width); projected pooled output (1, width)
+)
 Chunk: TypeAlias = tuple[Token, ...]  # one input of an encoder: BOS, tokens, EOS; padded on encoding
 
 

@@ -6,11 +6,10 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-import torch
-
 from darkroom_plugins import hookimpl
 from darkroom_plugins.builtin.families.unet import UNetFamily, refusal
 from darkroom_plugins.contract import Family, ModelInfo
+from darkroom_plugins.deferred import torch
 from darkroom_plugins.files import ModelFiles
 from darkroom_plugins.request import Request
 from darkroom_plugins.sample import Evaluation
@@ -31,9 +30,10 @@ class StableDiffusionXL(UNetFamily):
     text_encoders = ("text_encoder", "text_encoder_2")
     penultimate = True
 
-    def dtype_of(self, component: str) -> torch.dtype:
-        # The VAE overflows in float16: force_upcast keeps it in float32.
-        return torch.float32 if component == "vae" and self._config("vae").force_upcast else self.dtype
+    @property
+    def float32_components(self) -> tuple[str, ...]:
+        """The VAE overflows in float16: force_upcast keeps it in float32."""
+        return ("vae",) if self.config("vae").get("force_upcast", True) else ()
 
     @classmethod
     def describe(cls, files: ModelFiles) -> ModelInfo:

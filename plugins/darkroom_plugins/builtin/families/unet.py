@@ -5,19 +5,15 @@ from __future__ import annotations
 import math
 from collections.abc import Hashable, Mapping, Sequence
 from contextlib import AbstractContextManager
+from functools import cached_property
 from typing import Any, ClassVar, Self
-
-import torch
-from diffusers.models.embeddings import get_timestep_embedding
-from diffusers.utils.torch_utils import randn_tensor
 
 from darkroom_plugins import UnsupportedCombination, Violation
 from darkroom_plugins.builtin.families import deepcache
 from darkroom_plugins.builtin.families.clip import ClipEncoder, Prompt, TextEncoders
-from darkroom_plugins.builtin.families.cross_attention_cache import projected
-from darkroom_plugins.builtin.families.time_layers import time_outputs
 from darkroom_plugins.contract import Family, ModelInfo, PromptReader
-from darkroom_plugins.files import ModelFiles
+from darkroom_plugins.deferred import torch
+from darkroom_plugins.files import MetaNetworks, ModelFiles
 from darkroom_plugins.fixed_outputs import with_fixed_outputs
 from darkroom_plugins.request import Request
 from darkroom_plugins.sample import Evaluation, PromptEmbedding, Row
@@ -34,18 +30,31 @@ class UNetFamily(Family):
     text_encoders: ClassVar[tuple[str, ...]]  # in the order of prompt, prompt_2
     penultimate: ClassVar[bool] = False  # whether hidden states are the last but one layer's
     patched_options: ClassVar[Mapping[str, Any]] = {}  # scheduler options that the pipeline overrides
+    reads_headers_only = True
 
     def __init__(self, files: ModelFiles, device: torch.device, dtype: torch.dtype) -> None:
         self.info = self.describe(files)
-        self.device, self.dtype = device, dtype
-        self.meta_components = {name: files.meta_network(name) for name in ("unet", "vae", *self.text_encoders)}
+        self.device, self.dtype, self._files = device, dtype, files
+        self.meta_components = MetaNetworks(
+            {name: files.component(name) for name in ("unet", "vae", *self.text_encoders)}
+        )
         self.components = {}
-        self.scheduler_config = self._scheduler_config(files)
+        files.class_of("scheduler")
+        for name in self.text_encoders:
+            files.check_tokenizer(_tokenizer_of(name))
+
+    def build(self) -> None:
+        super().build()
+        _ = self.scheduler_config, self.texts
+
+    @cached_property
+    def texts(self) -> TextEncoders:
+        """The text encoders with their tokenizers."""
         encoders = [
-            ClipEncoder(files.tokenizer(name.replace("text_encoder", "tokenizer")), self, name, index, self.penultimate)
+            ClipEncoder(self._files.tokenizer(_tokenizer_of(name)), self, name, index, self.penultimate)
             for index, name in enumerate(self.text_encoders)
         ]
-        self.texts = TextEncoders(encoders, files.index.get("force_zeros_for_empty_prompt", False))
+        return TextEncoders(encoders, self._files.index.get("force_zeros_for_empty_prompt", False))
 
     def _config(self, component: str) -> Any:
         return self.meta_components[component].config
@@ -94,9 +103,9 @@ class UNetFamily(Family):
         )
 
     def latent_shape(self, width: int, height: int) -> tuple[int, int, int]:
-        config = self._config("vae")
-        factor = 2 ** (len(config.block_out_channels) - 1)
-        return config.latent_channels, height // factor, width // factor
+        config = self.config("vae")
+        factor = 2 ** (len(config["block_out_channels"]) - 1)
+        return config["latent_channels"], height // factor, width // factor
 
     @property
     def guidance_embedded(self) -> bool:
@@ -123,6 +132,9 @@ class UNetFamily(Family):
         return deepcache.is_cached_step(row)
 
     def predict(self, evaluation: Evaluation) -> torch.Tensor:
+        from darkroom_plugins.builtin.families.cross_attention_cache import projected
+        from darkroom_plugins.builtin.families.time_layers import time_outputs
+
         condition = self._guidance_embedding(evaluation) if self.guidance_embedded else None
         latents = [each for each in (evaluation.latents, evaluation.extra_channels) if each is not None]
         added = self.added_conditions(evaluation)
@@ -149,6 +161,8 @@ class UNetFamily(Family):
         return evaluation.batch_cache.get_or_make("timestep_cond", self._embedded, requests)
 
     def _embedded(self, requests: Sequence[Request]) -> torch.Tensor:
+        from diffusers.models.embeddings import get_timestep_embedding
+
         scales = torch.tensor([request.guidance_scale - 1 for request in requests])
         width = self._config("unet").time_cond_proj_dim
         return to_device(get_timestep_embedding(scales * 1000, width).to(self.dtype), self.device)
@@ -166,7 +180,10 @@ class UNetFamily(Family):
     def encode(self, images: torch.Tensor, generator: torch.Generator | None = None) -> torch.Tensor:
         distribution = self.vae.encode(images.to(self.vae.dtype)).latent_dist
         latents = distribution.mode()
-        if generator is not None:  # as `latent_dist.sample`, without its device synchronisation
+        if generator is not None:
+            from diffusers.utils.torch_utils import randn_tensor
+
+            # As `latent_dist.sample`, without its device synchronisation
             noise = randn_tensor(latents.shape, generator, dtype=latents.dtype)
             latents = latents + distribution.std * to_device(noise, latents.device)
         latents = latents.to(self.dtype)
@@ -181,13 +198,17 @@ class UNetFamily(Family):
         there = [to_device(torch.tensor(each, dtype=like.dtype), like.device) for each in (mean, std)]
         return there[0].view(1, -1, 1, 1), there[1].view(1, -1, 1, 1)
 
-    @classmethod
-    def _scheduler_config(cls, files: ModelFiles) -> dict[str, Any]:
+    @property
+    def own_scheduler(self) -> Mapping[str, Any]:
+        return self._files.config("scheduler")
+
+    @cached_property
+    def scheduler_config(self) -> Mapping[str, Any]:  # type: ignore[override]
         """The scheduler's configuration in the pipeline. Defaults that its file does not set are left out: another
         class that is built `from_config` has its own."""
-        config = dict(files.scheduler().config)
-        defaults = set(config.pop("_use_default_values", ())) - set(cls.patched_options)
-        config |= {name: value for name, value in cls.patched_options.items() if name in config}
+        config = dict(self._files.scheduler().config)
+        defaults = set(config.pop("_use_default_values", ())) - set(self.patched_options)
+        config |= {name: value for name, value in self.patched_options.items() if name in config}
         return {name: value for name, value in config.items() if name not in defaults}
 
 
@@ -210,6 +231,10 @@ def _residuals(evaluation: Evaluation) -> dict[str, Any]:
         return {}
     *down, middle = evaluation.residuals
     return {"down_block_additional_residuals": down, "mid_block_additional_residual": middle}
+
+
+def _tokenizer_of(text_encoder: str) -> str:
+    return text_encoder.replace("text_encoder", "tokenizer")
 
 
 def refusal(problem: str) -> UnsupportedCombination:

@@ -11,11 +11,9 @@ import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
-import torch
-from torch import nn
-
+from darkroom_plugins.builtin.loras.headers import einsum, read_headers
 from darkroom_plugins.builtin.loras.layer_names import PREFIXES, LayerNames
 from darkroom_plugins.builtin.loras.updates import (
     Decomposed,
@@ -29,8 +27,12 @@ from darkroom_plugins.builtin.loras.updates import (
 )
 from darkroom_plugins.files import read_json, read_tensors
 from darkroom_plugins.files.safetensors_files import opened
+from darkroom_plugins.files.structures import Shape, Shapes
 
-Parts: TypeAlias = dict[str, torch.Tensor]  # the tensors of one layer, by their role
+if TYPE_CHECKING:
+    import torch
+
+Parts: TypeAlias = "dict[str, torch.Tensor]"  # the tensors of one layer, by their role
 
 ADAPTER = r"(?:\.default(?:_\d+)?)?"  # PEFT's name of an adapter
 LORA = r"(?:[._]lora(?:_linear_layer)?)?[._]"
@@ -79,9 +81,9 @@ class LoraFile:
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self._header = read_tensors([path], "meta")
+        self._headers: Any = read_headers(path)
         self.layers: dict[str, dict[str, str]] = {}  # the file's name of a layer → role → tensor's name
-        for name, tensor in self._header.items():
+        for name, tensor in self._headers.items():
             of_use = tensor.is_floating_point() or NAME.fullmatch(name)  # some write alpha as an integer
             if of_use and tensor.numel() and not WITHOUT_EFFECT.fullmatch(name):
                 layer, role = _read_name(name)
@@ -90,13 +92,13 @@ class LoraFile:
         if not self.layers:
             raise ValueError("it has no LoRA's matrices")
 
-    def check(self, networks: Mapping[str, nn.Module]) -> None:
-        """Compare names and shapes with a model's networks, without reading weights.
+    def check(self, networks: Mapping[str, Shapes]) -> None:
+        """Compare names and shapes with those of a model's networks, without reading weights.
 
         :raises ValueError: it does not fit
         """
         for name, (_, _, shape) in self._places(networks).items():
-            parts = self._parts(name, self._header)
+            parts = self._parts(name, self._headers)
             try:
                 for update, _ in updates_of(parts, shape):
                     update.delta()
@@ -104,7 +106,7 @@ class LoraFile:
                 shapes = ", ".join(f"{_size(part.shape)} ({role})" for role, part in parts.items() if part.dim())
                 raise ValueError(f"its {name} is of {shapes}, the model's of {_size(shape)}") from error
 
-    def updates(self, networks: Mapping[str, nn.Module]) -> LoraUpdates:
+    def updates(self, networks: Mapping[str, Shapes]) -> LoraUpdates:
         """Its updates on the CPU, by component and layer.
 
         :raises OSError, ValueError: it cannot be read, or does not fit
@@ -120,22 +122,21 @@ class LoraFile:
     def _parts(self, name: str, tensors: Mapping[str, torch.Tensor]) -> Parts:
         return {role: tensors[each] for role, each in self.layers[name].items()}
 
-    def _places(self, networks: Mapping[str, nn.Module]) -> dict[str, tuple[str, str, torch.Size]]:
+    def _places(self, networks: Mapping[str, Shapes]) -> dict[str, tuple[str, str, Shape]]:
         """For each of the file's layers the component, the layer there, and the shape of its weight.
 
         :raises ValueError: the model lacks some
         """
-        names, found = LayerNames(networks), dict[str, tuple[str, str, torch.Size]]()
+        names, found = LayerNames(networks), dict[str, tuple[str, str, Shape]]()
         for name in self.layers:
             if place := names.find(name):
-                weight: torch.Tensor = networks[place[0]].get_submodule(place[1]).weight  # type: ignore[assignment]
-                found[name] = *place, weight.shape
+                found[name] = *place, networks[place[0]][f"{place[1]}.weight"]
         if lacking := [name for name in self.layers if name not in found]:
             raise ValueError(f"the model lacks {len(lacking)} of its {len(self.layers)} layers, as {lacking[0]}")
         return found
 
 
-def updates_of(parts: Parts, shape: torch.Size, scale: float = 1.0) -> Sequence[Scaled]:
+def updates_of(parts: Parts, shape: Shape, scale: float = 1.0) -> Sequence[Scaled]:
     """The updates that the tensors of one layer make; `shape` is that of the layer's weight, `scale` not of its bias.
 
     :raises ValueError, RuntimeError, IndexError: some are missing or superfluous, or their shapes do not fit
@@ -147,7 +148,7 @@ def updates_of(parts: Parts, shape: torch.Size, scale: float = 1.0) -> Sequence[
     return found
 
 
-def _update_of(parts: Parts, shape: torch.Size) -> Update:
+def _update_of(parts: Parts, shape: Shape) -> Update:
     given = {role: each for role, each in parts.items() if role not in ("alpha", *MAGNITUDES)}
     for factor, core in (("kw1", None), ("kw2", given.pop("kt2", None))):
         a, b = given.pop(f"{factor}_a", None), given.pop(f"{factor}_b", None)
@@ -162,30 +163,30 @@ def _update_of(parts: Parts, shape: torch.Size) -> Update:
     return update
 
 
-def _low_rank(parts: Parts, shape: torch.Size) -> Update:
+def _low_rank(parts: Parts, shape: Shape) -> Update:
     down, up = parts["down"], parts["up"]
     if "mid" in parts:
-        down = torch.einsum("qrhw,ri->qihw", parts["mid"], down.flatten(1))
+        down = einsum("qrhw,ri->qihw", parts["mid"], down.flatten(1))
     if up.shape[0] != shape[0]:
         raise ValueError("up has another number of rows")
     rank, ones = down.shape[0], [1] * (len(shape) - 2)
     return LowRank(shape, down.reshape(rank, *shape[1:]), up.reshape(shape[0], rank, *ones))
 
 
-def _hadamard(parts: Parts, shape: torch.Size) -> Update:
+def _hadamard(parts: Parts, shape: Shape) -> Update:
     roles = ("w1_a", "w1_b", "w2_a", "w2_b", "t1", "t2")
     return Hadamard(shape, *(parts.get(role) for role in roles))  # type: ignore[arg-type]
 
 
-def _kronecker(parts: Parts, shape: torch.Size) -> Update:
+def _kronecker(parts: Parts, shape: Shape) -> Update:
     return Kronecker(shape, parts["kw1"], parts["kw2"])
 
 
-def _dense(parts: Parts, shape: torch.Size) -> Update:
+def _dense(parts: Parts, shape: Shape) -> Update:
     return Dense(shape, parts["weight"])
 
 
-def _shift(bias: torch.Tensor, shape: torch.Size) -> Update:
+def _shift(bias: torch.Tensor, shape: Shape) -> Update:
     if bias.shape != shape[:1]:
         raise ValueError("the bias has another number of rows")
     return Shift(shape, bias)
@@ -204,7 +205,7 @@ def _decomposed(update: Update, magnitude: torch.Tensor, of_rows: bool) -> Updat
 
 
 MAGNITUDES = {"magnitude", "dora_scale"}
-FORMS: Sequence[tuple[tuple[set[str], set[str]], Callable[[Parts, torch.Size], Update]]] = (
+FORMS: Sequence[tuple[tuple[set[str], set[str]], Callable[[Parts, Shape], Update]]] = (
     (({"down", "up"}, {"mid"}), _low_rank),
     (({"w1_a", "w1_b", "w2_a", "w2_b"}, {"t1", "t2"}), _hadamard),
     (({"kw1", "kw2"}, set()), _kronecker),
@@ -256,5 +257,5 @@ def _read_name(name: str) -> tuple[str, str]:
     raise ValueError(f"it has {name}, which is no LoRA's matrix of a UNet or a text encoder")
 
 
-def _size(shape: torch.Size) -> str:
+def _size(shape: Shape) -> str:
     return " x ".join(map(str, shape))

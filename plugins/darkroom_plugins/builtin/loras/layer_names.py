@@ -6,9 +6,10 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping
 
-from torch import nn
+from darkroom_plugins.files.original_names import unet_layer
+from darkroom_plugins.files.structures import Shapes
 
-LAYERS = (nn.Linear, nn.Conv2d, nn.LayerNorm, nn.GroupNorm)
+EMBEDDINGS = ("token_embedding", "position_embedding", "class_embedding")  # whose weights are no layer's
 # A component's prefixes, with underscores for dots; "" is PEFT's, which names none.
 PREFIXES = {
     "text_encoder_2": ("text_encoder_2_", "lora_te2_"),
@@ -20,31 +21,12 @@ PROCESSORS = {
     re.compile(r"_processor_to_(q|k|v|out)$"): r"_to_\1",
     re.compile(r"_self_attn_to_(q|k|v|out)$"): r"_self_attn_\1_proj",
 }
-FIRST_UNET = {
-    "time_embedding.linear_1": "time_embed.0",
-    "time_embedding.linear_2": "time_embed.2",
-    "add_embedding.linear_1": "label_emb.0.0",
-    "add_embedding.linear_2": "label_emb.0.2",
-    "conv_in": "input_blocks.0.0",
-    "conv_norm_out": "out.0",
-    "conv_out": "out.2",
-}
-FIRST_RESNET = {
-    "norm1": "in_layers.0",
-    "conv1": "in_layers.2",
-    "time_emb_proj": "emb_layers.1",
-    "norm2": "out_layers.0",
-    "conv2": "out_layers.3",
-    "conv_shortcut": "skip_connection",
-}
-BLOCK = re.compile(r"(down|up)_blocks\.(\d+)\.(resnets|attentions|downsamplers|upsamplers)\.(\d+)\.(.+)")
-MIDDLE = re.compile(r"mid_block\.(resnets|attentions)\.(\d+)\.(.+)")
 
 
 class LayerNames:
     """The layers of a model's networks by their names in LoRA files."""
 
-    def __init__(self, networks: Mapping[str, nn.Module]) -> None:
+    def __init__(self, networks: Mapping[str, Shapes]) -> None:
         self._names = {part: dict(_names(part, networks[part])) for part in PREFIXES if part in networks}
 
     def find(self, name: str) -> tuple[str, str] | None:
@@ -73,42 +55,20 @@ def _flat(name: str) -> str:
     return flat
 
 
-def _names(part: str, network: nn.Module) -> Iterator[tuple[str, str]]:
-    for layer, module in network.named_modules():
-        if isinstance(module, LAYERS):
-            for name in _spellings(part, layer, network):
+def _names(part: str, weights: Shapes) -> Iterator[tuple[str, str]]:
+    for weight in weights:
+        layer = weight.removesuffix(".weight")
+        if layer != weight and not layer.endswith(EMBEDDINGS):
+            for name in _spellings(part, layer, weights):
                 yield name.replace(".", "_"), layer
 
 
-def _spellings(part: str, layer: str, network: nn.Module) -> Iterator[str]:
+def _spellings(part: str, layer: str, weights: Shapes) -> Iterator[str]:
     yield layer
     if layer.endswith(".to_out.0"):
         yield layer.removesuffix(".0")  # of attention processors
     if part != "unet":
         yield f"text_model.{layer}"  # before transformers 5
         yield layer.removeprefix("text_model.")
-    elif first := _first_name(layer, network):
+    elif first := unet_layer(layer, weights):
         yield first
-
-
-def _first_name(layer: str, unet: nn.Module) -> str | None:
-    """A UNet layer's name in the first code."""
-    if match := MIDDLE.fullmatch(layer):
-        kind, index, inner = match[1], int(match[2]), match[3]
-        return f"middle_block.1.{inner}" if kind == "attentions" else _resnet(f"middle_block.{2 * index}", inner)
-    match = BLOCK.fullmatch(layer)
-    if not match:
-        return FIRST_UNET.get(layer)
-    side, block, kind, index, inner = match[1], int(match[2]), match[3], int(match[4]), match[5]
-    blocks, size = ("input_blocks", "output_blocks")[side == "up"], unet.config.layers_per_block + 1  # type: ignore
-    if kind == "downsamplers":
-        return f"{blocks}.{size * (block + 1)}.0.op"
-    if kind == "upsamplers":
-        attended = hasattr(unet.get_submodule(f"up_blocks.{block}"), "attentions")
-        return f"{blocks}.{size * (block + 1) - 1}.{1 + attended}.{inner}"
-    place = f"{blocks}.{size * block + index + (side == 'down')}"
-    return f"{place}.1.{inner}" if kind == "attentions" else _resnet(f"{place}.0", inner)
-
-
-def _resnet(place: str, inner: str) -> str:
-    return f"{place}.{FIRST_RESNET[inner]}"

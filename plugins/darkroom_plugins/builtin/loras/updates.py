@@ -5,20 +5,20 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
+from math import prod
 from typing import Any, Self
 
-import torch
-from accelerate.utils import align_module_device
-from torch import nn
-
 from darkroom_plugins import UnsupportedCombination, Violation
+from darkroom_plugins.builtin.loras.headers import einsum, kron
+from darkroom_plugins.deferred import nn, torch
+from darkroom_plugins.files.structures import Shape
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Update(ABC):
     """A change of a layer's weight, kept as the factors of a product."""
 
-    shape: torch.Size  # of the layer's weight
+    shape: Shape  # of the layer's weight
 
     @abstractmethod
     def scaled(self, factor: float) -> Self:
@@ -91,7 +91,7 @@ class Kronecker(Update):
 
     def delta(self) -> torch.Tensor:
         first = self.first.reshape(*self.first.shape, *[1] * (self.second.dim() - 2))
-        return _shaped(torch.kron(first, self.second), self.shape)
+        return _shaped(kron(first, self.second), self.shape)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -142,6 +142,8 @@ class Decomposed(Update):
         return self.inner.delta()
 
     def __call__(self, layer: nn.Module, x: torch.Tensor) -> torch.Tensor:
+        from accelerate.utils import align_module_device
+
         with align_module_device(layer):  # under sequential offload it is elsewhere
             weight: Any = layer.weight
             if type(weight) not in (torch.Tensor, nn.Parameter):
@@ -178,10 +180,10 @@ def combined(updates: Sequence[Update]) -> tuple[Update, ...]:
 
 def product(a: torch.Tensor, b: torch.Tensor, core: torch.Tensor | None) -> torch.Tensor:
     """The product of two factors, or the Tucker product with a core."""
-    return a @ b if core is None else torch.einsum("ijhw,ip,jr->prhw", core, a, b)
+    return a @ b if core is None else einsum("ijhw,ip,jr->prhw", core, a, b)
 
 
-def _shaped(delta: torch.Tensor, shape: torch.Size) -> torch.Tensor:
-    if delta.shape[0] != shape[0] or delta.numel() != shape.numel():
+def _shaped(delta: torch.Tensor, shape: Shape) -> torch.Tensor:
+    if delta.shape[0] != shape[0] or delta.numel() != prod(shape):
         raise ValueError(f"it is of {' x '.join(map(str, delta.shape))}, not {' x '.join(map(str, shape))}")
     return delta.reshape(shape)

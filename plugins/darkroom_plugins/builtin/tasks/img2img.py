@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-
-import torch
+from typing import TYPE_CHECKING
 
 from darkroom_plugins import hookimpl
 from darkroom_plugins.builtin.tasks.txt2img import INPAINTING_ONLY
@@ -12,6 +11,9 @@ from darkroom_plugins.contract import ModelInfo, Task
 from darkroom_plugins.latents import noise_for, noised, skipped_evaluations, vae_input
 from darkroom_plugins.request import ImageToImage, Request
 from darkroom_plugins.sample import Sample
+
+if TYPE_CHECKING:
+    import torch
 
 darkroom_api_version = 1
 

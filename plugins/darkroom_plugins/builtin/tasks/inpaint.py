@@ -9,12 +9,12 @@ from typing import ClassVar
 import cv2
 import numpy as np
 import numpy.typing as npt
-import torch
 from PIL import Image
 
 from darkroom_plugins import hookimpl
 from darkroom_plugins.canvas import Canvas
 from darkroom_plugins.contract import Task
+from darkroom_plugins.deferred import torch
 from darkroom_plugins.errors import InvalidRequest, Violation
 from darkroom_plugins.latents import noise_for, noised, skipped_evaluations, vae_input
 from darkroom_plugins.request import EditChoice, Inpaint, Outpaint, Request

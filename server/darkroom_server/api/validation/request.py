@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import secrets
 import uuid
 from typing import TYPE_CHECKING, Any
@@ -10,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from darkroom.v1 import image_service_pb2, parameters_pb2
 from darkroom_plugins.quoting import cut, quoted
 from darkroom_plugins.request import OutputOptions, PreviewOptions, Request, SchedulerChoice
+from darkroom_server.api.request_id import is_request_id
 from darkroom_server.api.validation.conditions import ConditionsCheck
 from darkroom_server.api.validation.edit import CheckedEdit, EditCheck, derived_task
 from darkroom_server.api.validation.violations import Findings
@@ -20,7 +20,6 @@ if TYPE_CHECKING:
 
     from darkroom_server.models.catalog import Catalog
 
-REQUEST_ID = re.compile(r"[A-Za-z0-9_.:-]{1,128}")
 MAX_EXTENSIONS = 100
 MAX_SEED = 2**63 - 1
 PARAMETERS = "parameters"
@@ -50,11 +49,6 @@ def _checked(message: Any, catalog: Catalog, rpc: str, task: str, edit: type[Edi
     return request
 
 
-def is_request_id(text: str) -> bool:
-    """Whether a client may choose it."""
-    return REQUEST_ID.fullmatch(text) is not None
-
-
 def check_request_id(request_id: str, findings: Findings) -> None:
     """Validates a client's request_id."""
     if request_id and not is_request_id(request_id):
@@ -72,6 +66,7 @@ class _Check:
         given = message.parameters
         check_request_id(message.request_id, self.findings)
         self.findings.enum("disconnect_policy", parameters_pb2.DisconnectPolicy, message.disconnect_policy)
+        self.findings.enum("priority", parameters_pb2.Priority, message.priority)
         model = self._model(given.model)
         edit = edit_check.checked(message, model) if edit_check else CheckedEdit()
         task = self._task(given.task, rpc, derived, model, edit)

@@ -1,0 +1,77 @@
+"""Fair shares: whose turn it is, by what clients have had. Plain numbers; knows no engine.
+
+Each client has a tag that grows by the cost of what it is given over the weight of its job's priority. A virtual time
+grows by the cost over the weights of all that have work: the tag of a client that gets its share keeps up with it. Who
+gets less falls behind, and goes first. So every client is served again and again, whoever comes and goes
+(start-time fair queueing, with the virtual time of generalised processor sharing).
+
+Tags that are within two turns of one another are as good as equal: of such clients the one that wants the least goes
+first, so that little work is done at once. No tag is further than that from the virtual time: what others left over is
+not held against who took it, and who was away, or wanted little, cannot save up.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+WEIGHTS = {"low": 0.25, "normal": 1.0, "high": 4.0}  # by priority
+SLACK = 2.0  # longest turns
+FADES = 0.98  # of the longest turn, from turn to turn
+
+
+class FairShares:
+    """The tags of the clients that have work."""
+
+    def __init__(self) -> None:
+        self._tags: dict[str, float] = {}
+        self._weights: dict[str, float] = {}  # as of late
+        self._left: dict[str, float] = {}  # of clients without work that had more than their share
+        self._virtual = 0.0
+        self.spent = 0.0  # by all, ever
+        self.turn = 0.0  # cost of the longest turn of late
+
+    def join(self, client: str, weight: float = 1.0) -> None:
+        """A client has work, which it had not."""
+        self._tags[client] = max(self._left.pop(client, 0.0), self._virtual)
+        self._weights[client] = weight
+
+    def leave(self, client: str) -> None:
+        """A client has no work any more."""
+        tag = self._tags.pop(client)
+        del self._weights[client]
+        self._left = {each: left for each, left in self._left.items() if left > self._virtual}
+        if not self._tags:
+            self._virtual, self._left = 0.0, {}
+        elif tag > self._virtual:
+            self._left[client] = tag
+
+    @property
+    def slack(self) -> float:
+        """Tags that are closer are as good as equal."""
+        return SLACK * self.turn
+
+    def tag(self, client: str) -> float:
+        """The less, the sooner is its turn. May be called on another thread."""
+        tag, slack = self._tags.get(client, self._virtual), self.slack
+        return min(max(tag, self._virtual - slack), self._virtual + slack)
+
+    def due(self, wants: Mapping[str, int]) -> str:
+        """Whose turn it is, of some that have work: who has had the least, or as good as that and wants the least."""
+        tags = {client: self.tag(client) for client in wants}
+        most = min(tags.values()) + self.slack
+        return min((client for client, tag in tags.items() if tag <= most), key=lambda client: wants[client])
+
+    def charge(self, costs: Mapping[str, tuple[float, float]]) -> None:
+        """The clients have shared a turn: what each has had of it, and the same over its jobs' weights."""
+        whole = sum(cost for cost, _ in costs.values())
+        self.spent += whole
+        if not self._tags:
+            return
+        self.turn = max(whole, max((weighed for _, weighed in costs.values()), default=0.0), FADES * self.turn)
+        for client, (cost, weighed) in costs.items():
+            if client in self._tags:
+                self._tags[client] = self.tag(client) + weighed
+                self._weights[client] = cost / weighed if weighed else self._weights[client]
+            else:  # its last job has ended with this turn
+                self._left[client] = max(self._left.get(client, 0.0), self._virtual) + weighed
+        self._virtual += whole / sum(self._weights.values())

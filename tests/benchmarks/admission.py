@@ -1,0 +1,228 @@
+"""Admission under load: a flood beside a light client, estimates, refusals, and 500 streams at once."""
+
+import asyncio
+import random
+import statistics
+import time
+from collections import Counter
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import grpc
+import uvloop
+from grpc import aio
+
+from darkroom.v1 import catalog_service_pb2, catalog_service_pb2_grpc
+from tests.benchmarks.bench import Bench
+from tests.benchmarks.driving import percentile
+from tests.benchmarks.served import Served, Stub, request_of
+from tests.benchmarks.workload import Order
+
+LIGHT = 8  # steps of the light client's pictures
+FLOOD = 200
+NEAR, NEAR_SECONDS = 0.25, 1.0  # an estimate is right within the greater of both
+OWN = [("grpc.use_local_subchannel_pool", 1)]  # a connection of its own: another client
+
+
+@dataclass
+class Made:
+    """One picture. Seconds."""
+
+    latency: float
+    steps: list[float]  # time.perf_counter of each
+    wait: float | None  # as estimated when it was accepted
+    end: float | None
+    waited: float
+
+
+def measure(bench: Bench) -> dict[str, Any]:
+    """The figures of admission, against their bars."""
+    smoke = bench.options.smoke
+    flood = uvloop.run(_flood(bench.served, 20 if smoke else FLOOD, 1 if smoke else 7))
+    estimates = uvloop.run(_estimates(bench.served, 2.0 if smoke else 30.0))
+    streams = uvloop.run(_streams(bench.served, 20 if smoke else 500))
+    refusals = uvloop.run(_refusals(bench.served, 1.0 if smoke else 10.0))
+    bench.hold("beside a flood: (seconds less one step) over alone", flood["ratio"], at_most={"cpu": 1.5})
+    bench.hold("starts within 25 % or 1 s of the estimate", estimates["starts"], at_least={"cpu": 0.9})
+    bench.hold("refusals at tenfold overload, p99, ms", refusals["p99 ms"], at_most={"cpu": 10})
+    bench.hold("500 streams at once: neither done nor refused with a hint", streams["lost"], at_most={"cpu": 0})
+    bench.table(f"a picture of {LIGHT} steps beside a flood of {FLOOD} by another client", [flood])
+    bench.table("estimates at 80 % load, and how far they are off", [estimates])
+    bench.table("refusals at tenfold overload", [refusals])
+    bench.table("500 streams at once", [streams])
+    return {"flood": flood, "estimates": estimates, "refusals": refusals, "streams": streams}
+
+
+@asynccontextmanager
+async def _client(served: Served) -> AsyncIterator[Any]:
+    async with aio.insecure_channel(served.address, options=OWN) as channel:
+        await channel.channel_ready()
+        yield Stub(channel)
+
+
+async def _make(stub: Any, order: Order) -> Made:
+    began, made = time.perf_counter(), Made(0.0, [], None, None, 0.0)
+    async for response in stub.Generate(request_of(order)):
+        event = response.event
+        match event.WhichOneof("event"):
+            case "accepted":
+                accepted = event.accepted
+                made.wait = accepted.estimated_wait_seconds if accepted.HasField("estimated_wait_seconds") else None
+                made.end = accepted.estimated_end_seconds if accepted.HasField("estimated_end_seconds") else None
+            case "step":
+                made.steps.append(time.perf_counter())
+            case "completed":
+                made.waited = event.completed.timings.queue_seconds
+    made.latency = time.perf_counter() - began
+    return made
+
+
+async def _flood(served: Served, count: int, rounds: int) -> dict[str, float]:
+    async with _client(served) as flooding, _client(served) as light:
+        alone = [(await _make(light, Order(seed, steps=LIGHT))).latency for seed in range(rounds + 2)][2:]
+        orders = (Order(1000 + seed, steps=50) for seed in range(count))
+        flood = [asyncio.ensure_future(_make(flooding, order)) for order in orders]
+        await asyncio.sleep(1.0)
+        beside = []
+        for seed in range(rounds):
+            beside.append((await _make(light, Order(100 + seed, steps=LIGHT))).latency)
+            await asyncio.sleep(0.5)
+        pending = sum(not each.done() for each in flood)
+        for each in flood:
+            each.cancel()
+        made = [each for each in await asyncio.gather(*flood, return_exceptions=True) if isinstance(each, Made)]
+    gaps = [after - before for each in made for before, after in zip(each.steps, each.steps[1:], strict=False)]
+    step = statistics.median(gaps) if gaps else 0.0
+    usual, slowed = statistics.median(alone), statistics.median(beside)
+    return {
+        "alone s": usual,
+        "beside s": slowed,
+        "greatest s": max(beside),
+        "a step of the flood s": step,
+        "ratio": (slowed - step) / usual,
+        "flood left": pending,
+    }
+
+
+async def _rate(stub: Any, seconds: float) -> float:
+    """Pictures a second of a closed loop of 32."""
+    end, done = time.perf_counter() + seconds, 0
+
+    async def ask(first: int) -> None:
+        nonlocal done
+        seed = first
+        while time.perf_counter() < end:
+            await _make(stub, _mixed(seed))
+            done, seed = done + 1, seed + 32
+
+    began = time.perf_counter()
+    await asyncio.gather(*(ask(number) for number in range(32)))
+    return done / (time.perf_counter() - began)
+
+
+def _mixed(seed: int) -> Order:
+    return Order(seed, steps=(8, 20, 35, 50)[seed % 4])
+
+
+async def _estimates(served: Served, seconds: float) -> dict[str, float]:
+    """Open loop, from four clients, at 80 % of what a closed loop gets."""
+    chance = random.Random(7)
+    async with _client(served) as a, _client(served) as b, _client(served) as c, _client(served) as d:
+        rate = 0.8 * await _rate(a, seconds / 3)
+        tasks, began, due = [], time.perf_counter(), 0.0
+        while due < seconds:
+            due += chance.expovariate(rate)
+            await asyncio.sleep(max(0.0, began + due - time.perf_counter()))
+            stub = chance.choice((a, b, c, d))
+            tasks.append(asyncio.ensure_future(_make(stub, _mixed(10_000 + len(tasks)))))
+        made = await asyncio.gather(*tasks)
+    starts = [each.waited - each.wait for each in made if each.wait is not None]
+    ends = [each.latency - each.end for each in made if each.end is not None]
+    near = [_near(each.wait, each.waited) for each in made]
+    return {
+        "pictures/s": rate,
+        "pictures": len(made),
+        "starts": statistics.fmean(near),
+        "ends": statistics.fmean([_near(each.end, each.latency) for each in made]),
+        "ends within 25 %": statistics.fmean([_near(each.end, each.latency, 0.0) for each in made]),
+        "start off, median s": statistics.median(map(abs, starts)),
+        "waited, p90 s": percentile([each.waited for each in made], 90),
+        "end off, median s": statistics.median(map(abs, ends)),
+    }
+
+
+def _near(estimate: float | None, real: float, seconds: float = NEAR_SECONDS) -> bool:
+    return estimate is not None and abs(estimate - real) <= max(NEAR * real, seconds)
+
+
+async def _refusals(served: Served, seconds: float) -> dict[str, float]:
+    """Ten times as many orders as can be done, open loop, with the queue full."""
+    async with _client(served) as flooding, _client(served) as measured:
+        rate = 10 * await _rate(measured, seconds / 5)
+        limits = await _limits(served)
+        queue = [
+            asyncio.ensure_future(_make(flooding, Order(seed, steps=50))) for seed in range(limits + 40)
+        ]  # those of one client, and more than a batch has
+        await asyncio.sleep(3.0)
+        waits: list[float] = []
+        outcomes: Counter[str] = Counter()
+        tasks, began, due, chance = [], time.perf_counter(), 0.0, random.Random(3)
+        while due < seconds:
+            due += chance.expovariate(rate)
+            await asyncio.sleep(max(0.0, began + due - time.perf_counter()))
+            tasks.append(asyncio.ensure_future(_refused(flooding, Order(len(tasks), steps=50), waits, outcomes)))
+        await asyncio.sleep(1.0)
+        for each in (*queue, *tasks):
+            each.cancel()
+        await asyncio.gather(*queue, *tasks, return_exceptions=True)
+    milliseconds = [1000 * each for each in waits]
+    return {
+        "calls/s": len(tasks) / seconds,
+        "refused": len(waits),
+        "with a hint": outcomes["hint"],
+        "p50 ms": percentile(milliseconds, 50),
+        "p99 ms": percentile(milliseconds, 99),
+        "greatest ms": max(milliseconds),
+    }
+
+
+async def _limits(served: Served) -> int:
+    async with aio.insecure_channel(served.address) as channel:
+        catalog = catalog_service_pb2_grpc.CatalogServiceStub(channel)
+        info = await catalog.GetServerInfo(catalog_service_pb2.GetServerInfoRequest())
+        return int(info.limits.max_queued_jobs_per_client)
+
+
+async def _refused(stub: Any, order: Order, waits: list[float], outcomes: Counter[str]) -> None:
+    """One call; if it is refused, the seconds until then."""
+    began = time.perf_counter()
+    try:
+        await _make(stub, order)
+    except aio.AioRpcError as error:
+        if error.code() is grpc.StatusCode.RESOURCE_EXHAUSTED:
+            waits.append(time.perf_counter() - began)
+            outcomes["hint"] += "grpc-retry-pushback-ms" in dict(error.trailing_metadata() or ())
+        else:
+            outcomes[error.code().name] += 1
+
+
+async def _streams(served: Served, count: int) -> dict[str, float]:
+    """All begin at once, on two connections."""
+    waits: list[float] = []
+    outcomes: Counter[str] = Counter()
+    async with _client(served) as one, _client(served) as other:
+        orders = [Order(seed, steps=LIGHT) for seed in range(count)]
+        began = time.perf_counter()
+        calls = [_refused((one, other)[order.seed % 2], order, waits, outcomes) for order in orders]
+        await asyncio.gather(*calls)
+        seconds = time.perf_counter() - began
+    failed = sum(many for outcome, many in outcomes.items() if outcome != "hint")
+    return {
+        "done": count - len(waits) - failed,
+        "refused with a hint": outcomes["hint"],
+        "lost": failed + len(waits) - outcomes["hint"],
+        "seconds": seconds,
+        "pictures/s": (count - len(waits) - failed) / seconds,
+    }
