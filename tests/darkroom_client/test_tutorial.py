@@ -19,7 +19,7 @@ def test_every_step_of_the_tutorial() -> None:
     tutorial = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(tutorial)
     with RunningServer() as server, Client(server.address) as client:
-        tiles = tutorial.steps(client, num_inference_steps=2)
+        tiles = tutorial.steps(client, num_inference_steps=3)
         memory = tutorial.memory(client)
     assert len({np.asarray(tile.image.convert("RGB")).tobytes() for tile in tiles}) == len(tiles) == 17
     assert contact_sheet(tiles).width > 4 * 128
