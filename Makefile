@@ -45,6 +45,17 @@ KILLS ?= 100
 soak: $(VENV)/ready
 	DARKROOM_KILLS=$(KILLS) $(BIN)/python -m pytest tests/darkroom_server/test_restarts.py -k kill_9 --timeout 0
 
+# soak-cluster: kill replicas on Ray Serve KILLS times while clients make pictures; then cancel ten times as many jobs
+.PHONY: soak-cluster
+soak-cluster: $(VENV)/ready
+	DARKROOM_KILLS=$(KILLS) DARKROOM_CANCELS=$$((10 * $(KILLS))) \
+		$(BIN)/python -m pytest tests/darkroom_server/cluster/test_ray.py -m slow --timeout 0
+
+# screenshot: write .readme/ui.png again, a picture of `darkroom ui` in a browser
+.PHONY: screenshot
+screenshot: $(VENV)/ready
+	DARKROOM_SCREENSHOT=.readme/ui.png $(BIN)/python -m pytest tests/darkroom_client/test_ui_browser.py -m "" -k readme
+
 # lint: ruff, mypy and buf, which also refuses protos that break clients of the last tag
 .PHONY: lint
 lint: $(VENV)/ready

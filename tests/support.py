@@ -25,8 +25,9 @@ T = TypeVar("T")
 class RunningServer:
     """The real server, on a free port, with an event loop and an engine in threads of their own."""
 
-    def __init__(self, plugins: Mapping[str, object] | None = None, **settings: Any) -> None:
-        self._plugins = plugins
+    def __init__(self, plugins: Mapping[str, object] | None = None, replicas: Any = None, **settings: Any) -> None:
+        """`replicas`: what opens those of an edge; with the setting `engine`, which "ray" makes an edge, too."""
+        self._plugins, self._replicas = plugins, replicas
         # One thread: tests run on all processors at once, and the last bits must not depend on how busy these are.
         self._settings = {"listen": "127.0.0.1:0", "drain_seconds": 0.0, "threads": 1, **settings}
         self._loop = asyncio.new_event_loop()
@@ -35,7 +36,7 @@ class RunningServer:
     def __enter__(self) -> "RunningServer":
         self._thread.start()
         try:
-            self.app = self.run(self._start())
+            self.app = self.begin(self._start()).result(300)  # a cluster takes long
         except BaseException:
             self._stop_loop()
             raise
@@ -51,10 +52,17 @@ class RunningServer:
         self._stop_loop()
 
     async def _start(self) -> Any:
-        from darkroom_server.app import App
         from darkroom_server.config.settings import Settings
 
-        app = await App.open(Settings(**self._settings), load_plugins(extra=self._plugins))
+        settings, app = Settings(**self._settings), None
+        if self._replicas is None and settings.engine == "local":
+            from darkroom_server.app import App
+
+            app = await App.open(settings, load_plugins(extra=self._plugins))
+        else:
+            from darkroom_server.cluster.edge import Edge
+
+            app = await Edge.open(settings, self._replicas)
         await app.start()
         return app
 

@@ -86,6 +86,7 @@ class Queued(_Event):
     position: int  # jobs ahead of this one
     estimated_wait_seconds: float | None  # until the first step; None: unknown
     estimated_end_seconds: float | None = None  # until the job is done; None: unknown
+    restarts: int = 0  # how often it has begun again, because what ran it was lost
 
 
 @dataclass(frozen=True, slots=True, repr=False)

@@ -5,6 +5,7 @@ The life of a request: it comes in at `api`, is planned and admitted by `job_man
 and encoded; `config`, `errors` and `device` lie under all. A package imports only from those below it:
 
     cli                                    may import everything, inside functions
+    cluster                                edges in front of replicas, each of which is all below
     app                                    composition root
     api                                    the only package that touches protobuf and gRPC, with app
     observe                                what operators see: log, watchdog, metrics

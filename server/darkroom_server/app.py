@@ -3,22 +3,16 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
-import os
-import signal
-import sys
-import threading
-from collections.abc import Coroutine
 from functools import partial
-from typing import TYPE_CHECKING, Any, Self, TypeVar
+from typing import TYPE_CHECKING
 
 import torch
 
 from darkroom_plugins.errors import DarkroomError
 from darkroom_plugins.manager import Plugins, load_plugins
 from darkroom_server.api.catalog_service import CatalogService
-from darkroom_server.api.door import Door
+from darkroom_server.api.door import AnyDoor, Door
 from darkroom_server.api.encoding import Encoder
 from darkroom_server.api.image_service import ImageService
 from darkroom_server.api.job_list import JobList
@@ -43,7 +37,7 @@ from darkroom_server.models.model import Model, ModelError
 from darkroom_server.models.opening import check_budget, open_models
 from darkroom_server.models.residency import ResidencyManager
 from darkroom_server.observe.metrics import Metrics
-from darkroom_server.observe.streams import SETTLE_SECONDS, QueuedStream, settle
+from darkroom_server.observe.shutdown import Shutdown, until
 from darkroom_server.observe.watchdog import Watchdog
 from darkroom_server.pictures.uploads import Uploads
 
@@ -52,11 +46,6 @@ if TYPE_CHECKING:
     from darkroom_server.web.door import HttpDoor
 
 log = logging.getLogger(__name__)
-
-GRACE_SECONDS = 5.0  # after the drain
-EXIT_HANGING, EXIT_INTERRUPTED = 70, 130  # sysexits' EX_SOFTWARE; 128 + SIGINT
-
-T = TypeVar("T")
 
 
 class App:
@@ -69,7 +58,7 @@ class App:
         engine: Engine,
         catalog: Catalog,
         decoders: PreviewDecoders,
-        door: Door,
+        door: AnyDoor,
         http: HttpDoor | None,
     ) -> None:
         """Called by `open`, which first opens the doors, starts the engine and opens the models."""
@@ -99,8 +88,8 @@ class App:
         self._watchdog = Watchdog(engine, settings, door.report_stall, self._on_hang)
 
     @classmethod
-    async def open(cls, settings: Settings, plugins: Plugins) -> App:
-        """A server that listens, with its models opened, weights not loaded yet.
+    async def open(cls, settings: Settings, plugins: Plugins, door: AnyDoor | None = None) -> App:
+        """A server that listens, with its models opened, weights not loaded yet. `door`: in place of gRPC's.
 
         :raises CannotListen: with the system's reason
         :raises ModelError: a model or asset cannot be served as configured
@@ -112,7 +101,7 @@ class App:
         threads = ThreadTuner(most, torch.set_num_threads, adaptive=settings.threads is None)
         engine = Engine(settings.limits.max_batch_rows, plugins, decoders, threads)
         engine.logs_prompts = settings.log_prompts
-        door = Door(settings)
+        door = door or Door(settings)
         http = http_door(settings, door.calls)
         await door.open()
         engine.start()
@@ -249,86 +238,18 @@ def open_catalog(settings: Settings, plugins: Plugins) -> Catalog:
     return Catalog(plugins, models, assets, default, settings.limits, uploads)
 
 
-class Shutdown:
-    """What signals ask for. The first SIGINT, SIGTERM or SIGHUP: drain; the second: end the drain; the third: exit at
-    once. If the process is `owned`, it ends `GRACE_SECONDS` after the drain, whatever its threads do.
-
-    A context manager: the signals' handlers are those of before when it ends."""
-
-    def __init__(self, drain_seconds: float, owned: bool) -> None:
-        self.asked, self.hurried = asyncio.Event(), asyncio.Event()
-        self._drain_seconds, self._owned = drain_seconds, owned
-        self._loop = asyncio.get_running_loop()
-        handlers = {name: signal.getsignal(name) for name in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
-        self._before = {name: old for name, old in handlers.items() if old is not signal.SIG_IGN}  # as SIGHUP by nohup
-
-    def __enter__(self) -> Self:
-        for name in self._before:
-            self._loop.add_signal_handler(name, self._on_signal, name)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for name, old in self._before.items():
-            self._loop.remove_signal_handler(name)  # a closed uvloop would leave its own (0.23)
-            signal.signal(name, old)
-
-    def _on_signal(self, name: signal.Signals) -> None:
-        if self.hurried.is_set():
-            log.warning("%s for the third time: exiting at once", name.name)
-            settle(SETTLE_SECONDS)
-            os._exit(EXIT_INTERRUPTED)
-        if self.asked.is_set() and name is not signal.SIGHUP:
-            log.warning("%s again: jobs that still run are ended", name.name)
-            self.hurried.set()
-            self.bound(0)
-        elif not self.asked.is_set():
-            log.info("%s: running jobs have %g s to end", name.name, self._drain_seconds)
-            self.asked.set()
-            self.bound(self._drain_seconds)
-
-    def bound(self, seconds: float, status: int = EXIT_HANGING) -> None:
-        """End an owned process after these seconds and the grace: a thread may hang, also one that its exit joins."""
-        if not self._owned:
-            return
-        timer = threading.Timer(seconds + GRACE_SECONDS, _leave_hanging, [status])
-        timer.daemon = True
-        timer.start()
-
-
-def _leave_hanging(status: int) -> None:
-    message = f"the server does not stop by itself: exiting with status {status}"
-    log.critical(message)
-    settle(SETTLE_SECONDS)
-    if not isinstance(sys.stderr, QueuedStream):  # the log's stream has been closed
-        with contextlib.suppress(OSError):
-            os.write(2, f"{message}\n".encode())
-    os._exit(status)
-
-
-async def _until(stop: asyncio.Event, work: Coroutine[Any, Any, T]) -> T | None:
-    """The result of `work`; None if `stop` is set first, which cancels it."""
-    working, stopping = asyncio.ensure_future(work), asyncio.ensure_future(stop.wait())
-    await asyncio.wait((working, stopping), return_when=asyncio.FIRST_COMPLETED)
-    stopping.cancel()
-    if working.done():
-        return await working
-    working.cancel()
-    await asyncio.gather(working, return_exceptions=True)
-    return None
-
-
 async def run(settings: Settings, plugins: Plugins | None = None, owns_process: bool = False) -> int:
     """Serve until a signal. Returns the exit code: 1 after a lost device or a hanging engine. Whoever `owns_process`
     exits with it: if a thread keeps the process from that, it is ended."""
     with Shutdown(settings.drain_seconds, owns_process) as shutdown:
-        app = await _until(shutdown.asked, App.open(settings, plugins or load_plugins(settings.blocked_plugins)))
+        app = await until(shutdown.asked, App.open(settings, plugins or load_plugins(settings.blocked_plugins)))
         if app is None:
             shutdown.bound(0, status=0)  # models that are being opened or loaded are not worth waiting for
             return 0
         hurrying = asyncio.ensure_future(shutdown.hurried.wait())
         hurrying.add_done_callback(lambda _: app.hurry())
         try:
-            await _until(shutdown.asked, app.start())
+            await until(shutdown.asked, app.start())
             if shutdown.asked.is_set():
                 shutdown.bound(0, status=0)
             else:

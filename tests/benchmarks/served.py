@@ -30,10 +30,16 @@ Stub = image_service_pb2_grpc.ImageServiceStub
 
 class Served:
     """A server process. Without a model it serves the demo model, its ControlNet and its LoRAs; `clocks` adds profiling
-    by stage; `options` are further settings of the model."""
+    by stage; `options` are further settings of the model, `settings` those of the server, as environment variables."""
 
     def __init__(
-        self, model: Path | None, device: str, dtype: str, clocks: bool = False, options: Mapping[str, object] = {}
+        self,
+        model: Path | None,
+        device: str,
+        dtype: str,
+        clocks: bool = False,
+        options: Mapping[str, object] = {},
+        settings: Mapping[str, str] = {},
     ) -> None:
         darkroom = str(Path(sys.executable).with_name("darkroom"))
         command = [sys.executable, "-m", "tests.benchmarks.clocks"] if clocks else [darkroom]
@@ -41,7 +47,7 @@ class Served:
         self._log = tempfile.NamedTemporaryFile("w")  # noqa: SIM115  # as long as the server
         self._process = subprocess.Popen(
             command,
-            env={**os.environ, **_environment(model, options)},
+            env={**os.environ, **_environment(model, options), **settings},
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._log,
@@ -75,6 +81,12 @@ class Served:
     def memory(self) -> int:
         """Resident set size, bytes."""
         return psutil.Process(self._process.pid).memory_info().rss
+
+    @property
+    def cpu_seconds(self) -> float:
+        """Of the process so far, without those of a cluster's other processes."""
+        times = psutil.Process(self._process.pid).cpu_times()
+        return times.user + times.system
 
     def stop(self) -> None:
         self._process.terminate()

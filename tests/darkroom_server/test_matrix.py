@@ -144,8 +144,9 @@ class HeldServer(RunningServer):
         parameters = {"prompt": "x", "num_inference_steps": 6, "request_id": f"job-{next(self._numbers)}", **parameters}
         if rpc == "Preprocess":
             wish = struct({"fault": parameters["prompt"] == "fault"})
-            fields = {"preprocessor": "held", "image": PICTURE, "preprocessor_options": wish}
-            return Stream(stub.Preprocess(pb.PreprocessRequest(**fields), timeout=timeout))
+            fields = {"request_id": parameters["request_id"], "image": PICTURE, "preprocessor_options": wish}
+            request = pb.PreprocessRequest(preprocessor="held", **fields)
+            return Stream(stub.Preprocess(request, timeout=timeout))
         if rpc == "Edit":
             return Stream(stub.Edit(edit_request(image=PICTURE, image_to_image=FULL, **parameters), timeout=timeout))
         if rpc == "Generate":
@@ -276,6 +277,14 @@ class TestEnds:
                 stream.read_until("step")
             assert counted.gate.reached.wait(60)
             channel.close()
+
+    def test_cancelled_by_request(self, counted: HeldServer, rpc: str) -> None:
+        with counted.held(self.held(counted, rpc)):
+            stream = counted.open(rpc, request_id=f"cancelled-{rpc}")
+            assert counted.gate.reached.wait(60)
+            assert counted.images.Cancel(pb.CancelRequest(request_id=f"cancelled-{rpc}")).cancelled
+            failed = refused(stream.read)
+            assert (failed.code, failed.message) == (StatusCode.CANCELLED, "the job was cancelled")
 
     def test_plugin_fault(self, counted: HeldServer, rpc: str) -> None:
         failed = refused(counted.open(rpc, prompt="fault").read)

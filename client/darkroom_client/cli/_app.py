@@ -27,6 +27,7 @@ _OWN = {  # the client's commands: module and function
     "edit": "_generate:edit",
     "compare-schedulers": "_compare:compare_schedulers",
     "preprocess": "_preprocess:preprocess",
+    "ui": "_ui:ui",
     "jobs": "_kept_jobs:jobs",
     "watch": "_kept_jobs:watch",
     "result": "_kept_jobs:result",

@@ -74,14 +74,16 @@ class AcceptedEvent(_message.Message):
     def __init__(self, parameters: _Optional[_Union[_parameters_pb2.Parameters, _Mapping]] = ..., seeds: _Optional[_Iterable[int]] = ..., step_count: _Optional[int] = ..., preview: _Optional[_Union[_parameters_pb2.PreviewOptions, _Mapping]] = ..., output: _Optional[_Union[_parameters_pb2.OutputOptions, _Mapping]] = ..., estimated_wait_seconds: _Optional[float] = ..., estimated_end_seconds: _Optional[float] = ...) -> None: ...
 
 class QueuedEvent(_message.Message):
-    __slots__ = ("position", "estimated_wait_seconds", "estimated_end_seconds")
+    __slots__ = ("position", "estimated_wait_seconds", "estimated_end_seconds", "restarts")
     POSITION_FIELD_NUMBER: _ClassVar[int]
     ESTIMATED_WAIT_SECONDS_FIELD_NUMBER: _ClassVar[int]
     ESTIMATED_END_SECONDS_FIELD_NUMBER: _ClassVar[int]
+    RESTARTS_FIELD_NUMBER: _ClassVar[int]
     position: int
     estimated_wait_seconds: float
     estimated_end_seconds: float
-    def __init__(self, position: _Optional[int] = ..., estimated_wait_seconds: _Optional[float] = ..., estimated_end_seconds: _Optional[float] = ...) -> None: ...
+    restarts: int
+    def __init__(self, position: _Optional[int] = ..., estimated_wait_seconds: _Optional[float] = ..., estimated_end_seconds: _Optional[float] = ..., restarts: _Optional[int] = ...) -> None: ...
 
 class LoadingEvent(_message.Message):
     __slots__ = ("model", "component", "phase", "bytes_done", "bytes_total")

@@ -74,6 +74,7 @@ class Caller(NamedTuple):
 
     token: TokenSettings | None  # None where no tokens are configured
     usage: Usage
+    owner: str  # of its jobs: the fingerprint of the token that came with the call, empty without one
 
 
 _caller: ContextVar[Caller] = ContextVar("caller")
@@ -82,6 +83,17 @@ _caller: ContextVar[Caller] = ContextVar("caller")
 def caller() -> Caller | None:
     """Who makes the present call; None beside calls. For handlers."""
     return _caller.get(None)
+
+
+def owner() -> str:
+    """Whose jobs the present call is about."""
+    present = caller()
+    return present.owner if present else ""
+
+
+def call_as(known: Caller) -> None:
+    """Say who makes the present call. For what has made sure of it."""
+    _caller.set(known)
 
 
 class Lanes:
@@ -127,7 +139,7 @@ class Access(aio.ServerInterceptor):  # type: ignore[misc]
             return refusing(NotImplementedYet(message="this server does not offer this call"))
         if role is Role.OPERATOR and known is not None and known.role != "operator":
             return refusing(OperatorRequired("this call wants an operator's token, and this is a user's"))
-        return self._for_bearers(handler, method, known)
+        return self._for_bearers(handler, method, known, fingerprint(token))
 
     def _known(self, token: str) -> TokenSettings | None:
         """The bearer; None if unknown. Constant-time comparison over all tokens."""
@@ -135,12 +147,12 @@ class Access(aio.ServerInterceptor):  # type: ignore[misc]
         found = [known for each, known in self._tokens.items() if hmac.compare_digest(each, digest)]
         return found[0] if found and token else None
 
-    def _for_bearers(self, handler: Any, method: str, known: TokenSettings | None) -> grpc.RpcMethodHandler:
+    def _for_bearers(self, handler: Any, method: str, known: TokenSettings | None, owner: str) -> grpc.RpcMethodHandler:
         lane = self._lanes.of(known.name if known else "")
         most = self._max_bytes if method in PICTURES else min(SMALL_BYTES, self._max_bytes)
 
         async def call(requests: Any, context: Any) -> Any:
-            _caller.set(Caller(known, self.numbers.usage[known.name if known else ""]))
+            call_as(Caller(known, self.numbers.usage[known.name if known else ""], owner))
             await _respond(handler, _received(context, lane, None, most, handler.request_deserializer), context)
 
         return _streaming(handler, self._counted(call, method), method)
@@ -183,6 +195,11 @@ class Access(aio.ServerInterceptor):  # type: ignore[misc]
                 self.numbers.ends[method, reason] += 1
 
         return counted
+
+
+def fingerprint(token: str) -> str:
+    """Of a token; empty for none."""
+    return hashlib.sha256(token.encode()).hexdigest() if token else ""
 
 
 def host_of(peer: str) -> str:

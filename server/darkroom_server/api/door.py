@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import grpc
 from grpc import aio
@@ -20,9 +20,10 @@ from darkroom_server.api.reflection import enable_reflection
 from darkroom_server.errors import Starting
 
 if TYPE_CHECKING:
-    from darkroom_server.api.catalog_service import CatalogService
+    from darkroom.v1.catalog_service_pb2_grpc import CatalogServiceServicer
     from darkroom_server.api.image_service import ImageService
     from darkroom_server.config.settings import Limits, Settings
+    from darkroom_server.jobs.numbers import CallNumbers
 
 SERVICES = tuple(
     service.full_name
@@ -44,6 +45,12 @@ class LateServices(grpc.GenericRpcHandler):  # type: ignore[misc]
         """Called by the stubs' add_…_to_server."""
         self._handlers += handlers
 
+    def offer(self, images: ImageService, catalog: CatalogServiceServicer) -> None:
+        """Let calls of the API in."""
+        image_service_pb2_grpc.add_ImageServiceServicer_to_server(images, self)
+        catalog_service_pb2_grpc.add_CatalogServiceServicer_to_server(catalog, self)
+        self.there = True
+
     def add_registered_method_handlers(self, service: str, handlers: Any) -> None:
         """Called by the stubs' add_…_to_server, with the same handlers once more."""
 
@@ -52,6 +59,32 @@ class LateServices(grpc.GenericRpcHandler):  # type: ignore[misc]
         if self.there or not details.method.startswith("/darkroom."):
             return next((handler for handler in found if handler is not None), None)
         return refusing(Starting("the server is starting: its models are being opened and loaded"))
+
+
+class AnyDoor(Protocol):
+    """What calls come in by."""
+
+    numbers: CallNumbers
+    calls: InProcessCalls
+
+    @property
+    def address(self) -> str:
+        """Where it is, for people."""
+
+    async def open(self) -> None:
+        """Answer. :raises CannotListen: with the system's reason"""
+
+    async def serve(self, images: ImageService, catalog: CatalogServiceServicer) -> None:
+        """Let calls of the API in."""
+
+    def report_stall(self, stalled: bool) -> None:
+        """Tell probes that the engine has stalled, or goes on."""
+
+    async def stop_serving(self) -> None:
+        """Tell probes that the server is going."""
+
+    async def close(self, grace: float) -> None:
+        """Take no more calls, and give running ones `grace` seconds to end."""
 
 
 class Door:
@@ -86,11 +119,9 @@ class Door:
             await self._health.set(service, NOT_SERVING)
         await self._server.start()
 
-    async def serve(self, images: ImageService, catalog: CatalogService) -> None:
+    async def serve(self, images: ImageService, catalog: CatalogServiceServicer) -> None:
         """Let calls of the API in."""
-        image_service_pb2_grpc.add_ImageServiceServicer_to_server(images, self._services)
-        catalog_service_pb2_grpc.add_CatalogServiceServicer_to_server(catalog, self._services)
-        self._services.there = True
+        self._services.offer(images, catalog)
         for service in ("", *SERVICES):
             await self._health.set(service, SERVING)
 

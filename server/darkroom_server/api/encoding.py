@@ -20,6 +20,7 @@ from darkroom_server.jobs.events import (
     ControlMade,
     Ended,
     Event,
+    Forwarded,
     ImageDecoded,
     PreviewMade,
     Queued,
@@ -80,7 +81,7 @@ class Encoder:
         if isinstance(event, PreviewMade | ImageDecoded) and not event.picture.ready:
             await self._run(self._arrivals[type(event)], _wait, event.picture)
         match event:
-            case Started():
+            case Started() | Forwarded():  # the latter is of other processes' jobs
                 return []
             case Accepted():
                 return [{"accepted": messages.accepted(event, job)}]

@@ -9,21 +9,23 @@ from contextlib import aclosing
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-from darkroom.v1 import events_pb2, image_service_pb2, image_service_pb2_grpc, parameters_pb2
+from darkroom.v1 import image_service_pb2, image_service_pb2_grpc, parameters_pb2
 from darkroom_plugins.errors import InvalidRequest, Violation
 from darkroom_plugins.quoting import quoted
-from darkroom_server.api import messages, quotas
-from darkroom_server.api.interceptors import owner_of
-from darkroom_server.api.keeper import RPCS, no_such_job
-from darkroom_server.api.preprocess import preprocess
-from darkroom_server.api.validation.request import is_request_id
+from darkroom_server.api import quotas
+from darkroom_server.api.access import owner
+from darkroom_server.api.keeper import no_such_job
+from darkroom_server.api.request_id import is_request_id
 from darkroom_server.errors import Cancelled, RequestIdInUse, SlowReader
 
 if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator
+
+    from darkroom.v1 import events_pb2
+    from darkroom_server.api.backend import Backend
     from darkroom_server.api.context import CallContext
     from darkroom_server.api.job_list import JobList
     from darkroom_server.api.keeper import Keeper
-    from darkroom_server.api.submission import Submission
     from darkroom_server.jobs.job import Job
     from darkroom_server.jobs.kept import KeptJob
 
@@ -34,9 +36,9 @@ class ImageService(image_service_pb2_grpc.ImageServiceServicer):
     """Generate and Edit share one flow: validate, plan, submit, stream. A kept job runs beside its streams, which watch
     it."""
 
-    def __init__(self, submission: Submission, keeper: Keeper, job_list: JobList, slow_reader_seconds: float) -> None:
-        self._submission = submission
-        self._jobs = submission.jobs
+    def __init__(self, backend: Backend, keeper: Keeper, job_list: JobList, slow_reader_seconds: float) -> None:
+        self._backend = backend
+        self._jobs = backend.jobs
         self._keeper = keeper
         self._list = job_list
         self._slow_reader_seconds = slow_reader_seconds
@@ -49,17 +51,20 @@ class ImageService(image_service_pb2_grpc.ImageServiceServicer):
 
     async def _serve(self, rpc: str, message: Any, context: Context, response: Any) -> None:
         message.request_id = message.request_id or uuid.uuid4().hex
-        owner = owner_of(context)
         if message.disconnect_policy == parameters_pb2.DISCONNECT_POLICY_KEEP:
             register = partial(self._register, context)
-            kept = await self._keeper.attach(rpc, message, register, owner, context.time_remaining())
+            kept = await self._keeper.attach(rpc, message, register, owner(), context.time_remaining())
             await self._follow(kept, 0, context, response)
             return
         job = self._register(context, message)
+        await self._stream(job, self._backend.events(job, rpc, message), context, response)
+
+    async def _stream(
+        self, job: Job, events: AsyncGenerator[list[events_pb2.JobEvent], None], context: Context, response: Any
+    ) -> None:
         try:
-            events = self._submission.events(job, message, RPCS[rpc][1])
             async with aclosing(events):
-                async for _, made in events:
+                async for made in events:
                     for event in made:
                         await self._write(context, response(event=event), job)
         finally:
@@ -69,7 +74,7 @@ class ImageService(image_service_pb2_grpc.ImageServiceServicer):
         _require_id(request)
         if request.after_sequence < 0:
             raise InvalidRequest([Violation("after_sequence", f"must be 0 or more, not {request.after_sequence}")])
-        kept = self._keeper.find(owner_of(context), request.request_id)
+        kept = self._keeper.find(owner(), request.request_id)
         if kept is None:
             raise no_such_job(request.request_id)
         await self._follow(kept, request.after_sequence, context, image_service_pb2.WatchResponse)
@@ -83,22 +88,14 @@ class ImageService(image_service_pb2_grpc.ImageServiceServicer):
     async def Preprocess(self, request: image_service_pb2.PreprocessRequest, context: Context) -> None:
         request.request_id = request.request_id or uuid.uuid4().hex
         job = self._register(context, request)
-        try:
-            events = await self._jobs.read(preprocess, request, self._submission.catalog)
-            events = [{"accepted": {}}, *events, {"completed": messages.took(time.monotonic() - job.arrived)}]
-            for sequence, fields in enumerate(events, 1):
-                event = events_pb2.JobEvent(request_id=job.request_id, sequence=sequence, **fields)
-                await self._write(context, image_service_pb2.PreprocessResponse(event=event), job)
-        finally:
-            self._jobs.release(job)
+        await self._stream(job, self._backend.preprocess(job, request), context, image_service_pb2.PreprocessResponse)
 
     async def Cancel(
         self, request: image_service_pb2.CancelRequest, context: Context
     ) -> image_service_pb2.CancelResponse:
         _require_id(request)
-        owner = owner_of(context)
-        job = self._jobs.find(owner, request.request_id)
-        if job is None and self._keeper.find(owner, request.request_id) is None:
+        job = self._jobs.find(owner(), request.request_id)
+        if job is None and self._keeper.find(owner(), request.request_id) is None:
             raise no_such_job(request.request_id, "active or kept")
         cancelled = job is not None and self._jobs.end(job, Cancelled("the job was cancelled"))
         return image_service_pb2.CancelResponse(cancelled=cancelled)
@@ -106,13 +103,13 @@ class ImageService(image_service_pb2_grpc.ImageServiceServicer):
     async def ListJobs(
         self, request: image_service_pb2.ListJobsRequest, context: Context
     ) -> image_service_pb2.ListJobsResponse:
-        return self._list.page(owner_of(context), request.page_size, request.page_token)
+        return self._list.page(owner(), request.page_size, request.page_token)
 
     async def GetJob(
         self, request: image_service_pb2.GetJobRequest, context: Context
     ) -> image_service_pb2.GetJobResponse:
         _require_id(request)
-        return await self._list.job(owner_of(context), request.request_id)
+        return await self._list.job(owner(), request.request_id)
 
     async def _write(self, context: Context, response: Any, job: Job | None = None) -> None:
         """Write a message; for a job that is not kept, while others may be told that it waits for its reader.
@@ -135,16 +132,16 @@ class ImageService(image_service_pb2_grpc.ImageServiceServicer):
 
         A job never has an id that is not allowed: until it is refused for it, with all violations, it has another.
         """
-        owner, left = owner_of(context), context.time_remaining()
+        token, left = owner(), context.time_remaining()
         request_id = message.request_id if is_request_id(message.request_id) else uuid.uuid4().hex
-        if self._keeper.find(owner, request_id) is not None:
+        if self._keeper.find(token, request_id) is not None:
             raise RequestIdInUse(f"request_id {quoted(request_id)} is that of a kept job")
-        quotas.admit_job(self._jobs.of_token(owner))
+        quotas.admit_job(self._jobs.of_token(token))
         return self._jobs.register(
-            owner,
+            token,
             request_id,
             message.ByteSize(),
-            client=owner or context.peer(),
+            client=token or context.peer(),
             priority=quotas.admit_priority(message),
             deadline=time.monotonic() + left if left is not None else None,
         )

@@ -22,17 +22,19 @@ Find = Callable[[grpc.HandlerCallDetails], Awaitable[grpc.RpcMethodHandler | Non
 
 
 class Aborted(aio.AbortError):  # type: ignore[misc]
-    """A call that ended with a status."""
+    """A call that ended with a status; `status` is the google.rpc.Status, serialized."""
 
     def __init__(self, code: grpc.StatusCode, message: str, trailers: Mapping[str, Any]) -> None:
         super().__init__(message)
         self.code, self.message = code, message
-        self._status = trailers.get(DETAILS_KEY, b"")
+        self.status: bytes = (
+            trailers.get(DETAILS_KEY) or status_pb2.Status(code=code.value[0], message=message).SerializeToString()
+        )
 
     @property
     def details(self) -> Sequence[any_pb2.Any]:
         """google.rpc's messages, packed: ErrorInfo, BadRequest, RetryInfo."""
-        return list(status_pb2.Status.FromString(self._status).details)
+        return list(status_pb2.Status.FromString(self.status).details)
 
 
 class CallDetails(grpc.HandlerCallDetails):  # type: ignore[misc]

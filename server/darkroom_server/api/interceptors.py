@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import logging
 from collections.abc import Awaitable, Callable, Iterable
 from typing import Any
@@ -29,9 +28,7 @@ def answering_errors(call: Call, method: str) -> Call:
         except aio.AbortError:
             raise
         except DarkroomError as error:
-            failure = error.with_traceback(
-                None
-            )  # its frames would keep the job alive, as would those of what it is from
+            failure = error.with_traceback(None)  # its frames would keep the job alive, as would its causes'
             failure.__cause__ = failure.__context__ = None
         except Exception as error:
             if client_is_gone(error):
@@ -55,12 +52,6 @@ def token_of(metadata: Iterable[tuple[str, Any]] | None) -> str:
     authorization = next((str(value) for key, value in metadata or () if key == "authorization"), "")
     scheme, _, token = authorization.strip().partition(" ")
     return token.strip() if scheme.lower() == "bearer" else ""
-
-
-def owner_of(context: Any) -> str:
-    """Whose jobs a call is about: the fingerprint of its token, empty without one."""
-    token = token_of(context.invocation_metadata())
-    return hashlib.sha256(token.encode()).hexdigest() if token else ""
 
 
 def refusing(error: DarkroomError) -> grpc.RpcMethodHandler:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from darkroom.v1 import image_service_pb2 as pb
 from darkroom_plugins.errors import InvalidRequest, Violation
@@ -14,10 +14,10 @@ from darkroom_server.jobs.kept import JobState
 if TYPE_CHECKING:
     from google.protobuf.timestamp_pb2 import Timestamp
 
-    from darkroom_server.api.encoding import Encoder
+    from darkroom.v1 import events_pb2
+    from darkroom_server.api.backend import Registry
     from darkroom_server.api.keeper import Keeper
     from darkroom_server.config.settings import TokenSettings
-    from darkroom_server.job_manager import JobManager
     from darkroom_server.jobs.job import Job, Seen
     from darkroom_server.jobs.kept import KeptJob
 
@@ -26,6 +26,13 @@ THUMBNAIL_EDGE = 256  # pixels
 STATES: dict[JobState, Any] = {state: pb.JobState.Value(f"JOB_STATE_{state.name}") for state in JobState}
 
 NUMBERS = {priority: number for number, priority in PRIORITIES.items()}
+
+
+class Thumbnails(Protocol):
+    """Makes them."""
+
+    async def thumbnail(self, data: bytes, edge: int) -> bytes:
+        """A small JPEG of a picture that this server made."""
 
 
 class _Entry(NamedTuple):
@@ -41,7 +48,7 @@ class _Entry(NamedTuple):
 class JobList:
     """The jobs that there are, active and kept."""
 
-    def __init__(self, jobs: JobManager, keeper: Keeper, encoder: Encoder, tokens: Iterable[TokenSettings]) -> None:
+    def __init__(self, jobs: Registry, keeper: Keeper, encoder: Thumbnails, tokens: Iterable[TokenSettings]) -> None:
         self._jobs, self._keeper, self._encoder = jobs, keeper, encoder
         self._tokens = {each.sha256.lower(): each for each in tokens}
 
@@ -122,9 +129,7 @@ class JobList:
 
 def _describe_kept(message: pb.Job, kept: KeptJob, keep_seconds: float) -> None:
     if kept.accepted is not None:
-        given = kept.accepted.parameters
-        message.task, message.model, message.prompt = given.task, given.model, given.prompt
-        message.num_images, message.step_count = len(kept.accepted.seeds), kept.accepted.step_count
+        _describe_accepted(message, kept.accepted)
     if kept.job is not None:
         message.priority = NUMBERS[kept.job.priority]
     if kept.ended is not None:
@@ -134,9 +139,17 @@ def _describe_kept(message: pb.Job, kept: KeptJob, keep_seconds: float) -> None:
         message.error, message.error_reason = str(kept.error), kept.error.reason
 
 
+def _describe_accepted(message: pb.Job, accepted: events_pb2.AcceptedEvent) -> None:
+    given = accepted.parameters
+    message.task, message.model, message.prompt = given.task, given.model, given.prompt
+    message.num_images, message.step_count = len(accepted.seeds), accepted.step_count
+
+
 def _describe_active(message: pb.Job, job: Job) -> None:
     message.priority = NUMBERS[job.priority]
-    if (plan := job.planned) is not None:
+    if job.accepted is not None:
+        _describe_accepted(message, job.accepted)
+    elif (plan := job.planned) is not None:
         request = plan.request
         message.task, message.model, message.prompt = request.task, request.model, request.prompt
         message.num_images, message.step_count = request.num_images, plan.steps.count

@@ -14,9 +14,7 @@ from darkroom.v1 import events_pb2, image_service_pb2
 from darkroom_plugins.errors import DarkroomError, JobFailed, Violation
 from darkroom_plugins.quoting import quoted
 from darkroom_server.api import quotas
-from darkroom_server.api.stored_events import from_log, picture_of, resolved, to_log
-from darkroom_server.api.submission import Check
-from darkroom_server.api.validation.request import check_edit, check_generate
+from darkroom_server.api.stored_events import BYTES, from_log, picture_of, resolved, to_log
 from darkroom_server.errors import (
     DeadlineExceeded,
     DeviceLost,
@@ -27,23 +25,19 @@ from darkroom_server.errors import (
     ShuttingDown,
     revived,
 )
-from darkroom_server.jobs.events import Accepted, ControlMade, Ended, Event, ImageDecoded
 from darkroom_server.jobs.history import History
 from darkroom_server.jobs.job import Seen
 from darkroom_server.jobs.kept import KeptJob, KeptJobs
 from darkroom_server.jobs.log import DONE, JobLog, LoggedJob
 
 if TYPE_CHECKING:
-    from darkroom_server.api.submission import Submission
+    from darkroom_server.api.backend import Backend
     from darkroom_server.config.settings import Settings
     from darkroom_server.jobs.job import Job
 
 log = logging.getLogger(__name__)
 
-RPCS: dict[str, tuple[Any, Check]] = {  # the message of a request, and what checks it
-    "Generate": (image_service_pb2.GenerateRequest, check_generate),
-    "Edit": (image_service_pb2.EditRequest, check_edit),
-}
+REQUESTS: dict[str, Any] = {"Generate": image_service_pb2.GenerateRequest, "Edit": image_service_pb2.EditRequest}
 RUN_SEQUENCES = 2**32  # sequences of one run; those of the next are greater
 MAX_RUNS = 10  # of a job with which the server ends again and again
 SMALL = 64 * 1024  # bytes of a message that is hashed on the event loop
@@ -56,8 +50,8 @@ INTERRUPTED = (ShuttingDown, DeviceLost, JobLogFull, JobLogUnavailable)  # not t
 class Keeper:
     """The kept jobs of a server. For the event loop's thread."""
 
-    def __init__(self, submission: Submission, settings: Settings) -> None:
-        self._submission = submission
+    def __init__(self, backend: Backend, settings: Settings) -> None:
+        self._backend = backend
         self._kept = KeptJobs(settings.keep_results_seconds, settings.max_kept_bytes)
         self._log = JobLog(settings.state_dir) if settings.state_dir is not None else None
         self._running: set[asyncio.Task[None]] = set()
@@ -147,7 +141,7 @@ class Keeper:
         try:
             self._kept.add(kept)
         except DarkroomError:
-            self._submission.jobs.release(job)
+            self._backend.jobs.release(job)
             raise
         self._start(kept, rpc, message)
         return kept
@@ -167,10 +161,10 @@ class Keeper:
                 assert self._log is not None
                 assert kept.id is not None
                 await self._log.begin_again(kept.id)
-            events = self._submission.events(job, message, RPCS[rpc][1], admitted=kept.run > 1)
+            events = self._backend.events(job, rpc, message, admitted=kept.run > 1)
             async with aclosing(events):
-                async for event, made in events:
-                    last = await self._take(kept, rpc, message, event, made)
+                async for made in events:
+                    last = await self._take(kept, rpc, message, made)
         except DarkroomError as failure:
             error = failure.with_traceback(None)
         except Exception:
@@ -179,27 +173,28 @@ class Keeper:
         finally:
             if timer is not None:
                 timer.cancel()
-            self._submission.jobs.release(job)
+            self._backend.jobs.release(job)
         await self._end(kept, error, last)
 
     def _end_at(self, job: Job, deadline: float | None) -> asyncio.TimerHandle | None:
         if deadline is None:
             return None
         late = DeadlineExceeded("the deadline of the call that started the job has passed")
-        end = partial(self._submission.jobs.end, job, late)
+        end = partial(self._backend.jobs.end, job, late)
         return asyncio.get_running_loop().call_later(max(0.0, deadline - time.time()), end)
 
     async def _take(
-        self, kept: KeptJob, rpc: str, message: Any, event: Event, made: list[events_pb2.JobEvent]
+        self, kept: KeptJob, rpc: str, message: Any, made: list[events_pb2.JobEvent]
     ) -> list[events_pb2.JobEvent]:
         """Let watchers see the messages of an event, once the log has those that it must not lose. Returns the last
         ones, which they see after the job's end was written."""
         made = [each for each in made if not _was_sent(kept, each)]
-        if isinstance(event, Ended):
+        kinds = {each.WhichOneof("event") for each in made}
+        if "completed" in kinds:
             return made
-        if isinstance(event, Accepted) and made:
+        if "accepted" in kinds:
             await self._accept(kept, rpc, message, made[0])
-        elif isinstance(event, ControlMade | ImageDecoded) and made:
+        elif kinds & BYTES.keys():
             await self._write(kept, made)
         assert kept.history is not None
         for each in made:
@@ -208,7 +203,7 @@ class Keeper:
 
     async def _accept(self, kept: KeptJob, rpc: str, message: Any, accepted: events_pb2.JobEvent) -> None:
         if self._log is not None:
-            request = await self._submission.jobs.read(resolved, message, accepted.accepted)
+            request = await self._backend.jobs.read(resolved, message, accepted.accepted)
             logged = LoggedJob(
                 kept.owner, kept.request_id, rpc, kept.digest, request, kept.created, deadline=kept.deadline
             )
@@ -297,19 +292,19 @@ class Keeper:
             kept.logged.add(event.sequence)
             if (picture := picture_of(event)) is not None:
                 kept.sent.add(picture)
-        message = RPCS[logged.rpc][0].FromString(logged.request)
-        job = self._submission.jobs.register(kept.owner, kept.request_id, len(logged.request), admitted=True)
+        message = REQUESTS[logged.rpc].FromString(logged.request)
+        job = self._backend.jobs.register(kept.owner, kept.request_id, len(logged.request), admitted=True)
         job.priority = quotas.PRIORITIES.get(message.priority, "normal")
         job.created, job.base = kept.created, (kept.run - 1) * RUN_SEQUENCES
         kept.job, kept.seen = job, job.seen
         if kept.run > MAX_RUNS:
-            self._submission.jobs.end(job, JobFailed(f"the server ended {MAX_RUNS} times while it did this job"))
+            self._backend.jobs.end(job, JobFailed(f"the server ended {MAX_RUNS} times while it did this job"))
         self._start(kept, logged.rpc, message)
 
     async def _digest(self, message: Any) -> bytes:
         if message.ByteSize() <= SMALL:
             return _digest(message)
-        digest: bytes = await self._submission.jobs.read(_digest, message)
+        digest: bytes = await self._backend.jobs.read(_digest, message)
         return digest
 
     async def _sweep(self) -> None:

@@ -1,7 +1,8 @@
-"""Status mapping: errors to gRPC codes, google.rpc.Status details and trailers."""
+"""Status mapping: errors to gRPC codes, google.rpc.Status details and trailers; and from statuses to errors."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from urllib.parse import quote
 
 import grpc
@@ -60,6 +61,40 @@ def status_of(error: DarkroomError) -> tuple[grpc.StatusCode, str, tuple[tuple[s
         _add(status, error_details_pb2.RetryInfo(retry_delay=delay))
         trailers.append(("grpc-retry-pushback-ms", str(round(retry_after * 1000))))
     return code, message, ((DETAILS_KEY, status.SerializeToString()), *trailers)
+
+
+def error_of(status: status_pb2.Status) -> DarkroomError:
+    """The error that a status was made of, as far as it says: one with the same status."""
+    reason, metadata, violations, retry_after = "", {}, [], None
+    for detail in status.details:
+        if detail.Is(error_details_pb2.ErrorInfo.DESCRIPTOR):
+            info = error_details_pb2.ErrorInfo.FromString(detail.value)
+            reason, metadata = info.reason, dict(info.metadata)
+        elif detail.Is(error_details_pb2.BadRequest.DESCRIPTOR):
+            found = error_details_pb2.BadRequest.FromString(detail.value).field_violations
+            violations = [Violation(each.field, each.description) for each in found]
+        elif detail.Is(error_details_pb2.RetryInfo.DESCRIPTOR):
+            retry_after = error_details_pb2.RetryInfo.FromString(detail.value).retry_delay.ToTimedelta().total_seconds()
+    kind = _kind_of(status.code, reason)
+    error = kind.__new__(kind)  # constructors take more than a status has
+    error.args, error.metadata = (status.message,), metadata
+    given = {"reason": reason, "violations": tuple(violations), "retry_after": retry_after}
+    vars(error).update({name: value for name, value in given.items() if hasattr(kind, name) or value})
+    return error
+
+
+def _kind_of(code: int, reason: str) -> type[DarkroomError]:
+    """The class of a status: by its reason, else by its code."""
+    for kind in _kinds(DarkroomError):
+        if reason and kind.reason == reason:
+            return kind
+    return next((kind for kind, each in CODES.items() if each.value[0] == code), JobFailed)
+
+
+def _kinds(kind: type[DarkroomError]) -> Iterator[type[DarkroomError]]:
+    yield kind
+    for each in kind.__subclasses__():
+        yield from _kinds(each)
 
 
 def _short(message: str) -> str:

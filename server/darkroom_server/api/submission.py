@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Callable
+import time
+from collections.abc import AsyncGenerator, Callable, Coroutine
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
+from darkroom.v1 import events_pb2
 from darkroom_plugins.errors import UnsupportedCombination, Violation
-from darkroom_server.api import quotas
+from darkroom_server.api import messages, quotas
+from darkroom_server.api.preprocess import preprocess
+from darkroom_server.api.validation.request import check_edit, check_generate
 from darkroom_server.errors import LoadFailed
-from darkroom_server.jobs.events import ControlMade, Event
+from darkroom_server.jobs.events import ControlMade, Ended
 
 if TYPE_CHECKING:
-    from darkroom.v1 import events_pb2
     from darkroom_plugins.errors import DarkroomError
     from darkroom_plugins.request import Request
     from darkroom_server.api.encoding import Encoder
@@ -21,7 +24,8 @@ if TYPE_CHECKING:
     from darkroom_server.jobs.job import Job
     from darkroom_server.models.catalog import Catalog
 
-Check = Callable[[Any, "Catalog"], "Request"]
+T = TypeVar("T")
+CHECKS: dict[str, Callable[[Any, Catalog], Request]] = {"Generate": check_generate, "Edit": check_edit}
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,28 +37,52 @@ class Submission:
     encoder: Encoder
 
     async def events(
-        self, job: Job, message: Any, check: Check, *, admitted: bool = False
-    ) -> AsyncGenerator[tuple[Event, list[events_pb2.JobEvent]], None]:
-        """A registered job's events, each with its messages, up to `completed`. `admitted`: before a restart of the
-        server.
-
-        :raises DarkroomError: the request is refused, or the job fails
-        """
+        self, job: Job, rpc: str, message: Any, *, admitted: bool = False
+    ) -> AsyncGenerator[list[events_pb2.JobEvent], None]:
+        """See Backend. `admitted`: before a restart of the server."""
         request = None
         try:
             quotas.admit_model(message.parameters.model, self.catalog.default_model)
-            request = await self.jobs.read(check, message, self.catalog)
+            request = await self.jobs.read(CHECKS[rpc], message, self.catalog)
             quotas.admit_pixels(job, request, self.jobs.of_token(job.token))
             await self.jobs.plan(job, request, admitted=admitted)
             self.jobs.accept(job, admitted=admitted)
-            for made in _control_images(job):
-                job.mailbox.put(made)
+            for control in _control_images(job):
+                job.mailbox.put(control)
             self.jobs.submit(job)
             await asyncio.sleep(0)  # a job that need not wait enters the engine before its first event is written
-            async for event, messages in self.encoder.events(job):
-                yield event, messages
+            async for _, made in self.encoder.events(job):
+                yield made
         except LoadFailed as error:
             raise (refusal(request, error) if request else error) from None
+
+    async def preprocess(self, job: Job, message: Any) -> AsyncGenerator[list[events_pb2.JobEvent], None]:
+        """See Backend."""
+        made = await _unless_ended(job, self.jobs.read(preprocess, message, self.catalog))
+        fields = [{"accepted": {}}, *made, {"completed": messages.took(time.monotonic() - job.arrived)}]
+        yield [
+            events_pb2.JobEvent(request_id=job.request_id, sequence=number, **each)
+            for number, each in enumerate(fields, 1)
+        ]
+
+
+async def _unless_ended(job: Job, work: Coroutine[Any, Any, T]) -> T:
+    """What the work of a job returns that nothing else sends events to.
+
+    :raises DarkroomError: the job is ended before
+    """
+    doing, ended = asyncio.ensure_future(work), asyncio.ensure_future(job.mailbox.get())
+    try:
+        await asyncio.wait({doing, ended}, return_when=asyncio.FIRST_COMPLETED)
+        if ended.done():
+            _, event = ended.result()
+            assert isinstance(event, Ended)
+            assert event.error is not None
+            raise event.error
+        return doing.result()
+    finally:
+        doing.cancel()
+        ended.cancel()
 
 
 def _control_images(job: Job) -> list[ControlMade]:

@@ -13,6 +13,8 @@ if TYPE_CHECKING:
     from darkroom_server.config.settings import Settings
 
 
+RAY_EXTRA = "clusters want the packages of the extra `ray`: pip install 'darkroom-diffusion[ray]'"
+
 Config = Annotated[
     Path | None,
     typer.Option(
@@ -67,6 +69,14 @@ def serve(
         typer.Option(metavar="FOLDER", file_okay=False, help="Where kept jobs outlive the server's process."),
     ] = None,
     block: Annotated[list[str] | None, typer.Option(help="A plugin not to load; repeat for more.")] = None,
+    engine: Annotated[
+        str | None, typer.Option(help="local, in this process; or ray, replicas on Ray Serve.  [default: local]")
+    ] = None,
+    replicas: Annotated[int | None, typer.Option(help="Of --engine ray.  [default: 1]")] = None,
+    ray_address: Annotated[
+        str | None,
+        typer.Option(metavar="ADDRESS", help="The Ray cluster to join, HOST:PORT or auto.  [default: a local one]"),
+    ] = None,
     tls_self_signed: Annotated[
         Path | None,
         typer.Option(
@@ -91,6 +101,7 @@ def serve(
     limit_openmp_spinning()
     shorten_switch_interval()
     given: dict[str, Any] = {
+        "engine": engine,
         "listen": listen,
         "http": http,
         "device": device,
@@ -105,6 +116,8 @@ def serve(
         given["models"] = [flags.model(text) for text in model]
     if max_batch_rows is not None:
         given["limits"] = {"max_batch_rows": max_batch_rows}
+    cluster = {"replicas": replicas, "address": ray_address}
+    given["cluster"] = {name: value for name, value in cluster.items() if value is not None} or None
     given = {name: value for name, value in given.items() if value is not None}
     if tls_self_signed is not None:
         given["tls"] = _make_certificates(tls_self_signed, listen)
@@ -112,8 +125,9 @@ def serve(
     from darkroom_server.observe.streams import queued_streams
 
     with queued_streams():
-        status = _serve(settings)
-    _leave_compiler(status)
+        status = _serve(settings) if settings.engine == "local" else _serve_cluster(settings)
+    if settings.engine == "local":
+        _leave_compiler(status)
     raise typer.Exit(status)
 
 
@@ -163,6 +177,29 @@ def _serve(settings: Settings) -> int:
         return 1
 
 
+def _serve_cluster(settings: Settings) -> int:
+    """The edge of a cluster, in a process without torch."""
+    from darkroom_server.api.listening import CannotListen
+    from darkroom_server.jobs.log import StateDirInUse
+    from darkroom_server.observe.log import log_to_stderr
+
+    log_to_stderr(settings.log_format)
+    os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "false")  # the cluster's processes are started beside open calls
+    try:
+        import ray  # noqa: F401  # the edge takes it when it starts
+
+        from darkroom_server.cluster.edge import run
+        from darkroom_server.cluster.wire import ClusterError
+    except ModuleNotFoundError as error:
+        _say(f"{RAY_EXTRA} ({error})")
+        return 1
+    try:
+        return _run_event_loop(run(settings, owns_process=True))
+    except (CannotListen, ClusterError, StateDirInUse) as error:
+        _say(str(error))
+        return 1
+
+
 def _leave_compiler(status: int) -> None:
     """Exit at once if something is being compiled: a thread that the exit ends within C++ would abort the process."""
     from darkroom_server.networks.compiled import is_compiling
@@ -207,6 +244,28 @@ def token(
     typer.echo(made)
     typer.echo("\nFor darkroom.toml:\n", err=True)
     typer.echo(f'[[tokens]]\nname = "{name}"\nrole = "{role}"\nsha256 = "{sha256(made.encode()).hexdigest()}"')
+
+
+def deploy(
+    config: Config = None,
+    replicas: Annotated[int | None, typer.Option(help="How many, each with a device.  [default: 1]")] = None,
+) -> None:
+    """Print the configuration of Ray Serve for replicas of this configuration, YAML.
+
+    Edges join them: darkroom serve --engine ray --ray-address auto
+
+    Examples:
+    darkroom deploy --replicas 4 > serve.yaml && serve deploy serve.yaml
+    """
+    settings = _settings({"cluster": {"replicas": replicas}} if replicas is not None else {}, config)
+    try:
+        import yaml
+
+        from darkroom_server.cluster.deployment import serve_config
+    except ModuleNotFoundError as error:
+        _say(f"{RAY_EXTRA} ({error})")
+        raise typer.Exit(1) from None
+    typer.echo(yaml.safe_dump(serve_config(settings), sort_keys=False), nl=False)
 
 
 def _settings(given: dict[str, Any], config: Path | None) -> Settings:

@@ -36,6 +36,9 @@ def inconsistencies(given: Mapping[str, Any], demo: str) -> Iterator[tuple[Locat
         for place, name in enumerate(allowed if isinstance(allowed, list) else ()):
             if name not in names:
                 yield ("tokens", index, "models", place), no_such("model", str(name), {str(n) for n in names if n})
+    for key in ("http", "metrics"):
+        if given.get("engine") == "ray" and given.get(key) is not None:
+            yield (key,), 'is not there yet with engine = "ray": remove it'
     tls = given.get("tls")
     if tls and _is_socket_file(given.get("listen")):
         yield ("tls",), "a unix socket is not encrypted: remove [tls], or listen on HOST:PORT"

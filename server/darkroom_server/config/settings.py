@@ -212,11 +212,23 @@ class TlsSettings(BaseModel, extra="forbid"):
         return self
 
 
+class ClusterSettings(BaseModel, extra="forbid"):
+    """Replicas on Ray Serve."""
+
+    address: str | None = None  # of the cluster's head; None: a local one is started, and ends with the server
+    replicas: Annotated[int, Field(ge=1, le=10_000)] = 1
+    # What each takes of a machine, in Ray's units. CPUs are only counted: `threads` says how many threads compute.
+    replica_cpus: Annotated[float, Field(ge=0)] = 1.0
+    replica_gpus: Annotated[float, Field(ge=0)] = 0.0
+
+
 class Settings(BaseSettings):
     """All settings of a server."""
 
     model_config = SettingsConfigDict(env_prefix="DARKROOM_", env_nested_delimiter="__", extra="forbid")
 
+    engine: Literal["local", "ray"] = "local"  # in this process; or those of replicas on Ray Serve
+    cluster: ClusterSettings = ClusterSettings()  # of the engine "ray"
     listen: Annotated[str, AfterValidator(_address)] = DEFAULT_LISTEN  # see config.address
     http: Annotated[str, AfterValidator(_address)] | None = None  # where HTTP's doors listen; None: there are none
     cors_origins: list[Annotated[str, AfterValidator(_origin)]] = []  # whose pages browsers let in by HTTP

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Hashable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -80,6 +81,15 @@ class ImageDecoded:
 
 
 @dataclass(frozen=True, slots=True)
+class Forwarded:
+    """The messages of an event of a job that another process does. A newer one with the same key replaces it."""
+
+    messages: list[Any]
+    key: Hashable = None
+    picture_bytes: int = 0  # of a finished picture, encoded
+
+
+@dataclass(frozen=True, slots=True)
 class Timings:
     """A job's seconds by phase."""
 
@@ -99,4 +109,4 @@ class Ended:
     warnings: tuple[str, ...] = ()
 
 
-Event = Accepted | Started | Queued | Loading | ControlMade | StepDone | PreviewMade | ImageDecoded | Ended
+Event = Accepted | Started | Queued | Loading | ControlMade | StepDone | PreviewMade | ImageDecoded | Ended | Forwarded

@@ -6,7 +6,7 @@ import asyncio
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from darkroom_server.jobs.events import Event, ImageDecoded, Queued, Started, StepDone, Timings
 from darkroom_server.jobs.mailbox import Mailbox
@@ -73,6 +73,7 @@ class Job:
     warnings: list[str] = field(default_factory=list)  # of the encoding of its pictures
     progress: Progress = field(default_factory=Progress)
     base: int = 0  # of its events' sequences, above those of earlier runs
+    accepted: Any = None  # the event with the resolved request, of a job that another process does
     created: float = field(default_factory=time.time)
     seen: Seen = field(default_factory=Seen)
 

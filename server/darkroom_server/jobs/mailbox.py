@@ -6,7 +6,7 @@ import asyncio
 from collections import deque
 from collections.abc import Callable, Hashable
 
-from darkroom_server.jobs.events import Ended, Event, ImageDecoded, PreviewMade, Queued
+from darkroom_server.jobs.events import Ended, Event, Forwarded, ImageDecoded, PreviewMade, Queued
 from darkroom_server.models.residency import Loading
 
 
@@ -35,8 +35,7 @@ class Mailbox:
             return
         self._count += 1
         self.unread_bytes += _picture_bytes(event)
-        if isinstance(event, PreviewMade | Queued | Loading):
-            key = (type(event).__name__, getattr(event, "image_index", 0))
+        if (key := _key(event)) is not None:
             self.dropped_previews += isinstance(event, PreviewMade) and key in self._newest
             self._newest[key] = (self._count, event)
         else:
@@ -74,5 +73,15 @@ class Mailbox:
         return self._newest.pop(oldest)
 
 
+def _key(event: Event) -> Hashable:
+    """What the newest of is enough for its reader; None: it is not to be lost."""
+    if isinstance(event, Forwarded):
+        return event.key
+    replaceable = isinstance(event, PreviewMade | Queued | Loading)
+    return (type(event).__name__, getattr(event, "image_index", 0)) if replaceable else None
+
+
 def _picture_bytes(event: Event) -> int:
+    if isinstance(event, Forwarded):
+        return event.picture_bytes
     return event.picture.nbytes if isinstance(event, ImageDecoded) else 0

@@ -5,13 +5,15 @@ from __future__ import annotations
 import io
 import json
 import re
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from xml.sax.saxutils import escape
 
 from PIL import Image, PngImagePlugin
 
 from darkroom_plugins.request import ImageFormat, OutputOptions, PreviewOptions
-from darkroom_plugins.sample import Picture
+
+if TYPE_CHECKING:
+    from darkroom_plugins.sample import Picture
 
 MIN_PREVIEW_EDGE = 64  # pixels; smaller previews are upscaled
 PREVIEW_QUALITY, MAP_QUALITY = 90, 95

@@ -7,11 +7,12 @@ from typing import Any
 
 import grpc
 import pytest
+from google.rpc import status_pb2
 from grpc import StatusCode
 
 from darkroom_plugins import errors as contract
 from darkroom_server import errors
-from darkroom_server.api.status import status_of
+from darkroom_server.api.status import DETAILS_KEY, error_of, status_of
 from tests.support import RunningServer, details, generate_request, refused
 
 MAX_METADATA = 8192  # bytes: beyond, gRPC may turn any status into RESOURCE_EXHAUSTED
@@ -93,6 +94,16 @@ def test_every_error_has_its_status() -> None:
         assert (retry is not None) == (kind in RETRIED)
         pushback = dict(raised.trailing_metadata()).get("grpc-retry-pushback-ms")
         assert pushback == (None if retry is None else str(int(retry * 1000)))
+
+
+def test_every_error_comes_back_from_its_status() -> None:
+    for kind in TABLE:
+        error = make(kind)
+        error.metadata = {"plugin": "vignette"}
+        status = status_of(error)
+        found = error_of(status_pb2.Status.FromString(dict(status[2])[DETAILS_KEY]))
+        assert status_of(found) == status, kind
+        assert type(found) is kind
 
 
 def test_the_api_documents_the_same_table() -> None:

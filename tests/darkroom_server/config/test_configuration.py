@@ -17,7 +17,15 @@ from darkroom_client.cli._app import app
 from darkroom_server.cli.flags import files as lora_flags
 from darkroom_server.cli.flags import model as model_flag
 from darkroom_server.config.reader import PATHS, ConfigurationError, read_settings
-from darkroom_server.config.settings import AssetSettings, Limits, ModelSettings, Settings, TlsSettings, TokenSettings
+from darkroom_server.config.settings import (
+    AssetSettings,
+    ClusterSettings,
+    Limits,
+    ModelSettings,
+    Settings,
+    TlsSettings,
+    TokenSettings,
+)
 from darkroom_server.config.toml_lines import line_of
 from tests.tiny import save_lora
 
@@ -321,6 +329,7 @@ SECTIONS = {
     "`[limits]`": Limits,
     "`[[tokens]]`": TokenSettings,
     "`[tls]`": TlsSettings,
+    "`[cluster]`": ClusterSettings,
 }
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import secrets
 import uuid
 from typing import TYPE_CHECKING, Any
@@ -10,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from darkroom.v1 import image_service_pb2, parameters_pb2
 from darkroom_plugins.quoting import cut, quoted
 from darkroom_plugins.request import OutputOptions, PreviewOptions, Request, SchedulerChoice
+from darkroom_server.api.request_id import is_request_id
 from darkroom_server.api.validation.conditions import ConditionsCheck
 from darkroom_server.api.validation.edit import CheckedEdit, EditCheck, derived_task
 from darkroom_server.api.validation.violations import Findings
@@ -20,7 +20,6 @@ if TYPE_CHECKING:
 
     from darkroom_server.models.catalog import Catalog
 
-REQUEST_ID = re.compile(r"[A-Za-z0-9_.:-]{1,128}")
 MAX_EXTENSIONS = 100
 MAX_SEED = 2**63 - 1
 PARAMETERS = "parameters"
@@ -48,11 +47,6 @@ def _checked(message: Any, catalog: Catalog, rpc: str, task: str, edit: type[Edi
     findings.refuse()
     assert request is not None
     return request
-
-
-def is_request_id(text: str) -> bool:
-    """Whether a client may choose it."""
-    return REQUEST_ID.fullmatch(text) is not None
 
 
 def check_request_id(request_id: str, findings: Findings) -> None:

@@ -1,0 +1,254 @@
+"""What the page's events do. Handlers return or yield updates as dictionaries by component."""
+
+import contextlib
+import json
+import random
+from collections.abc import AsyncIterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+
+from darkroom_client._aio import AsyncClient
+from darkroom_client._requests import new_request_id
+from darkroom_client._stream import AsyncStream
+from darkroom_client.errors import DarkroomError, InvalidRequest, RequestNotFound
+from darkroom_client.events import Accepted
+from darkroom_client.ui import runs, view
+from darkroom_client.ui.choices import NOTHING, Choices, Updates
+from darkroom_client.ui.form import Form
+from darkroom_client.ui.history import Window
+from darkroom_client.ui.problems import problems
+from darkroom_client.ui.recipes import recipe_of
+from darkroom_client.ui.runs import Job, Run
+from darkroom_client.ui.settings import FIELDS, INPAINT, TEXT, Request, request, seed
+
+
+@dataclass(slots=True)
+class Stage:
+    """The components beside the settings."""
+
+    server: Any  # in the page's head
+    view: Any
+    status: Any
+    details: Any
+    gallery: Any
+    generate: Any
+    stop: Any
+    compare: Any  # its button
+    compared: Any  # the schedulers to compare
+    reuse: Any
+    change: Any
+    stored: Any  # what the browser remembers, as JSON
+    troubles: Any  # state: what is wrong with which field
+
+    @property
+    def all(self) -> list[Any]:
+        """All of them."""
+        return [getattr(self, name) for name in self.__slots__]
+
+
+class Actions:
+    """The handlers that start, show and stop jobs, of one page for any number of windows.
+
+    :param folder: for finished pictures.
+    """
+
+    def __init__(self, client: AsyncClient, folder: Path, form: Form, stage: Stage, choices: Choices) -> None:
+        self._client, self._folder = client, folder
+        self._form, self._stage, self._choices = form, stage, choices
+
+    async def open(self) -> Updates:
+        """Fills the choices from what the server offers."""
+        try:
+            updates = await self._choices.load()
+        except DarkroomError as error:
+            return {self._stage.status: view.note(error.message, "alert")}
+        offer = self._choices.offer
+        assert offer is not None
+        return {
+            **updates,
+            self._stage.status: "",
+            self._stage.server: view.server(offer.info, self._client.address),
+            self._stage.compared: gr.update(choices=offer.scheduler_choices(), value=offer.featured_schedulers()),
+        }
+
+    # ---------------------------------------------------------------------------------------------------------- runs
+
+    async def generate(self, window: Window, *values: Any) -> AsyncIterator[Updates]:
+        """Makes the pictures that the fields ask for."""
+        async for updates in self._make(window, values, None):
+            yield updates
+
+    async def compare(self, window: Window, schedulers: list[str], *values: Any) -> AsyncIterator[Updates]:
+        """Makes a picture by each of these schedulers, all from one seed."""
+        async for updates in self._make(window, values, schedulers):
+            yield updates
+
+    async def _make(
+        self, window: Window, values: tuple[Any, ...], schedulers: list[str] | None
+    ) -> AsyncIterator[Updates]:
+        fields = dict(zip(FIELDS, values, strict=True))
+        asked: Request | None = None
+        try:
+            asked = request(fields)
+            run, streams = self._start(asked, schedulers, fields)
+        except DarkroomError as error:
+            yield self._problems(error, asked)
+            return
+        window.begin(run)
+        yield {self._stage.troubles: {}, self._stage.stored: json.dumps(window.runs)}
+        async for updates in self._show(window, run, streams, asked):
+            yield updates
+
+    def _start(
+        self, asked: Request, schedulers: list[str] | None, fields: Mapping[str, Any]
+    ) -> tuple[Run, list[AsyncStream]]:
+        if schedulers is None:
+            job = Job(new_request_id())
+            return Run([job]), [asked.start(self._client, request_id=job.request_id)]
+        offer = self._choices.offer
+        if not schedulers or offer is None:
+            raise InvalidRequest("Choose the schedulers to compare")
+        one_seed = seed(fields["seed"]) if not fields["random_seed"] else None
+        more = {"seed": random.randrange(2**32) if one_seed is None else one_seed, "num_images": 1}
+        jobs = [Job(new_request_id(), name) for name in schedulers]
+        steps = {job.label: offer.steps_for(job.label, int(fields["num_inference_steps"])) for job in jobs}
+        streams = [
+            asked.start(
+                self._client,
+                request_id=job.request_id,
+                scheduler=job.label,
+                num_inference_steps=steps[job.label],
+                **more,
+            )
+            for job in jobs
+        ]
+        return Run(jobs), streams
+
+    async def _show(
+        self, window: Window, run: Run, streams: list[AsyncStream], asked: Request | None
+    ) -> AsyncIterator[Updates]:
+        stage = self._stage
+        yield {
+            stage.generate: gr.update(interactive=False),
+            stage.compare: gr.update(interactive=False),
+            stage.stop: gr.update(interactive=True),
+            **self._picture(window, run),
+        }
+        told = False  # the seed
+        async for _ in runs.follow(run, streams):
+            updates = self._picture(window, run)
+            if not told and run.jobs[0].accepted is not None:
+                told, seeds = True, run.jobs[0].accepted.seeds
+                updates[self._form.fields["seed"]] = str(seeds[0])
+            if window.keep(self._folder, run):
+                updates |= self._picture(window, run) | self._history(window)
+            yield updates
+        errors = [job.error for job in run.jobs if job.error is not None]
+        failed = self._problems(errors[0], asked) if errors and not runs.was_stopped(run) else {}
+        yield {**self._picture(window, run), **failed, **self._idle()}
+
+    def _idle(self) -> Updates:
+        stage = self._stage
+        return {
+            stage.generate: gr.update(interactive=True),
+            stage.compare: gr.update(interactive=True),
+            stage.stop: gr.update(interactive=False),
+        }
+
+    def _picture(self, window: Window, run: Run) -> Updates:
+        return {self._stage.view: view.of_run(run, window.paths), self._stage.status: view.status(run)}
+
+    def _history(self, window: Window) -> Updates:
+        shown = window.shown
+        return {
+            self._stage.gallery: gr.update(value=[(made.path, made.caption) for made in window.made], visible=True),
+            self._stage.details: view.details(shown) if shown else "",
+            self._stage.reuse: gr.update(visible=True),
+            self._stage.change: gr.update(visible=True),
+        }
+
+    async def stop(self, window: Window) -> Updates:
+        """Stops the run on the server; its own handler then shows its end."""
+        if window.run is not None:
+            try:
+                await runs.cancel(self._client, window.run)
+            except DarkroomError as error:
+                return {self._stage.status: view.note(error.message, "alert")}
+        return {self._stage.stop: gr.update(interactive=False)}
+
+    async def restore(self, window: Window, stored: str) -> AsyncIterator[Updates]:
+        """After a reload: finds the jobs again that the browser remembers, and goes on showing the newest."""
+        remembered = [Run.from_json(each) for each in json.loads(stored or "[]")]
+        yield NOTHING  # a handler that yields nothing clears its outputs
+        if not remembered:
+            return
+        for run in remembered[:-1]:
+            await self._collect(window, run)
+        run = remembered[-1]
+        window.begin(run)
+        if window.made:
+            yield self._history(window)
+        streams = [self._client.watch(job.request_id) for job in run.jobs]
+        async for updates in self._show(window, run, streams, None):
+            yield updates
+        if all(isinstance(job.error, RequestNotFound) for job in run.jobs):
+            window.runs.pop()
+            stored = json.dumps(window.runs)
+            yield {self._stage.view: view.EMPTY, self._stage.status: "", self._stage.stored: stored}
+
+    async def recall(self, stored: str) -> Updates:
+        """After a reload: sets the fields as they were for the newest run."""
+        remembered = json.loads(stored or "[]")
+        if not remembered:
+            return NOTHING
+        async with self._client.watch(remembered[-1][0]["id"], timeout=20) as stream:
+            with contextlib.suppress(DarkroomError):
+                event = await anext(stream, None)
+                return self._choices.fill(recipe_of(event)) if isinstance(event, Accepted) else NOTHING
+        return NOTHING
+
+    async def _collect(self, window: Window, run: Run) -> None:
+        """Takes the pictures of an older run, if the server still has them."""
+        window.begin(run)
+        with contextlib.suppress(DarkroomError):
+            streams = [self._client.watch(job.request_id, timeout=20) for job in run.jobs]
+            async for _ in runs.follow(run, streams):
+                pass
+        window.keep(self._folder, run)
+
+    # ------------------------------------------------------------------------------------------------------ pictures
+
+    def select(self, window: Window, event: gr.SelectData) -> Updates:
+        """Shows a picture of the gallery."""
+        window.shown = window.made[int(event.index)]
+        shown = {self._stage.details: view.details(window.shown)}
+        if window.run is None or window.run.ended:
+            shown |= {self._stage.view: view.of_picture(window.shown), self._stage.status: ""}
+        return shown
+
+    def reuse(self, window: Window) -> Updates:
+        """Sets the fields to the shown picture's recipe."""
+        return self._choices.fill(window.shown.recipe) if window.shown is not None else NOTHING
+
+    def change(self, window: Window, mode: str) -> Updates:
+        """Takes the shown picture to be edited."""
+        if window.shown is None:
+            return NOTHING
+        mode = mode if mode != TEXT else INPAINT
+        return {
+            self._form.fields["mode"]: mode,
+            self._form.fields["editor"]: {"background": window.shown.path, "layers": [], "composite": None},
+            **self._choices.choose_mode(mode),
+        }
+
+    # ------------------------------------------------------------------------------------------------------ problems
+
+    def _problems(self, error: DarkroomError, asked: Request | None) -> Updates:
+        """The updates that say what is wrong, each beside its field."""
+        found = problems(error, asked.slots if asked is not None else ())
+        rest = found.pop("", "")
+        text = rest or f"Not made: {len(found)} {'field needs' if len(found) == 1 else 'fields need'} another value"
+        return {self._stage.troubles: found, self._stage.status: view.note(text, "alert"), **self._idle()}

@@ -1,0 +1,18 @@
+// The page is dark whatever the system prefers; Ctrl-Enter generates, Esc stops.
+document.documentElement.style.colorScheme = "dark";
+const darken = () => document.body.classList.contains("dark") || document.body.classList.add("dark");
+if (document.body) darken();
+else document.addEventListener("DOMContentLoaded", darken);
+document.addEventListener("keydown", (event) => {
+  const press = (id) => {
+    const button = document.getElementById(id);
+    if (!button || button.disabled) return;
+    document.activeElement?.blur(); // fields hand over what was typed when they lose the focus
+    setTimeout(() => button.click(), 50);
+  };
+  if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) {
+    event.preventDefault();
+    event.stopPropagation();
+    press("generate");
+  } else if (event.key === "Escape") press("stop");
+}, true);

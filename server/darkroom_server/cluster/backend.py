@@ -1,0 +1,304 @@
+"""The jobs of an edge: each runs at a replica, and again at another if that one is lost."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+import uuid
+from collections.abc import AsyncGenerator, Callable, Sequence
+from contextlib import aclosing
+from typing import TYPE_CHECKING, Any
+
+from google.rpc import status_pb2
+
+from darkroom.v1 import events_pb2, image_service_pb2, parameters_pb2
+from darkroom_plugins.errors import DarkroomError, JobFailed
+from darkroom_plugins.quoting import quoted
+from darkroom_server.api.status import error_of
+from darkroom_server.api.stored_events import resolved
+from darkroom_server.cluster.delivered import Delivered
+from darkroom_server.cluster.wire import RENEW_SECONDS, Call, ReplicaLost, Reply
+from darkroom_server.errors import Cancelled, DeviceLost, QueueFull, RequestIdInUse, ShuttingDown
+from darkroom_server.jobs.events import Ended, Forwarded
+from darkroom_server.jobs.job import Job
+from darkroom_server.jobs.mailbox import Mailbox
+
+if TYPE_CHECKING:
+    from darkroom_server.cluster.wire import Replicas
+    from darkroom_server.config.settings import Settings
+
+log = logging.getLogger(__name__)
+
+IMAGES = "/darkroom.v1.ImageService/"
+RESPONSES: dict[str, Any] = {
+    "Generate": image_service_pb2.GenerateResponse,
+    "Edit": image_service_pb2.EditResponse,
+    "Preprocess": image_service_pb2.PreprocessResponse,
+}
+MAX_RESTARTS = 5  # of a job with which replicas are lost again and again
+RUN_SEQUENCES = 2**24  # of one run of a job; the next has greater ones. After a restart of the edge: the keeper's
+RETRY_SECONDS = 0.5  # before a job is sent to another replica than the one that goes, or has it still
+
+
+class EdgeJobs:
+    """See Registry. Admits as much as fits the edge's memory: replicas admit by their queues."""
+
+    def __init__(self, max_waiting_bytes: int) -> None:
+        self._max_waiting_bytes = max_waiting_bytes
+        self._jobs: dict[tuple[str, str], Job] = {}  # by token and id
+        self._idle = asyncio.Event()
+        self._idle.set()
+        self._closed: DarkroomError | None = None  # why new jobs are refused
+
+    @property
+    def active(self) -> list[Job]:
+        return list(self._jobs.values())
+
+    def of_token(self, token: str) -> list[Job]:
+        return [job for job in self._jobs.values() if job.token == token]
+
+    def find(self, token: str, request_id: str) -> Job | None:
+        return self._jobs.get((token, request_id))
+
+    def register(
+        self,
+        token: str,
+        request_id: str,
+        size: int,
+        *,
+        client: str = "",
+        priority: str = "normal",
+        deadline: float | None = None,
+        admitted: bool = False,
+    ) -> Job:
+        if self._closed is not None:
+            raise self._closed
+        if (token, request_id) in self._jobs:
+            raise RequestIdInUse(f"request_id {quoted(request_id)} is in use by another job")
+        held = sum(job.held_bytes for job in self._jobs.values())
+        if held and held + size > self._max_waiting_bytes and not admitted:
+            raise QueueFull(f"the requests of the jobs take {held // 2**20} MiB already")
+        job = Job(request_id, token, time.monotonic(), held_bytes=size)
+        job.client, job.priority, job.deadline = client or token, priority, deadline
+        self._jobs[token, request_id] = job
+        self._idle.clear()
+        return job
+
+    async def read(self, function: Callable[..., Any], *arguments: Any) -> Any:
+        return await asyncio.to_thread(function, *arguments)
+
+    def end(self, job: Job, error: DarkroomError) -> bool:
+        ended = job.mailbox.close(error)
+        self.release(job)
+        return ended
+
+    def release(self, job: Job) -> None:
+        if job.waiting is not None:
+            job.waiting.cancel()
+        if self._jobs.get((job.token, job.request_id)) is job:
+            del self._jobs[job.token, job.request_id]
+        if not self._jobs:
+            self._idle.set()
+
+    async def drain(self, seconds: float, hurry: asyncio.Event) -> None:
+        """Refuse new jobs, wait for the active ones, and end those left after `seconds`, or when `hurry` is set."""
+        self._closed = ShuttingDown("the server is shutting down")
+        waits = [asyncio.ensure_future(event.wait()) for event in (self._idle, hurry)]
+        await asyncio.wait(waits, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
+        for wait in waits:
+            wait.cancel()
+        for job in self.active:
+            self.end(job, ShuttingDown("the server stopped before the job was done"))
+
+
+class ClusterBackend:
+    """See Backend. For the event loop's thread."""
+
+    def __init__(self, replicas: Replicas, settings: Settings) -> None:
+        self.jobs = EdgeJobs(settings.max_waiting_bytes)
+        self.replicas = replicas
+        models = settings.models
+        self._default_model = settings.default_model or (models[0].name if models else "")
+        self._calls: dict[str, set[str]] = {}  # the ids of those under way, by replica
+        self._cancelling: set[asyncio.Task[None]] = set()
+        self._renewing = asyncio.create_task(self._renew())
+
+    async def close(self) -> None:
+        """To be called when no job runs any more."""
+        self._renewing.cancel()
+        if self._cancelling:
+            await asyncio.wait(self._cancelling, timeout=RENEW_SECONDS)
+
+    async def events(
+        self, job: Job, rpc: str, message: Any, *, admitted: bool = False
+    ) -> AsyncGenerator[list[events_pb2.JobEvent], None]:
+        own = type(message)()
+        own.CopyFrom(message)
+        if own.disconnect_policy == parameters_pb2.DISCONNECT_POLICY_KEEP:
+            own.ClearField("disconnect_policy")  # the edge keeps jobs, and what replicas do is to end with it
+        job.waiting = asyncio.create_task(self._run(job, rpc, own))
+        async for made in self._read(job.mailbox):
+            yield made
+
+    async def preprocess(self, job: Job, message: Any) -> AsyncGenerator[list[events_pb2.JobEvent], None]:
+        job.waiting = asyncio.create_task(self._run(job, "Preprocess", message))
+        async for made in self._read(job.mailbox):
+            yield made
+
+    async def messages(self, method: str, message: Any, owner: str, model: str = "") -> AsyncGenerator[bytes, None]:
+        """The messages of a call of a replica, serialized.
+
+        :raises ReplicaLost: it is gone
+        :raises DarkroomError: the call failed
+        """
+        call, replica = Call(uuid.uuid4().hex, method, message.SerializeToString(), owner), ""
+        ended = False
+        try:
+            async with aclosing(self.replicas.call(call, model or self._default_model)) as replies:
+                async for reply in replies:
+                    if isinstance(reply, str):
+                        replica = reply
+                        self._calls.setdefault(replica, set()).add(call.id)
+                    for each in messages_of(reply):
+                        yield each
+            ended = True
+        except (DarkroomError, ReplicaLost):
+            ended = True
+            raise
+        finally:
+            if replica:
+                self._forget(replica, call.id)
+            if not ended and replica:
+                self._cancel(replica, call.id)
+
+    async def _read(self, mailbox: Mailbox) -> AsyncGenerator[list[events_pb2.JobEvent], None]:
+        while True:
+            _, event = await mailbox.get()
+            if isinstance(event, Ended):
+                if event.error is not None:
+                    raise event.error
+                return
+            assert isinstance(event, Forwarded)
+            yield event.messages
+
+    async def _run(self, job: Job, rpc: str, message: Any) -> None:
+        """Have a job done, and put all of its events and its end into its mailbox."""
+        error: DarkroomError | None = None
+        try:
+            await self._run_until_done(job, rpc, message)
+        except DarkroomError as failure:
+            error = failure
+        except Exception:
+            log.exception("the job %s failed", job.request_id)
+            error = JobFailed("the server failed; its log says more")
+        job.waiting = None
+        job.mailbox.put(Ended(error))
+
+    async def _run_until_done(self, job: Job, rpc: str, message: Any) -> None:
+        delivered, lost = Delivered(), ""
+        for restarts in range(MAX_RESTARTS + 1):
+            if restarts:
+                log.warning("the job %s begins again at another replica: %s", job.request_id, lost)
+                if delivered.accepted is not None:  # else the client has seen nothing of it
+                    job.mailbox.put(begun_again(job, restarts))
+            try:
+                await self._run_once(job, rpc, message, delivered, restarts)
+            except ReplicaLost as error:
+                lost = str(error)
+            except (ShuttingDown, DeviceLost, Cancelled) as error:  # the last: of a lease that was not renewed in time
+                lost = str(error)
+                await asyncio.sleep(RETRY_SECONDS)
+            except RequestIdInUse as error:  # the replica is there still, and its lease of the job ends soon
+                if not restarts:
+                    raise
+                lost = str(error)
+                await asyncio.sleep(RETRY_SECONDS * 2**restarts)
+            else:
+                return
+            if delivered.accepted is not None and rpc != "Preprocess":
+                message = type(message).FromString(await self.jobs.read(resolved, message, delivered.accepted))
+        raise DeviceLost(f"the job was begun {MAX_RESTARTS + 1} times, and what did it was lost each time: {lost}")
+
+    async def _run_once(self, job: Job, rpc: str, message: Any, delivered: Delivered, restarts: int) -> None:
+        """Have a job done by one replica. :raises ReplicaLost: it is gone"""
+        model = message.parameters.model if rpc != "Preprocess" else ""
+        messages = self.messages(IMAGES + rpc, message, job.token, model)
+        parse, base, done = RESPONSES[rpc].FromString, job.base + restarts * RUN_SEQUENCES, False
+        try:
+            async with aclosing(messages):
+                async for data in messages:
+                    event = parse(data).event
+                    event.sequence += base
+                    done = event.HasField("completed")
+                    if event.HasField("queued"):
+                        event.queued.restarts = restarts
+                    for made in delivered.new(event):
+                        note_progress(job, made[0])
+                        job.mailbox.put(forwarded(made))
+        except ReplicaLost:
+            if not done:
+                raise
+        if not done:
+            raise ReplicaLost("the replica's stream ended before the job")
+
+    def _forget(self, replica: str, call_id: str) -> None:
+        calls = self._calls.get(replica, set())
+        calls.discard(call_id)
+        if not calls:
+            self._calls.pop(replica, None)
+
+    def _cancel(self, replica: str, call_id: str) -> None:
+        task = asyncio.create_task(self.replicas.cancel(replica, call_id))
+        self._cancelling.add(task)
+        task.add_done_callback(self._cancelling.discard)
+
+    async def _renew(self) -> None:
+        """Renew the leases of all calls. What does not reach a replica now does so next time, or it is gone."""
+        while True:
+            await asyncio.sleep(RENEW_SECONDS)
+            renewals = [self.replicas.renew(replica, list(ids)) for replica, ids in self._calls.items()]
+            await asyncio.gather(*renewals, return_exceptions=True)
+
+
+def messages_of(reply: Reply) -> Sequence[bytes]:
+    """The messages of a reply. :raises DarkroomError: it is a failure"""
+    if isinstance(reply, bytes):
+        raise error_of(status_pb2.Status.FromString(reply))
+    return reply if isinstance(reply, list) else ()
+
+
+def begun_again(job: Job, restarts: int) -> Forwarded:
+    """Says that a job begins again. Its sequence is before those of the run."""
+    sequence = job.base + restarts * RUN_SEQUENCES
+    queued = events_pb2.QueuedEvent(restarts=restarts)
+    event = events_pb2.JobEvent(request_id=job.request_id, sequence=sequence, queued=queued)
+    return Forwarded([event])  # without a key: no other takes its place
+
+
+def forwarded(made: list[events_pb2.JobEvent]) -> Forwarded:
+    """The messages of one event, for a mailbox."""
+    first = made[0]
+    match kind := first.WhichOneof("event"):
+        case "preview":
+            return Forwarded(made, (kind, first.preview.image_index))
+        case "queued" | "loading":
+            return Forwarded(made, (kind,))
+        case "image":
+            return Forwarded(made, picture_bytes=first.image.total_bytes)
+    return Forwarded(made)
+
+
+def note_progress(job: Job, event: events_pb2.JobEvent) -> None:
+    """Note how far a job is, as an engine's events would."""
+    match event.WhichOneof("event"):
+        case "accepted":
+            job.accepted = event.accepted
+        case "queued":
+            job.seen.position = event.queued.position
+        case "step":
+            if job.queued:
+                job.queued, job.seen.position, job.seen.started = False, None, time.time()
+            job.seen.step = max(job.seen.step, event.step.step)
+        case "image":
+            job.seen.images += 1

@@ -1,0 +1,114 @@
+"""Replicas as a deployment of Ray Serve."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, Sequence
+from typing import TYPE_CHECKING, Any
+
+from ray import serve
+
+from darkroom_server.cluster.wire import Call, Reply
+
+if TYPE_CHECKING:
+    from darkroom_server.config.settings import Settings
+
+APPLICATION, DEPLOYMENT = "darkroom", "Darkroom"
+BUILDER = "darkroom_server.cluster.deployment:build"
+ROUTER = "darkroom_server.cluster.router:ModelRouter"
+STATS_SECONDS = 2.0  # between reports of what a replica has in memory
+HEALTH_SECONDS = 5.0
+EDGES = {"engine", "listen", "http", "cors_origins", "health_while_starting", "metrics", "tls", "state_dir"}
+UNLIMITED = 1_000_000  # calls at once: a replica refuses by itself what is too much
+
+
+class Darkroom:
+    """A replica for Ray Serve: an actor with one device."""
+
+    async def __init__(self, settings: dict[str, Any]) -> None:  # type: ignore[misc]
+        from darkroom_server.device.allocator import tune_malloc
+        from darkroom_server.device.cuda import choose_allocator
+        from darkroom_server.device.threads import limit_openmp_spinning, shorten_switch_interval
+
+        tune_malloc()
+        choose_allocator()
+        limit_openmp_spinning()
+        shorten_switch_interval()
+        from darkroom_server.cluster.replica import Replica
+        from darkroom_server.config.settings import Settings
+
+        self._replica = await Replica.open(serve.get_replica_context().replica_id.unique_id, Settings(**settings))
+
+    async def call(self, call: Call) -> AsyncGenerator[Reply, None]:
+        replies = self._replica.call(call)
+        try:
+            async for reply in replies:
+                yield reply
+        finally:
+            await replies.aclose()
+
+    async def answer(self, call: Call) -> list[Reply]:
+        """All replies to a call of few."""
+        return [reply async for reply in self._replica.call(call)]
+
+    async def cancel(self, call_id: str, replica: str) -> None:
+        await self._replica.cancel(call_id)
+
+    async def renew(self, call_ids: Sequence[str], replica: str) -> None:
+        self._replica.renew(call_ids)
+
+    async def describe(self) -> dict[str, Any]:
+        return self._replica.describe()
+
+    async def record_routing_stats(self) -> dict[str, Any]:
+        """Called by Ray Serve."""
+        return self._replica.describe()
+
+    async def check_health(self) -> None:
+        """Called by Ray Serve."""
+        self._replica.check()
+
+    async def __del__(self) -> None:
+        """Called by Ray Serve, once the replica's calls have ended."""
+        if hasattr(self, "_replica"):
+            await self._replica.close()
+
+
+def application(settings: Settings) -> serve.Application:
+    """The deployment of these settings."""
+    cluster = settings.cluster
+    deploy = serve.deployment(
+        name=DEPLOYMENT,
+        num_replicas=cluster.replicas,
+        ray_actor_options={"num_cpus": cluster.replica_cpus, "num_gpus": cluster.replica_gpus},
+        max_ongoing_requests=UNLIMITED,
+        graceful_shutdown_timeout_s=max(1.0, settings.drain_seconds),
+        graceful_shutdown_wait_loop_s=0.2,
+        health_check_period_s=HEALTH_SECONDS,
+        health_check_timeout_s=30.0,
+        max_constructor_retry_count=2,
+        request_router_config={"request_router_class": ROUTER, "request_routing_stats_period_s": STATS_SECONDS},
+    )
+    return deploy(Darkroom).bind(inner(settings))
+
+
+def inner(settings: Settings, exclude_defaults: bool = False) -> dict[str, Any]:
+    """The settings of a replica, as JSON's values: those of the edge are left out."""
+    return settings.model_dump(mode="json", exclude=EDGES, exclude_defaults=exclude_defaults)
+
+
+def serve_config(settings: Settings) -> dict[str, Any]:
+    """Serve's configuration of an application of these settings, which `build` builds."""
+    application = {
+        "name": APPLICATION,
+        "route_prefix": None,
+        "import_path": BUILDER,
+        "args": {"settings": inner(settings, exclude_defaults=True)},
+    }
+    return {"proxy_location": "Disabled", "applications": [application]}
+
+
+def build(args: dict[str, Any]) -> serve.Application:
+    """What Serve's configuration imports: `args` has the settings, as `darkroom deploy` writes them."""
+    from darkroom_server.config.settings import Settings
+
+    return application(Settings(**args["settings"]))

@@ -1,0 +1,139 @@
+"""Replicas on Ray Serve: the cluster is joined or started, and calls go by Serve's handles."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import math
+import os
+from collections.abc import AsyncGenerator, Sequence
+from typing import TYPE_CHECKING, Any
+
+os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+
+import ray
+from ray import exceptions, serve
+from ray.serve.exceptions import RayServeException
+
+from darkroom_server.cluster.deployment import APPLICATION, DEPLOYMENT, application
+from darkroom_server.cluster.wire import RENEW_SECONDS, Call, ClusterError, ReplicaLost, Reply, being_cancelled
+
+if TYPE_CHECKING:
+    from darkroom_server.config.settings import Settings
+
+log = logging.getLogger(__name__)
+
+OBJECT_STORE_BYTES = 128 * 2**20  # of a local cluster, for messages on their way that are larger than 100 KiB
+LOST = (  # and not what a replica's code raised
+    exceptions.RayActorError,
+    exceptions.ObjectLostError,
+    exceptions.WorkerCrashedError,
+    exceptions.NodeDiedError,
+)
+CONTROL_SECONDS = 2 * RENEW_SECONDS  # for an answer to cancel and renew: one replica must not hold up others' leases
+
+
+class RayReplicas:
+    """See Replicas."""
+
+    def __init__(self, handle: Any, own: bool) -> None:
+        """Called by `open`. `own`: the cluster is to end with this process."""
+        self._handle, self._own = handle, own
+
+    @classmethod
+    async def open(cls, settings: Settings) -> RayReplicas:
+        """Replicas that are ready: those of the cluster at `address` if it has them, else new ones of these settings.
+
+        :raises ClusterError: with the reason
+        """
+        return await asyncio.to_thread(cls._open, settings)
+
+    @classmethod
+    def _open(cls, settings: Settings) -> RayReplicas:
+        cluster = settings.cluster
+        try:
+            if cluster.address is None:
+                ray.init(
+                    address="local",
+                    num_cpus=max(os.cpu_count() or 1, math.ceil(cluster.replicas * cluster.replica_cpus)),
+                    include_dashboard=False,
+                    object_store_memory=OBJECT_STORE_BYTES,
+                    log_to_driver=False,
+                    logging_level=logging.WARNING,
+                )
+            else:
+                ray.init(address=cluster.address, log_to_driver=False, logging_level=logging.WARNING)
+            serve.start(proxy_location="Disabled")
+            if cluster.address is None or APPLICATION not in serve.status().applications:
+                serve.run(
+                    application(settings), name=APPLICATION, route_prefix=None, logging_config={"log_level": "WARNING"}
+                )
+            handle = serve.get_deployment_handle(DEPLOYMENT, APPLICATION)
+        except (ConnectionError, RuntimeError, ValueError, RayServeException, exceptions.RayError) as error:
+            _leave(own=cluster.address is None)
+            raise ClusterError(f"the cluster does not start: {error}") from error
+        return cls(handle, cluster.address is None)
+
+    async def close(self) -> None:
+        """Leave the cluster, and end it if it is this process's own."""
+        await asyncio.to_thread(_leave, self._own)
+
+    async def call(self, call: Call, model: str) -> AsyncGenerator[Reply, None]:
+        """See Replicas."""
+        response, begun = self._handle.options(stream=True, multiplexed_model_id=model).call.remote(call), False
+        try:
+            async for reply in response:
+                begun = True
+                yield reply
+        except LOST as error:
+            raise ReplicaLost(_words(error)) from None
+        except asyncio.CancelledError:
+            if not begun:
+                response.cancel()
+            if being_cancelled():
+                raise
+            raise ReplicaLost("the call was cancelled at the replica") from None
+
+    async def cancel(self, replica: str, call_id: str) -> None:
+        """See Replicas."""
+        await self._control(self._handle.cancel.remote(call_id, replica=replica))
+
+    async def renew(self, replica: str, call_ids: Sequence[str]) -> None:
+        """See Replicas."""
+        await self._control(self._handle.renew.remote(call_ids, replica=replica))
+
+    async def everywhere(self, call: Call) -> list[list[Reply]]:
+        """See Replicas."""
+        return await self._all("answer", call)
+
+    async def describe(self) -> list[dict[str, Any]]:
+        """What each replica has in memory, and how much it has to do."""
+        return await self._all("describe")
+
+    async def _all(self, method: str, *arguments: Any) -> list[Any]:
+        """The results of a method of all replicas but those that are lost."""
+        found = await self._handle.broadcast(method, *arguments).results_async(return_exceptions=True)
+        for each in found:
+            if isinstance(each, BaseException) and not isinstance(each, LOST):
+                raise each
+        return [each for each in found if not isinstance(each, BaseException)]
+
+    async def _control(self, response: Any) -> None:
+        """Whatever keeps a sign from a replica is no error: its lease tells it the same later, or it is gone."""
+        try:
+            async with asyncio.timeout(CONTROL_SECONDS):
+                await response
+        except (*LOST, TimeoutError) as error:
+            log.info("a replica does not hear: %s", _words(error))
+
+
+def _words(error: BaseException) -> str:
+    return str(error).partition("\n")[0]
+
+
+def _leave(own: bool) -> None:
+    if not ray.is_initialized():
+        return
+    if own:
+        serve.shutdown()  # type: ignore[no-untyped-call]
+    ray.shutdown()

@@ -1,0 +1,137 @@
+"""A replica: a whole Darkroom without its port. Knows nothing of Ray."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import time
+from collections.abc import AsyncGenerator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from darkroom_plugins.errors import DarkroomError, JobFailed
+from darkroom_server.api.access import Caller, call_as
+from darkroom_server.api.in_process import Aborted, InProcessCall
+from darkroom_server.api.in_process import Caller as Client
+from darkroom_server.api.status import DETAILS_KEY, status_of
+from darkroom_server.cluster.inner_door import InnerDoor
+from darkroom_server.cluster.wire import LEASE_SECONDS, RENEW_SECONDS, Call, Reply, being_cancelled
+from darkroom_server.errors import Cancelled
+from darkroom_server.models.residency import Residency
+
+if TYPE_CHECKING:
+    from darkroom_server.app import App
+    from darkroom_server.config.settings import Settings
+
+log = logging.getLogger(__name__)
+
+
+@dataclass
+class _Lease:
+    """A call that runs for as long as its edge wants it."""
+
+    call: InProcessCall
+    renewed: float  # time.monotonic
+
+
+class Replica:
+    """Answers the calls of edges. For the event loop's thread."""
+
+    def __init__(self, name: str, app: App, door: InnerDoor) -> None:
+        """Called by `open`."""
+        self.name, self.app = name, app
+        self._door = door
+        self._tokens = {each.sha256.lower(): each for each in app.settings.tokens}
+        self._leases: dict[str, _Lease] = {}  # by the call's id
+        self._sweeping = asyncio.create_task(self._sweep())
+
+    @classmethod
+    async def open(cls, name: str, settings: Settings) -> Replica:
+        """A replica with its models loaded. It has no log, no doors and no metrics of its own: the edges have.
+
+        :raises ModelError: a model or asset cannot be served as configured
+        """
+        from darkroom_plugins.manager import load_plugins
+        from darkroom_server.app import App
+
+        outer = {"http": None, "metrics": None, "state_dir": None}
+        settings = settings.model_copy(update=outer)
+        door = InnerDoor()
+        app = await App.open(settings, load_plugins(settings.blocked_plugins), door)
+        await app.start()
+        return cls(name, app, door)
+
+    async def call(self, call: Call) -> AsyncGenerator[Reply, None]:
+        """The replies to a call. To be closed."""
+        yield self.name
+        token = self._tokens.get(call.owner)
+        call_as(Caller(token, self._door.numbers.usage[token.name if token else ""], call.owner))
+        try:
+            call_here = await self._door.calls.begin(call.method, Client(()))
+        except Aborted as refusal:
+            yield refusal.status
+            return
+        self._leases[call.id] = _Lease(call_here, time.monotonic())
+        try:
+            call_here.send(call.request)
+            async for message in call_here.messages():
+                yield [message.SerializeToString()]
+        except Aborted as refusal:
+            yield refusal.status
+        except DarkroomError as error:
+            yield _status(error.with_traceback(None))
+        except asyncio.CancelledError:
+            if being_cancelled():
+                raise
+            yield _status(Cancelled("the call was cancelled"))
+        except Exception:
+            log.exception("%s failed", call.method)
+            yield _status(JobFailed("the server failed; its log says more"))
+        finally:
+            self._leases.pop(call.id, None)
+            await call_here.close()
+
+    async def cancel(self, call_id: str) -> None:
+        """End a call, if it runs here."""
+        if (lease := self._leases.get(call_id)) is not None:
+            await lease.call.close()
+
+    def renew(self, call_ids: Sequence[str]) -> None:
+        """These calls are wanted still."""
+        for call_id in call_ids:
+            if (lease := self._leases.get(call_id)) is not None:
+                lease.renewed = time.monotonic()
+
+    def describe(self) -> dict[str, Any]:
+        """What routers go by: the models that are in memory, and the numbers of jobs and calls."""
+        absent = (Residency.ABSENT, Residency.LEAVING)
+        states = {name: self.app.residency["model", name].residency for name in self.app.catalog.models}
+        here = [name for name, state in states.items() if state not in absent]
+        jobs, calls = self.app.jobs.active_jobs, len(self._leases)
+        return {"replica": self.name, "process": os.getpid(), "models": here, "jobs": jobs, "calls": calls}
+
+    def check(self) -> None:
+        """:raises RuntimeError: the device is lost, or the engine hangs: the replica is to be started again"""
+        if self.app.failed.is_set():
+            raise RuntimeError("the device is lost, or the engine hangs")
+
+    async def close(self) -> None:
+        """End what runs, and let go of all."""
+        self._sweeping.cancel()
+        await self.app.stop()
+
+    async def _sweep(self) -> None:
+        """End the calls of edges that are gone."""
+        while True:
+            await asyncio.sleep(RENEW_SECONDS)
+            before = time.monotonic() - LEASE_SECONDS
+            for lease in [each for each in self._leases.values() if each.renewed < before]:
+                log.warning("a call's edge is gone: the call is ended")
+                await lease.call.close()
+
+
+def _status(error: DarkroomError) -> bytes:
+    status = dict(status_of(error)[2])[DETAILS_KEY]
+    assert isinstance(status, bytes)
+    return status

@@ -1,0 +1,273 @@
+"""The page's translations: fields to requests, recipes to fields, errors to fields, runs to HTML."""
+
+import sys
+from typing import Any
+
+import pytest
+from PIL import Image, ImageDraw
+from typer.testing import CliRunner
+
+from darkroom.v1 import parameters_pb2
+from darkroom_client import events
+from darkroom_client.cli import app
+from darkroom_client.errors import Cancelled, DarkroomError, InvalidRequest, QueueFull, Violation
+from darkroom_client.options import ControlSpec, LoraSpec, SchedulerSpec
+from darkroom_client.ui import view
+from darkroom_client.ui.history import Window
+from darkroom_client.ui.problems import problems
+from darkroom_client.ui.recipes import fields_of, recipe_of
+from darkroom_client.ui.runs import Job, Run
+from darkroom_client.ui.settings import FIELDS, mask, request
+
+BLANK = dict.fromkeys(FIELDS) | {
+    "mode": "txt2img",
+    "prompt": "a red circle",
+    "num_inference_steps": 20.0,
+    "guidance_scale": 3.5,
+    "width": 64,
+    "height": 96,
+    "num_images": 1,
+    "random_seed": True,
+    "mask_blur": 4,
+    "padding_crop": 32,
+    "strength": 0.8,
+}
+
+
+def editor(*boxes: tuple[int, int, int, int]) -> dict[str, Any]:
+    layer = Image.new("RGBA", (32, 16))
+    for box in boxes:
+        ImageDraw.Draw(layer).rectangle(box, fill=(255, 92, 56, 255))
+    return {"background": Image.new("RGB", (32, 16), "blue"), "layers": [layer], "composite": None}
+
+
+# ----------------------------------------------------------------------------------------------------------- requests
+
+
+def test_what_is_left_empty_is_left_to_the_server() -> None:
+    asked = request(BLANK)
+    given = {name: value for name, value in asked.keywords.items() if value is not None}
+    assert given == {
+        "scheduler": SchedulerSpec(),
+        "num_inference_steps": 20,
+        "guidance_scale": 3.5,
+        "width": 64,
+        "height": 96,
+        "num_images": 1,
+    }
+    assert asked.image is None
+
+
+def test_all_parameters() -> None:
+    asked = request(
+        BLANK
+        | {"negative_prompt": "blue", "weighted": True, "model": "sd", "scheduler": "euler", "sigma_schedule": "karras"}
+        | {
+            "seed": " 9007199254740993 ",
+            "random_seed": False,
+            "loras": ["ink", "wax"],
+            "weight_0": 0.5,
+            "weight_1": 1.0,
+        }
+    )
+    assert asked.keywords["negative_prompt"] == "blue"
+    assert asked.keywords["prompt_syntax"] == "weighted"
+    assert asked.keywords["scheduler"] == SchedulerSpec("euler", sigma_schedule="karras")
+    assert asked.keywords["seed"] == 9007199254740993
+    assert asked.keywords["loras"] == [LoraSpec("ink", 0.5), LoraSpec("wax", 1.0)]
+
+
+def test_a_seed_that_is_not_kept_is_not_sent() -> None:
+    assert request(BLANK | {"seed": "7"}).keywords["seed"] is None
+
+
+def test_controls_keep_their_slots() -> None:
+    picture = Image.new("RGB", (8, 8))
+    control = {"model": "canny", "image": picture, "preprocessor": "", "scale": 0.5, "start": 0.0, "end": 0.8}
+    asked = request(BLANK | {f"control_{name}_1": value for name, value in control.items()})
+    assert asked.keywords["controls"] == [ControlSpec("canny", picture, None, scale=0.5, start=0.0, end=0.8)]
+    assert asked.slots == [1]
+
+
+def test_edits() -> None:
+    remade = request(BLANK | {"mode": "img2img", "editor": editor()})
+    assert remade.keywords["strength"] == 0.8
+    assert "width" not in remade.keywords
+    inpainted = request(BLANK | {"mode": "inpaint", "editor": editor((4, 4, 7, 7)), "closely": True})
+    assert inpainted.keywords["padding_crop"] == 32
+    assert inpainted.keywords["mask"].getbbox() == (4, 4, 8, 8)
+    outpainted = request(BLANK | {"mode": "outpaint", "editor": editor(), "left": 8.0, "right": 16})
+    assert outpainted.keywords["margins"] == (8, 0, 16, 0)
+    assert outpainted.image is not None
+
+
+@pytest.mark.parametrize(
+    ("fields", "path"),
+    [
+        ({"mode": "img2img"}, "image"),
+        ({"mode": "inpaint", "editor": editor()}, "inpaint.mask"),
+        ({"control_model_0": "canny"}, "parameters.controls[0].image"),
+        ({"seed": "seven", "random_seed": False}, "parameters.seed"),
+    ],
+)
+def test_what_is_missing(fields: dict[str, Any], path: str) -> None:
+    with pytest.raises(InvalidRequest) as caught:
+        request(BLANK | fields)
+    assert [violation.field for violation in caught.value.violations] == [path]
+
+
+def test_a_mask_is_white_where_any_layer_was_brushed() -> None:
+    drawn = editor((0, 0, 3, 3))
+    drawn["layers"].append(editor((10, 4, 11, 5))["layers"][0].resize((64, 32)))
+    found = mask(drawn)
+    assert (found.size, found.getbbox()) == ((32, 16), (0, 0, 12, 6))
+    assert set(found.tobytes()) == {0, 255}
+
+
+# ------------------------------------------------------------------------------------------------------------ problems
+
+
+@pytest.mark.parametrize(
+    ("path", "field"),
+    [
+        ("parameters.num_inference_steps", "num_inference_steps"),
+        ("parameters.scheduler.name", "scheduler"),
+        ("parameters.scheduler.sigma_schedule", "sigma_schedule"),
+        ("parameters.loras[1].weight", "weight_1"),
+        ("parameters.loras[0].name", "loras"),
+        ("parameters.controls[0].image", "control_image_1"),
+        ("parameters.controls[0].preprocessor_options.blur", "control_model_1"),
+        ("image", "editor"),
+        ("inpaint.mask", "editor"),
+        ("inpaint.mask_blur", "mask_blur"),
+        ("image_to_image.strength", "strength"),
+        ("outpaint", "left"),
+        ("outpaint.top", "top"),
+        ("parameters.extensions['x']", ""),
+    ],
+)
+def test_problems_stand_beside_their_fields(path: str, field: str) -> None:
+    error = InvalidRequest("no", violations=[Violation(path, "is wrong")])
+    (found, text), *others = problems(error, [1]).items()
+    assert not others
+    assert found == field
+    assert text.lower() == ("is wrong" if field else f"{path}: is wrong")
+
+
+def test_a_problem_of_no_field() -> None:
+    assert problems(QueueFull("the queue is full")) == {"": "The queue is full"}
+
+
+# ------------------------------------------------------------------------------------------------------------- recipes
+
+
+def test_a_recipe_fills_the_fields() -> None:
+    recipe = {
+        "parameters": {
+            "task": "inpaint",
+            "prompt": "a star",
+            "model": "shapes",
+            "scheduler": {"name": "euler", "sigma_schedule": "SIGMA_SCHEDULE_KARRAS"},
+            "seed": "9007199254740993",
+            "num_inference_steps": 8,
+            "guidance_scale": 3,
+            "loras": [{"name": "outline", "weight": 0.5}],
+            "controls": [{"model": "canny", "preprocessor": "canny", "scale": 0.7}],
+        },
+        "edit": {"inpaint": {"strength": 0.9, "mask_blur": 2, "keep_unmasked": True}},
+    }
+    fields = fields_of(recipe)
+    assert set(fields) <= set(FIELDS)
+    wanted = {"mode": "inpaint", "prompt": "a star", "scheduler": "euler", "sigma_schedule": "karras", "strength": 0.9}
+    wanted |= {"seed": "9007199254740993", "random_seed": False, "loras": ["outline"], "weight_0": 0.5}
+    wanted |= {"control_model_0": "canny", "control_scale_0": 0.7, "control_model_1": None, "closely": False}
+    assert {name: fields[name] for name in wanted} == wanted
+
+
+def test_a_job_that_was_accepted_has_a_recipe() -> None:
+    parameters = parameters_pb2.Parameters(prompt="a star", num_inference_steps=8, task="txt2img")
+    fields = fields_of(recipe_of(accepted(parameters, 5)))
+    assert (fields["prompt"], fields["num_inference_steps"], fields["seed"]) == ("a star", 8, "5")
+
+
+# ---------------------------------------------------------------------------------------------------------------- view
+
+
+def accepted(parameters: parameters_pb2.Parameters, *seeds: int) -> events.Accepted:
+    return events.Accepted(
+        "job", 1, parameters, seeds, 10, parameters_pb2.PreviewOptions(), parameters_pb2.OutputOptions()
+    )
+
+
+def running(*seen: events.Event, label: str = "") -> Run:
+    job = Job("job", label)
+    for event in (accepted(parameters_pb2.Parameters(prompt='<b>"x"</b>'), 5), *seen):
+        job.take(event)
+    return Run([job])
+
+
+def step(number: int, eta: float | None = None, image: int = 0) -> events.Step:
+    return events.Step("job", 2, image, number, 10, 500.0, None, 1.0, eta, 2)
+
+
+def test_what_a_run_is_at() -> None:
+    assert view.describe(Run([Job("job")])) == "Asking the server"
+    assert view.describe(running()) == "Waiting for its turn"
+    assert view.describe(running(events.Queued("job", 2, 1, 12.4))) == "1 job ahead in the queue, about 12 s"
+    assert view.describe(running(events.Queued("job", 2, 3, None))) == "3 jobs ahead in the queue"
+    loading = events.Loading("job", 2, "sd15", "unet", None, 40, 100)
+    assert view.describe(running(loading)) == "Loading sd15, 40% (unet)"
+    assert view.describe(running(loading, step(3, 70))) == "Step 3 of 10, about 1 min 10 s left"
+
+
+def test_how_a_run_ended() -> None:
+    stopped = running(step(4))
+    stopped.jobs[0].error = Cancelled("cancelled")
+    assert view.describe(stopped) == "Stopped after step 4 of 10"
+    failed = running()
+    failed.jobs[0].error = DarkroomError("out of luck")
+    assert view.describe(failed) == "out of luck"
+    timings = events.Timings(0, 0, 0, 1, 0, 2.34)
+    done = running(step(10), events.Completed("job", 9, timings, ("the prompt was truncated",), ()))
+    assert view.describe(done) == "Done in 2.3 s. the prompt was truncated"
+    assert "width:100.0%" in view.status(done)
+
+
+def test_pictures_are_escaped() -> None:
+    preview = events.Preview("job", 3, b"jpeg", "image/jpeg", 64, 64, 0, 2, "full-vae")
+    drawn = view.of_run(running(step(2), preview, label="<euler>"), {})
+    assert 'src="data:image/jpeg;base64,anBlZw=="' in drawn
+    assert 'alt="&lt;b&gt;&quot;x&quot;&lt;/b&gt;"' in drawn
+    assert "&lt;euler&gt; · 2/10" in drawn
+
+
+def test_pictures_are_kept_once_and_forgotten(tmp_path: Any) -> None:
+    image = events.Image("job", 4, b"png", "image/png", 64, 32, 0, 5, None, {"parameters": {"prompt": "a star"}})
+    window, run = Window(), running(step(10), image)
+    window.begin(run)
+    assert window.keep(tmp_path, run)
+    assert not window.keep(tmp_path, run)
+    (made,) = window.made
+    assert (made.seed, made.prompt, made.caption) == (5, "a star", "5")
+    assert [path.read_bytes() for path in tmp_path.iterdir()] == [b"png"]
+    assert f'src="{made.url}" data-kind="picture"' in view.of_run(run, window.paths)
+    assert Run.from_json(window.runs[-1]).jobs[0].request_id == "job"
+    window.forget()
+    assert not list(tmp_path.iterdir())
+
+
+# ------------------------------------------------------------------------------------------------------------- command
+
+
+def test_the_command_wants_an_address_to_listen_on() -> None:
+    result = CliRunner().invoke(app, ["ui", "--listen", "7860"])
+    assert result.exit_code == 2
+    assert "has no port" in result.output
+
+
+def test_the_command_says_what_it_needs(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "gradio", None)
+    result = CliRunner().invoke(app, ["ui"])
+    assert result.exit_code == 1
+    assert "needs the extra `ui`" in result.output
+    assert "pip install 'darkroom-diffusion[ui]'" in result.output

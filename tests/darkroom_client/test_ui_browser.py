@@ -1,0 +1,159 @@
+"""`darkroom ui` in headless Chromium, against a real server of the demo model."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image, ImageDraw
+
+from darkroom_client import Client
+from darkroom_client.catalog import Job
+from tests.node import ROOT, built, needs_npm
+from tests.support import RunningServer, settle
+
+pytestmark = needs_npm
+pytest.importorskip("gradio")
+
+
+@pytest.fixture(scope="module")
+def demo() -> Iterator[RunningServer]:
+    with RunningServer() as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def page(demo: RunningServer) -> Iterator[str]:
+    """The page's address."""
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        listen = f"127.0.0.1:{free.getsockname()[1]}"
+    code = "from darkroom_client.cli import main; main()"
+    command = [sys.executable, "-c", code, "ui", "--address", demo.address, "--listen", listen]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stderr is not None
+        ready = process.stderr.readline()
+        try:
+            assert ready == f"Darkroom's page is on http://{listen}/\n"
+            yield f"http://{listen}/"
+        finally:
+            process.terminate()
+            rest = process.stderr.read()
+    assert "Traceback" not in rest, rest
+
+
+@pytest.fixture
+def drive(page: str, demo: RunningServer, tmp_path: Path) -> Callable[[str], dict[str, Any]]:
+    """Runs a scenario of tests/browser/ui.mjs; nothing may go wrong in the browser, or be asked of another host."""
+
+    def run(scenario: str) -> dict[str, Any]:
+        driver = built(ROOT / "tests/browser") / "ui.mjs"
+        command = ["node", driver, scenario, page, tmp_path]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=100, check=False)
+        assert done.returncode == 0, done.stderr
+        seen: dict[str, Any] = json.loads(done.stdout)
+        assert (seen.pop("errors"), seen.pop("outside")) == ([], [])
+        return seen
+
+    return run
+
+
+@pytest.fixture
+def new_jobs(demo: RunningServer) -> Iterator[Callable[[], list[Job]]]:
+    """The server's jobs since the test began, newest first."""
+    with Client(demo.address) as client:
+        before = {job.request_id for job in client.jobs()}
+        yield lambda: [job for job in client.jobs() if job.request_id not in before]
+
+
+def test_a_picture_develops(drive: Callable[..., Any], tmp_path: Path) -> None:
+    seen = drive("develop")
+    assert seen["previews"] >= 3
+    assert "a large yellow star" in seen["details"]
+    assert f"Seed{seen['seed']}" in seen["details"].replace(" ", "")
+    assert seen["wide"] == 390  # nothing sticks out on a phone
+    for name in ("desk.png", "phone.png"):
+        Image.open(tmp_path / name).load()
+
+
+def test_escape_stops_the_job_on_the_server(
+    drive: Callable[..., Any], new_jobs: Callable[[], list[Job]], demo: RunningServer
+) -> None:
+    assert drive("stop")["status"].startswith("Stopped after step ")
+    settle(demo)
+    (job,) = new_jobs()
+    assert job.state == "cancelled"
+    assert 0 < job.step < 150
+
+
+def test_a_drawn_mask_is_repainted(drive: Callable[..., Any], tmp_path: Path) -> None:
+    picture = Image.new("RGB", (64, 64), (30, 60, 200))
+    ImageDraw.Draw(picture).ellipse((20, 20, 44, 44), fill=(220, 30, 30))
+    picture.save(tmp_path / "input.png")
+    seen = drive("inpaint")
+    assert "inpaint" in seen["details"]
+    before, after = (
+        np.asarray(Image.open(tmp_path / name).convert("RGB"), int) for name in ("input.png", "output.png")
+    )
+    changed = np.abs(before - after).max(axis=2) > 0
+    assert changed.any()
+    for rows in (slice(0, 6), slice(-6, None)):  # the brush does not reach the corners, and there every pixel is kept
+        assert not changed[rows, :6].any()
+        assert not changed[rows, -6:].any()
+
+
+def test_wrong_values_are_refused_beside_their_fields(
+    drive: Callable[..., Any], new_jobs: Callable[[], list[Job]]
+) -> None:
+    seen = drive("refuse")
+    assert "Must be from 0 to 9223372036854775807, not -5" in seen["seed"]
+    assert "Must have up to 10000 characters" in seen["prompt"]
+    assert seen["status"] == "Not made: 2 fields need another value"
+    assert "Must be" not in seen["after"]
+    assert "9007199254740993" in seen["details"]
+    assert len(new_jobs()) == 1
+
+
+def test_two_windows_at_once(drive: Callable[..., Any]) -> None:
+    seen = drive("windows")
+    assert seen == {"together": [1, 1], "prompts": ["a red circle", "a green star"], "galleries": [1, 1]}
+
+
+def test_a_reload_finds_the_running_job(drive: Callable[..., Any], new_jobs: Callable[[], list[Job]]) -> None:
+    seen = drive("reload")
+    assert seen == {"running": {"alt": "a red heart", "generate": False}, "gallery": 1, "prompt": "a red heart"}
+    assert [job.state for job in new_jobs()] == ["cancelled", "completed"]
+
+
+@pytest.mark.slow
+def test_a_lora_and_a_controlnet(drive: Callable[..., Any], tmp_path: Path) -> None:
+    picture = Image.new("RGB", (64, 64), "blue")
+    ImageDraw.Draw(picture).ellipse((12, 12, 52, 52), fill="red")
+    picture.save(tmp_path / "input.png")
+    seen = drive("conditions")
+    assert "outline" in seen["label"]
+    assert "LoRAsoutline 0.7ControlNetscanny" in seen["details"]
+
+
+@pytest.mark.slow
+def test_schedulers_are_compared_and_a_recipe_used_again(drive: Callable[..., Any]) -> None:
+    seen = drive("compare")
+    names = [label.partition(" · ")[0] for label in seen["labels"]]
+    assert names == ["ddim", "euler", "euler-ancestral", "heun", "dpmpp-2m", "dpmpp-2m-sde"]
+    assert seen["used"]["scheduler"].partition(" · ")[0] in seen["details"]
+    assert seen["used"]["seed"] in seen["details"]
+    assert seen["mode"].strip() == "Inpaint"
+
+
+@pytest.mark.slow
+def test_the_picture_in_the_readme(drive: Callable[..., Any], tmp_path: Path) -> None:
+    assert drive("readme") == {"gallery": 6}
+    picture = (tmp_path / "readme.png").read_bytes()
+    assert len(picture) < 300_000
+    if "DARKROOM_SCREENSHOT" in os.environ:
+        (ROOT / os.environ["DARKROOM_SCREENSHOT"]).write_bytes(picture)

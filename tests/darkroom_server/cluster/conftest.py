@@ -1,0 +1,91 @@
+"""Clusters: edges over replicas in this process, which tests can lose at any event; and over Ray Serve's."""
+
+import asyncio
+from collections.abc import AsyncGenerator, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from darkroom_server.cluster.replica import Replica
+from darkroom_server.cluster.wire import Call, ReplicaLost, Reply
+from darkroom_server.config.settings import Settings
+from tests.support import RunningServer
+
+
+class ReplicasHere:
+    """Real replicas in the edge's own process. Calls go to each in turn."""
+
+    def __init__(self, count: int = 2) -> None:
+        self._count = count
+        self.replicas: dict[str, Replica] = {}
+        self.called: list[tuple[str, Call]] = []  # the replica that got it
+        self.lost_after: list[int] = []  # replies to the next calls, after which their replica is lost to them
+        self.silent = False  # nothing that the edge says reaches a replica: as if it were dead
+
+    async def open(self, settings: Settings) -> "ReplicasHere":
+        for number in range(self._count):
+            self.replicas[f"replica-{number}"] = await Replica.open(f"replica-{number}", settings)
+        return self
+
+    async def close(self) -> None:
+        for replica in self.replicas.values():
+            await replica.close()
+
+    async def call(self, call: Call, model: str) -> AsyncGenerator[Reply, None]:
+        name = list(self.replicas)[len(self.called) % len(self.replicas)]
+        self.called.append((name, call))
+        left = self.lost_after.pop(0) if self.lost_after else None
+        replies: asyncio.Queue[Any] = asyncio.Queue()
+        pump = asyncio.create_task(self._pump(name, call, replies))  # goes on if the edge dies, as a replica does
+        while (reply := await replies.get()) is not None:
+            if left == 0:
+                pump.cancel()
+                raise ReplicaLost("the test ended it")
+            left = left if left is None else left - 1
+            yield reply
+
+    async def _pump(self, name: str, call: Call, replies: "asyncio.Queue[Any]") -> None:
+        async for reply in self.replicas[name].call(call):
+            replies.put_nowait(reply)
+        replies.put_nowait(None)
+
+    async def cancel(self, replica: str, call_id: str) -> None:
+        if not self.silent:
+            await self.replicas[replica].cancel(call_id)
+
+    async def renew(self, replica: str, call_ids: Sequence[str]) -> None:
+        if not self.silent:
+            self.replicas[replica].renew(call_ids)
+
+    async def everywhere(self, call: Call) -> list[list[Reply]]:
+        return [[reply async for reply in replica.call(call)] for replica in self.replicas.values()]
+
+    def left(self) -> int:
+        """Jobs and calls of all replicas."""
+        return sum(each.describe()["jobs"] + each.describe()["calls"] for each in self.replicas.values())
+
+
+@pytest.fixture(scope="module")
+def here() -> ReplicasHere:
+    return ReplicasHere()
+
+
+@pytest.fixture(scope="module")
+def edge(here: ReplicasHere, tiny_model: Path) -> Iterator[RunningServer]:
+    """An edge over two replicas here, whose pictures come in parts."""
+    models = [{"name": "tiny", "path": tiny_model}]
+    with RunningServer(replicas=here.open, models=models, limits={"chunk_bytes": 1024}) as running:
+        yield running
+
+
+@pytest.fixture(scope="session")
+def cluster(tiny_model: Path, tiny_v_model: Path, tiny_silent_model: Path) -> Iterator[RunningServer]:
+    """The models of `server`, by two replicas on a local cluster of Ray Serve, whose pictures come in parts."""
+    from darkroom_server.config.settings import demo_model
+
+    folders = {"tiny": tiny_model, "tiny-v": tiny_v_model, "tiny-silent": tiny_silent_model}
+    models = [*({"name": name, "path": path} for name, path in folders.items()), demo_model()]
+    cluster, limits = {"replicas": 2, "replica_cpus": 0.5}, {"chunk_bytes": 1024}
+    with RunningServer(engine="ray", cluster=cluster, models=models, limits=limits) as running:
+        yield running

@@ -1,0 +1,157 @@
+"""An edge over replicas in this process: forwarding, and what it does when a replica is lost."""
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+import grpc
+import pytest
+from grpc import StatusCode
+
+from darkroom.v1 import catalog_service_pb2, parameters_pb2
+from darkroom.v1.image_service_pb2 import (
+    JOB_STATE_RUNNING,
+    CancelRequest,
+    ListJobsRequest,
+    PreprocessRequest,
+    WatchRequest,
+)
+from darkroom_server.cluster.backend import MAX_RESTARTS, RUN_SEQUENCES
+from darkroom_server.cluster.wire import LEASE_SECONDS
+from tests.darkroom_server.cluster.conftest import ReplicasHere
+from tests.support import RunningServer, Stream, generate_request, png, refused
+from tests.test_repository import loaded_by
+
+KEEP = parameters_pb2.DISCONNECT_POLICY_KEEP
+SAME: dict[str, Any] = {"prompt": "x", "num_inference_steps": 8, "num_images": 2, "deterministic": True}
+LONG = {"prompt": "x", "num_inference_steps": 400}
+
+
+def wait_for(condition: Callable[[], bool], seconds: float = 20) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "it did not come true"
+        time.sleep(0.002)
+
+
+def check_whole(stream: Stream, steps: int, images: int) -> None:
+    """Each event once and in order, whatever was lost meanwhile."""
+    sequences = [event.sequence for event in stream.events]
+    assert sequences == sorted(set(sequences))
+    assert [stream.kinds[0], stream.kinds[-1]] == ["accepted", "completed"]
+    assert stream.kinds.count("accepted") == 1
+    for index in range(images):
+        assert [step.step for step in stream.of("step") if step.image_index == index] == list(range(1, steps + 1))
+    assert [image.image_index for image in stream.of("image")] == list(range(images))
+    assert all(len(data) == stream.of("image")[index].total_bytes for index, data in stream.files().items())
+
+
+def test_the_edge_imports_no_torch() -> None:
+    assert loaded_by("import darkroom_server.cluster.edge", ["torch", "diffusers", "transformers", "ray"]) == []
+
+
+def test_a_picture_of_a_replica_is_that_of_a_server(edge: RunningServer, server: RunningServer) -> None:
+    request = {**SAME, "seed": 5}
+    stream = edge.generate(**request)
+    check_whole(stream, steps=8, images=2)
+    assert stream.files() == server.generate(**request).files()
+    assert "chunk" in stream.kinds
+
+
+@pytest.mark.parametrize("after", [0, 1, 2, 7, 25, 40])
+def test_a_job_whose_replica_is_lost_begins_again_at_another(
+    edge: RunningServer, here: ReplicasHere, after: int
+) -> None:
+    """`after` so many replies; the seed is one that the lost replica drew, if it told."""
+    here.called.clear()
+    here.lost_after = [after]
+    stream = edge.generate(**SAME)
+    check_whole(stream, steps=8, images=2)
+    assert [call.method for _, call in here.called] == ["/darkroom.v1.ImageService/Generate"] * 2
+    assert here.called[0][0] != here.called[1][0]
+    told = [event.sequence for event in stream.events if event.queued.restarts == 1]
+    assert (RUN_SEQUENCES in told) == (after > 1)  # else the client had seen nothing of it
+    assert edge.generate(**SAME, seed=stream.of("accepted")[0].seeds[0]).files() == stream.files()
+    wait_for(lambda: here.left() == 0)
+
+
+def test_a_job_that_loses_every_replica_fails(edge: RunningServer, here: ReplicasHere) -> None:
+    here.lost_after = [3] * (MAX_RESTARTS + 1)
+    failed = refused(lambda: edge.generate(**SAME))
+    assert (failed.code, failed.reason) == (StatusCode.UNAVAILABLE, "DEVICE_LOST")
+    assert here.lost_after == []
+
+
+def test_a_kept_job_outlives_client_and_replica(edge: RunningServer, here: ReplicasHere) -> None:
+    here.lost_after = [9]
+    stream = edge.start(generate_request(**SAME, request_id="kept", disconnect_policy=KEEP))
+    stream.read_until("step")
+    stream.call.cancel()
+    watched = Stream(edge.images.Watch(WatchRequest(request_id="kept"))).read()
+    check_whole(watched, steps=8, images=2)
+    assert here.lost_after == []
+
+
+def test_refusals_come_as_they_are(edge: RunningServer, server: RunningServer) -> None:
+    for wrong in ({"width": 13, "num_images": 99}, {"model": "nope"}, {"request_id": "?"}, {"disconnect_policy": 99}):
+        one, other = (refused(lambda to=to, wrong=wrong: to.generate(**wrong)) for to in (edge, server))
+        assert one.code == other.code
+        assert (one.reason, one.paths) == (other.reason, other.paths)
+
+
+def by_leaving(edge: RunningServer, stream: Stream) -> None:
+    stream.call.cancel()
+
+
+def by_request(edge: RunningServer, stream: Stream) -> None:
+    assert edge.images.Cancel(CancelRequest(request_id=stream.events[0].request_id)).cancelled
+    with pytest.raises(grpc.RpcError) as caught:
+        stream.read()
+    assert caught.value.code() is StatusCode.CANCELLED
+
+
+@pytest.mark.parametrize("leave", [by_leaving, by_request])
+def test_a_cancel_reaches_the_replica(
+    edge: RunningServer, here: ReplicasHere, leave: Callable[[RunningServer, Stream], None]
+) -> None:
+    stream = edge.start(generate_request(**LONG))
+    stream.read_until("step")
+    assert here.left() > 0
+    (job,) = [each for each in edge.images.ListJobs(ListJobsRequest()).jobs if not each.kept]
+    assert (job.model, job.step_count, job.state) == ("tiny", 400, JOB_STATE_RUNNING)
+    leave(edge, stream)
+    wait_for(lambda: here.left() == 0)
+    assert edge.app.backend.jobs.active == []
+
+
+def test_a_lease_ends_what_the_edge_no_longer_wants(edge: RunningServer, here: ReplicasHere) -> None:
+    stream = edge.start(generate_request(**LONG, seed=1, width=64, height=64, num_images=4))
+    stream.read_until("step")
+    here.silent = True
+    stream.call.cancel()
+    try:
+        wait_for(lambda: here.left() == 0, seconds=4 * LEASE_SECONDS)
+    finally:
+        here.silent = False
+
+
+def test_preprocess_and_the_catalog_are_answered(edge: RunningServer, server: RunningServer) -> None:
+    import numpy as np
+
+    picture = png(np.tile(np.arange(64, dtype=np.uint8)[:, None, None] * 3, (1, 64, 3)))
+    request = PreprocessRequest(image=picture, preprocessor="canny")
+    one, other = (Stream(each.images.Preprocess(request)).read() for each in (edge, server))
+    assert one.of("control_image")[0].total_bytes == other.of("control_image")[0].total_bytes
+    (model,) = edge.catalog.ListModels(catalog_service_pb2.ListModelsRequest()).models
+    assert (model.name, model.residency) == ("tiny", catalog_service_pb2.RESIDENCY_RESIDENT)
+    asked = catalog_service_pb2.ListSchedulersRequest()
+    assert edge.catalog.ListSchedulers(asked) == server.catalog.ListSchedulers(asked)
+
+
+def test_a_model_leaves_all_replicas_and_comes_back(edge: RunningServer, here: ReplicasHere) -> None:
+    freed = edge.catalog.UnloadModel(catalog_service_pb2.UnloadModelRequest(model="tiny")).freed_bytes
+    assert freed > 0
+    assert [each.describe()["models"] for each in here.replicas.values()] == [[], []]
+    *_, last = edge.catalog.LoadModel(catalog_service_pb2.LoadModelRequest(model="tiny"))
+    assert last.model.residency == catalog_service_pb2.RESIDENCY_RESIDENT
+    assert sorted(each.describe()["models"] for each in here.replicas.values()) == [[], ["tiny"]]

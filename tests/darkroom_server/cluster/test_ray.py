@@ -1,0 +1,132 @@
+"""Replicas on a real local cluster of Ray Serve: the picture is that of a server, whatever is killed or cancelled."""
+
+import contextlib
+import os
+import random
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import pytest
+
+from tests.darkroom_server.cluster.test_edge import SAME, check_whole, wait_for
+from tests.support import RunningServer, generate_request
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600), pytest.mark.filterwarnings("ignore:::ray")]
+
+KILLS, CANCELS = int(os.environ.get("DARKROOM_KILLS", "2")), int(os.environ.get("DARKROOM_CANCELS", "40"))
+
+
+def replicas(cluster: RunningServer) -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = cluster.run(cluster.app.replicas.describe())
+    return found
+
+
+def left(cluster: RunningServer) -> int:
+    return sum(each["jobs"] + each["calls"] for each in replicas(cluster))
+
+
+def settle(cluster: RunningServer) -> None:
+    """Wait until both replicas are there, and have nothing to do."""
+    wait_for(lambda: len(replicas(cluster)) == 2 and left(cluster) == 0, seconds=180)
+    assert cluster.app.backend.jobs.active == []
+
+
+def kill_one(cluster: RunningServer, choose: Callable[[dict[str, Any]], int]) -> None:
+    os.kill(max(replicas(cluster), key=choose)["process"], signal.SIGKILL)
+
+
+def test_a_picture_of_the_cluster_is_that_of_a_server(cluster: RunningServer, server: RunningServer) -> None:
+    request = {**SAME, "seed": 5}
+    stream = cluster.generate(**request)
+    check_whole(stream, steps=8, images=2)
+    assert stream.files() == server.generate(**request).files()
+
+
+def test_a_killed_replica_loses_no_job(cluster: RunningServer) -> None:
+    settle(cluster)
+    request = {"prompt": "x", "num_inference_steps": 80, "deterministic": True, "seed": 7}
+    stream = cluster.start(generate_request(**request), timeout=300)
+    stream.read_until("step")
+    kill_one(cluster, lambda each: each["jobs"])
+    check_whole(stream.read(), steps=80, images=1)
+    assert max(event.queued.restarts for event in stream.events) == 1
+    assert cluster.start(generate_request(**request), timeout=300).read().files() == stream.files()
+    settle(cluster)
+
+
+@contextlib.contextmanager
+def load(cluster: RunningServer) -> Iterator[list[int]]:
+    """Six clients that make one of four pictures again and again, each time whole and the same; the seeds of those that
+    are done."""
+    expected = {
+        seed: cluster.start(generate_request(**SAME, seed=seed), timeout=300).read().files() for seed in range(4)
+    }
+    over, done = threading.Event(), list[int]()
+
+    def client(number: int) -> None:
+        while not over.is_set():
+            seed = (number + len(done)) % 4
+            stream = cluster.start(generate_request(**SAME, seed=seed), timeout=300).read()
+            check_whole(stream, steps=8, images=2)
+            assert stream.files() == expected[seed]
+            done.append(seed)
+
+    with ThreadPoolExecutor(6) as pool:
+        clients = [pool.submit(client, number) for number in range(6)]
+        try:
+            yield done
+        finally:
+            over.set()
+        for each in clients:
+            each.result()
+
+
+def test_kills_under_load_lose_no_job(cluster: RunningServer) -> None:
+    settle(cluster)
+    rng = random.Random(1)
+    with load(cluster) as done:
+        for _ in range(KILLS):
+            time.sleep(rng.uniform(0.5, 2))
+            wait_for(lambda: len(replicas(cluster)) == 2, seconds=180)
+            kill_one(cluster, lambda each: rng.randrange(1000))
+    assert len(done) >= KILLS
+    settle(cluster)
+
+
+def test_an_upgrade_under_load_loses_no_job(cluster: RunningServer) -> None:
+    from ray import serve
+
+    from darkroom_server.cluster.deployment import APPLICATION, application
+
+    settle(cluster)
+    before = {each["replica"] for each in replicas(cluster)}
+    changed = cluster.app.settings.model_copy(update={"encoder_threads": 1})
+    with load(cluster) as done:
+        serve.run(application(changed), name=APPLICATION, route_prefix=None)
+    assert len(done) >= 6
+    settle(cluster)
+    assert before.isdisjoint(each["replica"] for each in replicas(cluster))
+
+
+def test_random_cancels_leave_nothing(cluster: RunningServer) -> None:
+    settle(cluster)
+    rng = random.Random(2)
+
+    def cancel_somewhen(seed: int, events: int, steps: int) -> None:
+        stream = cluster.start(generate_request(prompt="x", seed=seed, num_inference_steps=steps))
+        for response in stream.call:
+            stream.events.append(response.event)
+            if len(stream.events) >= events:
+                break
+        stream.call.cancel()
+
+    with ThreadPoolExecutor(10) as pool:
+        calls = [pool.submit(cancel_somewhen, n, rng.randint(0, 12), rng.randint(1, 60)) for n in range(CANCELS)]
+        for call in calls:
+            call.result()
+    settle(cluster)
+    assert cluster.generate(prompt="x", num_inference_steps=2).kinds[-1] == "completed"
