@@ -62,8 +62,8 @@ async def _client(served: Served) -> AsyncIterator[Any]:
         yield Stub(channel)
 
 
-async def _make(stub: Any, order: Order) -> Made:
-    began, made = time.perf_counter(), Made(0.0, [], None, None, 0.0)
+async def _make(stub: Any, order: Order, made: Made | None = None) -> Made:
+    began, made = time.perf_counter(), made or Made(0.0, [], None, None, 0.0)
     async for response in stub.Generate(request_of(order)):
         event = response.event
         match event.WhichOneof("event"):
@@ -83,8 +83,12 @@ async def _flood(served: Served, count: int, rounds: int) -> dict[str, float]:
     async with _client(served) as flooding, _client(served) as light:
         alone = [(await _make(light, Order(seed, steps=LIGHT))).latency for seed in range(rounds + 2)][2:]
         orders = (Order(1000 + seed, steps=50) for seed in range(count))
-        flood = [asyncio.ensure_future(_make(flooding, order)) for order in orders]
-        await asyncio.sleep(1.0)
+        running = [Made(0.0, [], None, None, 0.0) for _ in range(count)]
+        flood = [
+            asyncio.ensure_future(_make(flooding, order, made)) for order, made in zip(orders, running, strict=True)
+        ]
+        await asyncio.sleep(4.0)
+        gaps = [after - before for each in running for before, after in zip(each.steps, each.steps[1:], strict=False)]
         beside = []
         for seed in range(rounds):
             beside.append((await _make(light, Order(100 + seed, steps=LIGHT))).latency)
@@ -92,8 +96,7 @@ async def _flood(served: Served, count: int, rounds: int) -> dict[str, float]:
         pending = sum(not each.done() for each in flood)
         for each in flood:
             each.cancel()
-        made = [each for each in await asyncio.gather(*flood, return_exceptions=True) if isinstance(each, Made)]
-    gaps = [after - before for each in made for before, after in zip(each.steps, each.steps[1:], strict=False)]
+        await asyncio.gather(*flood, return_exceptions=True)
     step = statistics.median(gaps) if gaps else 0.0
     usual, slowed = statistics.median(alone), statistics.median(beside)
     return {

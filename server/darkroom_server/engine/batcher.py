@@ -21,9 +21,9 @@ from darkroom_server.jobs.speeds import Average
 if TYPE_CHECKING:
     from darkroom_server.jobs.job import Job
 
-# What a client asks for beyond the others' number of images may fill a batch as far as it does not slow those down: by
-# this much of what they would be slowed down if all took turns. With two clients, a batch may take 1.3 times as long as
-# one without the other's.
+# Clients that want more images than the one that wants the least fill a batch as far as they do not slow that one down:
+# by more than this much of what it would be slowed down if all took turns. With two clients, a batch may take 1.3 times
+# as long as with its rows alone.
 SLOWDOWN = 0.65
 HELD = 1.5  # images to a row of the batch, that may have begun: they keep their memory while others have their rows
 PATIENCE = 8  # longest turns of each lane, after which one has a turn whosever it is
@@ -178,14 +178,14 @@ class Lane:
         """The slots of the next batch, oldest first; at least one. May be called on another thread."""
         batch: list[Slot] = []
         rows = 0
-        bound: Callable[[Pick, int], bool] | None = None
+        too_slow = self._bound(row_limit)
         for pick in self._picks(only_begun=self._begun >= HELD * row_limit):
             if batch and (self.solo or rows + pick.slot.rows > row_limit):
                 break
-            if pick.place > 0:
-                bound = bound or self._bound(row_limit)
-                if bound(pick, rows + pick.slot.rows):
+            if batch and too_slow(pick, rows + pick.slot.rows):
+                if pick.place >= row_limit:
                     break
+                continue
             rows += pick.slot.rows
             batch.append(pick.slot)
         return sorted(batch, key=attrgetter("number"))
@@ -198,14 +198,12 @@ class Lane:
         fewest = self.parties[self._shares.due({party.client: len(party) for party in parties})]
         if len(fewest) >= row_limit:
             return lambda pick, rows: False
-        own = list(fewest.order())
-        last = sum(1 / WEIGHTS[slot.job.priority] for slot in own[:-1])
         others = sum(party.weight for party in parties) / fewest.weight
-        alone = self.seconds(min(row_limit, sum(slot.rows for slot in own)))
+        alone = self.seconds(min(row_limit, sum(slot.rows for slot in fewest.order())))
         longest = alone * max(1.0, SLOWDOWN * others) if alone is not None else None
 
         def too_slow(pick: Pick, rows: int) -> bool:
-            if pick.place <= last or longest is None:
+            if longest is None or len(self.parties[pick.slot.job.client]) <= len(fewest):
                 return False
             seconds = self.seconds(rows)
             return seconds is not None and seconds > longest

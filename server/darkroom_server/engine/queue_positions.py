@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import heapq
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Callable, Hashable, Iterator
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
 from darkroom_server.engine.batcher import Batcher, Lane, evaluations_left
@@ -14,14 +16,17 @@ if TYPE_CHECKING:
     from darkroom_server.jobs.speeds import Speeds
 
 INTERVAL = 0.1  # seconds between two rounds of updates, plus INTERVAL_PER_JOB for each waiting job
+PATIENCE = 50  # times what it takes to compute estimates, until they are computed anew
+MANY = 64  # images of a lane: with fewer, estimates are always computed anew
+REMEMBERED = 1024  # estimates
 INTERVAL_PER_JOB = 0.004  # seconds; fifty times the cost of one update
 
 
 class Turns(NamedTuple):
     """How many of its lane's turns pass before a job's first image begins, and before its last is done."""
 
-    start: int
-    end: int
+    start: float
+    end: float
 
 
 class Estimate(NamedTuple):
@@ -29,6 +34,16 @@ class Estimate(NamedTuple):
 
     start: float
     end: float
+
+
+@dataclass(slots=True)
+class _Foretold:
+    """Of the jobs of one lane and client that come now."""
+
+    until: float  # time.monotonic: then it is to be computed anew
+    seconds: float | None  # of a turn
+    start: float  # time.monotonic; later with each job that comes
+    rounds: float  # turns for each of its evaluations: more than one where its images follow each other
 
 
 class QueuePositions:
@@ -39,6 +54,7 @@ class QueuePositions:
         self._row_limit = row_limit
         self._speeds = speeds
         self._next = 0.0  # time.monotonic of the next round
+        self._latest: dict[Hashable, _Foretold] = {}  # by batch key and client; for the event loop
         self.stale = False  # set when a job is admitted, starts or ends
 
     def updates(self, now: float, within_turn: bool = False) -> Iterator[tuple[Job, Queued]]:
@@ -63,13 +79,34 @@ class QueuePositions:
     def estimate(self, job: Job, row_limit: int, now: float) -> Estimate | None:
         """When a job would begin and be done that came now; None if nothing like it has been measured. May be called on
         another thread."""
+        key = (job.plan.batch_key, job.client)
+        last = self._latest.get(key)
+        if last is None or now >= last.until:
+            last = self._foretold(job, row_limit, now)
+            if len(self._latest) >= REMEMBERED:
+                self._latest.clear()
+            self._latest[key] = last
+        if last.seconds is None:
+            return None
+        evaluations = len(job.plan.steps.timesteps) - job.plan.steps.first
+        own = self._estimate(job, Turns(0, evaluations * last.rounds), last.seconds)
+        assert own is not None
+        start = max(0.0, last.start - now)
+        last.start = max(now, last.start) + last.seconds * evaluations * _rows(job) / row_limit if start else last.start
+        return Estimate(start, start + own.end)
+
+    def _foretold(self, job: Job, row_limit: int, now: float) -> _Foretold:
+        """What is known for jobs like this one, for as long as keeps the cost of it small."""
+        began = time.monotonic()
         lane = self._batcher.lane_of(job.plan.batch_key)
         if lane is None:
             lane = Lane(job.plan.solo, self._batcher.shares)
-        turns = foretell(lane, row_limit, job)[job]
-        found = self._estimate(job, turns, self._turn_seconds(lane, job, row_limit))
-        rest = self._rest_of_turn(now)
-        return Estimate(found.start + rest, found.end + rest) if found is not None else None
+        turns, seconds = foretell(lane, row_limit, job)[job], self._turn_seconds(lane, job, row_limit)
+        evaluations = max(1, len(job.plan.steps.timesteps) - job.plan.steps.first)
+        start = now + self._rest_of_turn(now) + turns.start * (seconds or 0.0)
+        many = sum(len(party) for party in list(lane.parties.values())) >= MANY
+        until = now + (PATIENCE * (time.monotonic() - began) if many else 0.0)
+        return _Foretold(until, seconds, start, (turns.end - turns.start) / evaluations)
 
     def alone(self, job: Job, row_limit: int) -> float | None:
         """Seconds that a job would take if there were no others; None if nothing like it has been measured."""
@@ -89,7 +126,12 @@ class QueuePositions:
     def _turn_seconds(self, lane: Lane, job: Job, row_limit: int) -> float | None:
         """Seconds from one of a lane's turns to the next, with the rows that a job adds to it: as measured of late,
         else as if the turns of other lanes took as long."""
-        rows = min(row_limit, sum(slot.rows for slot in lane.order(job)))
+        rows = 0
+        for slot in lane.order(job):
+            rows += slot.rows
+            if rows >= row_limit:
+                break
+        rows = min(row_limit, rows)
         expected = self._speeds.evaluation(job.plan, rows)
         if lane.turn_seconds is None:
             others = sum(each is not lane for each in self._batcher.lanes())

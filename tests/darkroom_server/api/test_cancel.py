@@ -80,8 +80,10 @@ def test_a_lost_connection_cancels(server: RunningServer) -> None:
 
 
 def test_the_deadline_ends_a_job(server: RunningServer) -> None:
-    stream = server.start(generate_request(**LONG), timeout=0.3)
-    with pytest.raises(grpc.RpcError) as caught:
+    """One that could have been met: else the job would have been refused."""
+    stream = server.start(generate_request(**{**LONG, "num_inference_steps": 40}), timeout=3)
+    stream.read_until("step")
+    with server.paused(), pytest.raises(grpc.RpcError) as caught:
         stream.read()
     assert caught.value.code() is grpc.StatusCode.DEADLINE_EXCEEDED
     assert "step" in stream.kinds
