@@ -22,6 +22,7 @@ from darkroom_plugins import Finisher, hookimpl
 from darkroom_plugins.builtin.schedulers import ENTRIES, OPTIONS
 from darkroom_plugins.errors import InvalidRequest, RequestRefused
 from darkroom_plugins.manager import Plugins, load_plugins
+from darkroom_plugins.quoting import printable
 from darkroom_plugins.request import Request
 from darkroom_server.api.validation.request import check_generate
 from darkroom_server.app import open_catalog
@@ -169,8 +170,8 @@ def is_field(path: str, message: Message) -> bool:
         return False
     rest, within = found[2], getattr(message, field.name)
     if field.message_type is not None and field.message_type.GetOptions().map_entry:
-        names = [name for name in within if rest.startswith(f"[{name[:64]}]")]
-        return any(is_inside(rest.removeprefix(f"[{name[:64]}]"), within[name]) for name in names)
+        keys = {f"[{printable(name, 64)}]": name for name in within}
+        return any(is_inside(rest.removeprefix(key), within[keys[key]]) for key in keys if rest.startswith(key))
     if field.is_repeated and rest:
         index = re.match(r"\[(\d+)\](.*)", rest, re.DOTALL)
         return index is not None and int(index[1]) < len(within) and is_inside(index[2], within[int(index[1])])
