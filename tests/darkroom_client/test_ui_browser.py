@@ -91,6 +91,7 @@ def test_escape_stops_the_job_on_the_server(
     assert 0 < job.step < 150
 
 
+@pytest.mark.slow
 def test_a_drawn_mask_is_repainted(drive: Callable[..., Any], tmp_path: Path) -> None:
     picture = Image.new("RGB", (64, 64), (30, 60, 200))
     ImageDraw.Draw(picture).ellipse((20, 20, 44, 44), fill=(220, 30, 30))
@@ -118,11 +119,13 @@ def test_wrong_values_are_refused_beside_their_fields(
     assert len(new_jobs()) == 1
 
 
+@pytest.mark.slow
 def test_two_windows_at_once(drive: Callable[..., Any]) -> None:
     seen = drive("windows")
     assert seen == {"together": [1, 1], "prompts": ["a red circle", "a green star"], "galleries": [1, 1]}
 
 
+@pytest.mark.slow
 def test_a_reload_finds_the_running_job(drive: Callable[..., Any], new_jobs: Callable[[], list[Job]]) -> None:
     seen = drive("reload")
     assert seen == {"running": {"alt": "a red heart", "generate": False}, "gallery": 1, "prompt": "a red heart"}
