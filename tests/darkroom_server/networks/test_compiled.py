@@ -61,6 +61,8 @@ class Backend:
 
 @pytest.fixture
 def backend(monkeypatch: pytest.MonkeyPatch) -> Iterator[Backend]:
+    settle()
+    torch.compiler.reset()  # what other tests compiled counts towards Dynamo's limit
     backend, compile_ = Backend(), torch.compile
     monkeypatch.setattr(torch, "compile", lambda function, **options: compile_(function, backend=backend, **options))
     yield backend
