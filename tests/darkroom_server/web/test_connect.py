@@ -161,8 +161,9 @@ def test_a_request_is_refused_before_it_is_sent(locked: RunningServer) -> None:
 
 
 def test_a_deadline_ends_the_job(web: RunningServer, http: httpx2.Client) -> None:
+    short = {"parameters": {"num_inference_steps": 1}}  # it could be met: else the job would be refused
     with web.paused():
-        *_, end = stream_json(http, GENERATE, {}, **{"connect-timeout-ms": "100"})
+        *_, end = stream_json(http, GENERATE, short, **{"connect-timeout-ms": "1000"})
     assert end["error"]["code"] == "deadline_exceeded"
 
 
