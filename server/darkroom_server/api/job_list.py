@@ -15,11 +15,11 @@ if TYPE_CHECKING:
     from google.protobuf.timestamp_pb2 import Timestamp
 
     from darkroom.v1 import events_pb2
-    from darkroom_server.api.backend import Registry
     from darkroom_server.api.keeper import Keeper
     from darkroom_server.config.settings import TokenSettings
     from darkroom_server.jobs.job import Job, Seen
     from darkroom_server.jobs.kept import KeptJob
+    from darkroom_server.jobs.registry import Registry
 
 DEFAULT_PAGE, MOST = 100, 1000  # jobs of a page
 THUMBNAIL_EDGE = 256  # pixels

@@ -14,19 +14,19 @@ from google.rpc import status_pb2
 
 from darkroom.v1 import events_pb2, image_service_pb2, parameters_pb2
 from darkroom_plugins.errors import DarkroomError, JobFailed
-from darkroom_plugins.quoting import quoted
 from darkroom_server.api.status import error_of
 from darkroom_server.api.stored_events import resolved
 from darkroom_server.cluster.delivered import Delivered
 from darkroom_server.cluster.wire import RENEW_SECONDS, Call, ReplicaLost, Reply
 from darkroom_server.errors import Cancelled, DeviceLost, QueueFull, RequestIdInUse, ShuttingDown
 from darkroom_server.jobs.events import Ended, Forwarded
-from darkroom_server.jobs.job import Job
-from darkroom_server.jobs.mailbox import Mailbox
+from darkroom_server.jobs.registry import Registry
 
 if TYPE_CHECKING:
     from darkroom_server.cluster.wire import Replicas
     from darkroom_server.config.settings import Settings
+    from darkroom_server.jobs.job import Job
+    from darkroom_server.jobs.mailbox import Mailbox
 
 log = logging.getLogger(__name__)
 
@@ -41,75 +41,20 @@ RUN_SEQUENCES = 2**24  # of one run of a job; the next has greater ones. After a
 RETRY_SECONDS = 0.5  # before a job is sent to another replica than the one that goes, or has it still
 
 
-class EdgeJobs:
-    """See Registry. Admits as much as fits the edge's memory: replicas admit by their queues."""
+class EdgeJobs(Registry):
+    """Admits as much as fits the edge's memory: replicas admit by their queues."""
 
     def __init__(self, max_waiting_bytes: int) -> None:
+        super().__init__()
         self._max_waiting_bytes = max_waiting_bytes
-        self._jobs: dict[tuple[str, str], Job] = {}  # by token and id
-        self._idle = asyncio.Event()
-        self._idle.set()
-        self._closed: DarkroomError | None = None  # why new jobs are refused
-
-    @property
-    def active(self) -> list[Job]:
-        return list(self._jobs.values())
-
-    def of_token(self, token: str) -> list[Job]:
-        return [job for job in self._jobs.values() if job.token == token]
-
-    def find(self, token: str, request_id: str) -> Job | None:
-        return self._jobs.get((token, request_id))
-
-    def register(
-        self,
-        token: str,
-        request_id: str,
-        size: int,
-        *,
-        client: str = "",
-        priority: str = "normal",
-        deadline: float | None = None,
-        admitted: bool = False,
-    ) -> Job:
-        if self._closed is not None:
-            raise self._closed
-        if (token, request_id) in self._jobs:
-            raise RequestIdInUse(f"request_id {quoted(request_id)} is in use by another job")
-        held = sum(job.held_bytes for job in self._jobs.values())
-        if held and held + size > self._max_waiting_bytes and not admitted:
-            raise QueueFull(f"the requests of the jobs take {held // 2**20} MiB already")
-        job = Job(request_id, token, time.monotonic(), held_bytes=size)
-        job.client, job.priority, job.deadline = client or token, priority, deadline
-        self._jobs[token, request_id] = job
-        self._idle.clear()
-        return job
 
     async def read(self, function: Callable[..., Any], *arguments: Any) -> Any:
         return await asyncio.to_thread(function, *arguments)
 
-    def end(self, job: Job, error: DarkroomError) -> bool:
-        ended = job.mailbox.close(error)
-        self.release(job)
-        return ended
-
-    def release(self, job: Job) -> None:
-        if job.waiting is not None:
-            job.waiting.cancel()
-        if self._jobs.get((job.token, job.request_id)) is job:
-            del self._jobs[job.token, job.request_id]
-        if not self._jobs:
-            self._idle.set()
-
-    async def drain(self, seconds: float, hurry: asyncio.Event) -> None:
-        """Refuse new jobs, wait for the active ones, and end those left after `seconds`, or when `hurry` is set."""
-        self._closed = ShuttingDown("the server is shutting down")
-        waits = [asyncio.ensure_future(event.wait()) for event in (self._idle, hurry)]
-        await asyncio.wait(waits, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
-        for wait in waits:
-            wait.cancel()
-        for job in self.active:
-            self.end(job, ShuttingDown("the server stopped before the job was done"))
+    def _admit(self, job: Job, *, always: bool) -> None:
+        held = sum(each.held_bytes for each in self.active)
+        if held and held + job.held_bytes > self._max_waiting_bytes and not always:
+            raise QueueFull(f"the requests of the jobs take {held // 2**20} MiB already")
 
 
 class ClusterBackend:

@@ -1,0 +1,125 @@
+"""The registry of active jobs: who has which, and until when new ones are taken."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from abc import ABC, abstractmethod
+from typing import TYPE_CHECKING
+
+from darkroom_plugins.quoting import quoted
+from darkroom_server.errors import RequestIdInUse, ShuttingDown
+from darkroom_server.jobs.job import Job
+from darkroom_server.jobs.mailbox import Mailbox
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import Any
+
+    from darkroom_plugins.errors import DarkroomError
+
+
+class Registry(ABC):
+    """The jobs not yet released, by their token's fingerprint and their id. For the event loop's thread."""
+
+    def __init__(self) -> None:
+        self._jobs: dict[tuple[str, str], Job] = {}  # by token and id
+        self._idle = asyncio.Event()
+        self._idle.set()
+        self._closed: DarkroomError | None = None  # why new jobs are refused
+
+    @property
+    def active_jobs(self) -> int:
+        """The number of jobs not yet released."""
+        return len(self._jobs)
+
+    @property
+    def active(self) -> list[Job]:
+        """The jobs not yet released, oldest first. May be called on another thread."""
+        return list(self._jobs.values())
+
+    async def idle(self) -> None:
+        """Wait until there are no active jobs."""
+        await self._idle.wait()
+
+    def of_token(self, token: str) -> list[Job]:
+        """The active jobs of this token."""
+        return [job for job in self._jobs.values() if job.token == token]
+
+    def find(self, token: str, request_id: str) -> Job | None:
+        """The active job of this token's fingerprint and id."""
+        return self._jobs.get((token, request_id))
+
+    def register(
+        self,
+        token: str,
+        request_id: str,
+        size: int,
+        *,
+        client: str = "",
+        priority: str = "normal",
+        deadline: float | None = None,
+        admitted: bool = False,
+    ) -> Job:
+        """Admit a job, or refuse it before any work. `size` is its message's, in bytes; `client` says whose share of
+        the device it uses, if not its token's; `deadline` is by `time.monotonic`. One that was `admitted` before the
+        server was started again is not refused for a full queue.
+
+        :raises ShuttingDown, RequestIdInUse, QueueFull: it is refused
+        """
+        if self._closed is not None:
+            raise self._closed
+        if (token, request_id) in self._jobs:
+            raise RequestIdInUse(f"request_id {quoted(request_id)} is in use by another job")
+        job = Job(request_id, token, time.monotonic(), held_bytes=size, mailbox=self._mailbox())
+        job.client, job.priority, job.deadline = client or token, priority, deadline
+        self._admit(job, always=admitted)
+        self._jobs[token, request_id] = job
+        self._idle.clear()
+        return job
+
+    @abstractmethod
+    async def read(self, function: Callable[..., Any], *arguments: Any) -> Any:
+        """The result of a function that decodes or checks inputs of a request, run off the event loop."""
+
+    def end(self, job: Job, error: DarkroomError) -> bool:
+        """End a job at once, even if its stream is blocked by a client that does not read. Returns False if it had
+        ended."""
+        ended = job.mailbox.close(error)
+        self.release(job)
+        return ended
+
+    def release(self, job: Job) -> None:
+        """Unregister a job whose stream is over, and cancel what is left of it."""
+        if job.waiting is not None:
+            job.waiting.cancel()
+        if self.find(job.token, job.request_id) is job:
+            del self._jobs[job.token, job.request_id]
+        if not self._jobs:
+            self._idle.set()
+
+    async def drain(self, seconds: float, hurry: asyncio.Event) -> None:
+        """Refuse new jobs, wait for the active ones, and end those left after `seconds`, or when `hurry` is set."""
+        self._closed = self._closed or ShuttingDown("the server is shutting down")
+        waits = [asyncio.ensure_future(event.wait()) for event in (self._idle, hurry)]
+        await asyncio.wait(waits, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
+        for wait in waits:
+            wait.cancel()
+        self._end_all(ShuttingDown("the server stopped before the job was done"))
+
+    def lose(self, error: DarkroomError) -> None:
+        """End all jobs with this error, and refuse new ones."""
+        self._closed = error
+        self._end_all(error)
+
+    def _end_all(self, error: DarkroomError) -> None:
+        for job in self.active:
+            self.end(job, error)
+
+    def _mailbox(self) -> Mailbox:
+        """For a new job's events."""
+        return Mailbox()
+
+    @abstractmethod
+    def _admit(self, job: Job, *, always: bool) -> None:
+        """A job comes. `always`: it has been let in before. :raises QueueFull: it is refused"""
