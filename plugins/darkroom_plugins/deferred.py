@@ -6,9 +6,7 @@ module is imported, as base classes are, would import them.
 
 from __future__ import annotations
 
-import sys
 from importlib import import_module
-from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -16,10 +14,18 @@ if TYPE_CHECKING:
     from torch import nn as nn
 else:
 
-    class _Deferred(ModuleType):
-        """A module that is imported when an attribute of it is first read."""
+    class _Deferred:
+        """A module that is imported when an attribute of it is first read. From then on it has the module's own
+        attributes, so that reading them costs no more than of the module."""
 
-        def __getattr__(self, name: str) -> Any:
-            return getattr(sys.modules.get(self.__name__) or import_module(self.__name__), name)
+        __slots__ = ("__dict__", "_name")
+
+        def __init__(self, name: str) -> None:
+            self._name = name
+
+        def __getattr__(self, attribute: str) -> Any:
+            module = import_module(self._name)
+            self.__dict__ = module.__dict__
+            return getattr(module, attribute)
 
     torch, nn = _Deferred("torch"), _Deferred("torch.nn")
