@@ -65,16 +65,7 @@ def _prompt(form: Form) -> None:
 
 def _edit(form: Form) -> None:
     with gr.Group(visible=False, elem_id="edit") as form.groups["edit"]:
-        picture = gr.Image(
-            label="Picture",
-            type="pil",
-            format="png",
-            sources=["upload", "clipboard"],
-            height=160,
-            buttons=[],
-            elem_id="picture",
-        )
-        form.add("picture", picture)
+        form.add("picture", _upload("picture", height=160))
         form.groups["brush"] = gr.HTML(
             (_HERE / "brush.html").read_text(),
             visible=False,
@@ -127,6 +118,20 @@ def _controls(form: Form) -> None:
                 _control(form, slot)
 
 
+def _upload(elem_id: str, height: int, min_width: int = 160) -> Any:
+    """A field for a picture."""
+    return gr.Image(
+        label="Picture",
+        type="pil",
+        format="png",
+        sources=["upload", "clipboard"],
+        buttons=[],
+        elem_id=elem_id,
+        height=height,
+        min_width=min_width,
+    )
+
+
 def _control(form: Form, slot: int) -> None:
     def add(name: str, component: Any) -> None:
         form.add(f"control_{name}_{slot}", component)
@@ -135,17 +140,7 @@ def _control(form: Form, slot: int) -> None:
     with gr.Column(visible=False) as form.groups[f"control_more_{slot}"]:
         add("preprocessor", gr.Dropdown([("none", "")], value="", label="Map of the picture by"))
         with gr.Row():
-            picture = gr.Image(
-                label="Picture",
-                type="pil",
-                format="png",
-                sources=["upload", "clipboard"],
-                min_width=120,
-                height=180,
-                elem_id=f"control_image_{slot}",
-                buttons=[],
-            )
-            add("image", picture)
+            add("image", _upload(f"control_image_{slot}", height=180, min_width=120))
             form.maps.append(
                 gr.Image(
                     label="Map",
