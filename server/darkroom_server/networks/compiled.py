@@ -10,6 +10,7 @@ import threading
 import time
 from collections.abc import Callable, Hashable, Iterator, Mapping
 from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any
 
 import torch
@@ -27,7 +28,7 @@ COMPILER = "compiler"  # thread name
 MAX_VERSIONS = 1024
 MAX_FAILURES = 3  # shapes that do not compile before any does: then no other is tried
 
-_eagerly = False
+_eagerly = ContextVar("_eagerly", default=False)  # each engine's own: a process may have several
 
 
 def compiled(network: nn.Module, background: bool, advice: str = "") -> Callable[..., Any]:
@@ -43,14 +44,13 @@ def compiled(network: nn.Module, background: bool, advice: str = "") -> Callable
 
 @contextmanager
 def eagerly() -> Iterator[None]:
-    """Context manager on the engine's thread: networks run eagerly. Compiled code rounds otherwise, and when it is
+    """Context manager on an engine's thread: its networks run eagerly. Compiled code rounds otherwise, and when it is
     there is a matter of time."""
-    global _eagerly
-    before, _eagerly = _eagerly, True
+    token = _eagerly.set(True)
     try:
         yield
     finally:
-        _eagerly = before
+        _eagerly.reset(token)
 
 
 def is_compiling() -> bool:
@@ -74,7 +74,7 @@ class _Compiled:
         self._compiling = threading.Lock()
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        if _eagerly or self._is_patched():
+        if _eagerly.get() or self._is_patched():
             return self._eager(*args, **kwargs)
         shapes = _shapes((args, kwargs))
         if self._to_be_compiled(shapes) and self._compiling.acquire(blocking=False):

@@ -7,6 +7,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ from darkroom_plugins.builtin.tasks.txt2img import Txt2Img
 from darkroom_server.app import run
 from darkroom_server.config.settings import ModelSettings, Settings
 from darkroom_server.device.threads import NICENESS
-from darkroom_server.networks.compiled import compiled, is_compiling
+from darkroom_server.networks.compiled import compiled, eagerly, is_compiling
 from tests.support import RunningServer, generate_request, png
 from tests.tiny import save_controlnet
 
@@ -189,6 +190,29 @@ def test_a_model_whose_warm_up_fails_is_loaded(
         assert any("no warm-up" in record.message for record in caplog.records)
         (listed,) = server.catalog.ListModels(catalog_pb.ListModelsRequest()).models
         assert listed.residency == catalog_pb.RESIDENCY_RESIDENT
+
+
+def test_engines_of_a_process_run_eagerly_apart(backend: Backend) -> None:
+    """Of two, the first to begin ends first."""
+    network, rows = nn.Sequential(nn.Linear(4, 4)).requires_grad_(False), torch.ones(3, 4)
+    network.forward = compiled(network, background=False)  # type: ignore[method-assign]
+    begun, ended = threading.Event(), threading.Event()
+
+    def other() -> None:
+        with eagerly():
+            begun.set()
+            assert ended.wait(100)
+
+    with ThreadPoolExecutor(1) as pool:
+        with eagerly():
+            running = pool.submit(other)
+            assert begun.wait(100)
+            network(rows)
+            assert not backend.compiled_by
+        ended.set()
+        running.result()
+    network(rows)
+    assert backend.compiled_by
 
 
 def test_a_network_that_does_not_compile_runs_as_it_is(backend: Backend, caplog: pytest.LogCaptureFixture) -> None:
