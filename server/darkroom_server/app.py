@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
 from functools import partial
 from typing import TYPE_CHECKING
@@ -88,8 +89,11 @@ class App:
         self._watchdog = Watchdog(engine, settings, door.report_stall, self._on_hang)
 
     @classmethod
-    async def open(cls, settings: Settings, plugins: Plugins, door: AnyDoor | None = None) -> App:
+    async def open(
+        cls, settings: Settings, plugins: Plugins, door: AnyDoor | None = None, owns_process: bool = False
+    ) -> App:
         """A server that listens, with its models opened, weights not loaded yet. `door`: in place of gRPC's.
+        `owns_process`: what the process has imported is never looked through for garbage again.
 
         :raises CannotListen: with the system's reason
         :raises ModelError: a model or asset cannot be served as configured
@@ -113,6 +117,8 @@ class App:
             catalog = await engine.call(partial(open_catalog, settings, plugins))
             app = cls(settings, engine, catalog, decoders, door, http)
             await engine.call(partial(torch.set_num_threads, most))  # see device/threads.py
+            if owns_process:
+                gc.freeze()  # else each unloading of a model stops all threads for a third of a second
         except BaseException:
             if http is not None:
                 await http.close()
@@ -242,7 +248,8 @@ async def run(settings: Settings, plugins: Plugins | None = None, owns_process: 
     """Serve until a signal. Returns the exit code: 1 after a lost device or a hanging engine. Whoever `owns_process`
     exits with it: if a thread keeps the process from that, it is ended."""
     with Shutdown(settings.drain_seconds, owns_process) as shutdown:
-        app = await until(shutdown.asked, App.open(settings, plugins or load_plugins(settings.blocked_plugins)))
+        plugins = plugins or load_plugins(settings.blocked_plugins)
+        app = await until(shutdown.asked, App.open(settings, plugins, owns_process=owns_process))
         if app is None:
             shutdown.bound(0, status=0)  # models that are being opened or loaded are not worth waiting for
             return 0

@@ -208,10 +208,15 @@ def server(models: list[dict[str, Any]]) -> Iterator[HeldServer]:
         yield running
 
 
-def check_nothing_is_left(server: RunningServer, caplog: pytest.LogCaptureFixture) -> None:
-    settle(server)
+def streams_end(server: RunningServer) -> None:
+    """Wait until the server has no stream open."""
     while sum(value for name, value in read(server).items() if name.startswith("darkroom_streams_open")):
         pass  # the test's own time limit ends this
+
+
+def check_nothing_is_left(server: RunningServer, caplog: pytest.LogCaptureFixture) -> None:
+    settle(server)
+    streams_end(server)
     assert not any(value for name, value in read(server).items() if name.startswith("darkroom_jobs "))
     caplog.get_records("call").clear()  # a logged exception holds what it went through
     gc.collect()
@@ -324,7 +329,7 @@ def test_slow_reader(rpc: str, models: list[dict[str, Any]], caplog: pytest.LogC
     with HeldServer(models=models[-1:], slow_reader_seconds=0.5) as server:
         stream = server.open(rpc, model="noise", **size)
         stream.read_until("image")
-        settle(server)  # without reading on
+        streams_end(server)  # without reading on
         failed = refused(stream.read)
         assert (failed.code, failed.reason) == (StatusCode.RESOURCE_EXHAUSTED, "SLOW_READER")
         check_nothing_is_left(server, caplog)

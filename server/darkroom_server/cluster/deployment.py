@@ -36,7 +36,8 @@ class Darkroom:
         from darkroom_server.cluster.replica import Replica
         from darkroom_server.config.settings import Settings
 
-        self._replica = await Replica.open(serve.get_replica_context().replica_id.unique_id, Settings(**settings))
+        name = serve.get_replica_context().replica_id.unique_id
+        self._replica = await Replica.open(name, Settings(**settings), owns_process=True)
 
     async def call(self, call: Call) -> AsyncGenerator[Reply, None]:
         replies = self._replica.call(call)

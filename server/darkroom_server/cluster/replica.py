@@ -47,7 +47,7 @@ class Replica:
         self._sweeping = asyncio.create_task(self._sweep())
 
     @classmethod
-    async def open(cls, name: str, settings: Settings) -> Replica:
+    async def open(cls, name: str, settings: Settings, owns_process: bool = False) -> Replica:
         """A replica with its models loaded. It has no log, no doors and no metrics of its own: the edges have.
 
         :raises ModelError: a model or asset cannot be served as configured
@@ -58,7 +58,7 @@ class Replica:
         outer = {"http": None, "metrics": None, "state_dir": None}
         settings = settings.model_copy(update=outer)
         door = InnerDoor()
-        app = await App.open(settings, load_plugins(settings.blocked_plugins), door)
+        app = await App.open(settings, load_plugins(settings.blocked_plugins), door, owns_process)
         await app.start()
         return cls(name, app, door)
 

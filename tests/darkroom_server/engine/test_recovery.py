@@ -3,8 +3,7 @@
 How rarely limits are tried again, see test_out_of_memory.
 """
 
-import gc
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import pytest
@@ -19,14 +18,6 @@ from darkroom_server.errors import DeviceLost, OutOfMemory
 WORK = "denoise"
 COUNTS = st.integers(0, 24)
 ITEMS = st.sets(st.integers(0, 23))
-
-
-@pytest.fixture(scope="module", autouse=True)
-def frozen_heap() -> Iterator[None]:
-    """Recovery collects garbage before it tries again: without what is imported, that takes no time."""
-    gc.freeze()
-    yield
-    gc.unfreeze()
 
 
 @dataclass
