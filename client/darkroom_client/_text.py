@@ -5,12 +5,16 @@ from collections.abc import Iterable
 _LONGEST = 200  # characters of a quoted name
 
 
+def shortened(text: str, most: int = _LONGEST) -> str:
+    """A text of up to `most` characters."""
+    return text if len(text) <= most else text[: most - 1] + "…"
+
+
 def os_error(error: OSError) -> str:
     """What the system says of a file, in a sentence without its number."""
     if error.filename is None or error.strerror is None:
         return str(error)
-    name = str(error.filename)
-    name = name if len(name) <= _LONGEST else name[:_LONGEST] + "…"
+    name = shortened(str(error.filename))
     if isinstance(error, FileNotFoundError):
         return f"there is no file {name}"
     if isinstance(error, IsADirectoryError):

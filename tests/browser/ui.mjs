@@ -198,6 +198,23 @@ const scenarios = {
     return { label, details: await page.locator("#details").textContent() };
   },
 
+  // A prompt's combinations side by side; what is no template is refused.
+  async combinations() {
+    const page = await open();
+    await steps(page, 4);
+    await page.getByText("More", { exact: true }).click();
+    await page.locator("#combinations input").check();
+    await write(page, "prompt", "a {red|blue} {circle|");
+    await page.locator("#generate").click();
+    await page.locator("#prompt").filter({ hasText: "cannot be read" }).waitFor();
+    const refused = await page.locator("#prompt").textContent();
+    await write(page, "prompt", "a {red|blue} {circle|star}");
+    await page.locator("#generate").click();
+    await says(page, "Done");
+    await picture(page, "combinations.png");
+    return { refused, labels: await page.locator("#view figcaption").allTextContents() };
+  },
+
   // The page at work, for the README.
   async readme() {
     const page = await open();

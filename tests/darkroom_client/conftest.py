@@ -52,8 +52,8 @@ def darkroom(address: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> C
     monkeypatch.setenv("COLUMNS", "200")
     monkeypatch.chdir(tmp_path)
 
-    def run(*arguments: object, exit_code: int = 0) -> Any:
-        result = CliRunner().invoke(app, list(map(str, arguments)))
+    def run(*arguments: object, exit_code: int = 0, stdin: bytes | None = None) -> Any:
+        result = CliRunner().invoke(app, list(map(str, arguments)), input=stdin)
         assert result.exit_code == exit_code, result.output
         return result
 

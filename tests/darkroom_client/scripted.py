@@ -46,6 +46,9 @@ class Events:
         parameters = parameters_pb2.Parameters(prompt="a red circle", num_inference_steps=steps, seed=seeds[0])
         return self._event(accepted=events_pb2.AcceptedEvent(parameters=parameters, seeds=seeds, step_count=steps))
 
+    def queued(self, position: int) -> events_pb2.JobEvent:
+        return self._event(queued=events_pb2.QueuedEvent(position=position))
+
     def step(self, step: int, steps: int = 3, image: int = 0) -> events_pb2.JobEvent:
         body = events_pb2.StepEvent(
             image_index=image, step=step, step_count=steps, timestep=999 / step, elapsed_seconds=step / 10, batch_rows=2

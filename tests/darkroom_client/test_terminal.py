@@ -5,7 +5,9 @@ import re
 import select
 import signal
 import sys
+import threading
 
+import grpc
 import pytest
 
 pty = pytest.importorskip("pty")
@@ -30,12 +32,12 @@ class Terminal:
         )
         os.close(other)
 
-    def read(self) -> None:
-        """Reads to the end.
+    def read(self, until: str | None = None) -> None:
+        """Reads to the end, or until it has shown a text.
 
         :raises TimeoutError: after a long silence.
         """
-        while True:
+        while until is None or until not in _ESCAPES.sub("", self.text):
             if not select.select([self._main], [], [], 20)[0]:
                 raise TimeoutError(self.text)
             try:
@@ -88,6 +90,36 @@ def test_without_previews(scripted, arguments, environment):
     assert "▀" not in terminal.text
     assert terminal.lines[-1] == "a-red-circle-7.png"
     assert scripted.requests[0].preview.mode == 1
+
+
+def test_many_jobs_have_one_bar_for_all_and_one_each_at_the_server(scripted, make_events, abort_call):
+    goes_on = threading.Event()
+
+    def script(request, context):
+        events = make_events(request.request_id)
+        match request.parameters.prompt:
+            case "bad":
+                abort_call(context, grpc.StatusCode.NOT_FOUND, "MODEL_NOT_FOUND", "no such model")
+            case "third":
+                yield events.accepted()
+                yield events.queued(5)
+                goes_on.wait(30)
+        yield from events.whole_job()
+
+    scripted.script = script
+    terminal = Terminal("generate", "first", "bad", "third", "--num-images", "1", "--seed", "7")
+    try:
+        terminal.read(until="1 done, 1 failed, 1 waiting")
+        terminal.read(until="waiting behind 5")
+    finally:
+        goes_on.set()
+    assert terminal.exit_code() == 1
+    assert any(line.startswith("all 3") and "3/6" in line for line in terminal.lines)
+    last = next(line for line in reversed(terminal.lines) if line.startswith("all 3"))
+    assert "6/6" in last
+    assert "2 done, 1 failed" in last
+    after = terminal.lines[terminal.lines.index(last) + 1 :]
+    assert after == ["error: bad: no such model", "1-first-7.png", "3-third-7.png"]
 
 
 @pytest.mark.parametrize("command", ["generate", "compare-schedulers"])

@@ -19,7 +19,7 @@ from darkroom_client.ui.history import Window
 from darkroom_client.ui.problems import problems
 from darkroom_client.ui.recipes import fields_of, recipe_of
 from darkroom_client.ui.runs import Job, Run
-from darkroom_client.ui.settings import FIELDS, mask, request
+from darkroom_client.ui.settings import FIELDS, combinations, mask, request
 
 BLANK = dict.fromkeys(FIELDS) | {
     "mode": "txt2img",
@@ -82,6 +82,16 @@ def test_all_parameters() -> None:
     assert asked.keywords["scheduler"] == SchedulerSpec("euler", sigma_schedule="karras")
     assert asked.keywords["seed"] == 9007199254740993
     assert asked.keywords["loras"] == [LoraSpec("ink", 0.5), LoraSpec("wax", 1.0)]
+
+
+def test_combinations_of_the_prompt() -> None:
+    assert combinations("a {red|blue} star") == ["a red star", "a blue star"]
+    for template, problem in (("{a", "cannot be read"), ("{1|2|3|4|5}" * 2, "has more than 24 combinations")):
+        with pytest.raises(InvalidRequest) as caught:
+            combinations(template)
+        (violation,) = caught.value.violations
+        assert violation.field == "parameters.prompt"
+        assert problem in violation.description
 
 
 def test_a_seed_that_is_not_kept_is_not_sent() -> None:
@@ -187,7 +197,13 @@ def test_a_recipe_fills_the_fields() -> None:
     assert set(fields) <= set(FIELDS)
     wanted = {"mode": "inpaint", "prompt": "a star", "scheduler": "euler", "sigma_schedule": "karras", "strength": 0.9}
     wanted |= {"seed": "9007199254740993", "random_seed": False, "loras": ["outline"], "weight_0": 0.5}
-    wanted |= {"control_model_0": "canny", "control_scale_0": 0.7, "control_model_1": None, "closely": False}
+    wanted |= {
+        "combinations": False,
+        "control_model_0": "canny",
+        "control_scale_0": 0.7,
+        "control_model_1": None,
+        "closely": False,
+    }
     assert {name: fields[name] for name in wanted} == wanted
 
 

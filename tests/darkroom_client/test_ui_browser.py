@@ -153,6 +153,16 @@ def test_schedulers_are_compared_and_a_recipe_used_again(drive: Callable[..., An
 
 
 @pytest.mark.slow
+def test_combinations_of_a_prompt(drive: Callable[..., Any], new_jobs: Callable[[], list[Job]], tmp_path: Path) -> None:
+    seen = drive("combinations")
+    assert "'{circle|' in 'a {red|blue} {circle|' cannot be read" in seen["refused"]
+    prompts = ["a red circle", "a red star", "a blue circle", "a blue star"]
+    assert [label.partition(" · ")[0] for label in seen["labels"]] == prompts
+    assert {job.prompt for job in new_jobs()} == set(prompts)
+    Image.open(tmp_path / "combinations.png").load()
+
+
+@pytest.mark.slow
 def test_the_picture_in_the_readme(drive: Callable[..., Any], tmp_path: Path) -> None:
     assert drive("readme") == {"gallery": 6}
     picture = (tmp_path / "readme.png").read_bytes()

@@ -65,10 +65,19 @@ class Namer:
     - A name with {prompt}, {seed}, {index} or {suffix}: a pattern.
     - Any other name: that file, overwritten if it exists; numbered if the run has several pictures.
 
-    With `no_clobber` names of all kinds avoid existing files.
+    With `no_clobber` names of all kinds avoid existing files. `option` is named where a pattern is refused.
     """
 
-    def __init__(self, out: str | None, total: int, automatic: str = _AUTOMATIC, *, no_clobber: bool = False) -> None:
+    def __init__(
+        self,
+        out: str | None,
+        total: int,
+        automatic: str = _AUTOMATIC,
+        *,
+        no_clobber: bool = False,
+        option: str = "--out",
+    ) -> None:
+        self._option = option
         self._digits = len(str(total))
         self._paths = Paths(no_clobber=no_clobber or out is None or _is_folder(out))
         self._pattern = _pattern(out, total, automatic)
@@ -86,7 +95,7 @@ class Namer:
             return Path(self._pattern.format(index=number, prompt=slug(prompt), seed=seed, suffix=suffix))
         except (KeyError, IndexError, ValueError, AttributeError) as error:
             known = "{index}, {prompt}, {seed} and {suffix}"
-            raise typer.BadParameter(f"a pattern may hold {known}", param_hint="--out") from error
+            raise typer.BadParameter(f"a pattern may hold {known}", param_hint=self._option) from error
 
 
 def _is_folder(out: str) -> bool:

@@ -6,9 +6,16 @@ from typing import Annotated
 import typer
 
 from darkroom_client.cli._groups import with_option_groups
-from darkroom_client.cli._options import Conditions, Editing, Picture, Results, Scheduling, Sdxl, Server, Source
+from darkroom_client.cli._options import Conditions, Picture, Scheduling, Sdxl, Server, Source
+from darkroom_client.cli._run_options import Editing, Prompting, Results
 
-_Prompts = Annotated[list[str] | None, typer.Argument(metavar="PROMPT", help="Text prompt; each one is a job.")]
+_Prompts = Annotated[
+    list[str] | None,
+    typer.Argument(
+        metavar="PROMPT",
+        help="Text prompt; each one is a job. -: one a line of stdin; those that begin with # are skipped.",
+    ),
+]
 
 
 @with_option_groups
@@ -18,6 +25,7 @@ def generate(
     conditions: Conditions,
     sdxl: Sdxl,
     results: Results,
+    prompting: Prompting,
     source: Source,
     server: Server,
     prompts: _Prompts = None,
@@ -31,10 +39,13 @@ def generate(
     darkroom generate --from star.png --seed 8 --out other.png
     darkroom generate "a star" --control canny=photo.png:0.7 --lora outline:0.5
     darkroom generate "a green star" --out - | magick - -resize 400% star.jpg
+    darkroom generate - --out pictures/ < prompts.txt
+    darkroom generate --combinations "a {red|blue} circle on a {green|white} background" --seed 7
+    darkroom generate "a green star" --animate star.webp --open
     """
     from darkroom_client.cli._job_options import JobRunner
 
-    JobRunner(server, source, results, picture, sdxl, scheduling, conditions).generate(prompts or [])
+    JobRunner(server, source, results, prompting, picture, sdxl, scheduling, conditions).generate(prompts or [])
 
 
 @with_option_groups
@@ -46,6 +57,7 @@ def edit(
     conditions: Conditions,
     sdxl: Sdxl,
     results: Results,
+    prompting: Prompting,
     source: Source,
     server: Server,
     prompts: _Prompts = None,
@@ -57,7 +69,10 @@ def edit(
     darkroom edit photo.png "a red hat" --mask mask.png --keep-unmasked
     darkroom edit photo.png "a wide beach" --outpaint 64,0,64,0
     darkroom generate "a red star" --out - | darkroom edit - "a blue star"
+    darkroom edit photo.png "a watercolour" --animate watercolour.gif
     """
     from darkroom_client.cli._job_options import JobRunner
 
-    JobRunner(server, source, results, picture, sdxl, scheduling, conditions).edit(image, prompts or [], editing)
+    JobRunner(server, source, results, prompting, picture, sdxl, scheduling, conditions).edit(
+        image, prompts or [], editing
+    )

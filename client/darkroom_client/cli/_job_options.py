@@ -14,7 +14,9 @@ from darkroom_client.cli import _recipes
 from darkroom_client.cli._conditions import conditions
 from darkroom_client.cli._files import format_for
 from darkroom_client.cli._jobs import Job
-from darkroom_client.cli._options import Conditions, Editing, Picture, Results, Scheduling, Sdxl, Server, Source
+from darkroom_client.cli._options import Conditions, Picture, Scheduling, Sdxl, Server, Source
+from darkroom_client.cli._prompts import Prompt, read_prompts
+from darkroom_client.cli._run_options import Editing, Prompting, Results
 from darkroom_client.cli._values import parse_margins, parse_pairs, read_picture, usage_error
 from darkroom_client.cli._view import View
 from darkroom_client.options import JobOptions, SchedulerSpec
@@ -31,6 +33,7 @@ class JobRunner:
         server: Server,
         source: Source,
         results: Results,
+        prompting: Prompting,
         picture: Picture,
         sdxl: Sdxl,
         scheduling: Scheduling,
@@ -40,9 +43,9 @@ class JobRunner:
         self._source = source
         self._recipe = _recipes.read(source)
         self._base = self._recipe.parameters if self._recipe is not None else parameters_pb2.Parameters()
-        if results.out == "-" and results.as_json:
-            usage_error("--json", "cannot be combined with --out -, as both write to stdout")
-        self._view = View(results)
+        self._view = View(results, prompting.jobs)
+        self._view.check()
+        self._prompting = prompting
         self._options: JobOptions = {
             **picture.keywords(),
             **sdxl.keywords(),
@@ -66,7 +69,7 @@ class JobRunner:
             _recipes.check_generate(self._recipe, self._source, self._options["task"])
         elif not prompts:
             usage_error("PROMPT", _NO_PROMPT)
-        self._run(prompts, None, "")
+        self._run(self._read(prompts), None, "")
 
     def edit(self, image: Path, prompts: Sequence[str], editing: Editing) -> None:
         """Runs an edit per prompt, or one for the recipe.
@@ -80,7 +83,7 @@ class JobRunner:
             _recipes.adapt_to_edit(self._recipe, self._source, edit_options, self._options["task"])
         if editing.resize_mode and not self._has_size():
             usage_error("--resize-mode", "needs --width or --height; without them the picture keeps its size")
-        self._run(prompts, edit_options, image.stem)
+        self._run(self._read(prompts), edit_options, image.stem)
 
     def _has_size(self) -> bool:
         given = self._options["width"] is not None or self._options["height"] is not None
@@ -99,12 +102,15 @@ class JobRunner:
             "resize_mode": given.resize_mode,
         }
 
-    def _run(self, prompts: Sequence[str], edit_options: dict[str, Any] | None, title: str) -> None:
+    def _read(self, prompts: Sequence[str]) -> list[Prompt]:
+        return read_prompts(prompts, self._prompting, self._options["seed"])
+
+    def _run(self, prompts: Sequence[Prompt], edit_options: dict[str, Any] | None, title: str) -> None:
         title = self._base.prompt or title
         jobs = [
-            Job(index, prompt, self._options, prompt or title, edit_options)
-            for index, prompt in enumerate(prompts or [None])
-        ]
+            Job(index, prompt.text, self._options, prompt.text or title, edit_options, line=prompt.line)
+            for index, prompt in enumerate(prompts)
+        ] or [Job(0, None, self._options, title, edit_options)]
         images = self._options["num_images"] or self._base.num_images or 1
         if not self._view.run(AsyncClient(**self._server.keywords()), jobs, images):
             raise typer.Exit(1)

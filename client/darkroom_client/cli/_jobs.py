@@ -11,8 +11,6 @@ from darkroom_client.errors import DarkroomError
 from darkroom_client.events import Event
 from darkroom_client.options import JobOptions
 
-_MAX_CONCURRENT = 16  # jobs; more would only fill the server's queue
-
 
 @dataclass(frozen=True, slots=True)
 class Job:
@@ -24,6 +22,7 @@ class Job:
     title: str  # for messages and file names
     edit_options: Mapping[str, Any] | None = None  # keywords of `edit` alone, picture included; None: `generate`
     watched: str | None = None  # request id of a kept job to watch; None: start a new one
+    line: int | None = None  # of stdin that the prompt stands in, from 1; None: an argument
 
     def start(self, client: AsyncClient) -> AsyncStream:
         """Starts the job on the server, or attaches to it."""
@@ -44,13 +43,16 @@ class Listener(Protocol):
         """Called once for a failed job."""
 
 
-def run_jobs(client: AsyncClient, jobs: Sequence[Job], listeners: Sequence[Listener]) -> bool:
-    """Runs the jobs and returns whether all succeeded. An interrupt (Ctrl-C) cancels them on the server."""
-    return asyncio.run(_run_all(client, jobs, listeners))
+def run_jobs(client: AsyncClient, jobs: Sequence[Job], listeners: Sequence[Listener], at_once: int) -> bool:
+    """Runs the jobs and returns whether all succeeded. An interrupt (Ctrl-C) cancels them on the server.
+
+    :param at_once: jobs that the server has at a time; the others wait here, in their order.
+    """
+    return asyncio.run(_run_all(client, jobs, listeners, at_once))
 
 
-async def _run_all(client: AsyncClient, jobs: Sequence[Job], listeners: Sequence[Listener]) -> bool:
-    slots = asyncio.Semaphore(_MAX_CONCURRENT)
+async def _run_all(client: AsyncClient, jobs: Sequence[Job], listeners: Sequence[Listener], at_once: int) -> bool:
+    slots = asyncio.Semaphore(at_once)
     try:
         async with client, asyncio.TaskGroup() as group:
             tasks = [group.create_task(_run(client, job, listeners, slots)) for job in jobs]

@@ -22,12 +22,17 @@ class JsonLines:
     def on_event(self, job: Job, event: Event) -> None:
         name = type(event).__name__
         values = {_FIELD_NAMES.get(key, key): value for key, value in to_json(event).items()}
-        line = {"event": _EVENT_NAMES.get(name, name.lower()), "job": job.index, **values}
+        line = {"event": _EVENT_NAMES.get(name, name.lower()), **_place(job), **values}
         path = next((path for find in self._path_of if (path := find(job, event)) is not None), None)
         print_line(line if path is None else line | {"path": str(path)})
 
     def on_error(self, job: Job, error: DarkroomError) -> None:
-        print_line({"event": "error", "job": job.index, **error_fields(error)})
+        print_line({"event": "error", **_place(job), **error_fields(error)})
+
+
+def _place(job: Job) -> dict[str, int]:
+    """The job's index, and its line of stdin if it has one."""
+    return {"job": job.index} | ({"line": job.line} if job.line is not None else {})
 
 
 def error_fields(error: DarkroomError) -> dict[str, Any]:

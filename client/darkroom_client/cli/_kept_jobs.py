@@ -7,7 +7,8 @@ import typer
 
 from darkroom_client.cli import _options
 from darkroom_client.cli._groups import with_option_groups
-from darkroom_client.cli._options import NoClobber, Results, Server
+from darkroom_client.cli._options import NoClobber, Server
+from darkroom_client.cli._run_options import Results
 
 if TYPE_CHECKING:
     from datetime import datetime

@@ -8,10 +8,7 @@ import typer
 
 from darkroom_client._enums import (
     ImageFormatName,
-    PreviewModeName,
-    PriorityName,
     PromptSyntaxName,
-    ResizeModeName,
     SigmaScheduleName,
     TimestepSpacingName,
     one_of,
@@ -22,7 +19,7 @@ if TYPE_CHECKING:
     from darkroom_client.options import JobOptions
 
 
-def _choice(names: Any, *declarations: str, metavar: str, before: str = "", after: str = ".") -> Any:
+def choice(names: Any, *declarations: str, metavar: str, before: str = "", after: str = ".") -> Any:
     """An option for one of the names of a `Literal`, in any spelling. Its help lists them."""
     choices: list[str] = list(get_args(names))
 
@@ -43,7 +40,7 @@ NoClobber = Annotated[bool, typer.Option("--no-clobber", help="Overwrite no file
 Timeout = Annotated[float | None, typer.Option(metavar="SECONDS", help="Time limit of each job.")]
 Format = Annotated[
     ImageFormatName | None,
-    _choice(ImageFormatName, "--format", metavar="FORMAT", after=". Default: by the extension of --out, else png."),
+    choice(ImageFormatName, "--format", metavar="FORMAT", after=". Default: by the extension of --out, else png."),
 ]
 
 
@@ -124,7 +121,7 @@ class Picture:
     ] = None
     prompt_syntax: Annotated[
         PromptSyntaxName | None,
-        _choice(
+        choice(
             PromptSyntaxName,
             metavar="SYNTAX",
             after=". Weighted: (word:1.3) emphasizes, and long prompts are not truncated. Default: plain.",
@@ -230,10 +227,10 @@ class Scheduling:
         typer.Option(metavar="NAME", help="Noise scheduler from `darkroom schedulers`. Default: the model's."),
     ] = None
     sigma_schedule: Annotated[
-        SigmaScheduleName | None, _choice(SigmaScheduleName, metavar="NAME", before="Spacing of the noise levels: ")
+        SigmaScheduleName | None, choice(SigmaScheduleName, metavar="NAME", before="Spacing of the noise levels: ")
     ] = None
     timestep_spacing: Annotated[
-        TimestepSpacingName | None, _choice(TimestepSpacingName, metavar="NAME", before="Choice of the timesteps: ")
+        TimestepSpacingName | None, choice(TimestepSpacingName, metavar="NAME", before="Choice of the timesteps: ")
     ] = None
     option: Annotated[
         list[str] | None,
@@ -283,102 +280,4 @@ class Conditions:
             metavar="MODEL.KEY=VALUE",
             help="start or end (fraction of the steps), or guess_mode (true or false). Repeatable.",
         ),
-    ] = None
-
-
-@dataclass(frozen=True, slots=True)
-class Results:
-    """The output of the command."""
-
-    panel: ClassVar = "Results"
-
-    out: Annotated[
-        str | None,
-        typer.Option(
-            metavar="PATH",
-            help="File, folder, pattern with {prompt}, {seed}, {index} and {suffix}, or - for stdout. "
-            "Default: PROMPT-SEED.png.",
-        ),
-    ] = None
-    no_clobber: NoClobber = False
-    num_images: Annotated[
-        int | None, typer.Option(min=1, metavar="N", help="Pictures per prompt, with consecutive seeds. Default: 1.")
-    ] = None
-    deterministic: Annotated[
-        bool, typer.Option("--deterministic", help="The same bytes at any load and at each repetition.")
-    ] = False
-    no_deterministic: Annotated[
-        bool, typer.Option("--no-deterministic", help="Not so, whatever the recipe of --from says.")
-    ] = False
-    image_format: Format = None
-    previews: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="Save all previews and a contact sheet in this folder.")
-    ] = None
-    preview: Annotated[
-        PreviewModeName | None,
-        _choice(
-            PreviewModeName,
-            metavar="MODE",
-            after=". Default: the model's; off if previews are neither shown nor saved.",
-        ),
-    ] = None
-    no_preview: Annotated[bool, typer.Option("--no-preview", help="Same as --preview off.")] = False
-    echo_maps: Annotated[Path | None, typer.Option(metavar="DIR", help="Save the control maps in this folder.")] = None
-    as_json: Annotated[
-        bool, typer.Option("--json", help="Print one JSON object per event. Integers beyond 2^53 are text.")
-    ] = False
-    priority: Annotated[
-        PriorityName | None,
-        _choice(PriorityName, metavar="NAME", after=". Default: normal; high needs an operator's token."),
-    ] = None
-    keep: Annotated[
-        bool,
-        typer.Option("--keep", help="Go on if this command or the server is interrupted; see `darkroom jobs`."),
-    ] = False
-
-    @property
-    def preview_mode(self) -> PreviewModeName | None:
-        """The mode of --preview or --no-preview; None without either."""
-        return "off" if self.no_preview else self.preview
-
-
-@dataclass(frozen=True, slots=True)
-class Editing:
-    """The kind of edit and its parameters."""
-
-    panel: ClassVar = "Edit"
-
-    strength: Annotated[
-        float | None,
-        typer.Option(help="0 (picture unchanged) to 1 (nothing of it left). Default: 0.8, with --mask 1."),
-    ] = None
-    mask: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="PICTURE",
-            help="Inpaint. Mask of the picture's size: white is repainted, black and transparent parts are kept.",
-        ),
-    ] = None
-    mask_blur: Annotated[
-        int | None, typer.Option(metavar="PIXELS", help="Blur radius of the mask's edge, 0 to 64. Default: 4.")
-    ] = None
-    padding_crop: Annotated[
-        int | None,
-        typer.Option(
-            metavar="PIXELS",
-            help="Inpaint only the mask's bounding box and this margin, at the model's full resolution.",
-        ),
-    ] = None
-    keep_unmasked: Annotated[
-        bool, typer.Option("--keep-unmasked", help="Copy the pixels outside of the mask from the picture.")
-    ] = False
-    outpaint: Annotated[
-        str | None,
-        typer.Option(
-            metavar="L,T,R,B", help="Outpaint. Margins in pixels: left, top, right and bottom, or one number for all."
-        ),
-    ] = None
-    resize_mode: Annotated[
-        ResizeModeName | None,
-        _choice(ResizeModeName, metavar="MODE", before="Fit to --width and --height: ", after=". Default: crop."),
     ] = None

@@ -4,7 +4,7 @@ import contextlib
 import json
 import random
 from collections.abc import AsyncIterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ from darkroom_client.ui.history import Window
 from darkroom_client.ui.problems import problems
 from darkroom_client.ui.recipes import recipe_of
 from darkroom_client.ui.runs import Job, Run
-from darkroom_client.ui.settings import FIELDS, INPAINT, TEXT, Request, request, seed
+from darkroom_client.ui.settings import FIELDS, INPAINT, TEXT, Request, combinations, request, seed
 
 
 @dataclass(slots=True)
@@ -105,27 +105,33 @@ class Actions:
     def _start(
         self, asked: Request, schedulers: list[str] | None, fields: Mapping[str, Any]
     ) -> tuple[Run, list[AsyncStream]]:
+        variants = self._variants(asked, schedulers, fields)
+        jobs = [Job(new_request_id(), label) for label, _, _ in variants]
+        streams = [
+            variant.start(self._client, request_id=job.request_id, **more)
+            for job, (_, variant, more) in zip(jobs, variants, strict=True)
+        ]
+        return Run(jobs), streams
+
+    def _variants(
+        self, asked: Request, schedulers: list[str] | None, fields: Mapping[str, Any]
+    ) -> list[tuple[str, Request, dict[str, Any]]]:
+        """Of each job its label, its request, and what it has beside that; what is compared has one seed."""
+        if schedulers is None and not fields["combinations"]:
+            return [("", asked, {})]
+        given = seed(fields["seed"]) if not fields["random_seed"] else None
+        one_seed = random.randrange(2**32) if given is None else given
         if schedulers is None:
-            job = Job(new_request_id())
-            return Run([job]), [asked.start(self._client, request_id=job.request_id)]
+            prompts = combinations(asked.prompt)
+            return [(prompt, replace(asked, prompt=prompt), {"seed": one_seed}) for prompt in prompts]
         offer = self._choices.offer
         if not schedulers or offer is None:
             raise InvalidRequest("Choose the schedulers to compare")
-        one_seed = seed(fields["seed"]) if not fields["random_seed"] else None
-        more = {"seed": random.randrange(2**32) if one_seed is None else one_seed, "num_images": 1}
-        jobs = [Job(new_request_id(), name) for name in schedulers]
-        steps = {job.label: offer.steps_for(job.label, int(fields["num_inference_steps"])) for job in jobs}
-        streams = [
-            asked.start(
-                self._client,
-                request_id=job.request_id,
-                scheduler=job.label,
-                num_inference_steps=steps[job.label],
-                **more,
-            )
-            for job in jobs
-        ]
-        return Run(jobs), streams
+        if fields["combinations"]:
+            raise InvalidRequest("Schedulers are compared on one prompt, not on every combination")
+        steps = {name: offer.steps_for(name, int(fields["num_inference_steps"])) for name in schedulers}
+        more = {"seed": one_seed, "num_images": 1}
+        return [(name, asked, {"scheduler": name, "num_inference_steps": steps[name], **more}) for name in schedulers]
 
     async def _show(
         self, window: Window, run: Run, streams: list[AsyncStream], asked: Request | None

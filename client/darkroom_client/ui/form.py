@@ -167,3 +167,5 @@ def _further(form: Form) -> None:
         form.add("preview", gr.Dropdown([("the model's own", "")], value="", label="Previews"))
         weights = gr.Checkbox(False, label="Weights in the prompt: (word:1.3)", elem_id="weighted")
         form.add("weighted", weights)
+    combinations = gr.Checkbox(False, label="Every combination of {one|two} in the prompt", elem_id="combinations")
+    form.add("combinations", combinations)

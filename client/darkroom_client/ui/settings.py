@@ -7,6 +7,7 @@ from io import BytesIO
 from typing import TYPE_CHECKING, Any
 
 from darkroom_client._job_calls import JobCalls, StreamT
+from darkroom_client._templates import Templates
 from darkroom_client.errors import InvalidRequest, Violation
 from darkroom_client.options import ControlSpec, LoraSpec, SchedulerSpec
 
@@ -21,6 +22,7 @@ TEXT, PICTURE, INPAINT, OUTPAINT = MODES = (
 )  # as the server names its tasks
 SLOTS = 2  # for ControlNets
 MAX_LORAS = 6
+MAX_COMBINATIONS = 24  # pictures that fit side by side
 SIDES = ("left", "top", "right", "bottom")
 STRENGTHS = {PICTURE: 0.8, INPAINT: 1.0}  # the server's own, of the tasks that have one
 
@@ -30,6 +32,7 @@ FIELDS = (
     "prompt",
     "negative_prompt",
     "weighted",
+    "combinations",
     "model",
     "scheduler",
     "sigma_schedule",
@@ -100,6 +103,19 @@ def request(fields: Mapping[str, Any]) -> Request:
     if missing:
         raise InvalidRequest("something is missing", violations=missing)
     return Request(fields["prompt"], keywords, image, slots)
+
+
+def combinations(template: str) -> list[str]:
+    """The prompts of a template.
+
+    :raises InvalidRequest: if it is none, or has more than `MAX_COMBINATIONS`.
+    """
+    try:
+        return Templates().combinations(template, MAX_COMBINATIONS)
+    except (ValueError, ModuleNotFoundError) as error:
+        raise InvalidRequest(
+            "the prompt is no template", violations=[Violation("parameters.prompt", str(error))]
+        ) from None
 
 
 def _parameters(fields: Mapping[str, Any]) -> dict[str, Any]:
