@@ -142,6 +142,8 @@ def request_of(order: Order, preview: int = PREVIEWS["off"]) -> Any:
         loras=[parameters_pb2.LoraSpec(name=order.lora)] if order.lora else [],
         controls=[parameters_pb2.ControlSpec(model=order.control, image=png(edges()))] if order.control else [],
     )
+    if order.edge:
+        parameters.width = parameters.height = order.edge
     common: dict[str, Any] = {
         "parameters": parameters,
         "preview": parameters_pb2.PreviewOptions(mode=preview),

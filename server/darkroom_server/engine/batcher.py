@@ -1,7 +1,7 @@
 """Step-level batching: selects the slots that share the next evaluation of the denoiser.
 
-Clients get equal shares of the time (`jobs.shares`): of the turns of lanes, and of the rows of a batch. A sample that
-has begun keeps its state while others have its row.
+Clients get equal shares of the time (`jobs.shares`): of the turns of lanes, and of the rows of a batch. So do the lanes
+of a client. A sample that has begun keeps its state while others have its row.
 """
 
 from __future__ import annotations
@@ -92,7 +92,7 @@ class Pick(NamedTuple):
 class Lane:
     """The slots of one batch key. Those of the next batch are active, the others wait."""
 
-    def __init__(self, solo: bool, shares: FairShares) -> None:
+    def __init__(self, solo: bool, shares: FairShares[str]) -> None:
         self.solo = solo
         self._shares = shares
         self.parties: dict[str, Party] = {}  # by client
@@ -119,6 +119,12 @@ class Lane:
     def turn_seconds(self) -> float | None:
         """Seconds from one turn to the next, other lanes' turns included; None if not known yet."""
         return self._turn_seconds.value
+
+    def wants(self, client: str) -> float:
+        """Seconds of the evaluations that one of its clients still wants, one after another; 0 if not known yet."""
+        party = self.parties[client]
+        slot = next(party.order())
+        return len(party) * evaluations_left(slot) * (self.seconds(slot.rows) or 0.0)
 
     def begin_turn(self, batch: Collection[Slot], now: float) -> None:
         """A turn begins with this batch."""
@@ -195,7 +201,7 @@ class Lane:
         parties = list(self.parties.values())
         if len(parties) < 2 or self.solo:
             return lambda pick, rows: False
-        fewest = self.parties[self._shares.due({party.client: len(party) for party in parties})]
+        fewest = self.parties[self._shares.due(list(self.parties), lambda client: len(self.parties[client]))]
         if len(fewest) >= row_limit:
             return lambda pick, rows: False
         others = sum(party.weight for party in parties) / fewest.weight
@@ -212,11 +218,12 @@ class Lane:
 
 
 class Batcher:
-    """Lanes by batch key, one evaluation each. The turn is that of the client that has had the least; its lanes go
-    round."""
+    """Lanes by batch key, one evaluation each. The turn is that of the client that has had the least, and of its lanes
+    that of the one that has had the least."""
 
     def __init__(self) -> None:
-        self.shares = FairShares()
+        self.shares = FairShares[str]()
+        self._lane_shares = FairShares[Hashable]()  # by batch key
         self._lanes: dict[Hashable, Lane] = {}  # the one that had its turn last is the last
         self._slots: dict[Job, list[Slot]] = {}
         self._clients: dict[str, int] = {}  # their numbers of slots
@@ -239,7 +246,11 @@ class Batcher:
 
     def add(self, job: Job) -> Lane:
         """Give each of the job's images a slot. Returns their lane."""
-        lane = self._lanes.setdefault(job.plan.batch_key, Lane(job.plan.solo, self.shares))
+        key = job.plan.batch_key
+        if key not in self._lanes:
+            self._lanes[key] = Lane(job.plan.solo, self.shares)
+            self._lane_shares.join(key)
+        lane = self._lanes[key]
         if job.client not in self._clients:
             self.shares.join(job.client, WEIGHTS[job.priority])
         self._clients[job.client] = self._clients.get(job.client, 0) + job.request.num_images
@@ -260,13 +271,25 @@ class Batcher:
         return lane
 
     def _due(self, ready: Mapping[Hashable, Lane]) -> Hashable:
-        """The lane that has waited for too long; else, of those of the client whose turn it is, the one that has waited
-        the longest."""
+        """The lane that has waited for too long; else one of the client whose turn it is."""
         longest = next(iter(ready))
         if self.shares.spent - ready[longest].spent_before > PATIENCE * len(self._lanes) * self.shares.turn:
             return longest
-        client = self.shares.due({client: self._clients[client] for lane in ready.values() for client in lane.parties})
-        return next(key for key, lane in ready.items() if client in lane.parties)
+        clients = dict.fromkeys(client for lane in ready.values() for client in lane.parties)
+        client = self.shares.due(clients, self._wants)
+        keys = [key for key, lane in ready.items() if client in lane.parties]
+        return self._lane_shares.due(keys, lambda key: self._lanes[key].wants(client))
+
+    def charge(self, key: Hashable, costs: Mapping[str, tuple[float, float]]) -> None:
+        """The clients have shared a turn of a lane, which may have gone (see `FairShares.charge`)."""
+        self.shares.charge(costs)
+        whole = sum(cost for cost, _ in costs.values())
+        self._lane_shares.charge({key: (whole, whole)})
+
+    def _wants(self, client: str) -> tuple[float, int]:
+        """What a client's slots still want: seconds, as far as is known, and images."""
+        seconds = sum(lane.wants(client) for lane in self._lanes.values() if client in lane.parties)
+        return seconds, self._clients[client]
 
     def drop(self, slots: Collection[Slot]) -> None:
         """Free slots."""
@@ -289,6 +312,7 @@ class Batcher:
         lane.drop(slot)
         if not lane.parties:
             del self._lanes[key]
+            self._lane_shares.leave(key)
         self._clients[client] -= 1
         if not self._clients[client]:
             del self._clients[client]

@@ -82,7 +82,7 @@ class Engine:
         self.prompts = PromptCache()
         self.numbers = EngineNumbers()
         self._batcher = Batcher()
-        self._meter = Meter(self.numbers, self._batcher.shares)
+        self._meter = Meter(self.numbers, self._batcher.charge)
         self._positions = QueuePositions(self._batcher, self._row_limit, self._meter.speeds)
         self.outbox = Outbox(self._loop, self._positions)
         self._buckets = Buckets()

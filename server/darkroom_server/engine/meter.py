@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, NamedTuple
 
 from darkroom_server.jobs.numbers import EngineNumbers, size_class
-from darkroom_server.jobs.shares import WEIGHTS, FairShares
+from darkroom_server.jobs.shares import WEIGHTS
 from darkroom_server.jobs.speeds import Speeds
 
 if TYPE_CHECKING:
@@ -18,10 +18,13 @@ if TYPE_CHECKING:
     from darkroom_server.jobs.plan import Plan
 
 
+Cost = tuple[float, float]  # seconds, and the same over the weights of the client's jobs
+
+
 class _Turn(NamedTuple):
     """What a turn's seconds are spent on."""
 
-    shares: dict[str, tuple[float, float]]  # of each client: of the rows, and the same over its jobs' weights
+    shares: dict[str, Cost]  # of each client: of the rows, and the same over its jobs' weights
     plan: Plan
     rows: int
 
@@ -29,9 +32,10 @@ class _Turn(NamedTuple):
 class Meter:
     """Times turns, of which one may lie within another. For the engine's thread."""
 
-    def __init__(self, numbers: EngineNumbers, shares: FairShares) -> None:
+    def __init__(self, numbers: EngineNumbers, charge: Callable[[Hashable, Mapping[str, Cost]], None]) -> None:
+        """`charge` gets the batch key of a turn, and what it has cost each client."""
         self.speeds = Speeds()
-        self._numbers, self._shares = numbers, shares
+        self._numbers, self._charge = numbers, charge
         self._measured = 0.0  # seconds of all turns that have ended
         self._beside = 0.0  # seconds of the turn that were no evaluation
         self._stepped = 0  # rows that were evaluated in the turn
@@ -56,9 +60,8 @@ class Meter:
             self._beside, self._stepped = outer
 
     def _record(self, turn: _Turn, seconds: float, evaluating: float) -> None:
-        self._shares.charge(
-            {client: (part * seconds, weighed * seconds) for client, (part, weighed) in turn.shares.items()}
-        )
+        costs = {client: (part * seconds, weighed * seconds) for client, (part, weighed) in turn.shares.items()}
+        self._charge(turn.plan.batch_key, costs)
         if turn.rows:
             self.speeds.evaluation_took(turn.plan, turn.rows, max(0.0, evaluating))
 
@@ -82,7 +85,7 @@ class Meter:
 
 
 def _turn(batch: Sequence[Slot]) -> _Turn:
-    shares: dict[str, tuple[float, float]] = {}
+    shares: dict[str, Cost] = {}
     whole = sum(slot.rows for slot in batch)
     for slot in batch:
         part, weighed = shares.get(slot.job.client, (0.0, 0.0))

@@ -1,4 +1,4 @@
-"""Fair shares: whose turn it is, by what clients have had. Plain numbers; knows no engine.
+"""Fair shares: whose turn it is, by what clients have had, or a client's lanes. Plain numbers; knows no engine.
 
 Each client has a tag that grows by the cost of what it is given over the weight of its job's priority. A virtual time
 grows by the cost over the weights of all that have work: the tag of a client that gets its share keeps up with it. Who
@@ -12,30 +12,34 @@ not held against who took it, and who was away, or wanted little, cannot save up
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Hashable, Iterable, Mapping
+from typing import Any, Generic, TypeVar
 
 WEIGHTS = {"low": 0.25, "normal": 1.0, "high": 4.0}  # by priority
 SLACK = 2.0  # longest turns
 FADES = 0.98  # of the longest turn, from turn to turn
 
 
-class FairShares:
+Client = TypeVar("Client", bound=Hashable)
+
+
+class FairShares(Generic[Client]):
     """The tags of the clients that have work."""
 
     def __init__(self) -> None:
-        self._tags: dict[str, float] = {}
-        self._weights: dict[str, float] = {}  # as of late
-        self._left: dict[str, float] = {}  # of clients without work that had more than their share
+        self._tags: dict[Client, float] = {}
+        self._weights: dict[Client, float] = {}  # as of late
+        self._left: dict[Client, float] = {}  # of clients without work that had more than their share
         self._virtual = 0.0
         self.spent = 0.0  # by all, ever
         self.turn = 0.0  # cost of the longest turn of late
 
-    def join(self, client: str, weight: float = 1.0) -> None:
+    def join(self, client: Client, weight: float = 1.0) -> None:
         """A client has work, which it had not."""
         self._tags[client] = max(self._left.pop(client, 0.0), self._virtual)
         self._weights[client] = weight
 
-    def leave(self, client: str) -> None:
+    def leave(self, client: Client) -> None:
         """A client has no work any more."""
         tag = self._tags.pop(client)
         del self._weights[client]
@@ -50,18 +54,18 @@ class FairShares:
         """Tags that are closer are as good as equal."""
         return SLACK * self.turn
 
-    def tag(self, client: str) -> float:
+    def tag(self, client: Client) -> float:
         """The less, the sooner is its turn. May be called on another thread."""
         tag, slack = self._tags.get(client, self._virtual), self.slack
         return min(max(tag, self._virtual - slack), self._virtual + slack)
 
-    def due(self, wants: Mapping[str, int]) -> str:
+    def due(self, clients: Iterable[Client], wants: Callable[[Client], Any]) -> Client:
         """Whose turn it is, of some that have work: who has had the least, or as good as that and wants the least."""
-        tags = {client: self.tag(client) for client in wants}
+        tags = {client: self.tag(client) for client in clients}
         most = min(tags.values()) + self.slack
-        return min((client for client, tag in tags.items() if tag <= most), key=lambda client: wants[client])
+        return min((client for client, tag in tags.items() if tag <= most), key=wants)
 
-    def charge(self, costs: Mapping[str, tuple[float, float]]) -> None:
+    def charge(self, costs: Mapping[Client, tuple[float, float]]) -> None:
         """The clients have shared a turn: what each has had of it, and the same over its jobs' weights."""
         whole = sum(cost for cost, _ in costs.values())
         self.spent += whole

@@ -59,9 +59,10 @@ class Device:
     def seconds(self, rows: int) -> float:
         return self.fixed + self.row * rows
 
-    def add(self, *jobs: Job) -> None:
+    def add(self, *jobs: Job, size: float = 1.0) -> None:
+        """`size`: of their pictures; their evaluations take as many times as long."""
         for each in jobs:
-            self.batcher.add(each).seconds = self.seconds
+            self.batcher.add(each).seconds = lambda rows: size * self.seconds(rows)
 
     def turn(self) -> list[Slot]:
         """One turn; its batch."""
@@ -69,7 +70,8 @@ class Device:
         batch = lane.select_batch(self.row_limit)
         lane.begin_turn(batch, self.now)
         rows = sum(slot.rows for slot in batch)
-        seconds = self.seconds(rows)
+        seconds = lane.seconds(rows)
+        assert seconds is not None
         self.now += seconds
         costs: dict[str, tuple[float, float]] = {}
         for slot in batch:
@@ -83,7 +85,7 @@ class Device:
                 self.batcher.drop([slot])
                 if slot.job not in self.batcher.jobs():
                     self.ended[slot.job] = self.now
-        self.batcher.shares.charge(costs)
+        self.batcher.charge(batch[0].job.plan.batch_key, costs)
         return batch
 
     def run(self, *until: Job) -> None:
@@ -180,6 +182,26 @@ def test_a_long_job_with_all_rows_does_not_keep_a_short_one_waiting(limit: int) 
     began = device.now
     device.run(short)
     assert device.now - began <= 2 * 8 * device.seconds(limit)
+
+
+@pytest.mark.parametrize("client", ["small", "large"])
+def test_small_pictures_wait_for_one_step_of_a_large_one(client: str) -> None:
+    """Of another client or the same, however often they come, and however many at once."""
+    device = Device(Batcher(), row_limit=8)
+    large = job("large", rows=1, evaluations=30, client="large")
+    device.add(large, size=20)
+    device.turn()
+    longest = 20 * device.seconds(1)
+    for number in range(12):
+        small = [job("small", rows=1, evaluations=4, client=client) for _ in range(1 + number % 3)]
+        came = device.now
+        device.add(*small)
+        device.turn()
+        device.run(*small)
+        assert device.now - came <= longest + 4 * device.seconds(3) + 1e-6
+        for _ in range(number % 4):
+            device.turn()
+    device.run(large)
 
 
 def test_clients_that_ask_for_as_much_fill_the_batch_together() -> None:

@@ -128,7 +128,7 @@ def test_tags_stay_close(actions: list[tuple[str, str, float]]) -> None:
             shares.leave(client)
             active.remove(client)
         elif action == "turn" and active:
-            due = shares.due(dict.fromkeys(sorted(active), 1))
+            due = shares.due(sorted(active), lambda client: 1)
             assert shares.tag(due) <= min(map(shares.tag, active)) + SLACK * shares.turn
             shares.charge({due: (cost, cost)})
         if active:
@@ -142,7 +142,7 @@ def test_turns_are_shared_by_weight(priority: str) -> None:
     shares.join("a", weight)
     shares.join("b")
     for _ in range(500):
-        due = shares.due({"a": 1, "b": 1})
+        due = shares.due("ab", lambda client: 1)
         turns[due] += 1
         shares.charge({due: (1.0, 1.0 / (weight if due == "a" else 1.0))})
     assert turns["a"] == pytest.approx(500 * weight / (1 + weight), abs=12)
