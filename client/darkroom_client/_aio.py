@@ -240,8 +240,10 @@ class AsyncClient(JobCalls[AsyncStream]):
     def _stream_call(
         self, method: Any, request: Any, timeout: float | None, *, retries: int | None = None
     ) -> StreamCall:
+        metadata = self._connection.metadata  # of the caller, who need not be the one that reads and so begins again
+
         def begin(seconds: float | None) -> Any:
-            return method(request, timeout=seconds, metadata=self._connection.metadata)
+            return method(request, timeout=seconds, metadata=metadata)
 
         size = request.ByteSize()
         check = partial(self._check_size, size, timeout) if size > _ANY_SERVER_TAKES else None

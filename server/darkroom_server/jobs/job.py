@@ -12,6 +12,7 @@ from darkroom_server.jobs.events import Event, ImageDecoded, Queued, Started, St
 from darkroom_server.jobs.mailbox import Mailbox
 
 if TYPE_CHECKING:
+    from darkroom_plugins.errors import DarkroomError
     from darkroom_plugins.request import Request
     from darkroom_server.jobs.plan import Plan
 
@@ -64,6 +65,8 @@ class Job:
     client: str = ""  # whose share of the device it uses
     priority: str = "normal"  # a key of shares.WEIGHTS
     deadline: float | None = None  # time.monotonic; of its call
+    trace: dict[str, str] = field(default_factory=dict)  # W3C's trace headers of its call
+    failure: DarkroomError | None = None  # why its stream is not read to its end, if that is known
     on_start: Callable[[], None] = lambda: None  # called on the event loop at its first turn
     pixels: int = 0  # of its pictures, once checked
     load_seconds: float = 0.0
@@ -93,6 +96,11 @@ class Job:
             case ImageDecoded():
                 self.seen.images += 1
         self.mailbox.put(event)
+
+    def begun_elsewhere(self, seconds: float) -> None:
+        """Its first turn was so many seconds ago, at another process."""
+        self.queued, self.seen.position, self.seen.started = False, None, time.time() - seconds
+        self.progress.started = time.monotonic() - seconds
 
     @property
     def planned(self) -> Plan | None:
