@@ -18,6 +18,7 @@ from darkroom_server.api.image_service import ImageService
 from darkroom_server.api.job_list import JobList
 from darkroom_server.api.keeper import Keeper
 from darkroom_server.api.listening import CannotListen
+from darkroom_server.api.load import ServerLoad
 from darkroom_server.api.submission import Submission
 from darkroom_server.api.traced import open_tracing
 from darkroom_server.api.warmup import wants_warm_up, warm_up
@@ -145,6 +146,7 @@ class App:
             self.settings.keep_results_seconds,
             self.engine.threads,
             self.settings.deterministic_rows,
+            ServerLoad(self.engine, self.jobs, self.residency, self._door.numbers),
         )
         if self._http is not None:
             self._http.serve(self.jobs.read, self.catalog)

@@ -116,7 +116,7 @@ class ImageService(image_service_pb2_grpc.ImageServiceServicer):
     async def ListJobs(
         self, request: image_service_pb2.ListJobsRequest, context: Context
     ) -> image_service_pb2.ListJobsResponse:
-        return self._list.page(owner(), request.page_size, request.page_token)
+        return self._list.page(owner(), request.page_size, request.page_token, request.active_only)
 
     async def GetJob(
         self, request: image_service_pb2.GetJobRequest, context: Context

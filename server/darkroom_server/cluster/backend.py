@@ -243,6 +243,6 @@ def note_progress(job: Job, event: events_pb2.JobEvent) -> None:
         case "step":
             if job.queued:
                 job.begun_elsewhere(event.step.elapsed_seconds)
-            job.seen.step = max(job.seen.step, event.step.step)
+            job.seen.stepped(event.step.step, event.step.elapsed_seconds, event.step.batch_rows)
         case "image":
             job.seen.images += 1

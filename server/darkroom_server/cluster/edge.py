@@ -69,7 +69,7 @@ class Edge:
         await self.keeper.open()
         jobs = JobList(self.backend.jobs, self.keeper, EdgeThumbnails(), self.settings.tokens)
         images = ImageService(self._traced, self.keeper, jobs, self.settings.slow_reader_seconds, self._tracing)
-        await self._door.serve(images, ClusterCatalog(self.backend))
+        await self._door.serve(images, ClusterCatalog(self.backend, self._door.numbers))
 
     async def stop(self) -> None:
         """Drain: refuse new jobs, give running ones `drain_seconds` to end, or until `hurry`; then stop."""

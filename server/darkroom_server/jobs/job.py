@@ -42,6 +42,12 @@ class Seen:
     estimated_end: float | None = None  # time.time; None: not known
     step: int = 0  # of the image that is the furthest
     images: int = 0  # finished
+    rows: int = 0  # of the latest evaluation with it
+    step_seconds: float = 0.0  # of a step, on average; 0: none is done
+
+    def stepped(self, step: int, elapsed: float, rows: int) -> None:
+        """A step of an image is done, so many seconds after the image was begun."""
+        self.step, self.rows, self.step_seconds = max(self.step, step), rows, elapsed / step
 
     def expect(self, wait: float | None, end: float | None) -> None:
         """It will start and end in so many seconds; None: not known."""
@@ -92,7 +98,7 @@ class Job:
                 self.seen.position = event.position
                 self.seen.expect(event.estimated_wait, event.estimated_end)
             case StepDone():
-                self.seen.step = max(self.seen.step, event.step)
+                self.seen.stepped(event.step, event.elapsed, event.batch_rows)
             case ImageDecoded():
                 self.seen.images += 1
         self.mailbox.put(event)
