@@ -1,7 +1,7 @@
 """GetServerLoad, and what ListJobs says of jobs in batches."""
 
 import asyncio
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -28,6 +28,12 @@ def load_of(server: RunningServer) -> pb.GetServerLoadResponse:
     return server.catalog.GetServerLoad(pb.GetServerLoadRequest(), timeout=20)
 
 
+def until(true: Callable[[], bool]) -> None:
+    """The test's own time limit ends this."""
+    while not true():
+        pass
+
+
 def test_a_server_at_rest(held: FailingServer) -> None:
     load = load_of(held)
     assert [load.queued_jobs, load.running_jobs, load.waiting_images, load.active_images, load.open_streams] == [0] * 5
@@ -42,12 +48,12 @@ def test_a_server_at_rest(held: FailingServer) -> None:
 def test_a_server_at_work(held: FailingServer) -> None:
     with held.gate.closed():
         patient = held.patient(num_images=2)
+        until(lambda: held.app.engine.ticks == 2)  # which waits at the gate
         queued = held.start(generate_request(num_inference_steps=2, scheduler="ddim"))
         queued.read_until("accepted")
-        while (load := load_of(held)).queued_jobs + load.running_jobs < 2:
-            pass
+        until(lambda: load_of(held).weights[0].users == 2)
+        load = load_of(held)
         assert (load.queued_jobs, load.running_jobs, load.active_images, load.open_streams) == (1, 1, 2, 2)
-        assert load.weights[0].users == 2
         assert [(each.model, each.size, each.steps, each.rows) for each in load.batches] == [("tiny", "64", 1, 4)]
         assert load.batches[0].step_seconds > 0
     patient.read()
@@ -61,6 +67,7 @@ def test_a_server_at_work(held: FailingServer) -> None:
 def test_jobs_say_how_they_are_stepped(held: FailingServer) -> None:
     with held.gate.closed():
         patient = held.patient(num_images=2, width=64)
+        until(lambda: held.app.engine.ticks == 2)
         waiting = held.start(generate_request(num_inference_steps=2))
         waiting.read_until("accepted")
         later, first = held.images.ListJobs(ListJobsRequest()).jobs
@@ -104,6 +111,7 @@ def test_of_a_cluster(tiny_model: Path) -> None:
     with RunningServer(replicas=here.open, models=models) as edge:
         for _ in range(2):  # by one replica each
             edge.generate(num_inference_steps=3, scheduler="ddim")
+        until(lambda: not load_of(edge).weights[0].users)
         load = load_of(edge)
         stream: Stream = edge.start(generate_request(num_inference_steps=400))
         stream.read_until("step")
