@@ -219,9 +219,10 @@ def test_there_are_no_circles(package: str) -> None:
 def test_the_client_needs_only_the_base_install() -> None:
     base = {"grpc", "grpc_health", "grpc_status", "google", "PIL", "typer", "rich", "click"}  # click comes with typer
     for path in sources("darkroom_client"):
-        ui = {"gradio"} if path.parent.name == "ui" or path.stem == "_ui" else set()  # of the extra of that name
-        prompts = {"dynamicprompts", "pyparsing"} if path.stem == "_templates" else set()
-        foreign = tops(path) - base - ui - prompts - {"darkroom", "darkroom_client"} - sys.stdlib_module_names
+        extra = {"gradio"} if path.parent.name == "ui" or path.stem == "_ui" else set()  # of the extra of that name
+        extra |= {"dynamicprompts", "pyparsing"} if path.stem == "_templates" else set()
+        extra |= {"opentelemetry"} if path.stem == "_tracing" else set()  # which has it from the application
+        foreign = tops(path) - base - extra - {"darkroom", "darkroom_client"} - sys.stdlib_module_names
         assert not foreign, f"{path.relative_to(ROOT)} imports {foreign}"
 
 
@@ -234,7 +235,8 @@ def test_the_client_needs_only_the_base_install() -> None:
     ids=["client", "cli"],
 )
 def test_the_client_imports_nothing_heavy(code: str) -> None:
-    heavy = ["torch", "diffusers", "transformers", "numpy", "pydantic", "gradio", "darkroom_server", "darkroom_plugins"]
+    heavy = ["torch", "diffusers", "transformers", "numpy", "pydantic", "gradio", "opentelemetry"]
+    heavy += ["darkroom_server", "darkroom_plugins"]
     assert loaded_by(code, heavy) == []
 
 

@@ -30,6 +30,7 @@ if typing.TYPE_CHECKING:
     from darkroom_client._stream import AsyncStream
     from darkroom_client._sync import Client, Stream
     from darkroom_client.catalog import (
+        BatchLoad,
         ControlNet,
         Device,
         Job,
@@ -40,7 +41,9 @@ if typing.TYPE_CHECKING:
         Scheduler,
         ServerInfo,
         ServerLimits,
+        ServerLoad,
         Task,
+        WeightsLoad,
     )
     from darkroom_client.errors import (
         Cancelled,
@@ -115,6 +118,7 @@ __all__ = [
     "Accepted",
     "AsyncClient",
     "AsyncStream",
+    "BatchLoad",
     "Cancelled",
     "Client",
     "Completed",
@@ -184,6 +188,7 @@ __all__ = [
     "SchedulerSpec",
     "ServerInfo",
     "ServerLimits",
+    "ServerLoad",
     "ServerUnreachable",
     "ShuttingDown",
     "SigmaScheduleName",
@@ -200,6 +205,7 @@ __all__ = [
     "Unavailable",
     "UnsupportedCombination",
     "Violation",
+    "WeightsLoad",
     "read_recipe",
 ]
 

@@ -189,12 +189,23 @@ class AsyncClient(JobCalls[AsyncStream]):
         response = await self._call_catalog("UnloadModel", catalog.UnloadModelRequest(model=model))
         return int(response.freed_bytes)
 
-    async def jobs(self) -> list[records.Job]:
-        """The server's active and kept jobs, newest first: one's own, or, with an operator's token, all.
+    async def server_load(self) -> records.ServerLoad:
+        """What the server does now: its queue, its batches and its memory. Needs an operator's token.
 
         :raises DarkroomError: if the call fails.
         """
-        request, found = image_service_pb2.ListJobsRequest(), list[records.Job]()
+        load: records.ServerLoad = _assembly.record(
+            await self._call_catalog("GetServerLoad", catalog.GetServerLoadRequest())
+        )
+        return load
+
+    async def jobs(self, *, active_only: bool = False) -> list[records.Job]:
+        """The server's active and kept jobs, newest first: one's own, or, with an operator's token, all.
+
+        :param active_only: without those that have ended.
+        :raises DarkroomError: if the call fails.
+        """
+        request, found = image_service_pb2.ListJobsRequest(active_only=active_only), list[records.Job]()
         while True:
             page = await self._call(self._connection.images.ListJobs, request)
             found += map(_assembly.job_record, page.jobs)
@@ -240,8 +251,10 @@ class AsyncClient(JobCalls[AsyncStream]):
     def _stream_call(
         self, method: Any, request: Any, timeout: float | None, *, retries: int | None = None
     ) -> StreamCall:
+        metadata = self._connection.metadata  # of the caller, who need not be the one that reads and so begins again
+
         def begin(seconds: float | None) -> Any:
-            return method(request, timeout=seconds, metadata=self._connection.metadata)
+            return method(request, timeout=seconds, metadata=metadata)
 
         size = request.ByteSize()
         check = partial(self._check_size, size, timeout) if size > _ANY_SERVER_TAKES else None

@@ -14,6 +14,7 @@ from darkroom.v1 import catalog_service_pb2_grpc, image_service_pb2_grpc
 from darkroom_client._address import checked_address, is_local
 from darkroom_client._fork import refuse_after_fork
 from darkroom_client._status import closed
+from darkroom_client._tracing import trace_headers
 from darkroom_client.errors import DarkroomError, InvalidOptions
 from darkroom_client.options import ConnectionOptions
 
@@ -51,11 +52,16 @@ class Connection:
         self.address = _address(address)
         self.retries = _retries(options.get("retries"))
         token = _token(options.get("token") or os.environ.get("DARKROOM_TOKEN") or "")
-        self.metadata = (("authorization", f"Bearer {token}"),) if token else ()
+        self._token = (("authorization", f"Bearer {token}"),) if token else ()
         self._credentials = _credentials(options)
         self._channel: grpc.aio.Channel | None = None
         self._loop: asyncio.AbstractEventLoop | None = None  # the channel's
         self._closed = False
+
+    @property
+    def metadata(self) -> tuple[tuple[str, str], ...]:
+        """That of a call that is made now: the token, and the trace that it belongs to."""
+        return (*self._token, *trace_headers())
 
     @property
     def images(self) -> Any:

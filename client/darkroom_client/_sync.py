@@ -164,12 +164,20 @@ class Client(JobCalls[Stream]):
         """
         return self._loop.run(self._client.cancel(request_id))
 
-    def jobs(self) -> list[catalog.Job]:
-        """The server's active and kept jobs, newest first: one's own, or, with an operator's token, all.
+    def server_load(self) -> catalog.ServerLoad:
+        """What the server does now: its queue, its batches and its memory. Needs an operator's token.
 
         :raises DarkroomError: if the call fails.
         """
-        return self._loop.run(self._client.jobs())
+        return self._loop.run(self._client.server_load())
+
+    def jobs(self, *, active_only: bool = False) -> list[catalog.Job]:
+        """The server's active and kept jobs, newest first: one's own, or, with an operator's token, all.
+
+        :param active_only: without those that have ended.
+        :raises DarkroomError: if the call fails.
+        """
+        return self._loop.run(self._client.jobs(active_only=active_only))
 
     def job(self, request_id: str) -> catalog.Job:
         """One of these jobs, with its thumbnail.

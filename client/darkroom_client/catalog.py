@@ -76,6 +76,45 @@ class ServerInfo:
 
 
 @dataclass(frozen=True, slots=True)
+class BatchLoad:
+    """What has been evaluated of one model and size since the server was started."""
+
+    model: str
+    size: str  # the edge of a square of at least as many pixels, or "larger"
+    steps: int  # evaluations, each of one batch
+    rows: int  # of all of them
+    step_seconds: float  # of all of them
+
+
+@dataclass(frozen=True, slots=True)
+class WeightsLoad:
+    """A model or an asset in memory."""
+
+    kind: str  # "model", "controlnet", "lora", "embedding"
+    name: str
+    model: str  # of an asset: the model that it is loaded for
+    residency: ResidencyName | None
+    bytes: int  # 0: unknown
+    users: int  # jobs
+
+
+@dataclass(frozen=True, slots=True)
+class ServerLoad:
+    """What a server does at a moment; a cluster's is the sum of its replicas'."""
+
+    queued_jobs: int
+    running_jobs: int
+    waiting_images: int  # that the engine has not begun
+    active_images: int  # that it has begun
+    open_streams: int
+    batches: tuple[BatchLoad, ...]
+    weights: tuple[WeightsLoad, ...]
+    device_bytes: int  # of weights on devices
+    parked_bytes: int  # of weights in the CPU's memory
+    memory_budget_bytes: int | None  # of device_bytes; None: no limit
+
+
+@dataclass(frozen=True, slots=True)
 class Model:
     """A model; `model` takes its name."""
 
@@ -194,4 +233,8 @@ class Job:
     priority: PriorityName | None = None  # None: it has ended
     estimated_start_time: datetime | None = None  # None: unknown, or it has started
     estimated_end_time: datetime | None = None  # None: unknown, or it has ended
+    width: int = 0  # pixels; 0: it is still being checked, or, of an edit, its input's
+    height: int = 0  # the same
+    batch_rows: int = 0  # of the latest evaluation with it; 0: none yet
+    step_seconds: float = 0.0  # of a step, on average; 0: none is done
     thumbnail: bytes = field(default=b"", repr=False)  # a small JPEG, from `Client.job`

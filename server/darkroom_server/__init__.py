@@ -8,7 +8,7 @@ and encoded; `config`, `errors` and `device` lie under all. A package imports on
     cluster                                edges in front of replicas, each of which is all below
     app                                    composition root
     api                                    the only package that touches protobuf and gRPC, with app
-    observe                                what operators see: log, watchdog, metrics
+    observe                                what operators see: log, watchdog, metrics, traces
     job_manager                            registry, admission, submission, drain
     engine                                 the step engine; torch runs here
     jobs                                   what crosses threads, and the planner
@@ -37,6 +37,8 @@ The map of threads, each with what it runs, and after the arrow with what it may
                            → copies of a network
     metrics                observe.metrics, when somebody asks for them
                            → numbers, to read
+    OpenTelemetry's        sending spans
+                           → spans of ended jobs
     writer (1 a stream)    observe.streams: what is printed and logged
                            → a file descriptor
 """

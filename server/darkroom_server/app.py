@@ -19,7 +19,9 @@ from darkroom_server.api.image_service import ImageService
 from darkroom_server.api.job_list import JobList
 from darkroom_server.api.keeper import Keeper
 from darkroom_server.api.listening import CannotListen
+from darkroom_server.api.load import ServerLoad
 from darkroom_server.api.submission import Submission
+from darkroom_server.api.traced import open_tracing
 from darkroom_server.api.warmup import wants_warm_up, warm_up
 from darkroom_server.config.settings import Settings, with_demo
 from darkroom_server.device.cuda import set_tf32
@@ -82,7 +84,9 @@ class App:
         self.jobs = JobManager(engine, self._planner, self.residency, settings)
         self._encoder = Encoder(settings.encoder_threads, settings.limits.chunk_bytes, engine.lose)
         self._submission = Submission(catalog, self.jobs, self._encoder)
-        self.keeper = Keeper(self._submission, settings)
+        self._tracing = open_tracing(settings.traces)
+        self._backend = self._tracing.of(self._submission) if self._tracing is not None else self._submission
+        self.keeper = Keeper(self._backend, settings)
         self._door, self._http = door, http
         engine.attach(self._on_device_lost, self._relieve)
         self.metrics = Metrics(engine, self.jobs, self.residency, door.numbers)
@@ -141,13 +145,14 @@ class App:
         await self._preload()
         await self.keeper.open()
         jobs = JobList(self.jobs, self.keeper, self._encoder, self.settings.tokens)
-        images = ImageService(self._submission, self.keeper, jobs, self.settings.slow_reader_seconds)
+        images = ImageService(self._backend, self.keeper, jobs, self.settings.slow_reader_seconds, self._tracing)
         catalog = CatalogService(
             self.catalog,
             self.residency,
             self.settings.keep_results_seconds,
             self.engine.threads,
             self.settings.deterministic_rows,
+            ServerLoad(self.engine, self.jobs, self.residency, self._door.numbers),
         )
         if self._http is not None:
             self._http.serve(self.jobs.read, self.catalog)
@@ -164,6 +169,8 @@ class App:
         await self.keeper.close()
         self._watchdog.stop()
         self.metrics.stop()
+        if self._tracing is not None:
+            await self._tracing.close()
         await self.engine.stop()
         self.residency.close()
         self.jobs.close()

@@ -250,6 +250,9 @@ def test_address_and_token(scripted, monkeypatch):
         (options.PreviewOptions, parameters_pb2.PreviewOptions),
         (options.OutputOptions, parameters_pb2.OutputOptions),
         (catalog.ServerInfo, catalog_service_pb2.GetServerInfoResponse),
+        (catalog.ServerLoad, catalog_service_pb2.GetServerLoadResponse),
+        (catalog.BatchLoad, catalog_service_pb2.BatchLoad),
+        (catalog.WeightsLoad, catalog_service_pb2.WeightsLoad),
         *((getattr(catalog, name), getattr(catalog_service_pb2, name)) for name in CATALOG),
     ],
 )

@@ -1,65 +1,13 @@
 """The command line in a real terminal: the preview develops in it, and Ctrl-C stops the job on the server."""
 
 import os
-import re
-import select
 import signal
-import sys
 import threading
 
 import grpc
 import pytest
 
-pty = pytest.importorskip("pty")
-_ESCAPES = re.compile(r"\x1b\[[0-9;?]*[a-zA-Z]")
-
-
-class Terminal:
-    """Runs `darkroom` with a terminal of 40 x 100 characters as stdin, stdout and stderr."""
-
-    def __init__(self, *arguments: str, **environment: str) -> None:
-        self._output = b""
-        code = "from darkroom_client.cli import main; main()"
-        variables = {**os.environ, "TERM": "xterm-256color", "COLORTERM": "truecolor", "COLUMNS": "100", "LINES": "40"}
-        variables |= environment
-        main, other = pty.openpty()
-        self._main = main
-        self.pid = os.posix_spawn(
-            sys.executable,
-            [sys.executable, "-c", code, *arguments],
-            variables,
-            file_actions=[(os.POSIX_SPAWN_DUP2, other, n) for n in range(3)] + [(os.POSIX_SPAWN_CLOSE, main)],
-        )
-        os.close(other)
-
-    def read(self, until: str | None = None) -> None:
-        """Reads to the end, or until it has shown a text.
-
-        :raises TimeoutError: after a long silence.
-        """
-        while until is None or until not in _ESCAPES.sub("", self.text):
-            if not select.select([self._main], [], [], 20)[0]:
-                raise TimeoutError(self.text)
-            try:
-                data = os.read(self._main, 65536)
-            except OSError:  # how Linux says that the other side is closed
-                return
-            if not data:
-                return
-            self._output += data
-
-    def exit_code(self) -> int:
-        self.read()
-        os.close(self._main)
-        return os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1])
-
-    @property
-    def text(self) -> str:
-        return self._output.decode(errors="replace")
-
-    @property
-    def lines(self) -> list[str]:
-        return [line.strip() for line in _ESCAPES.sub("", self.text).splitlines() if line.strip()]
+from tests.darkroom_client.terminal import Terminal
 
 
 @pytest.fixture(autouse=True)
@@ -109,8 +57,8 @@ def test_many_jobs_have_one_bar_for_all_and_one_each_at_the_server(scripted, mak
     scripted.script = script
     terminal = Terminal("generate", "first", "bad", "third", "--num-images", "1", "--seed", "7")
     try:
-        terminal.read(until="1 done, 1 failed, 1 waiting")
-        terminal.read(until="waiting behind 5")
+        terminal.read_until("1 done, 1 failed, 1 waiting")
+        terminal.read_until("waiting behind 5")
     finally:
         goes_on.set()
     assert terminal.exit_code() == 1

@@ -29,6 +29,7 @@ _OWN = {  # the client's commands: module and function
     "preprocess": "_preprocess:preprocess",
     "ui": "_ui:ui",
     "jobs": "_kept_jobs:jobs",
+    "top": "_top:top",
     "watch": "_kept_jobs:watch",
     "result": "_kept_jobs:result",
     "cancel": "_kept_jobs:cancel",

@@ -339,3 +339,61 @@ class UnloadModelResponse(_message.Message):
     FREED_BYTES_FIELD_NUMBER: _ClassVar[int]
     freed_bytes: int
     def __init__(self, freed_bytes: _Optional[int] = ...) -> None: ...
+
+class GetServerLoadRequest(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class GetServerLoadResponse(_message.Message):
+    __slots__ = ("queued_jobs", "running_jobs", "waiting_images", "active_images", "open_streams", "batches", "weights", "device_bytes", "parked_bytes", "memory_budget_bytes")
+    QUEUED_JOBS_FIELD_NUMBER: _ClassVar[int]
+    RUNNING_JOBS_FIELD_NUMBER: _ClassVar[int]
+    WAITING_IMAGES_FIELD_NUMBER: _ClassVar[int]
+    ACTIVE_IMAGES_FIELD_NUMBER: _ClassVar[int]
+    OPEN_STREAMS_FIELD_NUMBER: _ClassVar[int]
+    BATCHES_FIELD_NUMBER: _ClassVar[int]
+    WEIGHTS_FIELD_NUMBER: _ClassVar[int]
+    DEVICE_BYTES_FIELD_NUMBER: _ClassVar[int]
+    PARKED_BYTES_FIELD_NUMBER: _ClassVar[int]
+    MEMORY_BUDGET_BYTES_FIELD_NUMBER: _ClassVar[int]
+    queued_jobs: int
+    running_jobs: int
+    waiting_images: int
+    active_images: int
+    open_streams: int
+    batches: _containers.RepeatedCompositeFieldContainer[BatchLoad]
+    weights: _containers.RepeatedCompositeFieldContainer[WeightsLoad]
+    device_bytes: int
+    parked_bytes: int
+    memory_budget_bytes: int
+    def __init__(self, queued_jobs: _Optional[int] = ..., running_jobs: _Optional[int] = ..., waiting_images: _Optional[int] = ..., active_images: _Optional[int] = ..., open_streams: _Optional[int] = ..., batches: _Optional[_Iterable[_Union[BatchLoad, _Mapping]]] = ..., weights: _Optional[_Iterable[_Union[WeightsLoad, _Mapping]]] = ..., device_bytes: _Optional[int] = ..., parked_bytes: _Optional[int] = ..., memory_budget_bytes: _Optional[int] = ...) -> None: ...
+
+class BatchLoad(_message.Message):
+    __slots__ = ("model", "size", "steps", "rows", "step_seconds")
+    MODEL_FIELD_NUMBER: _ClassVar[int]
+    SIZE_FIELD_NUMBER: _ClassVar[int]
+    STEPS_FIELD_NUMBER: _ClassVar[int]
+    ROWS_FIELD_NUMBER: _ClassVar[int]
+    STEP_SECONDS_FIELD_NUMBER: _ClassVar[int]
+    model: str
+    size: str
+    steps: int
+    rows: int
+    step_seconds: float
+    def __init__(self, model: _Optional[str] = ..., size: _Optional[str] = ..., steps: _Optional[int] = ..., rows: _Optional[int] = ..., step_seconds: _Optional[float] = ...) -> None: ...
+
+class WeightsLoad(_message.Message):
+    __slots__ = ("kind", "name", "model", "residency", "bytes", "users")
+    KIND_FIELD_NUMBER: _ClassVar[int]
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    MODEL_FIELD_NUMBER: _ClassVar[int]
+    RESIDENCY_FIELD_NUMBER: _ClassVar[int]
+    BYTES_FIELD_NUMBER: _ClassVar[int]
+    USERS_FIELD_NUMBER: _ClassVar[int]
+    kind: str
+    name: str
+    model: str
+    residency: Residency
+    bytes: int
+    users: int
+    def __init__(self, kind: _Optional[str] = ..., name: _Optional[str] = ..., model: _Optional[str] = ..., residency: _Optional[_Union[Residency, str]] = ..., bytes: _Optional[int] = ..., users: _Optional[int] = ...) -> None: ...

@@ -83,6 +83,11 @@ class CatalogServiceStub(object):
                 request_serializer=darkroom_dot_v1_dot_catalog__service__pb2.UnloadModelRequest.SerializeToString,
                 response_deserializer=darkroom_dot_v1_dot_catalog__service__pb2.UnloadModelResponse.FromString,
                 _registered_method=True)
+        self.GetServerLoad = channel.unary_unary(
+                '/darkroom.v1.CatalogService/GetServerLoad',
+                request_serializer=darkroom_dot_v1_dot_catalog__service__pb2.GetServerLoadRequest.SerializeToString,
+                response_deserializer=darkroom_dot_v1_dot_catalog__service__pb2.GetServerLoadResponse.FromString,
+                _registered_method=True)
 
 
 class CatalogServiceServicer(object):
@@ -183,6 +188,16 @@ class CatalogServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def GetServerLoad(self, request, context):
+        """GetServerLoad returns what the server does at this moment: its queue, its batches and its memory. For operators.
+
+        Fails with UNAUTHENTICATED without a token, PERMISSION_DENIED with a user's, and UNIMPLEMENTED where the server does
+        not offer it yet.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_CatalogServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -230,6 +245,11 @@ def add_CatalogServiceServicer_to_server(servicer, server):
                     servicer.UnloadModel,
                     request_deserializer=darkroom_dot_v1_dot_catalog__service__pb2.UnloadModelRequest.FromString,
                     response_serializer=darkroom_dot_v1_dot_catalog__service__pb2.UnloadModelResponse.SerializeToString,
+            ),
+            'GetServerLoad': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetServerLoad,
+                    request_deserializer=darkroom_dot_v1_dot_catalog__service__pb2.GetServerLoadRequest.FromString,
+                    response_serializer=darkroom_dot_v1_dot_catalog__service__pb2.GetServerLoadResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -479,6 +499,33 @@ class CatalogService(object):
             '/darkroom.v1.CatalogService/UnloadModel',
             darkroom_dot_v1_dot_catalog__service__pb2.UnloadModelRequest.SerializeToString,
             darkroom_dot_v1_dot_catalog__service__pb2.UnloadModelResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetServerLoad(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/darkroom.v1.CatalogService/GetServerLoad',
+            darkroom_dot_v1_dot_catalog__service__pb2.GetServerLoadRequest.SerializeToString,
+            darkroom_dot_v1_dot_catalog__service__pb2.GetServerLoadResponse.FromString,
             options,
             channel_credentials,
             insecure,

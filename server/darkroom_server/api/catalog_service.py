@@ -15,12 +15,13 @@ from darkroom.v1 import catalog_service_pb2_grpc
 from darkroom_plugins.errors import InvalidRequest, Violation, no_such
 from darkroom_plugins.version import VERSION
 from darkroom_server.api import messages, quotas
+from darkroom_server.api.load import RESIDENCIES
 from darkroom_server.api.messages import preview_mode
 from darkroom_server.device.resources import row_bucket
 from darkroom_server.errors import NotFound
 from darkroom_server.jobs.events import Ended
 from darkroom_server.jobs.mailbox import Mailbox
-from darkroom_server.models.residency import Loading, Residency
+from darkroom_server.models.residency import Loading
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -30,18 +31,11 @@ if TYPE_CHECKING:
     from darkroom_plugins.contract import AssetKind, SchedulerEntry
     from darkroom_plugins.manager import PluginInfo
     from darkroom_server.api.context import CallContext
+    from darkroom_server.api.load import ServerLoad
     from darkroom_server.models.assets import Asset
     from darkroom_server.models.catalog import Catalog
     from darkroom_server.models.model import Model
     from darkroom_server.models.residency import Key, ResidencyManager
-
-RESIDENCIES = {  # furthest from the device first
-    Residency.ABSENT: pb.RESIDENCY_ABSENT,
-    Residency.LEAVING: pb.RESIDENCY_ABSENT,
-    Residency.LOADING: pb.RESIDENCY_LOADING,
-    Residency.PARKED: pb.RESIDENCY_PARKED,
-    Residency.RESIDENT: pb.RESIDENCY_RESIDENT,
-}
 
 Context: TypeAlias = "CallContext"
 
@@ -56,11 +50,13 @@ class CatalogService(catalog_service_pb2_grpc.CatalogServiceServicer):
         keep_results_seconds: float,
         threads: int,
         deterministic_rows: int | None,
+        load: ServerLoad,
     ) -> None:
         """`threads`: of deterministic jobs on a CPU. `deterministic_rows`: see `Settings`."""
         self._catalog, self._keep_results_seconds = catalog, keep_results_seconds
         self._threads, self._deterministic_rows = threads, deterministic_rows
         self._resident = residency
+        self._load = load
 
     async def GetServerInfo(self, request: pb.GetServerInfoRequest, context: Context) -> pb.GetServerInfoResponse:
         limits = self._catalog.limits
@@ -152,6 +148,9 @@ class CatalogService(catalog_service_pb2_grpc.CatalogServiceServicer):
     async def UnloadModel(self, request: pb.UnloadModelRequest, context: Context) -> pb.UnloadModelResponse:
         freed = await self._resident.unload(("model", self._named(request.model).name))
         return pb.UnloadModelResponse(freed_bytes=freed)
+
+    async def GetServerLoad(self, request: pb.GetServerLoadRequest, context: Context) -> pb.GetServerLoadResponse:
+        return self._load.message()
 
     def _named(self, name: str) -> Model:
         """:raises RequestRefused: no such model"""

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, Protocol
 
+TRACE_HEADERS = ("traceparent", "tracestate")  # of W3C Trace Context
+
 
 class CallContext(Protocol):
     """The call that a handler answers."""
@@ -26,3 +28,8 @@ class CallContext(Protocol):
 
     async def abort(self, code: Any, details: str = "", trailing_metadata: Sequence[tuple[str, Any]] = ()) -> Any:
         """End the call with a status, by an exception."""
+
+
+def trace_headers(context: CallContext) -> dict[str, str]:
+    """Those that came with a call: which span of its caller's it belongs to."""
+    return {key: str(value) for key, value in context.invocation_metadata() or () if key in TRACE_HEADERS}

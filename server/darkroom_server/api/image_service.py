@@ -5,27 +5,29 @@ from __future__ import annotations
 import asyncio
 import time
 import uuid
-from contextlib import aclosing
+from contextlib import aclosing, contextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from darkroom.v1 import image_service_pb2, image_service_pb2_grpc, parameters_pb2
-from darkroom_plugins.errors import InvalidRequest, Violation
+from darkroom_plugins.errors import DarkroomError, InvalidRequest, Violation
 from darkroom_plugins.quoting import quoted
 from darkroom_server.api import quotas
 from darkroom_server.api.access import owner
+from darkroom_server.api.context import trace_headers
 from darkroom_server.api.keeper import no_such_job
 from darkroom_server.api.request_id import is_request_id
 from darkroom_server.errors import Cancelled, RequestIdInUse, SlowReader
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator
+    from collections.abc import AsyncGenerator, Iterator
 
     from darkroom.v1 import events_pb2
     from darkroom_server.api.backend import Backend
     from darkroom_server.api.context import CallContext
     from darkroom_server.api.job_list import JobList
     from darkroom_server.api.keeper import Keeper
+    from darkroom_server.api.traced import Tracing
     from darkroom_server.jobs.job import Job
     from darkroom_server.jobs.kept import KeptJob
 
@@ -36,12 +38,20 @@ class ImageService(image_service_pb2_grpc.ImageServiceServicer):
     """Generate and Edit share one flow: validate, plan, submit, stream. A kept job runs beside its streams, which watch
     it."""
 
-    def __init__(self, backend: Backend, keeper: Keeper, job_list: JobList, slow_reader_seconds: float) -> None:
+    def __init__(
+        self,
+        backend: Backend,
+        keeper: Keeper,
+        job_list: JobList,
+        slow_reader_seconds: float,
+        tracing: Tracing | None = None,
+    ) -> None:
         self._backend = backend
         self._jobs = backend.jobs
         self._keeper = keeper
         self._list = job_list
         self._slow_reader_seconds = slow_reader_seconds
+        self._tracing = tracing
 
     async def Generate(self, request: image_service_pb2.GenerateRequest, context: Context) -> None:
         await self._serve("Generate", request, context, image_service_pb2.GenerateResponse)
@@ -53,10 +63,12 @@ class ImageService(image_service_pb2_grpc.ImageServiceServicer):
         message.request_id = message.request_id or uuid.uuid4().hex
         if message.disconnect_policy == parameters_pb2.DISCONNECT_POLICY_KEEP:
             register = partial(self._register, context)
-            kept = await self._keeper.attach(rpc, message, register, owner(), context.time_remaining())
+            with self._tracing_refusals(rpc, message, context):
+                kept = await self._keeper.attach(rpc, message, register, owner(), context.time_remaining())
             await self._follow(kept, 0, context, response)
             return
-        job = self._register(context, message)
+        with self._tracing_refusals(rpc, message, context):
+            job = self._register(context, message)
         await self._stream(job, self._backend.events(job, rpc, message), context, response)
 
     async def _stream(
@@ -87,7 +99,8 @@ class ImageService(image_service_pb2_grpc.ImageServiceServicer):
 
     async def Preprocess(self, request: image_service_pb2.PreprocessRequest, context: Context) -> None:
         request.request_id = request.request_id or uuid.uuid4().hex
-        job = self._register(context, request)
+        with self._tracing_refusals("Preprocess", request, context):
+            job = self._register(context, request)
         await self._stream(job, self._backend.preprocess(job, request), context, image_service_pb2.PreprocessResponse)
 
     async def Cancel(
@@ -103,7 +116,7 @@ class ImageService(image_service_pb2_grpc.ImageServiceServicer):
     async def ListJobs(
         self, request: image_service_pb2.ListJobsRequest, context: Context
     ) -> image_service_pb2.ListJobsResponse:
-        return self._list.page(owner(), request.page_size, request.page_token)
+        return self._list.page(owner(), request.page_size, request.page_token, request.active_only)
 
     async def GetJob(
         self, request: image_service_pb2.GetJobRequest, context: Context
@@ -122,10 +135,23 @@ class ImageService(image_service_pb2_grpc.ImageServiceServicer):
             async with asyncio.timeout(self._slow_reader_seconds):
                 await context.write(response)
         except TimeoutError:
-            raise SlowReader(f"the client read nothing for {self._slow_reader_seconds:g} seconds") from None
+            slow = SlowReader(f"the client read nothing for {self._slow_reader_seconds:g} seconds")
+            if job is not None:
+                job.failure = slow
+            raise slow from None
         finally:
             if job is not None:
                 job.writing = None
+
+    @contextmanager
+    def _tracing_refusals(self, rpc: str, message: Any, context: Context) -> Iterator[None]:
+        """Around what refuses a request before there is a job."""
+        try:
+            yield
+        except DarkroomError as error:
+            if self._tracing is not None:
+                self._tracing.refused(rpc, message.request_id, context, error)
+            raise
 
     def _register(self, context: Context, message: Any) -> Job:
         """Admit a job, or refuse it before any work.
@@ -137,7 +163,7 @@ class ImageService(image_service_pb2_grpc.ImageServiceServicer):
         if self._keeper.find(token, request_id) is not None:
             raise RequestIdInUse(f"request_id {quoted(request_id)} is that of a kept job")
         quotas.admit_job(self._jobs.of_token(token))
-        return self._jobs.register(
+        job = self._jobs.register(
             token,
             request_id,
             message.ByteSize(),
@@ -145,6 +171,8 @@ class ImageService(image_service_pb2_grpc.ImageServiceServicer):
             priority=quotas.admit_priority(message),
             deadline=time.monotonic() + left if left is not None else None,
         )
+        job.trace = trace_headers(context)
+        return job
 
 
 def _require_id(request: Any) -> None:

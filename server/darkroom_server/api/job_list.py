@@ -52,14 +52,14 @@ class JobList:
         self._jobs, self._keeper, self._encoder = jobs, keeper, encoder
         self._tokens = {each.sha256.lower(): each for each in tokens}
 
-    def page(self, owner: str, size: int, token: str) -> pb.ListJobsResponse:
-        """A page of the jobs that `owner` may see, newest first.
+    def page(self, owner: str, size: int, token: str, active_only: bool = False) -> pb.ListJobsResponse:
+        """A page of the jobs that `owner` may see, newest first; without those that have ended if `active_only`.
 
         :raises InvalidRequest: for a bad size or token
         """
         if not 0 <= size <= MOST:
             raise InvalidRequest([Violation("page_size", f"must be from 0 to {MOST}, not {size}")])
-        entries = self._visible(owner)
+        entries = [each for each in self._visible(owner) if each.job is not None or not active_only]
         place = _place(entries, token) if token else 0
         shown = entries[place : place + (size or DEFAULT_PAGE)]
         rest = entries[place + len(shown) :]
@@ -143,6 +143,7 @@ def _describe_accepted(message: pb.Job, accepted: events_pb2.AcceptedEvent) -> N
     given = accepted.parameters
     message.task, message.model, message.prompt = given.task, given.model, given.prompt
     message.num_images, message.step_count = len(accepted.seeds), accepted.step_count
+    message.width, message.height = given.width, given.height
 
 
 def _describe_active(message: pb.Job, job: Job) -> None:
@@ -153,10 +154,12 @@ def _describe_active(message: pb.Job, job: Job) -> None:
         request = plan.request
         message.task, message.model, message.prompt = request.task, request.model, request.prompt
         message.num_images, message.step_count = request.num_images, plan.steps.count
+        message.width, message.height = request.width, request.height
 
 
 def _add_progress(message: pb.Job, seen: Seen) -> None:
     message.step, message.images_done = seen.step, seen.images
+    message.batch_rows, message.step_seconds = seen.rows, seen.step_seconds
     if seen.started is not None:
         _set_time(message.start_time, seen.started)
     if seen.position is not None:

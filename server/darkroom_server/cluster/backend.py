@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import time
 import uuid
 from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import aclosing
@@ -243,7 +242,7 @@ def note_progress(job: Job, event: events_pb2.JobEvent) -> None:
             job.seen.position = event.queued.position
         case "step":
             if job.queued:
-                job.queued, job.seen.position, job.seen.started = False, None, time.time()
-            job.seen.step = max(job.seen.step, event.step.step)
+                job.begun_elsewhere(event.step.elapsed_seconds)
+            job.seen.stepped(event.step.step, event.step.elapsed_seconds, event.step.batch_rows)
         case "image":
             job.seen.images += 1

@@ -10,6 +10,7 @@ from google.protobuf import message_factory
 from darkroom.v1 import catalog_service_pb2 as pb
 from darkroom.v1 import catalog_service_pb2_grpc
 from darkroom_server.api.access import owner
+from darkroom_server.api.load import open_streams, summed
 from darkroom_server.cluster.backend import messages_of
 from darkroom_server.cluster.wire import Call, ReplicaLost
 from darkroom_server.errors import DeviceLost
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
 
     from darkroom_server.api.context import CallContext
     from darkroom_server.cluster.backend import ClusterBackend
+    from darkroom_server.jobs.numbers import CallNumbers
 
 SERVICE = pb.DESCRIPTOR.services_by_name["CatalogService"]
 ATTEMPTS = 3
@@ -27,8 +29,8 @@ ATTEMPTS = 3
 class ClusterCatalog(catalog_service_pb2_grpc.CatalogServiceServicer):
     """What replicas offer. They are alike: one answers what all could, but where they differ by what is in memory."""
 
-    def __init__(self, backend: ClusterBackend) -> None:
-        self._backend = backend
+    def __init__(self, backend: ClusterBackend, calls: CallNumbers) -> None:
+        self._backend, self._calls = backend, calls
 
     async def ListModels(self, request: pb.ListModelsRequest, context: CallContext) -> pb.ListModelsResponse:
         """With the best residency that any replica has for each."""
@@ -48,6 +50,13 @@ class ClusterCatalog(catalog_service_pb2_grpc.CatalogServiceServicer):
         answers = await self._everywhere("UnloadModel", request)
         freed = sum(pb.UnloadModelResponse.FromString(data).freed_bytes for data in answers)
         return pb.UnloadModelResponse(freed_bytes=freed)
+
+    async def GetServerLoad(self, request: pb.GetServerLoadRequest, context: CallContext) -> pb.GetServerLoadResponse:
+        """Of all replicas, with the streams that are open here."""
+        answers = await self._everywhere("GetServerLoad", request)
+        whole = summed(map(pb.GetServerLoadResponse.FromString, answers))
+        whole.open_streams = open_streams(self._calls)
+        return whole
 
     async def answer(self, method: str, request: Any) -> bytes:
         """The answer of any replica. :raises DarkroomError: the call failed"""

@@ -10,6 +10,7 @@ from darkroom_server.api.door import Door
 from darkroom_server.api.image_service import ImageService
 from darkroom_server.api.job_list import JobList
 from darkroom_server.api.keeper import Keeper
+from darkroom_server.api.traced import open_tracing
 from darkroom_server.cluster.backend import ClusterBackend
 from darkroom_server.cluster.catalog import ClusterCatalog
 from darkroom_server.observe.shutdown import Shutdown, until
@@ -41,7 +42,9 @@ class Edge:
         self._door = door
         self._hurry = asyncio.Event()
         self.backend = ClusterBackend(replicas, settings)
-        self.keeper = Keeper(self.backend, settings)
+        self._tracing = open_tracing(settings.traces)
+        self._traced = self._tracing.of(self.backend) if self._tracing is not None else self.backend
+        self.keeper = Keeper(self._traced, settings)
 
     @classmethod
     async def open(cls, settings: Settings, replicas: Callable[[Settings], Awaitable[Replicas]] | None = None) -> Edge:
@@ -65,8 +68,8 @@ class Edge:
         """
         await self.keeper.open()
         jobs = JobList(self.backend.jobs, self.keeper, EdgeThumbnails(), self.settings.tokens)
-        images = ImageService(self.backend, self.keeper, jobs, self.settings.slow_reader_seconds)
-        await self._door.serve(images, ClusterCatalog(self.backend))
+        images = ImageService(self._traced, self.keeper, jobs, self.settings.slow_reader_seconds, self._tracing)
+        await self._door.serve(images, ClusterCatalog(self.backend, self._door.numbers))
 
     async def stop(self) -> None:
         """Drain: refuse new jobs, give running ones `drain_seconds` to end, or until `hurry`; then stop."""
@@ -76,6 +79,8 @@ class Edge:
         await self.keeper.close()
         await self.backend.close()
         await self.replicas.close()
+        if self._tracing is not None:
+            await self._tracing.close()
 
     def hurry(self) -> None:
         """End the drain."""

@@ -48,14 +48,14 @@ class Replica:
 
     @classmethod
     async def open(cls, name: str, settings: Settings, owns_process: bool = False) -> Replica:
-        """A replica with its models loaded. It has no log, no doors and no metrics of its own: the edges have.
+        """A replica with its models loaded. It has no log, doors, metrics or traces of its own: the edges have.
 
         :raises ModelError: a model or asset cannot be served as configured
         """
         from darkroom_plugins.manager import load_plugins
         from darkroom_server.app import App
 
-        outer = {"http": None, "metrics": None, "state_dir": None}
+        outer = {"http": None, "metrics": None, "state_dir": None, "traces": None}
         settings = settings.model_copy(update=outer)
         door = InnerDoor()
         app = await App.open(settings, load_plugins(settings.blocked_plugins), door, owns_process)

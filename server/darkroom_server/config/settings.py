@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import re
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
+from urllib.parse import urlsplit
 
 from pydantic import (
     AfterValidator,
@@ -31,6 +33,7 @@ from darkroom_server.config.tls import checked
 DEFAULT_LISTEN = "127.0.0.1:50051"
 DEMO = "shapes"
 MIB = 1024 * 1024
+OTLP_PORT = 4317  # of OTLP over gRPC
 ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://([a-z0-9._-]+|\[[0-9a-f:]+\])(:[0-9]+)?")
 
 Dtype = Literal["auto", "float32", "float16", "bfloat16"]
@@ -64,6 +67,16 @@ def _port(text: str) -> str:
     if not isinstance(address, TcpAddress):
         raise ValueError(f"{text!r} is no port: HOST:PORT is needed")
     return str(address)
+
+
+def _collector(url: str) -> str:
+    """:raises ValueError: it is no address of a collector, or the packages to speak to it are not installed"""
+    parts = urlsplit(url)
+    if parts.scheme not in ("http", "https") or not parts.hostname or parts.path.strip("/") or "@" in parts.netloc:
+        raise ValueError(f"{url!r} is no collector: http://HOST:PORT is needed, or https://HOST:PORT")
+    if find_spec("opentelemetry") is None or find_spec("opentelemetry.exporter.otlp.proto.grpc") is None:
+        raise ValueError("the packages of the extra `otel` are missing: pip install 'darkroom-diffusion[otel]'")
+    return f"{parts.scheme}://{parts.netloc}" if parts.port else f"{parts.scheme}://{parts.netloc}:{OTLP_PORT}"
 
 
 def _origin(text: str) -> str:
@@ -237,6 +250,7 @@ class Settings(BaseSettings):
     log_format: Literal["console", "json"] = "console"
     log_prompts: bool = False  # in the log's line of a job
     metrics: Annotated[str, AfterValidator(_port)] | None = None  # HOST:PORT to serve metrics on; None: nowhere
+    traces: Annotated[str, AfterValidator(_collector)] | None = None  # where jobs' spans are sent; None: nowhere
     tokens: list[TokenSettings] = []  # empty: no authentication, loopback only, unless clients have certificates
     tls: TlsSettings | None = None  # None: not encrypted
     device: str = "auto"  # a torch device

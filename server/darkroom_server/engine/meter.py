@@ -81,7 +81,9 @@ class Meter:
         request = slots[0].job.request
         self._stepped = sum(slot.rows for slot in slots)
         self._numbers.rows.add(self._stepped)
-        self._numbers.steps[request.model, size_class(request.width, request.height)].add(seconds)
+        kind = request.model, size_class(request.width, request.height)
+        self._numbers.steps[kind].add(seconds)
+        self._numbers.stepped_rows[kind] += self._stepped
 
 
 def _turn(batch: Sequence[Slot]) -> _Turn:

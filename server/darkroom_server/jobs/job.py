@@ -12,6 +12,7 @@ from darkroom_server.jobs.events import Event, ImageDecoded, Queued, Started, St
 from darkroom_server.jobs.mailbox import Mailbox
 
 if TYPE_CHECKING:
+    from darkroom_plugins.errors import DarkroomError
     from darkroom_plugins.request import Request
     from darkroom_server.jobs.plan import Plan
 
@@ -41,6 +42,12 @@ class Seen:
     estimated_end: float | None = None  # time.time; None: not known
     step: int = 0  # of the image that is the furthest
     images: int = 0  # finished
+    rows: int = 0  # of the latest evaluation with it
+    step_seconds: float = 0.0  # of a step, on average; 0: none is done
+
+    def stepped(self, step: int, elapsed: float, rows: int) -> None:
+        """A step of an image is done, so many seconds after the image was begun."""
+        self.step, self.rows, self.step_seconds = max(self.step, step), rows, elapsed / step
 
     def expect(self, wait: float | None, end: float | None) -> None:
         """It will start and end in so many seconds; None: not known."""
@@ -64,6 +71,8 @@ class Job:
     client: str = ""  # whose share of the device it uses
     priority: str = "normal"  # a key of shares.WEIGHTS
     deadline: float | None = None  # time.monotonic; of its call
+    trace: dict[str, str] = field(default_factory=dict)  # W3C's trace headers of its call
+    failure: DarkroomError | None = None  # why its stream is not read to its end, if that is known
     on_start: Callable[[], None] = lambda: None  # called on the event loop at its first turn
     pixels: int = 0  # of its pictures, once checked
     load_seconds: float = 0.0
@@ -89,10 +98,15 @@ class Job:
                 self.seen.position = event.position
                 self.seen.expect(event.estimated_wait, event.estimated_end)
             case StepDone():
-                self.seen.step = max(self.seen.step, event.step)
+                self.seen.stepped(event.step, event.elapsed, event.batch_rows)
             case ImageDecoded():
                 self.seen.images += 1
         self.mailbox.put(event)
+
+    def begun_elsewhere(self, seconds: float) -> None:
+        """Its first turn was so many seconds ago, at another process."""
+        self.queued, self.seen.position, self.seen.started = False, None, time.time() - seconds
+        self.progress.started = time.monotonic() - seconds
 
     @property
     def planned(self) -> Plan | None:

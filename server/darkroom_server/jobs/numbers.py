@@ -49,6 +49,7 @@ class EngineNumbers:
     steps: defaultdict[tuple[str, str], Distribution] = field(  # by model and size class; of a batch
         default_factory=lambda: defaultdict(seconds)
     )
+    stepped_rows: Counter[tuple[str, str]] = field(default_factory=Counter)  # evaluated, by the same
     parts: defaultdict[str, float] = field(default_factory=lambda: defaultdict(float))  # seconds of ticks, by part
     previews: int = 0  # made
     ends: Counter[str] = field(default_factory=Counter)  # of jobs, by reason; "OK" of those that are done

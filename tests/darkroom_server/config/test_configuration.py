@@ -88,6 +88,7 @@ WRONG = {  # the file, and the beginning of each violation
     "http": ('http = "8080"', ["1: http: '8080' has no port"]),
     "http for all": ('http = "0.0.0.0:8080"', ["1: http: 0.0.0.0 is reached from other machines, and no tokens are"]),
     "origin": ('cors_origins = ["https://a.b/"]', ["1: cors_origins.0: 'https://a.b/' is no origin: https://example"]),
+    "collector": ('traces = "localhost:4317"', ["1: traces: 'localhost:4317' is no collector: http://HOST:PORT is"]),
     "end": ('\nx = """\nabc', ["3: Unterminated string"]),
     "twice": ("device = 'cpu'\n\ndevice = 'cpu'", ["3: Cannot overwrite a value"]),
     "same name": (PATH + "\n" + PATH, ["6: models.1.name: 'a' as that of models.0; each must have its own"]),
