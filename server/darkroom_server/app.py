@@ -18,6 +18,7 @@ from darkroom_server.api.image_service import ImageService
 from darkroom_server.api.job_list import JobList
 from darkroom_server.api.keeper import Keeper
 from darkroom_server.api.listening import CannotListen
+from darkroom_server.api.preset_check import check_presets
 from darkroom_server.api.submission import Submission
 from darkroom_server.api.warmup import wants_warm_up, warm_up
 from darkroom_server.config.settings import Settings, with_demo
@@ -30,16 +31,13 @@ from darkroom_server.engine.previews import PreviewDecoders
 from darkroom_server.errors import DeviceLost
 from darkroom_server.job_manager import JobManager
 from darkroom_server.jobs.planner import Planner
-from darkroom_server.models.assets import AssetFiles
 from darkroom_server.models.catalog import Catalog
 from darkroom_server.models.holdings import holdings
 from darkroom_server.models.model import Model, ModelError
-from darkroom_server.models.opening import check_budget, open_models
 from darkroom_server.models.residency import ResidencyManager
 from darkroom_server.observe.metrics import Metrics
 from darkroom_server.observe.shutdown import Shutdown, until
 from darkroom_server.observe.watchdog import Watchdog
-from darkroom_server.pictures.uploads import Uploads
 
 if TYPE_CHECKING:
     from darkroom_server.api.in_process import InProcessCalls
@@ -230,12 +228,9 @@ def open_catalog(settings: Settings, plugins: Plugins) -> Catalog:
 
     :raises ModelError: a model or asset cannot be served as configured
     """
-    models = open_models(settings, plugins)
-    assets = AssetFiles(settings, plugins, models)
-    check_budget(models, settings.memory_budget)
-    default = settings.default_model or settings.models[0].name
-    uploads = Uploads(settings.limits, settings.reader_threads, settings.upload_memory, settings.upload_seconds)
-    return Catalog(plugins, models, assets, default, settings.limits, uploads)
+    catalog = Catalog.open(settings, plugins)
+    check_presets(catalog)
+    return catalog
 
 
 async def run(settings: Settings, plugins: Plugins | None = None, owns_process: bool = False) -> int:

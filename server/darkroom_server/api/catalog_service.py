@@ -16,6 +16,7 @@ from darkroom_plugins.errors import InvalidRequest, Violation, no_such
 from darkroom_plugins.version import VERSION
 from darkroom_server.api import messages, quotas
 from darkroom_server.api.messages import preview_mode
+from darkroom_server.api.validation.presets import parameters_of
 from darkroom_server.device.resources import row_bucket
 from darkroom_server.errors import NotFound
 from darkroom_server.jobs.events import Ended
@@ -220,6 +221,10 @@ class CatalogService(catalog_service_pb2_grpc.CatalogServiceServicer):
             dtype=str(model.family.dtype).removeprefix("torch."),
             max_cache_interval=model.max_cache_interval,
             safety_policy=f"SAFETY_POLICY_{settings.safety.upper()}",
+            presets=[
+                pb.Preset(name=name, description=preset.description, parameters=parameters_of(preset))
+                for name, preset in sorted(settings.presets.items())
+            ],
         )
 
     def _scheduler(self, entry: SchedulerEntry) -> pb.Scheduler:

@@ -26,6 +26,7 @@ from darkroom_plugins.files.safetensors_files import PICKLES, REFUSED
 from darkroom_plugins.request import PreviewMode, SafetyPolicy
 from darkroom_server.config.address import TcpAddress, parse_address
 from darkroom_server.config.consistency import MAX_BATCH_ROWS, inconsistencies
+from darkroom_server.config.presets import PresetSettings, spelled
 from darkroom_server.config.tls import checked
 
 DEFAULT_LISTEN = "127.0.0.1:50051"
@@ -35,11 +36,6 @@ ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://([a-z0-9._-]+|\[[0-9a-f:]+\])(:[0-9]+)
 
 Dtype = Literal["auto", "float32", "float16", "bfloat16"]
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9._/-]+$", max_length=128)]
-
-
-def _spelled(name: Any) -> Any:
-    """The one spelling of a name: ``latent-rgb`` for ``LATENT_RGB``."""
-    return name.lower().replace("_", "-") if isinstance(name, str) else name
 
 
 def _readable(path: Path) -> Path:
@@ -120,9 +116,10 @@ class ModelSettings(MemoryOptions):
     default_scheduler: str | None = None  # None: the entry of the model's own scheduler
     default_num_inference_steps: Annotated[int, Field(ge=1)] = 30
     default_guidance_scale: Annotated[float, Field(ge=0, le=100)] = 7.5
-    default_preview_mode: Annotated[PreviewMode, BeforeValidator(_spelled)] = "latent-rgb"
+    default_preview_mode: Annotated[PreviewMode, BeforeValidator(spelled)] = "latent-rgb"
     max_edge: Annotated[int, Field(ge=64)] | None = None  # pixels; None: four times the longer edge of its own size
     max_pixels: Annotated[int, Field(ge=64 * 64)] | None = None  # None: four times those of its own size
+    presets: dict[Name, PresetSettings] = {}  # values for requests that name one
 
     # Validators see earlier fields in info.data, unless those are invalid themselves.
 

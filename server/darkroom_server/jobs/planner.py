@@ -24,7 +24,7 @@ from darkroom_server.jobs.plan import Plan
 from darkroom_server.networks.decode_cost import DecodeCosts
 from darkroom_server.schedulers.schedule import ZERO_SNR, Steps, count_steps, lacks_zero_snr
 from darkroom_server.schedulers.scheduler import copy_scheduler
-from darkroom_server.schedulers.tables import Tables
+from darkroom_server.schedulers.tables import Tables, make_table
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -189,6 +189,18 @@ class Planner:
             value = self._schedules[key] = make()
         self._recent_schedules.append(value)
         return value
+
+
+def check_scheduler(request: Request, model: Model, entries: Mapping[str, SchedulerEntry]) -> None:
+    """Refuse what planning would refuse about the scheduler of a request, whatever its task.
+
+    :raises RequestRefused: as `Planner.plan`
+    """
+    entry = entries[request.scheduler.name]
+    _refuse_scheduler_without_zero_snr(model, entry, entries)
+    scheduler = _with_timesteps(_build_scheduler(request, model, entry), request, entry)
+    if not make_table(scheduler, 0, request.eta).finite:
+        raise _divides_by_zero(request.scheduler, model.info.prediction_type)
 
 
 class EmbeddingCache:
