@@ -30,6 +30,7 @@ _RECORDS: dict[Any, Any] = {  # by message
     catalog_service_pb2.Plugin: catalog.Plugin,
     catalog_service_pb2.GetServerInfoResponse: catalog.ServerInfo,
     catalog_service_pb2.Model: catalog.Model,
+    catalog_service_pb2.Preset: catalog.Preset,
     catalog_service_pb2.Task: catalog.Task,
     catalog_service_pb2.Scheduler: catalog.Scheduler,
     catalog_service_pb2.Lora: catalog.Lora,

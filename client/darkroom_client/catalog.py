@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, TypeAlias
 
+from darkroom.v1 import parameters_pb2
 from darkroom_client._enums import (
     JobStateName,
     PreviewModeName,
@@ -76,6 +77,15 @@ class ServerInfo:
 
 
 @dataclass(frozen=True, slots=True)
+class Preset:
+    """A model's set of values for requests; `preset` takes its name."""
+
+    name: str
+    description: str
+    parameters: parameters_pb2.Parameters  # set are the values of the preset alone
+
+
+@dataclass(frozen=True, slots=True)
 class Model:
     """A model; `model` takes its name."""
 
@@ -102,6 +112,7 @@ class Model:
     safety_policy: SafetyPolicyName | None
     max_cache_interval: int
     max_pixels: int
+    presets: tuple[Preset, ...]
 
 
 @dataclass(frozen=True, slots=True)
