@@ -13,6 +13,7 @@ import typing
 if typing.TYPE_CHECKING:
     from darkroom_client._aio import AsyncClient
     from darkroom_client._enums import (
+        AssetChangeKindName,
         DisconnectPolicyName,
         ImageFormatName,
         JobStateName,
@@ -30,6 +31,7 @@ if typing.TYPE_CHECKING:
     from darkroom_client._stream import AsyncStream
     from darkroom_client._sync import Client, Stream
     from darkroom_client.catalog import (
+        AssetChange,
         ControlNet,
         Device,
         Job,
@@ -115,6 +117,8 @@ __version__: str  # of the distribution; read on first use
 
 __all__ = [
     "Accepted",
+    "AssetChange",
+    "AssetChangeKindName",
     "AsyncClient",
     "AsyncStream",
     "Cancelled",

@@ -189,6 +189,15 @@ class AsyncClient(JobCalls[AsyncStream]):
         response = await self._call_catalog("UnloadModel", catalog.UnloadModelRequest(model=model))
         return int(response.freed_bytes)
 
+    async def rescan_assets(self) -> list[records.AssetChange]:
+        """Has the server look into its folders of LoRAs and embeddings now. Returns what has changed. Needs an
+        operator's token.
+
+        :raises DarkroomError: if the call fails.
+        """
+        response = await self._call_catalog("RescanAssets", catalog.RescanAssetsRequest())
+        return list(map(_assembly.record, response.changes))
+
     async def jobs(self) -> list[records.Job]:
         """The server's active and kept jobs, newest first: one's own, or, with an operator's token, all.
 

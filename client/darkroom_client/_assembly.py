@@ -36,6 +36,7 @@ _RECORDS: dict[Any, Any] = {  # by message
     catalog_service_pb2.Lora: catalog.Lora,
     catalog_service_pb2.ControlNet: catalog.ControlNet,
     catalog_service_pb2.Preprocessor: catalog.Preprocessor,
+    catalog_service_pb2.AssetChange: catalog.AssetChange,
 }
 _Chunked: TypeAlias = events.Image | events.ControlImage
 

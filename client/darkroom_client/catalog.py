@@ -10,6 +10,7 @@ from typing import Any, TypeAlias
 
 from darkroom.v1 import parameters_pb2
 from darkroom_client._enums import (
+    AssetChangeKindName,
     JobStateName,
     PreviewModeName,
     PriorityName,
@@ -178,6 +179,16 @@ class Preprocessor:
     description: str
     parameters_schema: _Schema  # of `preprocessor_options`
     plugin: str
+
+
+@dataclass(frozen=True, slots=True)
+class AssetChange:
+    """What became of a file in one of the server's folders."""
+
+    kind: str  # "lora" or "embedding"
+    name: str
+    what: AssetChangeKindName | None  # None: unknown to this client
+    detail: str  # why it waits, is refused or cannot be used; empty: nothing to say
 
 
 @dataclass(frozen=True, slots=True)

@@ -31,6 +31,7 @@ from darkroom_server.engine.previews import PreviewDecoders
 from darkroom_server.errors import DeviceLost
 from darkroom_server.job_manager import JobManager
 from darkroom_server.jobs.planner import Planner
+from darkroom_server.models.asset_folders import AssetFolders
 from darkroom_server.models.catalog import Catalog
 from darkroom_server.models.holdings import holdings
 from darkroom_server.models.model import Model, ModelError
@@ -76,6 +77,7 @@ class App:
             settings.idle_seconds,
             engine.forget_limits,
         )
+        self.folders = AssetFolders(catalog, self.residency, engine.forget_prompts)
         self.jobs = JobManager(engine, self._planner, self.residency, settings)
         self._encoder = Encoder(settings.encoder_threads, settings.limits.chunk_bytes, engine.lose)
         self._submission = Submission(catalog, self.jobs, self._encoder)
@@ -140,7 +142,9 @@ class App:
             self.settings.keep_results_seconds,
             self.engine.threads,
             self.settings.deterministic_rows,
+            self.folders,
         )
+        self.folders.start()
         if self._http is not None:
             self._http.serve(self.jobs.read, self.catalog)
         await self._door.serve(images, catalog)
@@ -154,6 +158,7 @@ class App:
         await self.jobs.drain(self.settings.drain_seconds, self._hurry)
         await asyncio.gather(self._door.close(1), *([self._http.close()] if self._http is not None else []))
         await self.keeper.close()
+        self.folders.close()
         self._watchdog.stop()
         self.metrics.stop()
         await self.engine.stop()

@@ -41,6 +41,7 @@ _OWN = {  # the client's commands: module and function
     "preprocessors": "_catalog:preprocessors",
     "load": "_residency:load",
     "unload": "_residency:unload",
+    "rescan": "_residency:rescan",
 }
 
 

@@ -24,6 +24,14 @@ class SafetyPolicy(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     SAFETY_POLICY_OFF: _ClassVar[SafetyPolicy]
     SAFETY_POLICY_FLAG: _ClassVar[SafetyPolicy]
     SAFETY_POLICY_BLOCK: _ClassVar[SafetyPolicy]
+
+class AssetChangeKind(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    ASSET_CHANGE_KIND_UNSPECIFIED: _ClassVar[AssetChangeKind]
+    ASSET_CHANGE_KIND_ADDED: _ClassVar[AssetChangeKind]
+    ASSET_CHANGE_KIND_REMOVED: _ClassVar[AssetChangeKind]
+    ASSET_CHANGE_KIND_WAITING: _ClassVar[AssetChangeKind]
+    ASSET_CHANGE_KIND_REFUSED: _ClassVar[AssetChangeKind]
 RESIDENCY_UNSPECIFIED: Residency
 RESIDENCY_ABSENT: Residency
 RESIDENCY_LOADING: Residency
@@ -33,6 +41,11 @@ SAFETY_POLICY_UNSPECIFIED: SafetyPolicy
 SAFETY_POLICY_OFF: SafetyPolicy
 SAFETY_POLICY_FLAG: SafetyPolicy
 SAFETY_POLICY_BLOCK: SafetyPolicy
+ASSET_CHANGE_KIND_UNSPECIFIED: AssetChangeKind
+ASSET_CHANGE_KIND_ADDED: AssetChangeKind
+ASSET_CHANGE_KIND_REMOVED: AssetChangeKind
+ASSET_CHANGE_KIND_WAITING: AssetChangeKind
+ASSET_CHANGE_KIND_REFUSED: AssetChangeKind
 
 class GetServerInfoRequest(_message.Message):
     __slots__ = ()
@@ -351,3 +364,25 @@ class UnloadModelResponse(_message.Message):
     FREED_BYTES_FIELD_NUMBER: _ClassVar[int]
     freed_bytes: int
     def __init__(self, freed_bytes: _Optional[int] = ...) -> None: ...
+
+class RescanAssetsRequest(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class RescanAssetsResponse(_message.Message):
+    __slots__ = ("changes",)
+    CHANGES_FIELD_NUMBER: _ClassVar[int]
+    changes: _containers.RepeatedCompositeFieldContainer[AssetChange]
+    def __init__(self, changes: _Optional[_Iterable[_Union[AssetChange, _Mapping]]] = ...) -> None: ...
+
+class AssetChange(_message.Message):
+    __slots__ = ("kind", "name", "what", "detail")
+    KIND_FIELD_NUMBER: _ClassVar[int]
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    WHAT_FIELD_NUMBER: _ClassVar[int]
+    DETAIL_FIELD_NUMBER: _ClassVar[int]
+    kind: str
+    name: str
+    what: AssetChangeKind
+    detail: str
+    def __init__(self, kind: _Optional[str] = ..., name: _Optional[str] = ..., what: _Optional[_Union[AssetChangeKind, str]] = ..., detail: _Optional[str] = ...) -> None: ...

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from darkroom_plugins.contract import AssetKind, SchedulerEntry
     from darkroom_plugins.manager import PluginInfo
     from darkroom_server.api.context import CallContext
+    from darkroom_server.models.asset_folders import AssetFolders
     from darkroom_server.models.assets import Asset
     from darkroom_server.models.catalog import Catalog
     from darkroom_server.models.model import Model
@@ -42,6 +43,13 @@ RESIDENCIES = {  # furthest from the device first
     Residency.LOADING: pb.RESIDENCY_LOADING,
     Residency.PARKED: pb.RESIDENCY_PARKED,
     Residency.RESIDENT: pb.RESIDENCY_RESIDENT,
+}
+
+CHANGES: dict[str, Any] = {
+    "added": pb.ASSET_CHANGE_KIND_ADDED,
+    "removed": pb.ASSET_CHANGE_KIND_REMOVED,
+    "waiting": pb.ASSET_CHANGE_KIND_WAITING,
+    "refused": pb.ASSET_CHANGE_KIND_REFUSED,
 }
 
 Context: TypeAlias = "CallContext"
@@ -57,11 +65,12 @@ class CatalogService(catalog_service_pb2_grpc.CatalogServiceServicer):
         keep_results_seconds: float,
         threads: int,
         deterministic_rows: int | None,
+        folders: AssetFolders,
     ) -> None:
         """`threads`: of deterministic jobs on a CPU. `deterministic_rows`: see `Settings`."""
         self._catalog, self._keep_results_seconds = catalog, keep_results_seconds
         self._threads, self._deterministic_rows = threads, deterministic_rows
-        self._resident = residency
+        self._resident, self._folders = residency, folders
 
     async def GetServerInfo(self, request: pb.GetServerInfoRequest, context: Context) -> pb.GetServerInfoResponse:
         limits = self._catalog.limits
@@ -153,6 +162,13 @@ class CatalogService(catalog_service_pb2_grpc.CatalogServiceServicer):
     async def UnloadModel(self, request: pb.UnloadModelRequest, context: Context) -> pb.UnloadModelResponse:
         freed = await self._resident.unload(("model", self._named(request.model).name))
         return pb.UnloadModelResponse(freed_bytes=freed)
+
+    async def RescanAssets(self, request: pb.RescanAssetsRequest, context: Context) -> pb.RescanAssetsResponse:
+        changes = [
+            pb.AssetChange(kind=each.kind, name=each.name, what=CHANGES[each.what], detail=each.detail)
+            for each in await self._folders.look()
+        ]
+        return pb.RescanAssetsResponse(changes=changes)
 
     def _named(self, name: str) -> Model:
         """:raises RequestRefused: no such model"""

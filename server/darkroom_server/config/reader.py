@@ -18,6 +18,7 @@ from darkroom_server.config.toml_lines import line_of
 
 FILE = "darkroom.toml"
 PATHS = ("path", "config", "vae", "tiny_vae")  # keys with paths, in arrays of tables
+FOLDERS = ("state_dir", "lora_folder", "embedding_folder")  # at the top
 TLS_PATHS = ("certificate", "key", "client_ca")  # in [tls]
 SIZE = 'a size is needed, as "20 GiB", or a number of bytes'
 WORDS = {  # by pydantic's error type
@@ -124,8 +125,7 @@ def _table(text: str, file: Path) -> dict[str, Any]:
     arrays = [entries for entries in table.values() if isinstance(entries, list)]
     for entry in (entry for entries in arrays for entry in entries if isinstance(entry, dict)):
         entry |= {key: _resolved(file, entry[key]) for key in PATHS if isinstance(entry.get(key), str)}
-    if isinstance(table.get("state_dir"), str):
-        table["state_dir"] = _resolved(file, table["state_dir"])
+    table |= {key: _resolved(file, table[key]) for key in FOLDERS if isinstance(table.get(key), str)}
     if isinstance(tls := table.get("tls"), dict):
         tls |= {key: _resolved(file, tls[key]) for key in TLS_PATHS if isinstance(tls.get(key), str)}
     return table

@@ -35,7 +35,8 @@ MIB = 1024 * 1024
 ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://([a-z0-9._-]+|\[[0-9a-f:]+\])(:[0-9]+)?")
 
 Dtype = Literal["auto", "float32", "float16", "bfloat16"]
-Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9._/-]+$", max_length=128)]
+NAME, MAX_NAME = r"^[A-Za-z0-9._/-]+$", 128
+Name = Annotated[str, Field(pattern=NAME, max_length=MAX_NAME)]
 
 
 def _readable(path: Path) -> Path:
@@ -48,6 +49,13 @@ def _readable(path: Path) -> Path:
         raise ValueError(f"there is nothing at {path}")
     if path.is_file() and path.suffix != ".safetensors":
         raise ValueError(f"{path.name} is neither a folder nor a safetensors file")
+    return path
+
+
+def _existing_folder(path: Path) -> Path:
+    path = path.expanduser()
+    if not path.is_dir():
+        raise ValueError(f"there is no folder {path}")
     return path
 
 
@@ -244,6 +252,8 @@ class Settings(BaseSettings):
     controlnets: list[AssetSettings] = []
     loras: list[AssetSettings] = []
     embeddings: list[AssetSettings] = []
+    lora_folder: Annotated[Path, AfterValidator(_existing_folder)] | None = None  # of files that come and go
+    embedding_folder: Annotated[Path, AfterValidator(_existing_folder)] | None = None
     limits: Limits = Limits()
     # To decode one picture, whole or in tiles; None: the memory that the device has.
     max_decode_bytes: Annotated[ByteSize, Field(ge=MIB)] | None = None

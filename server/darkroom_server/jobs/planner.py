@@ -208,7 +208,8 @@ class EmbeddingCache:
 
     def __init__(self, capacity: int = EMBEDDING_BYTES) -> None:
         self._capacity = capacity
-        self._entries: OrderedDict[tuple[str, str], tuple[Any, int]] = OrderedDict()  # by name and model
+        # By name and model: the embedding, its bytes, and the asset that it is of, as another may get the name.
+        self._entries: OrderedDict[tuple[str, str], tuple[Any, int, Asset]] = OrderedDict()
 
     def get(self, asset: Asset, model: Model) -> Any:
         """The embedding, as its plugin loads it.
@@ -216,10 +217,10 @@ class EmbeddingCache:
         :raises LoadFailed: it cannot be read
         """
         key = asset.settings.name, model.name
-        if key not in self._entries:
-            self._entries[key] = _load_embedding(asset, model), asset.info.weight_bytes
+        if key not in self._entries or self._entries[key][2] is not asset:
+            self._entries[key] = _load_embedding(asset, model), asset.info.weight_bytes, asset
         self._entries.move_to_end(key)
-        while sum(size for _, size in self._entries.values()) > self._capacity and len(self._entries) > 1:
+        while sum(size for _, size, _ in self._entries.values()) > self._capacity and len(self._entries) > 1:
             self._entries.popitem(last=False)
         return self._entries[key][0]
 
