@@ -211,6 +211,13 @@ def test_names_of_the_settings_go_before(
         }
         assert rescan(server) == [("a", REFUSED), ("not good", REFUSED)]
         assert listed(server) == {"a": "", "early": ""}
+        (folder / "early.safetensors").unlink()
+        rescan(server)
+        failed = refused(lambda: server.generate(**BASE, preset="fast", loras=[LoraSpec(name="late")]))
+        assert failed.violations == {
+            "parameters.loras[0].name": "there is no lora 'late'; there are: a",
+            "parameters.preset": "there is no lora 'early'",
+        }
     said = [record.getMessage() for record in caplog.records if "is not offered" in record.getMessage()]
     assert len(said) == 2  # once each
 

@@ -44,15 +44,15 @@ def filled(
     same_scheduler: bool,
 ) -> parameters_pb2.Parameters:
     """A request's parameters, with the preset's where they are unset: its size if `sized`, and its scheduler's fields
-    if the request has the `same_scheduler`."""
+    if the request has the `same_scheduler`. The request's LoRAs come first."""
     result = parameters_pb2.Parameters()
     result.CopyFrom(preset)
     left_out = (*(() if sized else SIZE), *(() if same_scheduler else ("scheduler",)), "loras")
     for field in left_out:
         result.ClearField(field)
+    result.MergeFrom(given)
     named = {lora.name for lora in given.loras}
     result.loras.extend(lora for lora in preset.loras if lora.name not in named)
-    result.MergeFrom(given)
     return result
 
 
