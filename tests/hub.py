@@ -15,7 +15,7 @@ from tests.checkpoints import COMMIT
 
 class Hub:
     """Offers one folder as the repository `name`, with the branch `main`. `downloads` lists what was fetched; weights
-    are given out while `serving` is set."""
+    are given out while `serving` is set. The repository `tiny/gated` asks for its terms to be accepted."""
 
     def __init__(self, folder: Path, name: str) -> None:
         self.downloads: list[str] = []
@@ -67,6 +67,8 @@ def _handler(folder: Path, name: str, downloads: list[str], serving: threading.E
                 self._send(body, b"{}", 404, **{"X-Error-Code": "EntryNotFound"})
             elif path.startswith((api, f"/{name}/")):
                 self._send(body, b"{}", 404, **{"X-Error-Code": "RevisionNotFound"})
+            elif path.startswith("/api/models/tiny/gated"):
+                self._send(body, b"{}", 403, **{"X-Error-Code": "GatedRepo"})
             else:
                 self._send(body, b"{}", 404, **{"X-Error-Code": "RepoNotFound"})
 

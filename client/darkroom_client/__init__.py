@@ -13,6 +13,7 @@ import typing
 if typing.TYPE_CHECKING:
     from darkroom_client._aio import AsyncClient
     from darkroom_client._enums import (
+        AssetChangeKindName,
         DisconnectPolicyName,
         ImageFormatName,
         JobStateName,
@@ -30,6 +31,7 @@ if typing.TYPE_CHECKING:
     from darkroom_client._stream import AsyncStream
     from darkroom_client._sync import Client, Stream
     from darkroom_client.catalog import (
+        AssetChange,
         BatchLoad,
         ControlNet,
         Device,
@@ -38,6 +40,7 @@ if typing.TYPE_CHECKING:
         Model,
         Plugin,
         Preprocessor,
+        Preset,
         Scheduler,
         ServerInfo,
         ServerLimits,
@@ -69,6 +72,7 @@ if typing.TYPE_CHECKING:
         PermissionDenied,
         PluginFailed,
         PreprocessorNotFound,
+        PresetNotFound,
         QueueFull,
         RequestIdInUse,
         RequestNotFound,
@@ -116,6 +120,8 @@ __version__: str  # of the distribution; read on first use
 
 __all__ = [
     "Accepted",
+    "AssetChange",
+    "AssetChangeKindName",
     "AsyncClient",
     "AsyncStream",
     "BatchLoad",
@@ -167,6 +173,8 @@ __all__ = [
     "PluginFailed",
     "Preprocessor",
     "PreprocessorNotFound",
+    "Preset",
+    "PresetNotFound",
     "Preview",
     "PreviewModeName",
     "PreviewOptions",

@@ -189,6 +189,15 @@ class AsyncClient(JobCalls[AsyncStream]):
         response = await self._call_catalog("UnloadModel", catalog.UnloadModelRequest(model=model))
         return int(response.freed_bytes)
 
+    async def rescan_assets(self) -> list[records.AssetChange]:
+        """Has the server look into its folders of LoRAs and embeddings now. Returns what has changed. Needs an
+        operator's token.
+
+        :raises DarkroomError: if the call fails.
+        """
+        response = await self._call_catalog("RescanAssets", catalog.RescanAssetsRequest())
+        return list(map(_assembly.record, response.changes))
+
     async def server_load(self) -> records.ServerLoad:
         """What the server does now: its queue, its batches and its memory. Needs an operator's token.
 

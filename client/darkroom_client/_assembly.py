@@ -33,11 +33,13 @@ _RECORDS: dict[Any, Any] = {  # by message
     catalog_service_pb2.WeightsLoad: catalog.WeightsLoad,
     catalog_service_pb2.GetServerLoadResponse: catalog.ServerLoad,
     catalog_service_pb2.Model: catalog.Model,
+    catalog_service_pb2.Preset: catalog.Preset,
     catalog_service_pb2.Task: catalog.Task,
     catalog_service_pb2.Scheduler: catalog.Scheduler,
     catalog_service_pb2.Lora: catalog.Lora,
     catalog_service_pb2.ControlNet: catalog.ControlNet,
     catalog_service_pb2.Preprocessor: catalog.Preprocessor,
+    catalog_service_pb2.AssetChange: catalog.AssetChange,
 }
 _Chunked: TypeAlias = events.Image | events.ControlImage
 

@@ -9,6 +9,7 @@ from typing import Any, Literal, TypeAlias
 
 from darkroom_client._text import did_you_mean
 
+AssetChangeKindName: TypeAlias = Literal["added", "removed", "waiting", "refused"]
 DisconnectPolicyName: TypeAlias = Literal["cancel", "keep"]
 ImageFormatName: TypeAlias = Literal["png", "jpeg", "webp"]
 JobStateName: TypeAlias = Literal["queued", "running", "completed", "failed", "cancelled"]

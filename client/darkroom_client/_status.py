@@ -13,6 +13,7 @@ RPC_ERRORS = (grpc.RpcError, grpc.aio.BaseError)  # what gRPC raises: a status, 
 _BY_REASON: dict[str, type[errors.DarkroomError]] = {
     "INVALID_REQUEST": errors.InvalidRequest,
     "MODEL_NOT_FOUND": errors.ModelNotFound,
+    "PRESET_NOT_FOUND": errors.PresetNotFound,
     "LORA_NOT_FOUND": errors.LoraNotFound,
     "CONTROLNET_NOT_FOUND": errors.ControlNetNotFound,
     "SCHEDULER_NOT_FOUND": errors.SchedulerNotFound,

@@ -251,6 +251,14 @@ class Client(JobCalls[Stream]):
         """
         return self._loop.run(self._client.unload_model(model))
 
+    def rescan_assets(self) -> list[catalog.AssetChange]:
+        """Has the server look into its folders of LoRAs and embeddings now. Returns what has changed. Needs an
+        operator's token.
+
+        :raises DarkroomError: if the call fails.
+        """
+        return self._loop.run(self._client.rescan_assets())
+
     def _start(self, rpc: str, request: Any, timeout: float | None, *, detached: bool) -> Stream:
         return Stream(self._loop.run(self._start_in_loop(rpc, request, timeout, detached)), self._loop)
 

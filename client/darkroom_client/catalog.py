@@ -8,7 +8,9 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, TypeAlias
 
+from darkroom.v1 import parameters_pb2
 from darkroom_client._enums import (
+    AssetChangeKindName,
     JobStateName,
     PreviewModeName,
     PriorityName,
@@ -115,6 +117,15 @@ class ServerLoad:
 
 
 @dataclass(frozen=True, slots=True)
+class Preset:
+    """A model's set of values for requests; `preset` takes its name."""
+
+    name: str
+    description: str
+    parameters: parameters_pb2.Parameters  # set are the values of the preset alone
+
+
+@dataclass(frozen=True, slots=True)
 class Model:
     """A model; `model` takes its name."""
 
@@ -141,6 +152,7 @@ class Model:
     safety_policy: SafetyPolicyName | None
     max_cache_interval: int
     max_pixels: int
+    presets: tuple[Preset, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -206,6 +218,16 @@ class Preprocessor:
     description: str
     parameters_schema: _Schema  # of `preprocessor_options`
     plugin: str
+
+
+@dataclass(frozen=True, slots=True)
+class AssetChange:
+    """What became of a file in one of the server's folders."""
+
+    kind: str  # "lora" or "embedding"
+    name: str
+    what: AssetChangeKindName | None  # None: unknown to this client
+    detail: str  # why it waits, is refused or cannot be used; empty: nothing to say
 
 
 @dataclass(frozen=True, slots=True)

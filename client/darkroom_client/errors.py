@@ -5,6 +5,7 @@ DarkroomError                  .message .reason .code .violations .retry_after
 ├── InvalidRequest             invalid fields or an undecodable image; .violations lists all of them
 ├── NotFound
 │   ├── ModelNotFound
+│   ├── PresetNotFound
 │   ├── LoraNotFound
 │   ├── ControlNetNotFound
 │   ├── SchedulerNotFound
@@ -93,6 +94,10 @@ class NotFound(DarkroomError):
 
 class ModelNotFound(NotFound):
     """The server has no such model."""
+
+
+class PresetNotFound(NotFound):
+    """The model has no such preset."""
 
 
 class LoraNotFound(NotFound):

@@ -179,6 +179,7 @@ class ParameterOptions(TypedDict, total=False):
     controls: Sequence[ControlSpec | parameters_pb2.ControlSpec] | None
     size_conditioning: SizeConditioning | parameters_pb2.SizeConditioning | None
     extensions: Mapping[str, Mapping[str, Any]] | None  # by plugin name
+    preset: str | None  # of the model: values for what is not set here
 
 
 class JobOptions(ParameterOptions, total=False):

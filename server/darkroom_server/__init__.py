@@ -35,6 +35,8 @@ The map of threads, each with what it runs, and after the arrow with what it may
                            → a holding that nobody uses
     background, compiler   networks.traced, networks.compiled
                            → copies of a network
+    folders (1)            models.asset_folders: lists files, and reads headers of new ones
+                           → nothing shared
     metrics                observe.metrics, when somebody asks for them
                            → numbers, to read
     OpenTelemetry's        sending spans

@@ -20,6 +20,7 @@ from darkroom_server.api.job_list import JobList
 from darkroom_server.api.keeper import Keeper
 from darkroom_server.api.listening import CannotListen
 from darkroom_server.api.load import ServerLoad
+from darkroom_server.api.preset_check import check_presets
 from darkroom_server.api.submission import Submission
 from darkroom_server.api.traced import open_tracing
 from darkroom_server.api.warmup import wants_warm_up, warm_up
@@ -33,16 +34,14 @@ from darkroom_server.engine.previews import PreviewDecoders
 from darkroom_server.errors import DeviceLost
 from darkroom_server.job_manager import JobManager
 from darkroom_server.jobs.planner import Planner
-from darkroom_server.models.assets import AssetFiles
+from darkroom_server.models.asset_folders import AssetFolders
 from darkroom_server.models.catalog import Catalog
 from darkroom_server.models.holdings import holdings
 from darkroom_server.models.model import Model, ModelError
-from darkroom_server.models.opening import check_budget, open_models
 from darkroom_server.models.residency import ResidencyManager
 from darkroom_server.observe.metrics import Metrics
 from darkroom_server.observe.shutdown import Shutdown, until
 from darkroom_server.observe.watchdog import Watchdog
-from darkroom_server.pictures.uploads import Uploads
 
 if TYPE_CHECKING:
     from darkroom_server.api.in_process import InProcessCalls
@@ -81,6 +80,7 @@ class App:
             settings.idle_seconds,
             engine.forget_limits,
         )
+        self.folders = AssetFolders(catalog, self.residency, engine.forget_prompts)
         self.jobs = JobManager(engine, self._planner, self.residency, settings)
         self._encoder = Encoder(settings.encoder_threads, settings.limits.chunk_bytes, engine.lose)
         self._submission = Submission(catalog, self.jobs, self._encoder)
@@ -153,7 +153,9 @@ class App:
             self.engine.threads,
             self.settings.deterministic_rows,
             ServerLoad(self.engine, self.jobs, self.residency, self._door.numbers),
+            self.folders,
         )
+        self.folders.start()
         if self._http is not None:
             self._http.serve(self.jobs.read, self.catalog)
         await self._door.serve(images, catalog)
@@ -167,6 +169,7 @@ class App:
         await self.jobs.drain(self.settings.drain_seconds, self._hurry)
         await asyncio.gather(self._door.close(1), *([self._http.close()] if self._http is not None else []))
         await self.keeper.close()
+        self.folders.close()
         self._watchdog.stop()
         self.metrics.stop()
         if self._tracing is not None:
@@ -243,12 +246,9 @@ def open_catalog(settings: Settings, plugins: Plugins) -> Catalog:
 
     :raises ModelError: a model or asset cannot be served as configured
     """
-    models = open_models(settings, plugins)
-    assets = AssetFiles(settings, plugins, models)
-    check_budget(models, settings.memory_budget)
-    default = settings.default_model or settings.models[0].name
-    uploads = Uploads(settings.limits, settings.reader_threads, settings.upload_memory, settings.upload_seconds)
-    return Catalog(plugins, models, assets, default, settings.limits, uploads)
+    catalog = Catalog.open(settings, plugins)
+    check_presets(catalog)
+    return catalog
 
 
 async def run(settings: Settings, plugins: Plugins | None = None, owns_process: bool = False) -> int:

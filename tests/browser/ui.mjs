@@ -175,6 +175,24 @@ const scenarios = {
     return { running, gallery, prompt };
   },
 
+  // A preset is chosen, and shows its values.
+  async preset() {
+    const page = await open();
+    await write(page, "prompt", "a large red circle on a white background");
+    await page.locator("#preset input").click();
+    await page.getByRole("option", { name: "quick" }).click();
+    await page.waitForFunction(() => document.querySelector("#steps input[type=number]").value === "7");
+    await picture(page, "preset.png");
+    const values = {
+      scheduler: await page.locator("#scheduler input").inputValue(),
+      guidance: await page.locator("#guidance input[type=number]").inputValue(),
+    };
+    await page.locator("#generate").click();
+    await shown(page, "picture");
+    await picture(page, "preset.png");
+    return { ...values, details: await page.locator("#details").textContent() };
+  },
+
   // A LoRA with its slider, and a ControlNet whose map is seen before it is used.
   async conditions() {
     const page = await open();

@@ -35,7 +35,7 @@ def test_options_reach_the_request(darkroom, scripted):
         "--model shapes --guidance-rescale 0.5 --clip-skip 1 --eta 0.5 --extension vignette.strength=0.5 "
         "--extension vignette.name=round --deterministic --format webp --preview latent-rgb"
     )
-    more = "--prompt-syntax weighted --prompt-2 b --negative-prompt-2 c --task remix --timeout 60"
+    more = "--prompt-syntax weighted --prompt-2 b --negative-prompt-2 c --task remix --timeout 60 --preset fast"
     sizes = "--original-size 1024x768 --crop-offset 3,4 --target-size 64X72"
     darkroom("generate", "a", "--negative-prompt", "", *words.split(), *more.split(), *sizes.split())
     request = scripted.requests[0]
@@ -44,7 +44,7 @@ def test_options_reach_the_request(darkroom, scripted):
     assert parameters.HasField("negative_prompt")
     assert (parameters.width, parameters.height, parameters.num_images, parameters.model) == (64, 72, 2, "shapes")
     assert (parameters.prompt_syntax, parameters.prompt_2, parameters.negative_prompt_2) == (2, "b", "c")
-    assert parameters.task == "remix"
+    assert (parameters.task, parameters.preset) == ("remix", "fast")
     sizes = [value for _, value in parameters.size_conditioning.ListFields()]
     assert sizes == [1024, 768, 3, 4, 64, 72]
     assert (parameters.guidance_rescale, parameters.clip_skip, parameters.eta) == (0.5, 1, 0.5)

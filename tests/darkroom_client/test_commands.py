@@ -41,6 +41,7 @@ def points(monkeypatch):
         _Point("hello", hello),
         _Point("lacking", lacking),
         _Point("serve", ModuleNotFoundError("No module named 'uvloop'", name="uvloop")),
+        _Point("models.hello", hello),
         _Point("broken", ModuleNotFoundError("No module named 'darkroom_client.x'", name="darkroom_client.x")),
     ]
 
@@ -60,7 +61,7 @@ def test_a_function_is_a_command(points):
     result = darkroom("hello", "you", "--times", "2")
     assert (result.exit_code, result.output) == (0, "hello youhello you\n")
     assert "How often." in darkroom("hello", "--help").output
-    assert [point.loads for point in points] == [2, 0, 0, 0]  # only what is asked for
+    assert [point.loads for point in points] == [2, 0, 0, 0, 0]  # only what is asked for
 
 
 def test_help_lists_them_all(points):
@@ -70,6 +71,19 @@ def test_help_lists_them_all(points):
     for name in ("generate", "edit", "compare-schedulers", "preprocess", *lists, "hello", "serve"):
         assert name in output
     assert "Greets someone." in output
+
+
+def test_a_function_is_a_command_below_one_of_the_client(points):
+    assert (hidden := points[3]).name == "models.hello"
+    points.pop()
+    assert "models.hello" not in darkroom("--help").output
+    assert darkroom("models", "--address", "127.0.0.1:1").exit_code == 1
+    assert hidden.loads == 0
+    for _ in range(2):
+        assert darkroom("models", "hello", "you").output == "hello you\n"
+    assert "--json" in darkroom("models", "--help").output
+    assert "no Darkroom server answers" in darkroom("models", "--address", "127.0.0.1:1").stderr
+    assert "No such command 'nothing'" in darkroom("models", "nothing").output
 
 
 @pytest.mark.parametrize("name", ["serve", "lacking"])

@@ -13,6 +13,7 @@ from darkroom_client import Client, errors
 ROWS = [
     ("INVALID_ARGUMENT", "INVALID_REQUEST", errors.InvalidRequest),
     ("NOT_FOUND", "MODEL_NOT_FOUND", errors.ModelNotFound),
+    ("NOT_FOUND", "PRESET_NOT_FOUND", errors.PresetNotFound),
     ("NOT_FOUND", "LORA_NOT_FOUND", errors.LoraNotFound),
     ("NOT_FOUND", "CONTROLNET_NOT_FOUND", errors.ControlNetNotFound),
     ("NOT_FOUND", "SCHEDULER_NOT_FOUND", errors.SchedulerNotFound),

@@ -27,7 +27,10 @@ from darkroom_client import (
     options,
 )
 
-CATALOG = ("Device", "ServerLimits", "Plugin", "Model", "Task", "Scheduler", "Lora", "ControlNet", "Preprocessor")
+CATALOG = (
+    *("Device", "ServerLimits", "Plugin", "Preset", "Model", "Task", "Scheduler", "Lora", "ControlNet"),
+    "Preprocessor",
+)
 
 
 @pytest.fixture
@@ -75,6 +78,7 @@ def test_every_keyword_reaches_its_field(request_of):
         controls=[ControlSpec("canny", b"map", scale=0.0, end=0.5, guess_mode=True)],
         size_conditioning=SizeConditioning(original_width=1024),
         extensions={"vignette": {"strength": 0.5}},
+        preset="fast",
         preview=PreviewOptions("latent-rgb", every_n_steps=2, max_edge=128, format="webp"),
         output=OutputOptions("jpeg", 90, embed_metadata=False),
         request_id="mine",

@@ -17,7 +17,7 @@ from darkroom_client.options import ControlSpec, LoraSpec, SchedulerSpec
 from darkroom_client.ui import view
 from darkroom_client.ui.history import Window
 from darkroom_client.ui.problems import problems
-from darkroom_client.ui.recipes import fields_of, recipe_of
+from darkroom_client.ui.recipes import fields_of, preset_fields, recipe_of
 from darkroom_client.ui.runs import Job, Run
 from darkroom_client.ui.settings import FIELDS, combinations, mask, request
 
@@ -69,6 +69,7 @@ def test_all_parameters() -> None:
     asked = request(
         BLANK
         | {"negative_prompt": "blue", "weighted": True, "model": "sd", "scheduler": "euler", "sigma_schedule": "karras"}
+        | {"preset": "fast"}
         | {
             "seed": " 9007199254740993 ",
             "random_seed": False,
@@ -78,7 +79,7 @@ def test_all_parameters() -> None:
         }
     )
     assert asked.keywords["negative_prompt"] == "blue"
-    assert asked.keywords["prompt_syntax"] == "weighted"
+    assert (asked.keywords["prompt_syntax"], asked.keywords["preset"]) == ("weighted", "fast")
     assert asked.keywords["scheduler"] == SchedulerSpec("euler", sigma_schedule="karras")
     assert asked.keywords["seed"] == 9007199254740993
     assert asked.keywords["loras"] == [LoraSpec("ink", 0.5), LoraSpec("wax", 1.0)]
@@ -205,6 +206,13 @@ def test_a_recipe_fills_the_fields() -> None:
         "closely": False,
     }
     assert {name: fields[name] for name in wanted} == wanted
+
+
+def test_a_preset_fills_the_fields_that_the_page_has() -> None:
+    spec = parameters_pb2.SchedulerSpec(name="euler", sigma_schedule="SIGMA_SCHEDULE_KARRAS")
+    given = parameters_pb2.Parameters(num_inference_steps=4, guidance_scale=0.0, clip_skip=1, scheduler=spec)
+    wanted = {"num_inference_steps": 4, "guidance_scale": 0.0, "scheduler": "euler", "sigma_schedule": "karras"}
+    assert preset_fields(given) == wanted
 
 
 def test_a_job_that_was_accepted_has_a_recipe() -> None:

@@ -15,16 +15,27 @@ from PIL import Image, ImageDraw
 
 from darkroom_client import Client
 from darkroom_client.catalog import Job
+from darkroom_server.config.presets import PresetSettings
+from darkroom_server.config.settings import Settings, with_demo
 from tests.node import ROOT, built, needs_npm
 from tests.support import RunningServer, settle
 
 pytestmark = needs_npm
+QUICK = PresetSettings(
+    description="Seven steps.",
+    scheduler="dpmpp-2m",
+    num_inference_steps=7,
+    guidance_scale=2.5,
+    loras={"stripes": 0.5},
+)
 pytest.importorskip("gradio")
 
 
 @pytest.fixture(scope="module")
 def demo() -> Iterator[RunningServer]:
-    with RunningServer() as server:
+    offered = with_demo(Settings())
+    model = offered.models[0].model_copy(update={"presets": {"quick": QUICK}})
+    with RunningServer(models=[model], loras=offered.loras, controlnets=offered.controlnets) as server:
         yield server
 
 
@@ -140,6 +151,15 @@ def test_a_lora_and_a_controlnet(drive: Callable[..., Any], tmp_path: Path) -> N
     seen = drive("conditions")
     assert "outline" in seen["label"]
     assert "LoRAsoutline 0.7ControlNetscanny" in seen["details"]
+
+
+@pytest.mark.slow
+def test_a_preset(drive: Callable[..., Any], tmp_path: Path) -> None:
+    seen = drive("preset")
+    assert seen["scheduler"].startswith("dpmpp-2m ·")
+    assert seen["guidance"] == "2.5"
+    assert "LoRAsstripes 0.5" in seen["details"]
+    Image.open(tmp_path / "preset.png").load()
 
 
 @pytest.mark.slow

@@ -1,8 +1,8 @@
 """The root of the command line: the client's commands, and those of other packages through entry points.
 
-An entry point of the group `darkroom.commands` names a plain function. Its parameters, annotated for typer, are the
-command's options; its docstring is the help, with lines below `Examples:` at its end. Commands are imported on first
-use.
+An entry point of the group `darkroom.commands` names a plain function; `models.pull` is the command `pull` below the
+client's `models`. Its parameters, annotated for typer, are the command's options; its docstring is the help, with lines
+below `Examples:` at its end. Commands are imported on first use.
 """
 
 import functools
@@ -42,6 +42,7 @@ _OWN = {  # the client's commands: module and function
     "preprocessors": "_catalog:preprocessors",
     "load": "_residency:load",
     "unload": "_residency:unload",
+    "rescan": "_residency:rescan",
 }
 
 
@@ -56,12 +57,15 @@ class _Commands(typer.core.TyperGroup):
         return {point.name: point for point in reversed([*metadata.entry_points(group=_GROUP)])}
 
     def list_commands(self, ctx: Any) -> list[str]:
-        return [*_OWN, *sorted(self._entry_points.keys() - _OWN.keys())]
+        return [*_OWN, *sorted(name for name in self._entry_points.keys() - _OWN.keys() if "." not in name)]
 
     def get_command(self, ctx: Any, cmd_name: str) -> Any:
         if cmd_name not in self.commands:
             if cmd_name in _OWN:
-                self.commands[cmd_name] = _command(cmd_name, handle_errors(_load_own(_OWN[cmd_name])))
+                command = _command(cmd_name, handle_errors(_load_own(_OWN[cmd_name])))
+                start = f"{cmd_name}."
+                below = {n.removeprefix(start): p for n, p in self._entry_points.items() if n.startswith(start)}
+                self.commands[cmd_name] = _Parent(command, below) if below else command
             elif cmd_name in self._entry_points:
                 self.commands[cmd_name] = _command(cmd_name, _load(self._entry_points[cmd_name]))
         return self.commands.get(cmd_name)
@@ -72,6 +76,36 @@ class _Commands(typer.core.TyperGroup):
             known = self.list_commands(ctx)
             ctx.fail(f"There is no command {name!r}{did_you_mean(name, known)}. There are: {', '.join(known)}.")
         return super().resolve_command(ctx, args)
+
+
+class _Parent(typer.core.TyperGroup):
+    """A command with others below it."""
+
+    def __init__(self, command: Any, below: "dict[str, metadata.EntryPoint]") -> None:
+        super().__init__(
+            name=command.name,
+            params=command.params,
+            help=command.help,
+            epilog=command.epilog,
+            invoke_without_command=True,
+            rich_markup_mode="rich",
+        )
+        self._own, self._below = command.callback, below
+
+    def invoke(self, ctx: Any) -> Any:
+        self.callback = self._own
+        return super().invoke(ctx)
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        self.callback = None  # one below is meant
+        return super().resolve_command(ctx, args)
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        return sorted(self._below)
+
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:
+        point = self._below.get(cmd_name)
+        return _command(cmd_name, _load(point)) if point is not None else None
 
 
 def _command(name: str, function: Callable[..., Any]) -> Any:

@@ -52,6 +52,7 @@ models = _list(
         "steps": attrgetter("default_num_inference_steps"),
         "guidance": attrgetter("default_guidance_scale"),
         "scheduler": attrgetter("default_scheduler"),
+        "presets": lambda entry: tuple(preset.name for preset in entry.presets),
         "previews": attrgetter("preview_modes"),
         "state": attrgetter("residency"),
         "weights": _size,

@@ -136,6 +136,12 @@ class Picture:
     model: Annotated[
         str | None, typer.Option(metavar="NAME", help="Model from `darkroom models`. Default: the server's.")
     ] = None
+    preset: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME", help="Preset of the model, from `darkroom models`, for options that are not given."
+        ),
+    ] = None
     task: Annotated[
         str | None,
         typer.Option(metavar="NAME", help="Task from `darkroom tasks`. Default: by the command and its options."),
@@ -172,6 +178,7 @@ class Picture:
             "width": self.width,
             "height": self.height,
             "model": self.model,
+            "preset": self.preset,
             "task": self.task,
             "guidance_rescale": self.guidance_rescale,
             "guidance_start": self.guidance_start,

@@ -1,4 +1,4 @@
-"""`darkroom load` and `darkroom unload`, for operators."""
+"""`darkroom load`, `darkroom unload` and `darkroom rescan`, for operators."""
 
 from typing import Annotated
 
@@ -45,3 +45,21 @@ def unload(model: Model, server: Server) -> None:
     with Client(**server.keywords()) as client:
         freed = client.unload_model(model)
     typer.echo(f"freed {freed / 1e6:.1f} MB" if freed else f"{model} was not loaded")
+
+
+@with_option_groups
+def rescan(server: Server) -> None:
+    """Have the server look into its folders of LoRAs and embeddings now. Needs an operator's token.
+
+    Examples:
+    cp ink.safetensors loras/ && darkroom rescan
+    """
+    from darkroom_client._sync import Client
+
+    with Client(**server.keywords()) as client:
+        changes = client.rescan_assets()
+    for each in changes:
+        why = f": {each.detail}" if each.detail else ""
+        typer.echo(f"{each.kind} {each.name} {each.what or 'changed'}{why}")
+    if not changes:
+        typer.echo("nothing has changed")

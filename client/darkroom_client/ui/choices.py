@@ -10,7 +10,7 @@ from darkroom_client.errors import DarkroomError
 from darkroom_client.ui import view
 from darkroom_client.ui.form import Form
 from darkroom_client.ui.offer import Offer
-from darkroom_client.ui.recipes import fields_of
+from darkroom_client.ui.recipes import fields_of, preset_fields
 from darkroom_client.ui.settings import FIELDS, INPAINT, MAX_LORAS, OUTPAINT, SLOTS, STRENGTHS, TEXT
 
 Updates = dict[Any, Any]  # by component
@@ -45,6 +45,14 @@ class Choices:
         """Fits ranges, defaults and choices to a model."""
         return self._fit(name, {}) if self.offer is not None else NOTHING
 
+    def choose_preset(self, model: str, name: str) -> Updates:
+        """Shows what a preset sets; the model's defaults for the rest."""
+        preset = self.offer.preset(model, name) if self.offer is not None else None
+        values = preset_fields(preset.parameters) if preset is not None else {}
+        negative = self._form.fields["negative_prompt"]
+        shown = {negative: gr.update(value=values["negative_prompt"])} if "negative_prompt" in values else {}
+        return {**self._fit(model, {**values, "preset": name}), **shown} if self.offer is not None else NOTHING
+
     def _fit(self, name: str | None, values: Mapping[str, Any]) -> Updates:
         """The updates of fields whose choices or ranges depend on the model. `values`: in place of its defaults."""
         assert self.offer is not None
@@ -56,14 +64,17 @@ class Choices:
             "width": model.default_width,
             "height": model.default_height,
             "sigma_schedule": "",
+            "preset": "",
             "loras": [],
         }
         chosen = defaults | {name: value for name, value in values.items() if value is not None and name in defaults}
         edge: dict[str, Any] = {"minimum": model.min_size, "maximum": model.max_size, "step": model.size_factor}
         most, steps = offer.info.limits.max_inference_steps, chosen["num_inference_steps"]
+        presets = offer.preset_choices(model.name)
         loras, controls = offer.lora_choices(model.name), offer.control_choices(model.name)
         return {
             fields["model"]: gr.update(choices=offer.model_choices(), value=model.name),
+            fields["preset"]: gr.update(choices=presets, value=chosen["preset"], visible=len(presets) > 1),
             fields["scheduler"]: gr.update(choices=offer.scheduler_choices(), value=scheduler),
             fields["num_inference_steps"]: gr.update(value=steps, maximum=min(most, max(steps, _STEPS))),
             fields["guidance_scale"]: _slider(chosen["guidance_scale"], _GUIDANCE),

@@ -91,6 +91,7 @@ def _edit(form: Form) -> None:
 def _sampling(form: Form) -> None:
     with gr.Group():
         form.add("model", gr.Dropdown([], label="Model", elem_id="model"))
+        form.add("preset", gr.Dropdown([("none", "")], value="", label="Preset", visible=False, elem_id="preset"))
         form.add("scheduler", gr.Dropdown([], label="Scheduler", elem_id="scheduler"))
         form.add("num_inference_steps", gr.Slider(1, 150, 25, step=1, label="Steps", elem_id="steps"))
         form.add("guidance_scale", gr.Slider(0, 20, 7.5, step=0.1, label="Guidance", elem_id="guidance"))

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from darkroom_client._aio import AsyncClient
-from darkroom_client.catalog import ControlNet, Lora, Model, Preprocessor, Scheduler, ServerInfo, Task
+from darkroom_client.catalog import ControlNet, Lora, Model, Preprocessor, Preset, Scheduler, ServerInfo, Task
 
 Choices = list[tuple[str, str]]  # label and value
 _FEATURED = ("ddim", "euler", "euler-ancestral", "heun", "dpmpp-2m", "dpmpp-2m-sde", "unipc", "ddpm", "lms")
@@ -49,6 +49,15 @@ class Offer:
     def model_choices(self) -> Choices:
         """All models."""
         return [(model.name, model.name) for model in self.models]
+
+    def preset_choices(self, model: str) -> Choices:
+        """The presets of a model, with what they are good for."""
+        named = ((each.name, _short(each.description)) for each in self.model(model).presets)
+        return [("none", ""), *((f"{name} · {text}" if text else name, name) for name, text in named)]
+
+    def preset(self, model: str, name: str) -> Preset | None:
+        """The preset of this name of a model."""
+        return next((each for each in self.model(model).presets if each.name == name), None)
 
     def scheduler_choices(self) -> Choices:
         """All schedulers, with what they are good for."""

@@ -101,6 +101,7 @@ def _connect(blocks: Any, actions: Actions, choices: Choices, form: Form, stage:
     stage.reuse.click(actions.reuse, window, **on_form)
     stage.change.click(actions.change, [window, fields["mode"]], **on_form)
     fields["model"].input(choices.choose_model, fields["model"], **on_form)
+    fields["preset"].input(choices.choose_preset, [fields["model"], fields["preset"]], **on_form)
     fields["scheduler"].input(choices.choose_scheduler, fields["scheduler"], **on_form)
     fields["mode"].input(choices.choose_mode, fields["mode"], **on_form)
     fields["loras"].input(choices.choose_loras, fields["loras"], **on_form)

@@ -5,6 +5,7 @@ from typing import Any
 
 from google.protobuf import json_format
 
+from darkroom.v1.parameters_pb2 import Parameters
 from darkroom_client.events import Accepted
 from darkroom_client.ui.settings import INPAINT, MAX_LORAS, MODES, OUTPAINT, SIDES, SLOTS, TEXT
 
@@ -36,6 +37,14 @@ def fields_of(recipe: Mapping[str, Any]) -> dict[str, Any]:
         **_controls(parameters.get("controls", ())),
         **_edit(recipe.get("edit") or {}),
     }
+
+
+def preset_fields(parameters: Parameters) -> dict[str, Any]:
+    """The page's fields that a preset sets. The rest of it, as its LoRAs, is the server's to fill in."""
+    values = json_format.MessageToDict(parameters, preserving_proto_field_name=True)
+    scheduler = values.get("scheduler", {})
+    chosen = {"scheduler": scheduler.get("name"), "sigma_schedule": _sigmas(scheduler.get("sigma_schedule", ""))}
+    return {name: values[name] for name in _SAME if name in values} | chosen
 
 
 def recipe_of(accepted: Accepted) -> dict[str, Any]:

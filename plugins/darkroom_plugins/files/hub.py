@@ -104,6 +104,18 @@ def _in_repository(part: str, name: str) -> str:
     return f"{part}/{name}" if part else name
 
 
+def commit_of(repository: str, revision: str | None) -> str:
+    """The commit at which a branch or tag is now (None: the main branch); without a network, when it was last asked.
+
+    :raises OSError, ValueError: it does not exist, or cannot be reached
+    """
+    with _hub_errors(repository, revision):
+        folder = snapshot_download(
+            repository, revision=revision, allow_patterns=CONFIGURATION, tqdm_class=_progress_bar(None)
+        )
+    return Path(folder).name
+
+
 def fetched(place: HubPlace) -> Path:
     """The local path of a weights file or a network's folder of the hub, fetched; weights of PEFT with their
     configuration beside them.

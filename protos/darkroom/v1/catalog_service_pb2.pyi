@@ -24,6 +24,14 @@ class SafetyPolicy(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     SAFETY_POLICY_OFF: _ClassVar[SafetyPolicy]
     SAFETY_POLICY_FLAG: _ClassVar[SafetyPolicy]
     SAFETY_POLICY_BLOCK: _ClassVar[SafetyPolicy]
+
+class AssetChangeKind(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    ASSET_CHANGE_KIND_UNSPECIFIED: _ClassVar[AssetChangeKind]
+    ASSET_CHANGE_KIND_ADDED: _ClassVar[AssetChangeKind]
+    ASSET_CHANGE_KIND_REMOVED: _ClassVar[AssetChangeKind]
+    ASSET_CHANGE_KIND_WAITING: _ClassVar[AssetChangeKind]
+    ASSET_CHANGE_KIND_REFUSED: _ClassVar[AssetChangeKind]
 RESIDENCY_UNSPECIFIED: Residency
 RESIDENCY_ABSENT: Residency
 RESIDENCY_LOADING: Residency
@@ -33,6 +41,11 @@ SAFETY_POLICY_UNSPECIFIED: SafetyPolicy
 SAFETY_POLICY_OFF: SafetyPolicy
 SAFETY_POLICY_FLAG: SafetyPolicy
 SAFETY_POLICY_BLOCK: SafetyPolicy
+ASSET_CHANGE_KIND_UNSPECIFIED: AssetChangeKind
+ASSET_CHANGE_KIND_ADDED: AssetChangeKind
+ASSET_CHANGE_KIND_REMOVED: AssetChangeKind
+ASSET_CHANGE_KIND_WAITING: AssetChangeKind
+ASSET_CHANGE_KIND_REFUSED: AssetChangeKind
 
 class GetServerInfoRequest(_message.Message):
     __slots__ = ()
@@ -125,7 +138,7 @@ class ListModelsResponse(_message.Message):
     def __init__(self, models: _Optional[_Iterable[_Union[Model, _Mapping]]] = ...) -> None: ...
 
 class Model(_message.Message):
-    __slots__ = ("name", "description", "is_default", "family", "tasks", "prediction_type", "size_factor", "default_width", "default_height", "min_size", "max_size", "default_scheduler", "default_num_inference_steps", "default_guidance_scale", "preview_modes", "default_preview_mode", "residency", "weight_bytes", "device", "dtype", "safety_policy", "max_cache_interval", "max_pixels")
+    __slots__ = ("name", "description", "is_default", "family", "tasks", "prediction_type", "size_factor", "default_width", "default_height", "min_size", "max_size", "default_scheduler", "default_num_inference_steps", "default_guidance_scale", "preview_modes", "default_preview_mode", "residency", "weight_bytes", "device", "dtype", "safety_policy", "max_cache_interval", "max_pixels", "presets")
     NAME_FIELD_NUMBER: _ClassVar[int]
     DESCRIPTION_FIELD_NUMBER: _ClassVar[int]
     IS_DEFAULT_FIELD_NUMBER: _ClassVar[int]
@@ -149,6 +162,7 @@ class Model(_message.Message):
     SAFETY_POLICY_FIELD_NUMBER: _ClassVar[int]
     MAX_CACHE_INTERVAL_FIELD_NUMBER: _ClassVar[int]
     MAX_PIXELS_FIELD_NUMBER: _ClassVar[int]
+    PRESETS_FIELD_NUMBER: _ClassVar[int]
     name: str
     description: str
     is_default: bool
@@ -172,7 +186,18 @@ class Model(_message.Message):
     safety_policy: SafetyPolicy
     max_cache_interval: int
     max_pixels: int
-    def __init__(self, name: _Optional[str] = ..., description: _Optional[str] = ..., is_default: bool = ..., family: _Optional[str] = ..., tasks: _Optional[_Iterable[str]] = ..., prediction_type: _Optional[str] = ..., size_factor: _Optional[int] = ..., default_width: _Optional[int] = ..., default_height: _Optional[int] = ..., min_size: _Optional[int] = ..., max_size: _Optional[int] = ..., default_scheduler: _Optional[str] = ..., default_num_inference_steps: _Optional[int] = ..., default_guidance_scale: _Optional[float] = ..., preview_modes: _Optional[_Iterable[_Union[_parameters_pb2.PreviewMode, str]]] = ..., default_preview_mode: _Optional[_Union[_parameters_pb2.PreviewMode, str]] = ..., residency: _Optional[_Union[Residency, str]] = ..., weight_bytes: _Optional[int] = ..., device: _Optional[str] = ..., dtype: _Optional[str] = ..., safety_policy: _Optional[_Union[SafetyPolicy, str]] = ..., max_cache_interval: _Optional[int] = ..., max_pixels: _Optional[int] = ...) -> None: ...
+    presets: _containers.RepeatedCompositeFieldContainer[Preset]
+    def __init__(self, name: _Optional[str] = ..., description: _Optional[str] = ..., is_default: bool = ..., family: _Optional[str] = ..., tasks: _Optional[_Iterable[str]] = ..., prediction_type: _Optional[str] = ..., size_factor: _Optional[int] = ..., default_width: _Optional[int] = ..., default_height: _Optional[int] = ..., min_size: _Optional[int] = ..., max_size: _Optional[int] = ..., default_scheduler: _Optional[str] = ..., default_num_inference_steps: _Optional[int] = ..., default_guidance_scale: _Optional[float] = ..., preview_modes: _Optional[_Iterable[_Union[_parameters_pb2.PreviewMode, str]]] = ..., default_preview_mode: _Optional[_Union[_parameters_pb2.PreviewMode, str]] = ..., residency: _Optional[_Union[Residency, str]] = ..., weight_bytes: _Optional[int] = ..., device: _Optional[str] = ..., dtype: _Optional[str] = ..., safety_policy: _Optional[_Union[SafetyPolicy, str]] = ..., max_cache_interval: _Optional[int] = ..., max_pixels: _Optional[int] = ..., presets: _Optional[_Iterable[_Union[Preset, _Mapping]]] = ...) -> None: ...
+
+class Preset(_message.Message):
+    __slots__ = ("name", "description", "parameters")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    DESCRIPTION_FIELD_NUMBER: _ClassVar[int]
+    PARAMETERS_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    description: str
+    parameters: _parameters_pb2.Parameters
+    def __init__(self, name: _Optional[str] = ..., description: _Optional[str] = ..., parameters: _Optional[_Union[_parameters_pb2.Parameters, _Mapping]] = ...) -> None: ...
 
 class ListTasksRequest(_message.Message):
     __slots__ = ()
@@ -397,3 +422,25 @@ class WeightsLoad(_message.Message):
     bytes: int
     users: int
     def __init__(self, kind: _Optional[str] = ..., name: _Optional[str] = ..., model: _Optional[str] = ..., residency: _Optional[_Union[Residency, str]] = ..., bytes: _Optional[int] = ..., users: _Optional[int] = ...) -> None: ...
+
+class RescanAssetsRequest(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class RescanAssetsResponse(_message.Message):
+    __slots__ = ("changes",)
+    CHANGES_FIELD_NUMBER: _ClassVar[int]
+    changes: _containers.RepeatedCompositeFieldContainer[AssetChange]
+    def __init__(self, changes: _Optional[_Iterable[_Union[AssetChange, _Mapping]]] = ...) -> None: ...
+
+class AssetChange(_message.Message):
+    __slots__ = ("kind", "name", "what", "detail")
+    KIND_FIELD_NUMBER: _ClassVar[int]
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    WHAT_FIELD_NUMBER: _ClassVar[int]
+    DETAIL_FIELD_NUMBER: _ClassVar[int]
+    kind: str
+    name: str
+    what: AssetChangeKind
+    detail: str
+    def __init__(self, kind: _Optional[str] = ..., name: _Optional[str] = ..., what: _Optional[_Union[AssetChangeKind, str]] = ..., detail: _Optional[str] = ...) -> None: ...

@@ -88,6 +88,11 @@ class CatalogServiceStub(object):
                 request_serializer=darkroom_dot_v1_dot_catalog__service__pb2.GetServerLoadRequest.SerializeToString,
                 response_deserializer=darkroom_dot_v1_dot_catalog__service__pb2.GetServerLoadResponse.FromString,
                 _registered_method=True)
+        self.RescanAssets = channel.unary_unary(
+                '/darkroom.v1.CatalogService/RescanAssets',
+                request_serializer=darkroom_dot_v1_dot_catalog__service__pb2.RescanAssetsRequest.SerializeToString,
+                response_deserializer=darkroom_dot_v1_dot_catalog__service__pb2.RescanAssetsResponse.FromString,
+                _registered_method=True)
 
 
 class CatalogServiceServicer(object):
@@ -135,7 +140,7 @@ class CatalogServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def ListLoras(self, request, context):
-        """ListLoras returns the LoRAs that LoraSpec.name can name.
+        """ListLoras returns the LoRAs that LoraSpec.name can name, now: those of a folder come and go with its files.
 
         Fails with UNAUTHENTICATED, and UNIMPLEMENTED where the server does not offer it yet.
         """
@@ -198,6 +203,19 @@ class CatalogServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def RescanAssets(self, request, context):
+        """RescanAssets compares the server's folders of LoRAs and embeddings with what it offers, now rather than within
+        seconds. For operators, when they have put files there, all of them whole, or taken some away.
+
+        Jobs that use a file that is gone go on; it is offered no more. A file that changed, or has the name of one that is
+        gone, is taken up when those have ended.
+
+        Fails with UNAUTHENTICATED without a token, and PERMISSION_DENIED with a user's.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_CatalogServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -250,6 +268,11 @@ def add_CatalogServiceServicer_to_server(servicer, server):
                     servicer.GetServerLoad,
                     request_deserializer=darkroom_dot_v1_dot_catalog__service__pb2.GetServerLoadRequest.FromString,
                     response_serializer=darkroom_dot_v1_dot_catalog__service__pb2.GetServerLoadResponse.SerializeToString,
+            ),
+            'RescanAssets': grpc.unary_unary_rpc_method_handler(
+                    servicer.RescanAssets,
+                    request_deserializer=darkroom_dot_v1_dot_catalog__service__pb2.RescanAssetsRequest.FromString,
+                    response_serializer=darkroom_dot_v1_dot_catalog__service__pb2.RescanAssetsResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -526,6 +549,33 @@ class CatalogService(object):
             '/darkroom.v1.CatalogService/GetServerLoad',
             darkroom_dot_v1_dot_catalog__service__pb2.GetServerLoadRequest.SerializeToString,
             darkroom_dot_v1_dot_catalog__service__pb2.GetServerLoadResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RescanAssets(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/darkroom.v1.CatalogService/RescanAssets',
+            darkroom_dot_v1_dot_catalog__service__pb2.RescanAssetsRequest.SerializeToString,
+            darkroom_dot_v1_dot_catalog__service__pb2.RescanAssetsResponse.FromString,
             options,
             channel_credentials,
             insecure,

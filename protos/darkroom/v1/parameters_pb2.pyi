@@ -86,7 +86,7 @@ DISCONNECT_POLICY_CANCEL: DisconnectPolicy
 DISCONNECT_POLICY_KEEP: DisconnectPolicy
 
 class Parameters(_message.Message):
-    __slots__ = ("task", "model", "prompt", "negative_prompt", "prompt_2", "negative_prompt_2", "prompt_syntax", "width", "height", "num_images", "num_inference_steps", "guidance_scale", "guidance_rescale", "guidance_start", "guidance_end", "cache_interval", "clip_skip", "eta", "seed", "scheduler", "loras", "controls", "size_conditioning", "extensions")
+    __slots__ = ("task", "model", "prompt", "negative_prompt", "prompt_2", "negative_prompt_2", "prompt_syntax", "width", "height", "num_images", "num_inference_steps", "guidance_scale", "guidance_rescale", "guidance_start", "guidance_end", "cache_interval", "clip_skip", "eta", "seed", "scheduler", "loras", "controls", "size_conditioning", "extensions", "preset")
     class ExtensionsEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -118,6 +118,7 @@ class Parameters(_message.Message):
     CONTROLS_FIELD_NUMBER: _ClassVar[int]
     SIZE_CONDITIONING_FIELD_NUMBER: _ClassVar[int]
     EXTENSIONS_FIELD_NUMBER: _ClassVar[int]
+    PRESET_FIELD_NUMBER: _ClassVar[int]
     task: str
     model: str
     prompt: str
@@ -142,7 +143,8 @@ class Parameters(_message.Message):
     controls: _containers.RepeatedCompositeFieldContainer[ControlSpec]
     size_conditioning: SizeConditioning
     extensions: _containers.MessageMap[str, _struct_pb2.Struct]
-    def __init__(self, task: _Optional[str] = ..., model: _Optional[str] = ..., prompt: _Optional[str] = ..., negative_prompt: _Optional[str] = ..., prompt_2: _Optional[str] = ..., negative_prompt_2: _Optional[str] = ..., prompt_syntax: _Optional[_Union[PromptSyntax, str]] = ..., width: _Optional[int] = ..., height: _Optional[int] = ..., num_images: _Optional[int] = ..., num_inference_steps: _Optional[int] = ..., guidance_scale: _Optional[float] = ..., guidance_rescale: _Optional[float] = ..., guidance_start: _Optional[float] = ..., guidance_end: _Optional[float] = ..., cache_interval: _Optional[int] = ..., clip_skip: _Optional[int] = ..., eta: _Optional[float] = ..., seed: _Optional[int] = ..., scheduler: _Optional[_Union[SchedulerSpec, _Mapping]] = ..., loras: _Optional[_Iterable[_Union[LoraSpec, _Mapping]]] = ..., controls: _Optional[_Iterable[_Union[ControlSpec, _Mapping]]] = ..., size_conditioning: _Optional[_Union[SizeConditioning, _Mapping]] = ..., extensions: _Optional[_Mapping[str, _struct_pb2.Struct]] = ...) -> None: ...
+    preset: str
+    def __init__(self, task: _Optional[str] = ..., model: _Optional[str] = ..., prompt: _Optional[str] = ..., negative_prompt: _Optional[str] = ..., prompt_2: _Optional[str] = ..., negative_prompt_2: _Optional[str] = ..., prompt_syntax: _Optional[_Union[PromptSyntax, str]] = ..., width: _Optional[int] = ..., height: _Optional[int] = ..., num_images: _Optional[int] = ..., num_inference_steps: _Optional[int] = ..., guidance_scale: _Optional[float] = ..., guidance_rescale: _Optional[float] = ..., guidance_start: _Optional[float] = ..., guidance_end: _Optional[float] = ..., cache_interval: _Optional[int] = ..., clip_skip: _Optional[int] = ..., eta: _Optional[float] = ..., seed: _Optional[int] = ..., scheduler: _Optional[_Union[SchedulerSpec, _Mapping]] = ..., loras: _Optional[_Iterable[_Union[LoraSpec, _Mapping]]] = ..., controls: _Optional[_Iterable[_Union[ControlSpec, _Mapping]]] = ..., size_conditioning: _Optional[_Union[SizeConditioning, _Mapping]] = ..., extensions: _Optional[_Mapping[str, _struct_pb2.Struct]] = ..., preset: _Optional[str] = ...) -> None: ...
 
 class SchedulerSpec(_message.Message):
     __slots__ = ("name", "sigma_schedule", "timestep_spacing", "options")

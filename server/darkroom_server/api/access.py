@@ -57,7 +57,7 @@ RULES = {
     **_rule(Role.USER, REFLECTION.format("v1alpha"), "ServerReflectionInfo"),
     **_rule(Role.USER, IMAGES, "Generate", "Edit", "Watch", "Cancel", "ListJobs", "GetJob", "Preprocess"),
     **_rule(Role.USER, CATALOG, "GetServerInfo", *LISTS),
-    **_rule(Role.OPERATOR, CATALOG, "LoadModel", "UnloadModel", "GetServerLoad"),
+    **_rule(Role.OPERATOR, CATALOG, "LoadModel", "UnloadModel", "RescanAssets", "GetServerLoad"),
 }
 PICTURES = frozenset(_rule(Role.USER, IMAGES, "Generate", "Edit", "Preprocess"))  # their requests are large
 SMALL_BYTES = 64 * 1024  # of any other request

@@ -17,6 +17,7 @@ from darkroom_plugins.version import VERSION
 from darkroom_server.api import messages, quotas
 from darkroom_server.api.load import RESIDENCIES
 from darkroom_server.api.messages import preview_mode
+from darkroom_server.api.validation.presets import parameters_of
 from darkroom_server.device.resources import row_bucket
 from darkroom_server.errors import NotFound
 from darkroom_server.jobs.events import Ended
@@ -32,10 +33,18 @@ if TYPE_CHECKING:
     from darkroom_plugins.manager import PluginInfo
     from darkroom_server.api.context import CallContext
     from darkroom_server.api.load import ServerLoad
+    from darkroom_server.models.asset_folders import AssetFolders
     from darkroom_server.models.assets import Asset
     from darkroom_server.models.catalog import Catalog
     from darkroom_server.models.model import Model
     from darkroom_server.models.residency import Key, ResidencyManager
+
+CHANGES: dict[str, Any] = {
+    "added": pb.ASSET_CHANGE_KIND_ADDED,
+    "removed": pb.ASSET_CHANGE_KIND_REMOVED,
+    "waiting": pb.ASSET_CHANGE_KIND_WAITING,
+    "refused": pb.ASSET_CHANGE_KIND_REFUSED,
+}
 
 Context: TypeAlias = "CallContext"
 
@@ -51,12 +60,12 @@ class CatalogService(catalog_service_pb2_grpc.CatalogServiceServicer):
         threads: int,
         deterministic_rows: int | None,
         load: ServerLoad,
+        folders: AssetFolders,
     ) -> None:
         """`threads`: of deterministic jobs on a CPU. `deterministic_rows`: see `Settings`."""
         self._catalog, self._keep_results_seconds = catalog, keep_results_seconds
         self._threads, self._deterministic_rows = threads, deterministic_rows
-        self._resident = residency
-        self._load = load
+        self._resident, self._load, self._folders = residency, load, folders
 
     async def GetServerInfo(self, request: pb.GetServerInfoRequest, context: Context) -> pb.GetServerInfoResponse:
         limits = self._catalog.limits
@@ -152,6 +161,13 @@ class CatalogService(catalog_service_pb2_grpc.CatalogServiceServicer):
     async def GetServerLoad(self, request: pb.GetServerLoadRequest, context: Context) -> pb.GetServerLoadResponse:
         return self._load.message()
 
+    async def RescanAssets(self, request: pb.RescanAssetsRequest, context: Context) -> pb.RescanAssetsResponse:
+        changes = [
+            pb.AssetChange(kind=each.kind, name=each.name, what=CHANGES[each.what], detail=each.detail)
+            for each in await self._folders.look()
+        ]
+        return pb.RescanAssetsResponse(changes=changes)
+
     def _named(self, name: str) -> Model:
         """:raises RequestRefused: no such model"""
         if not name:
@@ -219,6 +235,10 @@ class CatalogService(catalog_service_pb2_grpc.CatalogServiceServicer):
             dtype=str(model.family.dtype).removeprefix("torch."),
             max_cache_interval=model.max_cache_interval,
             safety_policy=f"SAFETY_POLICY_{settings.safety.upper()}",
+            presets=[
+                pb.Preset(name=name, description=preset.description, parameters=parameters_of(preset))
+                for name, preset in sorted(settings.presets.items())
+            ],
         )
 
     def _scheduler(self, entry: SchedulerEntry) -> pb.Scheduler:

@@ -9,8 +9,11 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from darkroom_plugins.manager import PluginInfo
     from darkroom_server.config.settings import Settings
+    from darkroom_server.models.model import InvalidPresets
 
 
 RAY_EXTRA = "clusters want the packages of the extra `ray`: pip install 'darkroom-diffusion[ray]'"
@@ -125,7 +128,10 @@ def serve(
     from darkroom_server.observe.streams import queued_streams
 
     with queued_streams():
-        status = _serve(settings) if settings.engine == "local" else _serve_cluster(settings)
+        if settings.engine == "local":
+            status = _serve(settings, lambda found: _located(found, given, config))
+        else:
+            status = _serve_cluster(settings)
     if settings.engine == "local":
         _leave_compiler(status)
     raise typer.Exit(status)
@@ -159,7 +165,8 @@ def _make_certificates(folder: Path, listen: str | None) -> dict[str, Any]:
     return {"certificate": files.certificate, "key": files.key}
 
 
-def _serve(settings: Settings) -> int:
+def _serve(settings: Settings, located: Callable[[InvalidPresets], list[str]]) -> int:
+    """The exit code. `located`: the lines that say what is wrong with presets."""
     _quiet_libraries(settings.log_format)
     import diffusers
 
@@ -167,11 +174,14 @@ def _serve(settings: Settings) -> int:
     from darkroom_server.api.listening import CannotListen
     from darkroom_server.app import run
     from darkroom_server.jobs.log import StateDirInUse
-    from darkroom_server.models.model import ModelError
+    from darkroom_server.models.model import InvalidPresets, ModelError
 
     diffusers.utils.logging.disable_progress_bar()  # transformers' switch would also disable the hub's
     try:
         return _run_event_loop(run(settings, owns_process=True))
+    except InvalidPresets as error:
+        _say("\n".join(located(error)))
+        return 2
     except (CannotListen, ModelError, PluginError, StateDirInUse) as error:
         _say(str(error))
         return 1
@@ -213,11 +223,14 @@ def check(config: Config = None) -> None:
     settings = _settings({}, config)
     from darkroom_plugins.manager import PluginError, load_plugins
     from darkroom_server.cli.overview import overview
-    from darkroom_server.models.model import ModelError
+    from darkroom_server.models.model import InvalidPresets, ModelError
 
     _quiet_libraries()
     try:
         tables, usable = overview(settings, load_plugins(settings.blocked_plugins))
+    except InvalidPresets as error:
+        _say("\n".join(_located(error, {}, config)))
+        raise typer.Exit(2) from None
     except (ModelError, PluginError) as error:
         _say(str(error))
         raise typer.Exit(1) from None
@@ -278,6 +291,13 @@ def _settings(given: dict[str, Any], config: Path | None) -> Settings:
         for violation in error.violations:
             _say(violation)
         raise typer.Exit(2) from None
+
+
+def _located(error: InvalidPresets, given: dict[str, Any], config: Path | None) -> list[str]:
+    """A line for each of the presets' violations, with its place in the file."""
+    from darkroom_server.config.reader import default_file, located
+
+    return located(error.violations, given, config or default_file())
 
 
 def plugins(

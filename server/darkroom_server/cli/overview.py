@@ -9,15 +9,14 @@ from rich.markup import escape
 from rich.table import Table
 
 from darkroom_server.config.settings import MemoryOptions, with_demo
-from darkroom_server.models.assets import AssetFiles
-from darkroom_server.models.opening import check_budget, open_models
+from darkroom_server.models.catalog import Catalog
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
     from darkroom_plugins.manager import Plugins
     from darkroom_server.config.settings import ModelSettings, Settings
-    from darkroom_server.models.assets import Asset
+    from darkroom_server.models.assets import Asset, AssetFiles
     from darkroom_server.models.model import Model
 
 
@@ -27,10 +26,13 @@ def overview(settings: Settings, plugins: Plugins) -> tuple[list[Table], bool]:
     :raises ModelError: a model cannot be served as configured
     """
     settings = settings if settings.models else with_demo(settings)
-    models = open_models(settings, plugins, by_headers=True)
-    check_budget(models, settings.memory_budget)
-    assets = AssetFiles(settings, plugins, models)
-    tables = [_models(settings, models), _assets(assets), _tokens(settings), _server(settings)]
+    catalog = Catalog.open(settings, plugins, by_headers=True)
+    models, assets = catalog.models, catalog.assets
+    if any(model.settings.presets for model in models.values()):
+        from darkroom_server.api.preset_check import check_presets  # which imports the schedulers' libraries
+
+        check_presets(catalog)
+    tables = [_models(settings, models), _presets(models), _assets(assets), _tokens(settings), _server(settings)]
     usable = not any(asset.unusable for entries in assets.entries.values() for asset in entries.values())
     return [table for table in tables if table.row_count], usable
 
@@ -63,6 +65,20 @@ def _memory(model: ModelSettings) -> str:
     """The memory options that differ from the defaults."""
     chosen = model.model_dump(include=set(MemoryOptions.model_fields), exclude_defaults=True)
     return ", ".join(name if value is True else f"{name}={value}" for name, value in chosen.items())
+
+
+def _presets(models: Mapping[str, Model]) -> Table:
+    rows = (
+        (name, model.name, ", ".join(f"{key} {_value(value)}" for key, value in preset.values.items()))
+        for model in models.values()
+        for name, preset in model.settings.presets.items()
+    )
+    return _table(("preset", "of model", "sets"), rows)
+
+
+def _value(value: object) -> str:
+    inner = value.items() if isinstance(value, dict) else ()
+    return " + ".join(f"{key}:{each}" for key, each in inner) or str(value)
 
 
 def _assets(assets: AssetFiles) -> Table:

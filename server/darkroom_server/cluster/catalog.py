@@ -58,6 +58,13 @@ class ClusterCatalog(catalog_service_pb2_grpc.CatalogServiceServicer):
         whole.open_streams = open_streams(self._calls)
         return whole
 
+    async def RescanAssets(self, request: pb.RescanAssetsRequest, context: CallContext) -> pb.RescanAssetsResponse:
+        """At all replicas; what has changed at any of them."""
+        answers = await self._everywhere("RescanAssets", request)
+        changes = [each for data in answers for each in pb.RescanAssetsResponse.FromString(data).changes]
+        distinct = {each.SerializeToString(): each for each in changes}
+        return pb.RescanAssetsResponse(changes=distinct.values())
+
     async def answer(self, method: str, request: Any) -> bytes:
         """The answer of any replica. :raises DarkroomError: the call failed"""
         async with aclosing(self._answers(method, request)) as answers:

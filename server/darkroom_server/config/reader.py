@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from darkroom_server.config.toml_lines import line_of
 
 FILE = "darkroom.toml"
 PATHS = ("path", "config", "vae", "tiny_vae")  # keys with paths, in arrays of tables
+FOLDERS = ("state_dir", "lora_folder", "embedding_folder")  # at the top
 TLS_PATHS = ("certificate", "key", "client_ca")  # in [tls]
 SIZE = 'a size is needed, as "20 GiB", or a number of bytes'
 WORDS = {  # by pydantic's error type
@@ -61,8 +62,7 @@ def read_settings(flags: Mapping[str, Any], file: Path | None = None) -> Setting
 
     :raises ConfigurationError: invalid settings, or an unreadable file
     """
-    text = _text(file) if file else ""
-    table = _table(text, file) if file else {}
+    _, table = _document(file)
 
     class Read(Settings):
         @classmethod
@@ -77,13 +77,31 @@ def read_settings(flags: Mapping[str, Any], file: Path | None = None) -> Setting
             return init_settings, env_settings, _File(settings_cls, table)
 
     try:
-        environment = EnvSettingsSource(Settings)()
         return Read(**flags)
     except SettingsError as error:
         raise ConfigurationError([f"environment: {error}"]) from error
     except ValidationError as error:
-        sources = [("", flags), ("environment: ", environment), (f"{file}:", table)]
-        raise ConfigurationError(_violations(error, sources, text)) from error
+        found = [(each["loc"], WORDS.get(each["type"], each["msg"])) for each in error.errors()]
+        raise ConfigurationError(located(found, flags, file)) from error
+
+
+def located(found: Iterable[tuple[Location, str]], flags: Mapping[str, Any], file: Path | None = None) -> list[str]:
+    """One line per invalid value of what was read from flags, environment and file: source and line, keys, messages;
+    sorted by source, then line.
+
+    :raises ConfigurationError: the file cannot be read any more
+    """
+    text, table = _document(file)
+    environment = EnvSettingsSource(Settings)()
+    return _violations(found, [("", flags), ("environment: ", environment), (f"{file}:", table)], text)
+
+
+def _document(file: Path | None) -> tuple[str, dict[str, Any]]:
+    """The file's text, and what it says; nothing without a file."""
+    if file is None:
+        return "", {}
+    text = _text(file)
+    return text, _table(text, file)
 
 
 def _text(file: Path) -> str:
@@ -107,8 +125,7 @@ def _table(text: str, file: Path) -> dict[str, Any]:
     arrays = [entries for entries in table.values() if isinstance(entries, list)]
     for entry in (entry for entries in arrays for entry in entries if isinstance(entry, dict)):
         entry |= {key: _resolved(file, entry[key]) for key in PATHS if isinstance(entry.get(key), str)}
-    if isinstance(table.get("state_dir"), str):
-        table["state_dir"] = _resolved(file, table["state_dir"])
+    table |= {key: _resolved(file, table[key]) for key in FOLDERS if isinstance(table.get(key), str)}
     if isinstance(tls := table.get("tls"), dict):
         tls |= {key: _resolved(file, tls[key]) for key in TLS_PATHS if isinstance(tls.get(key), str)}
     return table
@@ -118,17 +135,15 @@ def _resolved(file: Path, path: str) -> Path:
     return Path(path) if path.startswith(PREFIX) else file.parent / Path(path).expanduser()
 
 
-def _violations(error: ValidationError, sources: list[tuple[str, Any]], text: str) -> list[str]:
-    """One line per invalid value: source (the last one is the file with this text) and line, keys, messages; sorted by
-    source, then line."""
+def _violations(invalid: Iterable[tuple[Location, str]], sources: list[tuple[str, Any]], text: str) -> list[str]:
+    """See `located`; the last source is the file with this text."""
     found: dict[str, tuple[int, int, list[str]]] = {}
-    for each in error.errors():
-        rank = next(rank for rank, (_, source) in enumerate(sources) if _gives(source, each["loc"]))
+    for location, message in invalid:
+        rank = next(rank for rank, (_, source) in enumerate(sources) if _gives(source, location))
         start, source = sources[rank]
-        keys = _keys(source, each["loc"])
+        keys = _keys(source, location)
         line = line_of(keys, text) if rank == len(sources) - 1 else None
         place = f"{start}{line}: " if line else start
-        message = WORDS.get(each["type"], each["msg"])
         found.setdefault(place + ".".join(map(str, keys)), (rank, line or 0, []))[-1].append(message)
     in_order = sorted(found.items(), key=lambda item: item[1][:2])
     return [f"{place}: {'; or: '.join(messages)}" for place, (_, _, messages) in in_order]

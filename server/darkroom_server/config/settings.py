@@ -28,6 +28,7 @@ from darkroom_plugins.files.safetensors_files import PICKLES, REFUSED
 from darkroom_plugins.request import PreviewMode, SafetyPolicy
 from darkroom_server.config.address import TcpAddress, parse_address
 from darkroom_server.config.consistency import MAX_BATCH_ROWS, inconsistencies
+from darkroom_server.config.presets import PresetSettings, spelled
 from darkroom_server.config.tls import checked
 
 DEFAULT_LISTEN = "127.0.0.1:50051"
@@ -37,12 +38,8 @@ OTLP_PORT = 4317  # of OTLP over gRPC
 ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://([a-z0-9._-]+|\[[0-9a-f:]+\])(:[0-9]+)?")
 
 Dtype = Literal["auto", "float32", "float16", "bfloat16"]
-Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9._/-]+$", max_length=128)]
-
-
-def _spelled(name: Any) -> Any:
-    """The one spelling of a name: ``latent-rgb`` for ``LATENT_RGB``."""
-    return name.lower().replace("_", "-") if isinstance(name, str) else name
+NAME, MAX_NAME = r"^[A-Za-z0-9._/-]+$", 128
+Name = Annotated[str, Field(pattern=NAME, max_length=MAX_NAME)]
 
 
 def _readable(path: Path) -> Path:
@@ -55,6 +52,13 @@ def _readable(path: Path) -> Path:
         raise ValueError(f"there is nothing at {path}")
     if path.is_file() and path.suffix != ".safetensors":
         raise ValueError(f"{path.name} is neither a folder nor a safetensors file")
+    return path
+
+
+def _existing_folder(path: Path) -> Path:
+    path = path.expanduser()
+    if not path.is_dir():
+        raise ValueError(f"there is no folder {path}")
     return path
 
 
@@ -133,9 +137,10 @@ class ModelSettings(MemoryOptions):
     default_scheduler: str | None = None  # None: the entry of the model's own scheduler
     default_num_inference_steps: Annotated[int, Field(ge=1)] = 30
     default_guidance_scale: Annotated[float, Field(ge=0, le=100)] = 7.5
-    default_preview_mode: Annotated[PreviewMode, BeforeValidator(_spelled)] = "latent-rgb"
+    default_preview_mode: Annotated[PreviewMode, BeforeValidator(spelled)] = "latent-rgb"
     max_edge: Annotated[int, Field(ge=64)] | None = None  # pixels; None: four times the longer edge of its own size
     max_pixels: Annotated[int, Field(ge=64 * 64)] | None = None  # None: four times those of its own size
+    presets: dict[Name, PresetSettings] = {}  # values for requests that name one
 
     # Validators see earlier fields in info.data, unless those are invalid themselves.
 
@@ -261,6 +266,8 @@ class Settings(BaseSettings):
     controlnets: list[AssetSettings] = []
     loras: list[AssetSettings] = []
     embeddings: list[AssetSettings] = []
+    lora_folder: Annotated[Path, AfterValidator(_existing_folder)] | None = None  # of files that come and go
+    embedding_folder: Annotated[Path, AfterValidator(_existing_folder)] | None = None
     limits: Limits = Limits()
     # To decode one picture, whole or in tiles; None: the memory that the device has.
     max_decode_bytes: Annotated[ByteSize, Field(ge=MIB)] | None = None

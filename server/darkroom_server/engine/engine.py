@@ -192,6 +192,10 @@ class Engine:
         """Reset the learnt row limits, after memory was freed."""
         self._inbox.put(self.recovery.limits.forget)
 
+    def forget_prompts(self) -> None:
+        """Drop the prompts' embeddings, of which some may be due to files that have changed."""
+        self._inbox.put(self.prompts.clear)
+
     def lose(self, error: DeviceLost) -> None:
         """End all jobs: another thread found the device lost."""
         self._inbox.put(lambda: self._lose(error))

@@ -24,7 +24,7 @@ from darkroom_server.jobs.plan import Plan
 from darkroom_server.networks.decode_cost import DecodeCosts
 from darkroom_server.schedulers.schedule import ZERO_SNR, Steps, count_steps, lacks_zero_snr
 from darkroom_server.schedulers.scheduler import copy_scheduler
-from darkroom_server.schedulers.tables import Tables
+from darkroom_server.schedulers.tables import Tables, make_table
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -191,12 +191,25 @@ class Planner:
         return value
 
 
+def check_scheduler(request: Request, model: Model, entries: Mapping[str, SchedulerEntry]) -> None:
+    """Refuse what planning would refuse about the scheduler of a request, whatever its task.
+
+    :raises RequestRefused: as `Planner.plan`
+    """
+    entry = entries[request.scheduler.name]
+    _refuse_scheduler_without_zero_snr(model, entry, entries)
+    scheduler = _with_timesteps(_build_scheduler(request, model, entry), request, entry)
+    if not make_table(scheduler, 0, request.eta).finite:
+        raise _divides_by_zero(request.scheduler, model.info.prediction_type)
+
+
 class EmbeddingCache:
     """LRU cache of textual inversions. For the planner's thread, which reads prompts."""
 
     def __init__(self, capacity: int = EMBEDDING_BYTES) -> None:
         self._capacity = capacity
-        self._entries: OrderedDict[tuple[str, str], tuple[Any, int]] = OrderedDict()  # by name and model
+        # By name and model: the embedding, its bytes, and the asset that it is of, as another may get the name.
+        self._entries: OrderedDict[tuple[str, str], tuple[Any, int, Asset]] = OrderedDict()
 
     def get(self, asset: Asset, model: Model) -> Any:
         """The embedding, as its plugin loads it.
@@ -204,10 +217,10 @@ class EmbeddingCache:
         :raises LoadFailed: it cannot be read
         """
         key = asset.settings.name, model.name
-        if key not in self._entries:
-            self._entries[key] = _load_embedding(asset, model), asset.info.weight_bytes
+        if key not in self._entries or self._entries[key][2] is not asset:
+            self._entries[key] = _load_embedding(asset, model), asset.info.weight_bytes, asset
         self._entries.move_to_end(key)
-        while sum(size for _, size in self._entries.values()) > self._capacity and len(self._entries) > 1:
+        while sum(size for _, size, _ in self._entries.values()) > self._capacity and len(self._entries) > 1:
             self._entries.popitem(last=False)
         return self._entries[key][0]
 

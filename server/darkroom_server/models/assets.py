@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from darkroom_plugins.contract import AssetInfo
 from darkroom_plugins.deferred import nn
 from darkroom_plugins.errors import no_such
 from darkroom_plugins.files.hub_paths import located
+from darkroom_server.config.settings import MAX_NAME, NAME, AssetSettings
 from darkroom_server.models.model import Model, ModelError
 
 if TYPE_CHECKING:
@@ -19,15 +22,38 @@ if TYPE_CHECKING:
 
     from darkroom_plugins.contract import AssetKind, AssetUser
     from darkroom_plugins.manager import Plugins
-    from darkroom_server.config.settings import AssetSettings, Settings
-
+    from darkroom_server.config.settings import Settings
 
 log = logging.getLogger(__name__)
 
 
+class File(NamedTuple):
+    """A file in one of the folders: `state` changes with its content."""
+
+    path: Path
+    state: tuple[int, int, int]  # inode, bytes, nanoseconds
+
+
+def files_in(folder: Path) -> dict[str, File]:
+    """The weights files of a folder and its subfolders by their names, which are their paths in it without the suffix.
+    What is hidden is left out.
+
+    :raises OSError: the folder cannot be read
+    """
+    folder.stat()
+    found = {}
+    for path in sorted(folder.rglob("*.safetensors")):
+        inner = path.relative_to(folder)
+        with suppress(FileNotFoundError):  # gone meanwhile
+            if path.is_file() and not any(part.startswith(".") for part in inner.parts):
+                stat = path.stat()
+                found[inner.with_suffix("").as_posix()] = File(path, (stat.st_ino, stat.st_size, stat.st_mtime_ns))
+    return found
+
+
 @dataclass(frozen=True, slots=True)
 class Asset:
-    """A configured asset, the models that it fits, and by model why it does not fit the others."""
+    """An asset that is offered, the models that it fits, and by model why it does not fit the others."""
 
     settings: AssetSettings
     path: Path
@@ -36,6 +62,13 @@ class Asset:
     incompatibilities: Mapping[str, str] = field(default_factory=dict)
     fits: tuple[str, ...] = ()
     unusable: str = ""  # why no model can use its file
+    file: File | None = None  # as it was when it was opened; None: it is no file of a folder
+
+    @property
+    def key(self) -> tuple[AssetKind, str]:
+        """Its kind and name."""
+        assert self.user.asset_kind is not None
+        return self.user.asset_kind, self.settings.name
 
     def refusal(self, model: str) -> str | None:
         """Why a model cannot use it, for clients; None if it can."""
@@ -66,11 +99,13 @@ class AcquiredAssets:
 
 
 class AssetFiles:
-    """All configured assets, by kind and name."""
+    """All assets that are offered, by kind and name: those of the settings, and of the folders. A table of `entries`
+    never changes: another takes its place."""
 
     def __init__(self, settings: Settings, plugins: Plugins, models: Mapping[str, Model]) -> None:
         """:raises ModelError: no plugin works with assets of a kind, or a ControlNet's preprocessor does not exist,
         or an asset of the hub is not in the cache and cannot be fetched"""
+        self._models = models
         users = [*plugins.conditioners.values(), *plugins.adapters.values()]
         self._users = {user.asset_kind: user for user in users if user.asset_kind}
         listed: dict[AssetKind, list[AssetSettings]] = {
@@ -86,6 +121,49 @@ class AssetFiles:
             kind: {each.name: self._open(kind, each, models) for each in sorted(files, key=lambda each: each.name)}
             for kind, files in listed.items()
         }
+        folders: dict[AssetKind, Path | None] = {"lora": settings.lora_folder, "embedding": settings.embedding_folder}
+        self.folders = {kind: folder for kind, folder in folders.items() if folder is not None}
+        self._refused: dict[Path, File] = {}  # as the log says
+        for kind, folder in self.folders.items():
+            for name, file in self._found(kind, folder).items():
+                if not self.refusal(kind, name, file):
+                    self.put(self.open_file(kind, name, file))
+
+    def _found(self, kind: AssetKind, folder: Path) -> dict[str, File]:
+        """:raises ModelError: the folder cannot be read"""
+        try:
+            return files_in(folder)
+        except OSError as error:
+            raise ModelError(f"{kind}_folder: {folder} cannot be read: {error.strerror}") from error
+
+    def refusal(self, kind: AssetKind, name: str, file: File) -> str:
+        """Why a folder's file cannot be offered by its name, which is logged once; empty if it can."""
+        other, why = self.entries[kind].get(name), ""
+        if not re.fullmatch(NAME, name) or len(name) > MAX_NAME:
+            why = f"its name may have up to {MAX_NAME} letters, digits and any of ._/-: rename it"
+        elif other is not None and other.file is None:
+            why = f"there is a {kind} of this name in the settings"
+        if why and self._refused.get(file.path) != file:
+            self._refused[file.path] = file
+            log.warning("%s is not offered: %s", file.path, why)
+        return why
+
+    def open_file(self, kind: AssetKind, name: str, file: File) -> Asset:
+        """A file of a folder as an asset, not offered yet.
+
+        :raises ModelError: no plugin works with files of this kind
+        """
+        return replace(self._open(kind, AssetSettings(name=name, path=file.path), self._models), file=file)
+
+    def put(self, asset: Asset) -> None:
+        """Offer an asset."""
+        kind, name = asset.key
+        self.entries[kind] = dict(sorted({**self.entries[kind], name: asset}.items()))
+
+    def remove(self, asset: Asset) -> None:
+        """Offer an asset no more."""
+        kind, gone = asset.key
+        self.entries[kind] = {name: each for name, each in self.entries[kind].items() if name != gone}
 
     def _open(self, kind: AssetKind, settings: AssetSettings, models: Mapping[str, Model]) -> Asset:
         if kind not in self._users:

@@ -5,12 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from darkroom_server.models.assets import AssetFiles
+from darkroom_server.models.opening import check_budget, open_models
+from darkroom_server.pictures.uploads import Uploads
+
 if TYPE_CHECKING:
     from darkroom_plugins.manager import Plugins
-    from darkroom_server.config.settings import Limits
-    from darkroom_server.models.assets import AssetFiles
+    from darkroom_server.config.settings import Limits, Settings
     from darkroom_server.models.model import Model
-    from darkroom_server.pictures.uploads import Uploads
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,6 +25,19 @@ class Catalog:
     default_model: str
     limits: Limits
     uploads: Uploads
+
+    @classmethod
+    def open(cls, settings: Settings, plugins: Plugins, by_headers: bool = False) -> Catalog:
+        """What these settings offer, without weights. `by_headers`: see `open_models`.
+
+        :raises ModelError: a model or asset cannot be served as configured
+        """
+        models = open_models(settings, plugins, by_headers)
+        assets = AssetFiles(settings, plugins, models)
+        check_budget(models, settings.memory_budget)
+        default = settings.default_model or settings.models[0].name
+        uploads = Uploads(settings.limits, settings.reader_threads, settings.upload_memory, settings.upload_seconds)
+        return cls(plugins, models, assets, default, settings.limits, uploads)
 
     def tasks(self, model: Model) -> list[str]:
         """The names of a model's tasks, sorted."""

@@ -6,9 +6,12 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from darkroom_plugins.contract import Family, ModelInfo
     from darkroom_plugins.files import ModelFiles
     from darkroom_plugins.request import PreviewMode
+    from darkroom_server.config.consistency import Location
     from darkroom_server.config.settings import ModelSettings
     from darkroom_server.networks.placement import Placement
 
@@ -20,6 +23,14 @@ EDGES, AREAS = 4, 4
 
 class ModelError(Exception):
     """A model's configuration is invalid; the server does not start."""
+
+
+class InvalidPresets(ModelError):
+    """Presets that no request could name: `violations` has the place of each in the settings, and what is wrong."""
+
+    def __init__(self, violations: Sequence[tuple[Location, str]]) -> None:
+        self.violations = violations
+        super().__init__("\n".join(f"{'.'.join(map(str, place))}: {words}" for place, words in violations))
 
 
 @dataclass(slots=True, eq=False)

@@ -8,7 +8,7 @@ import enum
 import logging
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence, Set
+from collections.abc import Awaitable, Callable, Iterable, Sequence, Set
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeAlias, TypeVar
@@ -101,7 +101,7 @@ class ResidencyManager:
 
     def __init__(
         self,
-        holdings: Mapping[Key, Holding],
+        holdings: dict[Key, Holding],
         budget: int | None = None,
         park_budget: int = 0,
         idle_seconds: float | None = None,
@@ -150,9 +150,12 @@ class ResidencyManager:
         Without `wait` fails unless there is room now.
 
         :raises OutOfMemory: there is no room
-        :raises LoadFailed: one of them does not load
+        :raises LoadFailed: one of them does not load, or was removed
         """
-        holdings = tuple(self.holdings[key] for key in dict.fromkeys(keys))
+        keys = dict.fromkeys(keys)
+        for key in keys.keys() - self.holdings.keys():
+            raise LoadFailed(f"{key[0]} {key[1]} was removed while the job was planned", key)
+        holdings = tuple(self.holdings[key] for key in keys)
         needed = sum(h.device_bytes for h in holdings)
         if needed > self.budget:
             raise OutOfMemory(f"{_names(holdings)} take {needed >> 20} MiB, more than the server's budget for models")
@@ -174,7 +177,8 @@ class ResidencyManager:
 
     def are_resident(self, keys: Iterable[Key]) -> bool:
         """Whether these need not be loaded."""
-        return all(self.holdings[key].residency is Residency.RESIDENT for key in keys)
+        held = (self.holdings.get(key) for key in keys)
+        return all(holding is not None and holding.residency is Residency.RESIDENT for holding in held)
 
     def release(self, keys: Iterable[Key]) -> None:
         """Unpin holdings that were acquired."""
@@ -191,6 +195,23 @@ class ResidencyManager:
         finally:
             holding.closing = False
             self._serve_queue()
+
+    def add(self, holding: Holding) -> None:
+        """Have another holding, not loaded yet."""
+        self.holdings[holding.key] = holding
+
+    def is_wanted(self, key: Key) -> bool:
+        """Whether anybody has or waits for a holding."""
+        holding = self.holdings[key]
+        return holding.users > 0 or any(holding in ticket.holdings for ticket in self._tickets)
+
+    async def remove(self, key: Key) -> None:
+        """Drop a holding once nobody has or waits for it, and forget it. For one that is asked for no more."""
+        holding = self.holdings[key]
+        while self.is_wanted(key) or holding.residency in (Residency.LOADING, Residency.LEAVING):
+            await self._changed.wait()
+        await self._free([holding], park=False)
+        del self.holdings[key]
 
     async def relieve(self) -> int:
         """Evict all idle holdings. Returns the bytes freed on the device."""

@@ -67,6 +67,7 @@ class ImageFields(BaseModel, extra="forbid"):
     steps: int | None = None
     guidance: float | None = None
     scheduler: str | None = None
+    preset: str | None = None
     darkroom: Annotated[dict[str, Any], BeforeValidator(_parsed)] | None = None  # a request in protobuf's JSON
 
     @field_validator("size")
@@ -107,7 +108,7 @@ class ParsedRequest:
     def settle(self, model: catalog_service_pb2.Model | None) -> None:
         """Fill in what depends on the model; None for one that there is not, which will be refused."""
         parameters, fields = self.message.parameters, self.fields
-        default = model.default_num_inference_steps if model else 1
+        default = _default_steps(model, parameters.preset) if model else 1
         if fields.steps is not None:
             parameters.num_inference_steps = fields.steps
         elif fields.quality in QUALITY_STEPS and not parameters.HasField("num_inference_steps"):
@@ -120,6 +121,13 @@ class ParsedRequest:
             steps = int(steps * (LEAST_STRENGTH if fields.strength is None else fields.strength))
         self.message.preview.every_n_steps = max(1, steps // (fields.partials + 1))
         self.message.preview.format = self.message.output.format or parameters_pb2.IMAGE_FORMAT_PNG
+
+
+def _default_steps(model: catalog_service_pb2.Model, preset: str) -> int:
+    """The steps of requests without any: the preset's, or the model's."""
+    chosen = (each.parameters for each in model.presets if each.name == preset)
+    steps = (each.num_inference_steps for each in chosen if each.HasField("num_inference_steps"))
+    return next(steps, model.default_num_inference_steps)
 
 
 async def parse_generation(request: Request) -> ParsedRequest:
@@ -197,6 +205,7 @@ def _filled(message: Message, fields: ImageFields) -> Message:
         "num_images": fields.n,
         "negative_prompt": fields.negative_prompt,
         "guidance_scale": fields.guidance,
+        "preset": fields.preset,
     }.items():
         if value is not None:
             setattr(parameters, name, value)

@@ -42,6 +42,7 @@ MAY_CALL = {
     "darkroom.v1.CatalogService/LoadModel": OPERATORS,
     "darkroom.v1.CatalogService/UnloadModel": OPERATORS,
     "darkroom.v1.CatalogService/GetServerLoad": OPERATORS,
+    "darkroom.v1.CatalogService/RescanAssets": OPERATORS,
 }
 DENIED = {StatusCode.UNAUTHENTICATED, StatusCode.PERMISSION_DENIED, StatusCode.UNIMPLEMENTED}
 

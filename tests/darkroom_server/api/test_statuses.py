@@ -110,7 +110,7 @@ def test_the_api_documents_the_same_table() -> None:
     documented = re.findall(r"^//   .*\s([A-Z_]{6,})  +([A-Z_]{6,}|-)(  \(\+ RetryInfo\))?", PROTO.read_text(), re.M)
     rows = {(code, reason.strip("-")) for code, reason, _ in documented}
     ours = set(TABLE.values())
-    kinds = {"MODEL", "LORA", "CONTROLNET", "SCHEDULER", "PREPROCESSOR", "TASK", "REQUEST"}
+    kinds = {"MODEL", "PRESET", "LORA", "CONTROLNET", "SCHEDULER", "PREPROCESSOR", "TASK", "REQUEST"}
     assert rows == ours | {("NOT_FOUND", f"{kind}_NOT_FOUND") for kind in kinds}
     assert {reason for _, reason, retry in documented if retry} == {kind.reason for kind in RETRIED}
 

@@ -72,11 +72,19 @@ def here() -> ReplicasHere:
 
 
 @pytest.fixture(scope="module")
-def edge(here: ReplicasHere, tiny_model: Path) -> Iterator[RunningServer]:
+def lora_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("loras")
+
+
+@pytest.fixture(scope="module")
+def edge(here: ReplicasHere, tiny_model: Path, lora_folder: Path) -> Iterator[RunningServer]:
     """An edge over two replicas here, whose pictures come in parts."""
-    models = [{"name": "tiny", "path": tiny_model}]
-    with RunningServer(replicas=here.open, models=models, limits={"chunk_bytes": 1024}) as running:
-        yield running
+    models = [{"name": "tiny", "path": tiny_model, "presets": {"fast": {"num_inference_steps": 3}}}]
+    limits = {"chunk_bytes": 1024}
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr("darkroom_server.models.asset_folders.LOOK_SECONDS", 3600)  # they look when they are asked to
+        with RunningServer(replicas=here.open, models=models, limits=limits, lora_folder=lora_folder) as running:
+            yield running
 
 
 @pytest.fixture(scope="session")

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import grpc
@@ -21,6 +22,7 @@ from darkroom_server.cluster.wire import LEASE_SECONDS
 from tests.darkroom_server.cluster.conftest import ReplicasHere
 from tests.support import RunningServer, Stream, generate_request, png, refused
 from tests.test_repository import loaded_by
+from tests.tiny import save_lora
 
 KEEP = parameters_pb2.DISCONNECT_POLICY_KEEP
 SAME: dict[str, Any] = {"prompt": "x", "num_inference_steps": 8, "num_images": 2, "deterministic": True}
@@ -155,3 +157,19 @@ def test_a_model_leaves_all_replicas_and_comes_back(edge: RunningServer, here: R
     *_, last = edge.catalog.LoadModel(catalog_service_pb2.LoadModelRequest(model="tiny"))
     assert last.model.residency == catalog_service_pb2.RESIDENCY_RESIDENT
     assert sorted(each.describe()["models"] for each in here.replicas.values()) == [[], ["tiny"]]
+
+
+def test_a_job_that_begins_again_has_what_its_preset_said(edge: RunningServer, here: ReplicasHere) -> None:
+    here.lost_after = [5]
+    stream = edge.generate(prompt="x", preset="fast")
+    assert stream.of("queued")[-1].restarts == 1
+    assert [step.step for step in stream.of("step")] == [1, 2, 3]
+
+
+def test_all_replicas_look_into_their_folders(edge: RunningServer, lora_folder: Path, tiny_model: Path) -> None:
+    save_lora(lora_folder / "ink.safetensors", tiny_model, seed=1)
+    (change,) = edge.catalog.RescanAssets(catalog_service_pb2.RescanAssetsRequest()).changes
+    assert (change.name, change.what) == ("ink", catalog_service_pb2.ASSET_CHANGE_KIND_ADDED)
+    for _ in range(2):
+        made = edge.generate(prompt="x", num_inference_steps=1, loras=[parameters_pb2.LoraSpec(name="ink")])
+        assert made.kinds[-1] == "completed"

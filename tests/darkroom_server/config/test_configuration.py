@@ -16,6 +16,7 @@ from typer.testing import CliRunner
 from darkroom_client.cli._app import app
 from darkroom_server.cli.flags import files as lora_flags
 from darkroom_server.cli.flags import model as model_flag
+from darkroom_server.config.presets import PresetSettings
 from darkroom_server.config.reader import PATHS, ConfigurationError, read_settings
 from darkroom_server.config.settings import (
     AssetSettings,
@@ -326,6 +327,7 @@ def test_the_example_is_valid(folder):
 SECTIONS = {
     "The server": Settings,
     "`[[models]]`": ModelSettings,
+    "`[models.presets.NAME]`": PresetSettings,
     "`[[controlnets]]`, `[[loras]]`, `[[embeddings]]`": AssetSettings,
     "`[limits]`": Limits,
     "`[[tokens]]`": TokenSettings,

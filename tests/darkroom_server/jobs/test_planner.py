@@ -43,15 +43,17 @@ def test_embeddings_are_read_once() -> None:
 
 def test_embeddings_read_longest_ago_are_forgotten() -> None:
     user, cache = Loads(), EmbeddingCache(capacity=2)
+    assets = {name: embedding(user, name) for name in "abc"}
     for name in ("a", "b", "a", "c", "a", "b"):
-        cache.get(embedding(user, name), MODEL)
+        cache.get(assets[name], MODEL)
     assert user.loaded == ["a", "b", "c", "b"]
 
 
 def test_one_larger_than_the_cache_is_kept_while_it_is_the_only_one() -> None:
     user, cache = Loads(), EmbeddingCache(capacity=2)
+    large = embedding(user, "large", size=9)
     for _ in range(2):
-        cache.get(embedding(user, "large", size=9), MODEL)
+        cache.get(large, MODEL)
     assert user.loaded == ["large"]
 
 

@@ -12,7 +12,8 @@ from tests.support import RunningServer, settle
 
 @pytest.fixture(scope="package")
 def open_server(tiny_model: Path) -> Iterator[RunningServer]:
-    models = [{"name": "tiny", "path": tiny_model, "default_num_inference_steps": 8}]
+    presets = {"fast": {"num_inference_steps": 6, "scheduler": "euler"}}
+    models = [{"name": "tiny", "path": tiny_model, "default_num_inference_steps": 8, "presets": presets}]
     limits = {"max_request_bytes": 256 * 1024}
     with RunningServer(models=models, http="127.0.0.1:0", cors_origins=[ORIGIN], limits=limits) as running:
         yield running

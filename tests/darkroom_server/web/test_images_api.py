@@ -76,6 +76,10 @@ def test_quality_is_steps(client: openai.OpenAI, quality: Any, steps: int) -> No
     made = client.images.generate(prompt="x", quality=quality)
     recipe = json.loads(Image.open(io.BytesIO(data(made.data[0]))).text["darkroom"])
     assert recipe["parameters"]["num_inference_steps"] == steps
+    made = client.images.generate(prompt="x", quality=quality, extra_body={"preset": "fast"})
+    recipe = json.loads(Image.open(io.BytesIO(data(made.data[0]))).text["darkroom"])
+    assert recipe["parameters"]["num_inference_steps"] == steps * 6 // 8
+    assert recipe["parameters"]["scheduler"]["name"] == "euler"
 
 
 @pytest.mark.parametrize("kind", ["jpeg", "webp", "png"])

@@ -49,25 +49,28 @@ class ConditionsCheck:
         self.catalog = catalog
         self.findings = findings
 
-    def checked(self, given: parameters_pb2.Parameters, model: Model | None, size: dict[str, Any]) -> dict[str, Any]:
-        """The fields of a Request. `size` has the picture's width and height."""
+    def checked(
+        self, given: parameters_pb2.Parameters, own_loras: int, model: Model | None, size: dict[str, Any]
+    ) -> dict[str, Any]:
+        """The fields of a Request. `own_loras`: how many are the request's own, and not its preset's; `size` has the
+        picture's width and height."""
         for field, limit in (("loras", MAX_LORAS), ("controls", MAX_CONTROLS)):
             if len(getattr(given, field)) > limit:
                 self.findings.invalid(f"parameters.{field}", f"must be up to {limit}")
                 return {}
         return {
-            "loras": self._loras(given, model),
+            "loras": self._loras(given, own_loras, model),
             "controls": self._controls(given, model),
             "size_conditioning": self._sizes(given, model, size),
         }
 
-    def _loras(self, given: parameters_pb2.Parameters, model: Model | None) -> tuple[LoraChoice, ...]:
+    def _loras(self, given: parameters_pb2.Parameters, own: int, model: Model | None) -> tuple[LoraChoice, ...]:
         names = [spec.name for spec in given.loras]
         for index, spec in enumerate(given.loras):
-            path = f"parameters.loras[{index}]"
-            self._listed("lora", f"{path}.name", spec.name, model)
+            path = f"parameters.loras[{index}].name" if index < own else "parameters.preset"
+            self._listed("lora", path, spec.name, model)
             if spec.name in names[:index]:
-                self.findings.invalid(f"{path}.name", f"{quoted(spec.name)} is named twice")
+                self.findings.invalid(path, f"{quoted(spec.name)} is named twice")
         return tuple(
             LoraChoice(
                 name=spec.name,

@@ -12,6 +12,7 @@ from darkroom_plugins.request import OutputOptions, PreviewOptions, Request, Sch
 from darkroom_server.api.request_id import is_request_id
 from darkroom_server.api.validation.conditions import ConditionsCheck
 from darkroom_server.api.validation.edit import CheckedEdit, EditCheck, derived_task
+from darkroom_server.api.validation.presets import filled, parameters_of
 from darkroom_server.api.validation.violations import Findings
 from darkroom_server.models.model import Model
 
@@ -63,17 +64,18 @@ class _Check:
         self.findings = findings
 
     def request(self, message: Any, rpc: str, derived: str, edit_check: EditCheck | None) -> Request | None:
-        given = message.parameters
         check_request_id(message.request_id, self.findings)
         self.findings.enum("disconnect_policy", parameters_pb2.DisconnectPolicy, message.disconnect_policy)
         self.findings.enum("priority", parameters_pb2.Priority, message.priority)
-        model = self._model(given.model)
+        model = self._model(message.parameters.model)
+        given = self._with_preset(message.parameters, model, sized=edit_check is None)
         edit = edit_check.checked(message, model) if edit_check else CheckedEdit()
         task = self._task(given.task, rpc, derived, model, edit)
         texts = self._texts(given, model)
         scheduler = self._scheduler(given, model)
         numbers = self._numbers(given, model, scheduler) | self._size(given, model, edit)
-        conditions = ConditionsCheck(self.catalog, self.findings).checked(given, model, numbers)
+        own_loras = len(message.parameters.loras)
+        conditions = ConditionsCheck(self.catalog, self.findings).checked(given, own_loras, model, numbers)
         extensions = self._extensions(given)
         preview = self._preview(message.preview, model)
         output = self._output(message.output)
@@ -100,6 +102,21 @@ class _Check:
         if model is None:
             self.findings.unknown("model", "parameters.model", name, self.catalog.models)
         return model
+
+    def _with_preset(
+        self, given: parameters_pb2.Parameters, model: Model | None, *, sized: bool
+    ) -> parameters_pb2.Parameters:
+        """The parameters, with those of the preset where they are unset."""
+        if not given.preset or model is None:
+            return given
+        settings = model.settings.presets.get(given.preset)
+        if settings is None:
+            self.findings.unknown("preset", f"{PARAMETERS}.preset", given.preset, model.settings.presets)
+            return given
+        preset, names = parameters_of(settings), self.catalog.plugins.scheduler_names
+        own, its = (each.scheduler.name or model.default_scheduler for each in (given, preset))
+        same = not given.scheduler.name or names.get(own) == names.get(its)
+        return filled(given, preset, sized=sized, same_scheduler=same)
 
     def _task(self, name: str, rpc: str, derived: str, model: Model | None, edit: CheckedEdit) -> str:
         task, path = self.catalog.plugins.tasks.get(name or derived), f"{PARAMETERS}.task"
