@@ -149,8 +149,9 @@ def test_lanes_take_turns(server: RunningServer) -> None:
     assert {step.batch_rows for step in streams[3].of("step")} == {2}
     assert max(step.batch_rows for step in streams[0].of("step")) == 4
     assert server.app.engine.ticks - ticks <= 3 * 60
-    # Three lanes take turns: each step of one takes about as long as three steps alone, and none is starved.
-    assert abs(streams[2].of("step")[-1].elapsed_seconds / streams[3].of("step")[-1].elapsed_seconds - 1) < 0.5
+    # Three lanes share the time: when the quickest steps are all done, the others' are well under way.
+    ends = [stream.of("step")[-1].elapsed_seconds for stream in streams]
+    assert all(stream.of("step")[15].elapsed_seconds < min(ends) for stream in streams)
 
 
 def test_more_rows_than_fit_wait_in_order(tiny_model: Path) -> None:
