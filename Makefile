@@ -88,10 +88,17 @@ bench-gpu: $(VENV)/ready $(TORCHAO)/ready
 	$(BIN)/python -m tests.benchmarks --device cuda --seconds 20 --model sdxl --compile --only clients,load $(BENCH)
 	PYTHONPATH=$(TORCHAO) $(BIN)/python -m tests.benchmarks --device cuda --seconds 20 --model sdxl --dtype bfloat16 --compile --quantize float8-dynamic --only clients,load $(BENCH)
 
+# dist: build the sdist and the wheel in dist/, and check what an index will say of them
+.PHONY: dist
+dist: $(VENV)/ready
+	rm -rf dist
+	$(BIN)/python -m build --no-isolation --outdir dist
+	$(BIN)/python -m twine check --strict dist/*
+
 # clean: remove the environments and everything made
 .PHONY: clean
 clean:
-	rm -rf $(VENV) $(PROTO_ENV) $(TORCHAO) $(OUT) .cache .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) $(PROTO_ENV) $(TORCHAO) $(OUT) dist .cache .pytest_cache .mypy_cache .ruff_cache
 
 $(VENV)/ready: constraints.txt pyproject.toml plugins/examples/vignette/pyproject.toml
 	$(PYTHON) -m venv --clear $(VENV)

@@ -81,7 +81,19 @@ class AsyncClient(JobCalls[AsyncStream]):
 
         :param timeout: for the answer. Seconds.
         """
-        return await self._why_not_ready(timeout) is None
+        return await self._why_unhealthy(_SERVICE, timeout) is None
+
+    async def check_health(self, service: str = _SERVICE, timeout: float | None = 5.0) -> None:
+        """Asks for the server's health (grpc.health.v1), once. Needs no token.
+
+        :param service: "darkroom.v1.ImageService": are pictures made now? "": does the process answer, and go on?
+        :param timeout: for the answer. Seconds.
+        :raises Unavailable: it is not serving; `ServerUnreachable` if it did not answer at all.
+        :raises NotFound: the server has no such service.
+        """
+        reason = await self._why_unhealthy(service, timeout)
+        if reason is not None:
+            raise reason
 
     async def wait_for_server(self, timeout: float | None = 60.0) -> None:
         """Waits until the server is ready.
@@ -93,7 +105,7 @@ class AsyncClient(JobCalls[AsyncStream]):
         end = None if limit is None else time.monotonic() + limit
         while True:
             left = None if end is None else max(end - time.monotonic(), _POLL_SECONDS)
-            reason = await self._why_not_ready(left)
+            reason = await self._why_unhealthy(_SERVICE, left)
             if reason is None:
                 return
             if end is not None and time.monotonic() + _POLL_SECONDS >= end:
@@ -284,13 +296,15 @@ class AsyncClient(JobCalls[AsyncStream]):
                 reason="REQUEST_TOO_LARGE",
             )
 
-    async def _why_not_ready(self, timeout: float | None) -> DarkroomError | None:
-        """None if the server is ready."""
-        request = health_pb2.HealthCheckRequest(service=_SERVICE)
+    async def _why_unhealthy(self, service: str, timeout: float | None) -> DarkroomError | None:
+        """None if the service is serving."""
+        request = health_pb2.HealthCheckRequest(service=service)
         try:
             answer = await self._call(self._connection.health.Check, request, Attempts(timeout, 0))
-        except (Unavailable, NotFound) as error:
+        except Unavailable as error:
             return error
+        except NotFound:
+            return NotFound(f"the server at {self.address} has no service {service!r}")
         except DeadlineExceeded:
             return ServerUnreachable(f"the Darkroom server at {self.address} does not answer")
         if answer.status == health_pb2.HealthCheckResponse.SERVING:

@@ -149,6 +149,16 @@ class Client(JobCalls[Stream]):
         """
         return self._loop.run(self._client.is_ready(timeout))
 
+    def check_health(self, service: str = "darkroom.v1.ImageService", timeout: float | None = 5.0) -> None:
+        """Asks for the server's health (grpc.health.v1), once. Needs no token.
+
+        :param service: "darkroom.v1.ImageService": are pictures made now? "": does the process answer, and go on?
+        :param timeout: for the answer. Seconds.
+        :raises Unavailable: it is not serving; `ServerUnreachable` if it did not answer at all.
+        :raises NotFound: the server has no such service.
+        """
+        self._loop.run(self._client.check_health(service, timeout))
+
     def wait_for_server(self, timeout: float | None = 60.0) -> None:
         """Waits until the server is ready.
 

@@ -19,7 +19,7 @@ from darkroom_client.cli._json import to_json
 from darkroom_client.cli._words import option_of
 from tests.darkroom_client.scripted import png
 
-COMMANDS = ("generate", "edit", "compare-schedulers", "preprocess", "info", "load", "unload")
+COMMANDS = ("generate", "edit", "compare-schedulers", "preprocess", "info", "health", "load", "unload")
 LISTS = ("models", "tasks", "schedulers", "loras", "controlnets", "preprocessors")
 
 

@@ -25,7 +25,9 @@ def test_time_outs_that_never_pass_are_none(client, timeout):
 
 
 @pytest.mark.parametrize("timeout", [float("nan"), 0, -1, float("-inf"), "5", b"5", True, [1]])
-@pytest.mark.parametrize("call", ["generate", "edit", "preprocess", "watch", "wait_for_server", "is_ready"])
+@pytest.mark.parametrize(
+    "call", ["generate", "edit", "preprocess", "watch", "wait_for_server", "is_ready", "check_health"]
+)
 def test_other_time_outs_are_refused_before_the_call(scripted, client, call, timeout):
     arguments = {"generate": ["a"], "edit": [b"", "a"], "preprocess": [b"", "canny"], "watch": ["job"]}
     with pytest.raises(InvalidRequest, match="timeout: must be a number of seconds above 0") as caught:

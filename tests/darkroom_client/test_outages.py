@@ -102,3 +102,35 @@ def test_the_same_from_asyncio(loading):
             return before, await client.is_ready()
 
     assert asyncio.run(main()) == (False, True)
+
+
+class TestHealthOfTheCommandLine:
+    """`darkroom health`, by exit codes as health checks read them."""
+
+    @pytest.fixture
+    def address(self, loading):
+        return loading[1]
+
+    def test_of_the_api_and_of_the_process(self, loading, darkroom):
+        servicer, address = loading
+        refused = darkroom("health", exit_code=1)
+        assert refused.stderr == f"error: the Darkroom server at {address} is not ready: it starts, or it stops\n"
+        assert darkroom("health", "--service", "").stdout == "serving\n"
+        servicer.set(SERVICE, health_pb2.HealthCheckResponse.SERVING)
+        assert darkroom("health").stdout == "serving\n"
+        servicer.set("", health_pb2.HealthCheckResponse.NOT_SERVING)
+        assert darkroom("health", "--service", "", exit_code=1).stdout == ""
+
+    def test_of_what_is_not_there(self, darkroom):
+        assert "has no service 'darkroom.v2'" in darkroom("health", "--service", "darkroom.v2", exit_code=1).stderr
+        darkroom("health", "--timeout", "0", exit_code=1)
+        refused = darkroom("health", "--address", "127.0.0.1:1", exit_code=1)
+        assert "no Darkroom server answers" in refused.stderr
+
+
+def test_health_of_a_real_server_needs_no_token(start, darkroom):
+    tokens = [{"name": "me", "sha256": "0" * 64}]
+    with start(tokens=tokens) as server:
+        for service in ([], ["--service", ""]):
+            assert darkroom("health", "--address", server.address, *service).stdout == "serving\n"
+    assert "no Darkroom server answers" in darkroom("health", "--address", server.address, exit_code=1).stderr

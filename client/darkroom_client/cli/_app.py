@@ -34,6 +34,7 @@ _OWN = {  # the client's commands: module and function
     "result": "_kept_jobs:result",
     "cancel": "_kept_jobs:cancel",
     "info": "_info:info",
+    "health": "_health:health",
     "models": "_catalog:models",
     "tasks": "_catalog:tasks",
     "schedulers": "_catalog:schedulers",
