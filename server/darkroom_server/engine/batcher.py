@@ -9,7 +9,9 @@ from __future__ import annotations
 import heapq
 import sys
 from bisect import insort
+from collections import defaultdict
 from collections.abc import Callable, Collection, Hashable, Iterator, Mapping
+from functools import cache
 from itertools import chain, count
 from operator import attrgetter
 from typing import TYPE_CHECKING, NamedTuple
@@ -44,9 +46,14 @@ class Party:
         return len(self.begun) + len(self.waiting)
 
     @property
+    def first(self) -> Slot:
+        """The next to get rows."""
+        return next(iter(self.begun), None) or self.waiting[0][2]
+
+    @property
     def weight(self) -> float:
         """Of its next slot."""
-        return WEIGHTS[next(self.order()).job.priority]
+        return WEIGHTS[self.first.job.priority]
 
     def add(self, slot: Slot) -> None:
         """One that waits."""
@@ -120,11 +127,11 @@ class Lane:
         """Seconds from one turn to the next, other lanes' turns included; None if not known yet."""
         return self._turn_seconds.value
 
-    def wants(self, client: str) -> float:
-        """Seconds of the evaluations that one of its clients still wants, one after another; 0 if not known yet."""
-        party = self.parties[client]
-        slot = next(party.order())
-        return len(party) * evaluations_left(slot) * (self.seconds(slot.rows) or 0.0)
+    def wants(self) -> dict[str, float]:
+        """Seconds of the evaluations that each client still wants, one after another; 0 if not known yet."""
+        seconds = cache(lambda rows: self.seconds(rows) or 0.0)
+        firsts = {client: (len(party), party.first) for client, party in self.parties.items()}
+        return {client: size * evaluations_left(slot) * seconds(slot.rows) for client, (size, slot) in firsts.items()}
 
     def begin_turn(self, batch: Collection[Slot], now: float) -> None:
         """A turn begins with this batch."""
@@ -275,21 +282,20 @@ class Batcher:
         longest = next(iter(ready))
         if self.shares.spent - ready[longest].spent_before > PATIENCE * len(self._lanes) * self.shares.turn:
             return longest
-        clients = dict.fromkeys(client for lane in ready.values() for client in lane.parties)
-        client = self.shares.due(clients, self._wants)
-        keys = [key for key, lane in ready.items() if client in lane.parties]
-        return self._lane_shares.due(keys, lambda key: self._lanes[key].wants(client))
+        wants = {key: lane.wants() for key, lane in self._lanes.items()}
+        seconds: dict[str, float] = defaultdict(float)
+        for client, more in chain.from_iterable(each.items() for each in wants.values()):
+            seconds[client] += more
+        clients = dict.fromkeys(client for key in ready for client in wants[key])
+        client = self.shares.due(clients, lambda client: (seconds[client], self._clients[client]))
+        keys = [key for key in ready if client in wants[key]]
+        return self._lane_shares.due(keys, lambda key: wants[key][client])
 
     def charge(self, key: Hashable, costs: Mapping[str, tuple[float, float]]) -> None:
         """The clients have shared a turn of a lane, which may have gone (see `FairShares.charge`)."""
         self.shares.charge(costs)
         whole = sum(cost for cost, _ in costs.values())
         self._lane_shares.charge({key: (whole, whole)})
-
-    def _wants(self, client: str) -> tuple[float, int]:
-        """What a client's slots still want: seconds, as far as is known, and images."""
-        seconds = sum(lane.wants(client) for lane in self._lanes.values() if client in lane.parties)
-        return seconds, self._clients[client]
 
     def drop(self, slots: Collection[Slot]) -> None:
         """Free slots."""
