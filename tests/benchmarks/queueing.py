@@ -2,6 +2,7 @@
 
 import asyncio
 import statistics
+from contextlib import AsyncExitStack
 from functools import partial
 from typing import Any
 
@@ -37,13 +38,16 @@ def measure(bench: Bench) -> dict[str, Any]:
 
 async def _waiting(served: Served, count: int) -> float:
     """Resident bytes per request queued behind a full batch: the slope of nine points, this many requests apart."""
-    async with aio.insecure_channel(served.address) as channel:
-        stub = Stub(channel)
-        calls = [await _begun(stub, Order(seed, steps=500)) for seed in range(BATCH)]
+    async with AsyncExitStack() as stack:
+        # A connection is a client, which may have half of the queue.
+        own = [("grpc.use_local_subchannel_pool", 1)]
+        channels = [aio.insecure_channel(served.address, options=own) for _ in range(3)]
+        stubs = [Stub(await stack.enter_async_context(channel)) for channel in channels]
+        calls = [await _begun(stubs[0], Order(seed, steps=500)) for seed in range(BATCH)]
         points = []
         while len(points) < 9:
             seeds = range(len(calls), len(calls) + count)
-            calls += await asyncio.gather(*(_begun(stub, Order(seed, steps=500)) for seed in seeds))
+            calls += await asyncio.gather(*(_begun(stubs[seed % 3], Order(seed, steps=500)) for seed in seeds))
             points.append((len(calls), await _settled(served)))
         for call in calls:
             call.cancel()
