@@ -6,8 +6,6 @@ from contextlib import AsyncExitStack
 from functools import partial
 from typing import Any
 
-from grpc import aio
-
 from tests.benchmarks.bench import Bench
 from tests.benchmarks.served import Served, Stub, request_of
 from tests.benchmarks.workload import Order, Traffic, mixed, uniform
@@ -39,10 +37,8 @@ def measure(bench: Bench) -> dict[str, Any]:
 async def _waiting(served: Served, count: int) -> float:
     """Resident bytes per request queued behind a full batch: the slope of nine points, this many requests apart."""
     async with AsyncExitStack() as stack:
-        # A connection is a client, which may have half of the queue.
-        own = [("grpc.use_local_subchannel_pool", 1)]
-        channels = [aio.insecure_channel(served.address, options=own) for _ in range(3)]
-        stubs = [Stub(await stack.enter_async_context(channel)) for channel in channels]
+        # A client may have half of the queue.
+        stubs = [Stub(await stack.enter_async_context(served.channel())) for _ in range(3)]
         calls = [await _begun(stubs[0], Order(seed, steps=500)) for seed in range(BATCH)]
         points = []
         while len(points) < 9:

@@ -92,12 +92,16 @@ class Served:
         self._process.terminate()
         self._process.wait(60)
 
+    def channel(self) -> aio.Channel:
+        """A connection of its own: for the server's fair shares, a client."""
+        return aio.insecure_channel(self.address, options=[("grpc.use_local_subchannel_pool", 1)])
+
     def run(self, traffic: Traffic, preview: str = "off") -> Run:
         """Send the orders; the clients share one connection."""
         return uvloop.run(self._run(traffic, preview))
 
     async def _run(self, traffic: Traffic, preview: str) -> Run:
-        async with aio.insecure_channel(self.address) as channel:
+        async with self.channel() as channel:
             await channel.channel_ready()
             return await drive(partial(_make, Stub(channel), PREVIEWS[preview]), traffic)
 
