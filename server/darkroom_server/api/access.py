@@ -13,7 +13,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextvars import ContextVar
 from enum import IntEnum
 from ipaddress import IPv6Address, ip_address
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 from urllib.parse import unquote
 from weakref import WeakValueDictionary
 
@@ -23,7 +23,7 @@ from grpc import aio
 
 from darkroom_plugins.errors import DarkroomError, InvalidRequest
 from darkroom_server.api.interceptors import answering_errors, client_is_gone, refusing, token_of
-from darkroom_server.api.status import code_of
+from darkroom_server.api.status import outcome_of
 from darkroom_server.errors import NotImplementedYet, OperatorRequired, QueueFull, RequestTooLarge, Unauthenticated
 from darkroom_server.jobs.numbers import CallNumbers, Usage
 
@@ -181,11 +181,10 @@ class Access(aio.ServerInterceptor):  # type: ignore[misc]
             try:
                 await call(requests, context)
             except DarkroomError as error:
-                reason = error.reason or code_of(error).name
+                reason = outcome_of(error)
                 raise
             except asyncio.CancelledError:
-                left = context.time_remaining()
-                reason = "CLIENT" if left is None or left > DEADLINE_SLACK else "DEADLINE"
+                reason = who_left(context.time_remaining())
                 raise
             except Exception as error:
                 reason = "CLIENT" if client_is_gone(error) else "INTERNAL"
@@ -195,6 +194,11 @@ class Access(aio.ServerInterceptor):  # type: ignore[misc]
                 self.numbers.ends[method, reason] += 1
 
         return counted
+
+
+def who_left(left: float | None) -> Literal["CLIENT", "DEADLINE"]:
+    """Why the other side ended a call that had so many seconds left; None: it had no deadline."""
+    return "CLIENT" if left is None or left > DEADLINE_SLACK else "DEADLINE"
 
 
 def fingerprint(token: str) -> str:

@@ -47,6 +47,11 @@ def code_of(error: DarkroomError) -> grpc.StatusCode:
     return next((CODES[c] for c in type(error).__mro__ if c in CODES), grpc.StatusCode.INTERNAL)
 
 
+def outcome_of(error: DarkroomError) -> str:
+    """Its reason, or without one its status code's name: what metrics and spans say of it."""
+    return error.reason or code_of(error).name
+
+
 def status_of(error: DarkroomError) -> tuple[grpc.StatusCode, str, tuple[tuple[str, str | bytes], ...]]:
     """Code, message and trailing metadata of an error, with the google.rpc.Status details."""
     code, message = code_of(error), _short(str(error))

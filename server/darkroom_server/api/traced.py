@@ -8,10 +8,10 @@ from contextlib import aclosing
 from typing import TYPE_CHECKING, Any
 
 from darkroom_plugins.errors import DarkroomError, JobFailed
-from darkroom_server.api.access import DEADLINE_SLACK, IMAGES, caller
+from darkroom_server.api.access import IMAGES, caller, who_left
 from darkroom_server.api.context import trace_headers
 from darkroom_server.api.request_id import is_request_id
-from darkroom_server.api.status import code_of
+from darkroom_server.api.status import code_of, outcome_of
 from darkroom_server.errors import Cancelled, DeadlineExceeded
 
 if TYPE_CHECKING:
@@ -111,8 +111,8 @@ class _DeadlinePassed(DeadlineExceeded):
 
 def _left(job: Job) -> DarkroomError:
     """Why its stream was closed from the other side."""
-    late = job.deadline is not None and job.deadline - time.monotonic() <= DEADLINE_SLACK
-    return _DeadlinePassed("") if late else _ClientLeft("")
+    left = job.deadline - time.monotonic() if job.deadline is not None else None
+    return _ClientLeft("") if who_left(left) == "CLIENT" else _DeadlinePassed("")
 
 
 def _span(rpc: str, request_id: str, headers: dict[str, str], began: float) -> JobSpan:
@@ -154,5 +154,4 @@ def _set_phases(span: JobSpan, load: float, queue: float, encode: float, steps: 
 def _end(span: JobSpan, error: DarkroomError | None) -> None:
     span.ended = time.monotonic()
     if error is not None:
-        span.code = code_of(error).name
-        span.outcome = error.reason or span.code
+        span.code, span.outcome = code_of(error).name, outcome_of(error)

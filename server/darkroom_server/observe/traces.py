@@ -35,7 +35,7 @@ class JobSpan:
     began: float
     ended: float = 0.0
     code: str = "OK"  # gRPC's
-    outcome: str = "OK"  # the API's reason; see reason_of
+    outcome: str = "OK"  # the API's reason, else the code
     attributes: dict[str, str | int] = field(default_factory=dict)
     phases: dict[str, float] = field(default_factory=dict)  # seconds, one after the other
 
