@@ -17,7 +17,7 @@ from operator import attrgetter
 from typing import TYPE_CHECKING, NamedTuple
 
 from darkroom_server.engine.slot import Slot
-from darkroom_server.jobs.shares import WEIGHTS, FairShares
+from darkroom_server.jobs.shares import WEIGHTS, Cost, FairShares
 from darkroom_server.jobs.speeds import Average
 
 if TYPE_CHECKING:
@@ -48,7 +48,7 @@ class Party:
     @property
     def first(self) -> Slot:
         """The next to get rows."""
-        return next(iter(self.begun), None) or self.waiting[0][2]
+        return next(self.order())
 
     @property
     def weight(self) -> float:
@@ -120,7 +120,7 @@ class Lane:
     @property
     def first(self) -> Slot:
         """Any of them."""
-        return next(next(iter(self.parties.values())).order())
+        return next(iter(self.parties.values())).first
 
     @property
     def turn_seconds(self) -> float | None:
@@ -208,7 +208,8 @@ class Lane:
         parties = list(self.parties.values())
         if len(parties) < 2 or self.solo:
             return lambda pick, rows: False
-        fewest = self.parties[self._shares.due(list(self.parties), lambda client: len(self.parties[client]))]
+        sizes = {party.client: len(party) for party in parties}
+        fewest = self.parties[self._shares.due(sizes, sizes.__getitem__)]
         if len(fewest) >= row_limit:
             return lambda pick, rows: False
         others = sum(party.weight for party in parties) / fewest.weight
@@ -291,7 +292,7 @@ class Batcher:
         keys = [key for key in ready if client in wants[key]]
         return self._lane_shares.due(keys, lambda key: wants[key][client])
 
-    def charge(self, key: Hashable, costs: Mapping[str, tuple[float, float]]) -> None:
+    def charge(self, key: Hashable, costs: Mapping[str, Cost]) -> None:
         """The clients have shared a turn of a lane, which may have gone (see `FairShares.charge`)."""
         self.shares.charge(costs)
         whole = sum(cost for cost, _ in costs.values())

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, NamedTuple
 
 from darkroom_server.jobs.numbers import EngineNumbers, size_class
-from darkroom_server.jobs.shares import WEIGHTS
+from darkroom_server.jobs.shares import WEIGHTS, Cost
 from darkroom_server.jobs.speeds import Speeds
 
 if TYPE_CHECKING:
@@ -16,9 +16,6 @@ if TYPE_CHECKING:
 
     from darkroom_server.engine.slot import Slot
     from darkroom_server.jobs.plan import Plan
-
-
-Cost = tuple[float, float]  # seconds, and the same over the weights of the client's jobs
 
 
 class _Turn(NamedTuple):

@@ -19,8 +19,8 @@ WEIGHTS = {"low": 0.25, "normal": 1.0, "high": 4.0}  # by priority
 SLACK = 2.0  # longest turns
 FADES = 0.98  # of the longest turn, from turn to turn
 
-
 Client = TypeVar("Client", bound=Hashable)
+Cost = tuple[float, float]  # seconds, and the same over the weights of the client's jobs
 
 
 class FairShares(Generic[Client]):
@@ -65,7 +65,7 @@ class FairShares(Generic[Client]):
         most = min(tags.values()) + self.slack
         return min((client for client, tag in tags.items() if tag <= most), key=wants)
 
-    def charge(self, costs: Mapping[Client, tuple[float, float]]) -> None:
+    def charge(self, costs: Mapping[Client, Cost]) -> None:
         """The clients have shared a turn: what each has had of it, and the same over its jobs' weights."""
         whole = sum(cost for cost, _ in costs.values())
         self.spent += whole
