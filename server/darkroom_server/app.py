@@ -258,15 +258,13 @@ async def run(settings: Settings, plugins: Plugins | None = None, owns_process: 
         plugins = plugins or load_plugins(settings.blocked_plugins)
         app = await until(shutdown.asked, App.open(settings, plugins, owns_process=owns_process))
         if app is None:
-            shutdown.bound(0, status=0)  # models that are being opened or loaded are not worth waiting for
             return 0
         hurrying = asyncio.ensure_future(shutdown.hurried.wait())
         hurrying.add_done_callback(lambda _: app.hurry())
         try:
             await until(shutdown.asked, app.start())
-            if shutdown.asked.is_set():
-                shutdown.bound(0, status=0)
-            else:
+            if not shutdown.asked.is_set():
+                shutdown.serving = True
                 await _serve(app, shutdown.asked)
         finally:
             if app.failed.is_set():

@@ -12,7 +12,8 @@ import pytest
 
 from darkroom_client import Client, DarkroomError
 
-# A server in whose engine jobs of the prompt "hang" never end a step, and others take their time.
+# A server in whose engine jobs of the prompt "hang" never end a step, and others take their time; or one that never
+# is ready.
 SERVER = """
 import sys, threading, time
 from darkroom_plugins.builtin.tasks import txt2img
@@ -25,6 +26,14 @@ def after_evaluation(task, sample, latents, parameters):
     return latents
 
 txt2img.Txt2Img.after_evaluation = after_evaluation
+if sys.argv[2] == "hang while opening":
+    from darkroom_plugins.builtin.families.sd import StableDiffusion
+
+    def detect(model_index):
+        print("opening", flush=True)
+        threading.Event().wait()
+
+    StableDiffusion.detect = detect
 from darkroom_client.cli import main
 sys.argv = ["darkroom", "serve", "--listen", "127.0.0.1:0", "--config", sys.argv[1]]
 main()
@@ -34,17 +43,24 @@ main()
 class Served:
     """The process, and what it has said."""
 
-    def __init__(self, config: Path, nohup: bool) -> None:
+    def __init__(self, config: Path, nohup: bool, start: str) -> None:
         code = f"import signal; signal.signal(signal.SIGHUP, signal.SIG_{'IGN' if nohup else 'DFL'})\n{SERVER}"
         self.process = subprocess.Popen(
-            [sys.executable, "-c", code, str(config)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+            [sys.executable, "-c", code, str(config), start],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
         )
         assert self.process.stdout is not None
         assert self.process.stderr is not None
-        self.address = self.process.stdout.readline().split(" on ")[1].split(": ")[0]
+        self.first_line = self.process.stdout.readline()
         self.said = ""
         self._reader = threading.Thread(target=self._read)
         self._reader.start()
+
+    @property
+    def address(self) -> str:
+        return self.first_line.split(" on ")[1].split(": ")[0]
 
     def _read(self) -> None:
         for line in self.process.stderr:
@@ -74,10 +90,10 @@ class Served:
 def serve(tiny_model: Path, tmp_path: Path) -> Iterator[Callable[..., Served]]:
     started: list[Served] = []
 
-    def start(drain_seconds: float, nohup: bool = False) -> Served:
+    def start(drain_seconds: float, nohup: bool = False, start: str = "at once") -> Served:
         config = tmp_path / "darkroom.toml"
         config.write_text(f'drain_seconds = {drain_seconds}\n[[models]]\nname = "tiny"\npath = "{tiny_model}"\n')
-        started.append(Served(config, nohup))
+        started.append(Served(config, nohup, start))
         return started[-1]
 
     yield start
@@ -150,4 +166,11 @@ def test_nohup_is_heeded(serve: Callable[..., Served]) -> None:
     job = Job(served, "a", steps=3)
     assert job.end() == "Completed"
     os.kill(served.process.pid, signal.SIGTERM)
+    assert served.status() == 0
+
+
+def test_what_was_never_ready_is_not_waited_for(serve: Callable[..., Served]) -> None:
+    served = serve(600, start="hang while opening")
+    assert served.first_line == "opening\n"
+    served.signal(signal.SIGTERM)
     assert served.status() == 0

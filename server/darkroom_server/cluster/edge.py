@@ -99,13 +99,13 @@ async def run(settings: Settings, owns_process: bool = False) -> int:
     with Shutdown(settings.drain_seconds, owns_process) as shutdown:
         edge = await until(shutdown.asked, Edge.open(settings))
         if edge is None:
-            shutdown.bound(0, status=0)
             return 0
         hurrying = asyncio.ensure_future(shutdown.hurried.wait())
         hurrying.add_done_callback(lambda _: edge.hurry())
         try:
             await until(shutdown.asked, edge.start())
             if not shutdown.asked.is_set():
+                shutdown.serving = True
                 print(f"Darkroom is ready on {edge.address}: replicas on Ray Serve", flush=True)  # noqa: T201
                 await shutdown.asked.wait()
                 log.info("stopping")

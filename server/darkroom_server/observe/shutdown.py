@@ -24,12 +24,14 @@ T = TypeVar("T")
 
 class Shutdown:
     """What signals ask for. The first SIGINT, SIGTERM or SIGHUP: drain; the second: end the drain; the third: exit at
-    once. If the process is `owned`, it ends `GRACE_SECONDS` after the drain, whatever its threads do.
+    once. If the process is `owned`, it ends `GRACE_SECONDS` after the drain, whatever its threads do; with status 0
+    before it is `serving`: models that are being opened or loaded are not worth waiting for.
 
     A context manager: the signals' handlers are those of before when it ends."""
 
     def __init__(self, drain_seconds: float, owned: bool) -> None:
         self.asked, self.hurried = asyncio.Event(), asyncio.Event()
+        self.serving = False
         self._drain_seconds, self._owned = drain_seconds, owned
         self._loop = asyncio.get_running_loop()
         handlers = {name: signal.getsignal(name) for name in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
@@ -50,14 +52,19 @@ class Shutdown:
             log.warning("%s for the third time: exiting at once", name.name)
             settle(SETTLE_SECONDS)
             os._exit(EXIT_INTERRUPTED)
-        if self.asked.is_set() and name is not signal.SIGHUP:
-            log.warning("%s again: jobs that still run are ended", name.name)
-            self.hurried.set()
-            self.bound(0)
-        elif not self.asked.is_set():
+        if self.asked.is_set():
+            if name is not signal.SIGHUP:
+                log.warning("%s again: jobs that still run are ended", name.name)
+                self.hurried.set()
+                self.bound(0)
+            return
+        self.asked.set()
+        if self.serving:
             log.info("%s: running jobs have %g s to end", name.name, self._drain_seconds)
-            self.asked.set()
             self.bound(self._drain_seconds)
+        else:
+            log.info("%s before the server is ready", name.name)
+            self.bound(0, status=0)
 
     def bound(self, seconds: float, status: int = EXIT_HANGING) -> None:
         """End an owned process after these seconds and the grace: a thread may hang, also one that its exit joins."""
