@@ -1,5 +1,6 @@
 """Fills protobuf messages from Python values: names for enums, dictionaries for JSON, pictures for bytes."""
 
+import reprlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields, is_dataclass
 from typing import Any
@@ -15,6 +16,19 @@ from darkroom_client._pictures import image_bytes
 from darkroom_client._text import os_error
 from darkroom_client.errors import Violation
 from darkroom_client.options import LoraSpec
+
+# What a field of each type takes.
+_KINDS = {
+    FieldDescriptor.CPPTYPE_INT32: "a whole number that fits 32 bits",
+    FieldDescriptor.CPPTYPE_UINT32: "a whole number from 0 that fits 32 bits",
+    FieldDescriptor.CPPTYPE_INT64: "a whole number that fits 64 bits",
+    FieldDescriptor.CPPTYPE_UINT64: "a whole number from 0 that fits 64 bits",
+    FieldDescriptor.CPPTYPE_FLOAT: "a number",
+    FieldDescriptor.CPPTYPE_DOUBLE: "a number",
+    FieldDescriptor.CPPTYPE_BOOL: "true or false",
+    FieldDescriptor.CPPTYPE_ENUM: "one of its names or numbers",
+    FieldDescriptor.CPPTYPE_STRING: "a text",
+}
 
 
 def fill(message: Any, values: Mapping[str, Any], path: str) -> list[Violation]:
@@ -52,7 +66,11 @@ def _set(message: Any, field: FieldDescriptor, value: Any, where: str) -> list[V
     if field.message_type is not None:
         message.ClearField(field.name)
         return _set_message(getattr(message, field.name), value, where)
-    setattr(message, field.name, _scalar(field, value))
+    value = _scalar(field, value)
+    try:
+        setattr(message, field.name, value)
+    except (TypeError, ValueError) as error:  # worded for programmers of C
+        raise ValueError(f"must be {_KINDS[field.cpp_type]}, not {reprlib.repr(value)}") from error
     return []
 
 

@@ -299,3 +299,16 @@ def test_both_clients_offer_the_same():
     assert public(Client) == public(AsyncClient)
     assert inspect.signature(Client) == inspect.signature(AsyncClient)
     assert public(Stream).keys() == public(AsyncStream).keys() - {"next_event", "hang_up"}
+
+
+def test_values_that_do_not_fit_their_field_are_named_all_at_once(client):
+    values = {"seed": 2**64, "width": "64", "num_inference_steps": 1.5, "guidance_scale": "x", "negative_prompt": 3}
+    with pytest.raises(InvalidRequest) as refused:
+        client.generate("a", **values)
+    assert {violation.field: violation.description for violation in refused.value.violations} == {
+        "parameters.seed": "must be a whole number that fits 64 bits, not 18446744073709551616",
+        "parameters.width": "must be a whole number that fits 32 bits, not '64'",
+        "parameters.num_inference_steps": "must be a whole number that fits 32 bits, not 1.5",
+        "parameters.guidance_scale": "must be a number, not 'x'",
+        "parameters.negative_prompt": "must be a text, not 3",
+    }
