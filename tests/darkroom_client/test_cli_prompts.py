@@ -225,16 +225,3 @@ def test_wrong_usage(darkroom, arguments, problem):
     if "--from" in arguments:
         darkroom("generate", "a", "--steps", 1, "--out", "a.png")
     assert problem in said(darkroom("generate", *arguments, exit_code=2))
-
-
-def test_the_examples_of_the_readme(server, tmp_path):
-    page = (Path(__file__).parents[2] / "client/README.md").read_text()
-    (block,) = re.findall(r"## Many prompts.*?```sh\n(.*?)```", page, re.DOTALL)
-    darkroom = f"darkroom() {{ '{sys.executable}' -c '{CODE}' \"$@\" --model tiny --steps 2; }}\n"
-    environment = {**os.environ, "DARKROOM_ADDRESS": server.address}
-    script = ["bash", "-euc", darkroom + block]
-    done = subprocess.run(script, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
-    assert (done.returncode, done.stderr) == (0, "")
-    made = done.stdout.splitlines()
-    assert [str(Path(path).parent) for path in made] == ["pictures"] * 2 + ["matrix"] * 4 + ["samples"] * 3 + ["."] * 2
-    assert all((tmp_path / path).stat().st_size for path in made)

@@ -2,17 +2,11 @@
 
 import asyncio
 import json
-import re
-import shlex
-from pathlib import Path
 
 import pytest
-from typer.testing import CliRunner
 
-from darkroom_client import AsyncClient, PresetNotFound, read_recipe
-from darkroom_client.cli import app
+from darkroom_client import AsyncClient, PresetNotFound
 from tests.support import RunningServer
-from tests.tiny import save_lora
 
 FAST = {"description": "Quick.", "scheduler": "euler", "num_inference_steps": 3, "guidance_scale": 0.0}
 
@@ -67,24 +61,3 @@ def test_the_command_line(darkroom):
     assert model["presets"][0]["parameters"]["guidance_scale"] == 0.0
     failed = darkroom("generate", "a", "--preset", "fats", exit_code=1)
     assert "--preset: there is no preset 'fats'" in failed.stderr
-
-
-def test_the_commands_of_the_page(tiny_model, tmp_path, monkeypatch):
-    """Those that presets.md shows, with a LoRA and a preset of its names."""
-    page = (Path(__file__).parents[2] / "server/presets.md").read_text()
-    (block,) = re.findall(r"```sh\n(.*?)```", page, re.DOTALL)
-    monkeypatch.chdir(tmp_path)
-    loras = [
-        {"name": name, "path": save_lora(tmp_path / f"{name}.safetensors", tiny_model, 1)} for name in ("lcm", "ink")
-    ]
-    models = [{"name": "tiny", "path": tiny_model, "presets": {"lcm": {"scheduler": "lcm", "loras": {"lcm": 1.0}}}}]
-    with RunningServer(models=models, loras=loras) as server:
-        monkeypatch.setenv("DARKROOM_ADDRESS", server.address)
-        for line in block.splitlines():
-            program, *arguments = shlex.split(line)
-            assert program == "darkroom"
-            result = CliRunner().invoke(app, arguments)
-            assert result.exit_code == 0, result.output
-    made = [read_recipe(picture).parameters for picture in tmp_path.glob("*.png")]
-    used = {each.num_inference_steps: {lora.name: lora.weight for lora in each.loras} for each in made}
-    assert used == {30: {"lcm": 1.0}, 8: {"ink": 0.7, "lcm": 1.0}}

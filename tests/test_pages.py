@@ -1,0 +1,210 @@
+"""Every block of every page is run, or parsed: what stands in a page works."""
+
+import ast
+import asyncio
+import importlib
+import inspect
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tomllib
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import nullcontext
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import grpc
+import pytest
+import torch
+from click import Context
+from PIL import Image, ImageDraw
+from safetensors.torch import save_file
+from typer.main import get_command
+from typer.testing import CliRunner
+
+from darkroom.v1 import events_pb2
+from darkroom_client.cli import app
+from darkroom_demo import CONTROLNET_PATH, LORA_PATHS, MODEL_PATH
+from tests.node import built
+from tests.pages import PAGES, ROOT, Block, blocks, words
+from tests.support import RunningServer, settle
+
+# Commands that are not run, by how they begin, and why. The options of `darkroom` are looked up all the same.
+NOT_RUN = {
+    "make ": "sets up an environment; the tests run in one",
+    "pip install ": "tests/test_wheel.py and tests/deploy install into empty environments",
+    "npm install ": "tests/darkroom_client/test_typescript.py and test_browser.py build and run the examples",
+    "DARKROOM_URL=": "the same",
+    "darkroom serve": "the server of the tests is there",
+    "darkroom ui": "tests/darkroom_client/test_ui_browser.py opens the page",
+    "darkroom top": "a screen that stays; tests/darkroom_client/test_top.py",
+}
+# Pages whose commands other tests run.
+ELSEWHERE = {"client/examples/languages.md": "tests/darkroom_client/test_languages.py"}
+CLIENT = "from darkroom_client.cli import main; main()"
+
+
+@pytest.fixture(scope="module")
+def shapes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]:
+    """The demo model with few steps, and all that the pages name."""
+    embedding = tmp_path_factory.mktemp("embeddings") / "cat-toy.safetensors"
+    save_file({"<cat-toy>": torch.ones(2, 128)}, embedding)
+    loras = {**LORA_PATHS, "ink": LORA_PATHS["outline"], "lcm": LORA_PATHS["stripes"]}
+    quick = {"scheduler": "lcm", "loras": {"lcm": 1.0}}
+    shapes = {"name": "shapes", "path": MODEL_PATH, "presets": {"lcm": quick, "fast": quick}}
+    with RunningServer(
+        models=[{**shapes, "default_num_inference_steps": 2, "default_preview_mode": "full-vae"}],
+        loras=[{"name": name, "path": path} for name, path in loras.items()],
+        controlnets=[{"name": "canny", "path": CONTROLNET_PATH, "preprocessor": "canny"}],
+        embeddings=[{"name": "cat-toy", "path": embedding}],
+        http="127.0.0.1:0",
+    ) as running:
+        yield running
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The working directory, with the pictures that the pages name."""
+    monkeypatch.chdir(tmp_path)
+    photo = Image.new("RGB", (64, 64), "cyan")
+    ImageDraw.Draw(photo).ellipse((16, 16, 48, 48), fill="red")
+    mask = Image.new("L", (64, 64))
+    mask.paste(255, (0, 0, 32, 64))
+    photo.save("photo.png")
+    mask.save("mask.png")
+    return tmp_path
+
+
+class Reader:
+    """Does what a page says."""
+
+    def __init__(self, server: RunningServer, page: str) -> None:
+        self.page = page
+        self.missing: set[str] = set()  # programs that are not here
+        self._addresses = {"127.0.0.1:50051": server.address}
+        if server.app.url is not None:
+            self._addresses["http://127.0.0.1:8080"] = server.app.url
+        self._names: dict[str, Any] = {"__name__": "page"}  # blocks of Python go on from each other
+
+    def read(self, block: Block) -> None:
+        for written, address in self._addresses.items():
+            block = Block(block.language, block.text.replace(written, address), block.line)
+        getattr(self, f"_{block.language}")(block)
+
+    def _sh(self, block: Block) -> None:
+        for command in block.commands:
+            program = command.split()[0]
+            if any(command.startswith(start) for start in NOT_RUN):
+                check_options(command.removesuffix("&").partition("#")[0].split())
+            elif program != "darkroom" and not shutil.which(program):
+                self.missing.add(program)
+            else:
+                self._run(command)
+
+    def _run(self, command: str) -> None:
+        if words(command)[:1] == ["darkroom"]:
+            result = CliRunner().invoke(app, words(command)[1:])
+            assert result.exit_code == 0, f"{command}\n{result.output}"
+        else:
+            script = f"darkroom() {{ '{sys.executable}' -c '{CLIENT}' \"$@\"; }}\n{command}"
+            shell = ["bash", "-o", "pipefail", "-euc", script]
+            done = subprocess.run(shell, capture_output=True, text=True, timeout=60, check=False)
+            assert done.returncode == 0, f"{command}\n{done.stdout}{done.stderr}"
+
+    def _python(self, block: Block) -> None:
+        code = compile("\n" * (block.line - 1) + block.text, self.page, "exec", ast.PyCF_ALLOW_TOP_LEVEL_AWAIT)
+        result = eval(code, self._names)
+        if inspect.iscoroutine(result):
+            asyncio.run(result)
+
+    def _toml(self, block: Block) -> None:
+        tomllib.loads(block.text)
+
+    def _json(self, block: Block) -> None:
+        json.loads(block.text)
+
+
+def check_options(command: Sequence[str]) -> None:
+    """A command of `darkroom` is there, and has these options."""
+    if command[0] != "darkroom":
+        return
+    group: Any = get_command(app)
+    with Context(group) as context:
+        known = group.get_command(context, command[1])
+    options = {option for each in known.params for option in (*each.opts, *each.secondary_opts)}
+    assert {word for word in command if word.startswith("--")} <= options, command
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if page not in ELSEWHERE])
+def test_page(page: str, shapes: RunningServer, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = blocks(page)
+    if shutil.which("npm") and any(command.startswith("buf ") for block in found for command in block.commands):
+        tools = built(ROOT / "client/examples/typescript", "build") / "node_modules/.bin"
+        monkeypatch.setenv("PATH", f"{tools}:{os.environ['PATH']}")
+        (folder / "protos").symlink_to(ROOT / "protos")
+    modules = modules_of(found, monkeypatch)
+    with (
+        RunningServer(modules, models=[{"name": "shapes", "path": MODEL_PATH}])
+        if modules
+        else nullcontext(shapes) as server
+    ):
+        monkeypatch.setenv("DARKROOM_ADDRESS", server.address)
+        reader = Reader(server, page)
+        for block in found:
+            if block.language and not block.files:
+                reader.read(block)
+        settle(server)
+    for picture in folder.rglob("*.png"):
+        Image.open(picture).load()
+    if reader.missing:
+        pytest.skip(f"all was run but what needs {', '.join(sorted(reader.missing))}")
+
+
+def modules_of(found: Sequence[Block], monkeypatch: pytest.MonkeyPatch) -> Mapping[str, ModuleType]:
+    """A page's modules, by the names of their plugins, after the page's own tests of them."""
+    files = {name: text for block in found for name, text in block.files.items()}
+    if not files:
+        return {}
+    for name, text in files.items():
+        Path(name).write_text(text)
+    tests = [name for name in files if name.startswith("test_")]
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "-q",
+        "--import-mode=prepend",
+        "--rootdir=.",
+        "-p",
+        "no:cacheprovider",
+        *tests,
+    ]
+    environment = {**os.environ, "PYTEST_ADDOPTS": ""}
+    run = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert run.returncode == 0, run.stdout
+    monkeypatch.syspath_prepend(".")
+    names = [name.removesuffix(".py") for name in files if name not in tests]
+    return {name.removeprefix("darkroom_").replace("_", "-"): importlib.import_module(name) for name in names}
+
+
+# ----------------------------------------------------------------------------------------- what a page must not forget
+
+
+def column(page: str, title: str) -> set[str]:
+    """The names in the first column of the table with this title there."""
+    rows = (ROOT / page).read_text().partition(f"\n| {title} |")[2].partition("\n\n")[0].splitlines()[2:]
+    return {name for row in rows for name in re.findall(r"`(\w+)`", row.split("|")[1])}
+
+
+def test_the_api_by_example_has_every_event_and_every_reason() -> None:
+    events = {field.name for field in events_pb2.JobEvent.DESCRIPTOR.oneofs_by_name["event"].fields}
+    assert column("protos/README.md", "event") == events
+    proto = (ROOT / "protos/darkroom/v1/image_service.proto").read_text()
+    codes = "|".join(code.name for code in grpc.StatusCode)
+    assert column("protos/README.md", "reasons") == set(
+        re.findall(rf"^//.* (?:{codes})  +([A-Z_]+)", proto, re.MULTILINE)
+    )
