@@ -2,6 +2,7 @@
 
 import ast
 import asyncio
+import dataclasses
 import importlib
 import inspect
 import json
@@ -29,6 +30,7 @@ from typer.testing import CliRunner
 from darkroom.v1 import events_pb2
 from darkroom_client.cli import app
 from darkroom_demo import CONTROLNET_PATH, LORA_PATHS, MODEL_PATH
+from darkroom_plugins import contract, hookspecs
 from tests.node import built
 from tests.pages import PAGES, ROOT, Block, blocks, words
 from tests.support import RunningServer, settle
@@ -37,6 +39,8 @@ from tests.support import RunningServer, settle
 NOT_RUN = {
     "make ": "sets up an environment; the tests run in one",
     "pip install ": "tests/test_wheel.py and tests/deploy install into empty environments",
+    "python -m build": "tests/test_wheel.py builds",
+    "python -m twine upload": "publishes",
     "npm install ": "tests/darkroom_client/test_typescript.py and test_browser.py build and run the examples",
     "DARKROOM_URL=": "the same",
     "darkroom serve": "the server of the tests is there",
@@ -45,6 +49,7 @@ NOT_RUN = {
 }
 # Pages whose commands other tests run.
 ELSEWHERE = {"client/examples/languages.md": "tests/darkroom_client/test_languages.py"}
+QUICK = {"name": "shapes", "path": MODEL_PATH, "default_num_inference_steps": 2}
 CLIENT = "from darkroom_client.cli import main; main()"
 
 
@@ -55,9 +60,8 @@ def shapes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]:
     save_file({"<cat-toy>": torch.ones(2, 128)}, embedding)
     loras = {**LORA_PATHS, "ink": LORA_PATHS["outline"], "lcm": LORA_PATHS["stripes"]}
     quick = {"scheduler": "lcm", "loras": {"lcm": 1.0}}
-    shapes = {"name": "shapes", "path": MODEL_PATH, "presets": {"lcm": quick, "fast": quick}}
     with RunningServer(
-        models=[{**shapes, "default_num_inference_steps": 2, "default_preview_mode": "full-vae"}],
+        models=[{**QUICK, "presets": {"lcm": quick, "fast": quick}}],
         loras=[{"name": name, "path": path} for name, path in loras.items()],
         controlnets=[{"name": "canny", "path": CONTROLNET_PATH, "preprocessor": "canny"}],
         embeddings=[{"name": "cat-toy", "path": embedding}],
@@ -147,11 +151,7 @@ def test_page(page: str, shapes: RunningServer, folder: Path, monkeypatch: pytes
         monkeypatch.setenv("PATH", f"{tools}:{os.environ['PATH']}")
         (folder / "protos").symlink_to(ROOT / "protos")
     modules = modules_of(found, monkeypatch)
-    with (
-        RunningServer(modules, models=[{"name": "shapes", "path": MODEL_PATH}])
-        if modules
-        else nullcontext(shapes) as server
-    ):
+    with RunningServer(modules, models=[QUICK]) if modules else nullcontext(shapes) as server:
         monkeypatch.setenv("DARKROOM_ADDRESS", server.address)
         reader = Reader(server, page)
         for block in found:
@@ -208,3 +208,33 @@ def test_the_api_by_example_has_every_event_and_every_reason() -> None:
     assert column("protos/README.md", "reasons") == set(
         re.findall(rf"^//.* (?:{codes})  +([A-Z_]+)", proto, re.MULTILINE)
     )
+
+
+def test_the_page_on_plugins_has_every_hook_with_its_signatures() -> None:
+    table = (ROOT / "plugins/README.md").read_text().partition("| hook |")[2].partition("\n\n")[0]
+    rows = {row.split("|")[1].strip(): row.split("|")[2:4] for row in table.splitlines()[2:]}
+    hooks = {f"`{name}()`": hook for name, hook in vars(hookspecs).items() if hasattr(hook, "darkroom_spec")}
+    assert set(rows) == set(hooks)
+    for name, (kind, methods) in rows.items():
+        assert hooks[name].__annotations__["return"] == f"Sequence[{kind.strip(' `')}]"
+        contributed = getattr(contract, re.sub(r"`|type\[|\]", "", kind).strip())
+        kinds = [contributed, contract.Inspector] if contributed is contract.Finisher else [contributed]
+        written = {method: bold == "**" for bold, method in re.findall(r"(\**)`(\w+\(.*?\))`", methods)}
+        known = {signature: must for each in kinds for signature, must in signatures(each).items()}
+        assert written.items() <= known.items(), name
+        assert {each for each, must in known.items() if must} <= set(written), name
+        assert contributed is contract.Family or set(written) == set(known), name
+
+
+def signatures(kind: type) -> dict[str, bool]:
+    """A kind's own methods as one would call them, and whether a plugin must write them."""
+    if dataclasses.is_dataclass(kind):
+        given = {"run": "run(pixels, parameters)", "build": "build(model)"}
+        return {given[each.name]: True for each in dataclasses.fields(kind) if each.name in given}
+    found = {}
+    for name, function in vars(kind).items():
+        function = getattr(function, "__func__", function)
+        if inspect.isfunction(function) and not name.startswith("_"):
+            arguments = [*inspect.signature(function).parameters][1:]
+            found[f"{name}({', '.join(arguments)})"] = getattr(function, "__isabstractmethod__", False)
+    return found
