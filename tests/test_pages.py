@@ -23,6 +23,7 @@ import pytest
 import torch
 from click import Context
 from PIL import Image, ImageDraw
+from pydantic import ValidationError
 from safetensors.torch import save_file
 from typer.main import get_command
 from typer.testing import CliRunner
@@ -31,6 +32,7 @@ from darkroom.v1 import events_pb2
 from darkroom_client.cli import app
 from darkroom_demo import CONTROLNET_PATH, LORA_PATHS, MODEL_PATH
 from darkroom_plugins import contract, hookspecs
+from darkroom_server.config.settings import Settings
 from tests.node import built
 from tests.pages import PAGES, ROOT, Block, blocks, words
 from tests.support import RunningServer, settle
@@ -45,7 +47,6 @@ NOT_RUN = {
     "DARKROOM_URL=": "the same",
     "darkroom serve": "the server of the tests is there",
     "darkroom ui": "tests/darkroom_client/test_ui_browser.py opens the page",
-    "darkroom top": "a screen that stays; tests/darkroom_client/test_top.py",
 }
 # Pages whose commands other tests run.
 ELSEWHERE = {"client/examples/languages.md": "tests/darkroom_client/test_languages.py"}
@@ -66,6 +67,7 @@ def shapes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]:
         controlnets=[{"name": "canny", "path": CONTROLNET_PATH, "preprocessor": "canny"}],
         embeddings=[{"name": "cat-toy", "path": embedding}],
         http="127.0.0.1:0",
+        metrics="127.0.0.1:0",
     ) as running:
         yield running
 
@@ -92,6 +94,7 @@ class Reader:
         self._addresses = {"127.0.0.1:50051": server.address}
         if server.app.url is not None:
             self._addresses["http://127.0.0.1:8080"] = server.app.url
+            self._addresses["127.0.0.1:9090"] = server.app.metrics.address
         self._names: dict[str, Any] = {"__name__": "page"}  # blocks of Python go on from each other
 
     def read(self, block: Block) -> None:
@@ -126,7 +129,13 @@ class Reader:
             asyncio.run(result)
 
     def _toml(self, block: Block) -> None:
-        tomllib.loads(block.text)
+        values = tomllib.loads(block.text)
+        if self.page.startswith("server/"):
+            try:
+                Settings(**values)
+            except ValidationError as error:  # what it names need not be there
+                unknown = [each["loc"] for each in error.errors() if each["type"] == "extra_forbidden"]
+                assert not unknown, unknown
 
     def _json(self, block: Block) -> None:
         json.loads(block.text)
