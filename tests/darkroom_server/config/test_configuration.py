@@ -336,11 +336,41 @@ SECTIONS = {
 }
 
 
-@pytest.mark.parametrize("title", SECTIONS)
-def test_the_manual_has_every_key_with_its_default(title):
+def column(title, number):
+    """A column of a section's table, by key."""
     section = MANUAL.partition(f"\n## {title}\n")[2].partition("\n## ")[0]
     rows = [re.split(r"(?<!\\)\|", line) for line in section.splitlines() if line.startswith("| `")]
-    written = {key: default.strip() for _, keys, _, default, *_ in rows for key in re.findall(r"`(\w+)`", keys)}
+    return {key: row[number].strip() for row in rows for key in re.findall(r"`(\w+)`", row[1])}
+
+
+def bounds(schema):
+    """The choices and limits of a value: names of JSON schema, and what they say."""
+    for name, value in schema.items():
+        if name in ("enum", "const", "minimum", "maximum"):
+            yield name, value
+        elif name in ("anyOf", "items"):
+            for each in value if isinstance(value, list) else [value]:
+                yield from bounds(each)
+
+
+@pytest.mark.parametrize("title", SECTIONS)
+def test_the_manual_has_the_values_of_every_key(title):
+    written = column(title, 2)
+    for name, schema in SECTIONS[title].model_json_schema()["properties"].items():
+        choices, limits = set(), set()
+        for kind, value in bounds(schema):
+            if kind in ("enum", "const"):
+                choices |= set(value) if isinstance(value, list) else {value}
+            else:
+                limits |= {str(value)} - {"0"}  # of sizes, and of presets, which say more than their schema
+        if written[name] != "as above":
+            assert not choices or set(re.findall(r'"(.+?)"', written[name])) == choices, name
+            assert limits <= set(re.findall(r"\d+", written[name])), name
+
+
+@pytest.mark.parametrize("title", SECTIONS)
+def test_the_manual_has_every_key_with_its_default(title):
+    written = column(title, 3)
     fields = SECTIONS[title].model_fields
     assert set(written) == set(fields)
     for name, default in written.items():
