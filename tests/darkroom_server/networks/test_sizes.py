@@ -17,10 +17,13 @@ from darkroom_plugins.builtin.families.sd import StableDiffusion
 from darkroom_plugins.builtin.families.sdxl import StableDiffusionXL
 from darkroom_plugins.files import ModelFiles
 from darkroom_server.config.settings import MemoryOptions
+from darkroom_server.networks.decode_cost import DecodeCosts
 from darkroom_server.networks.sizes import device_bytes
 from tests.benchmarks.architectures import stable_diffusion_15, stable_diffusion_xl
 from tests.pages import ROOT
 
+PAGE = (ROOT / "server/README.md").read_text()
+DECODED = {"Stable Diffusion 1.5": (64, 64), "Stable Diffusion XL": (128, 128)}  # latents, in the text below the table
 MODELS = {
     "Stable Diffusion 1.5": (StableDiffusion, stable_diffusion_15),
     "Stable Diffusion XL": (StableDiffusionXL, stable_diffusion_xl),
@@ -55,7 +58,7 @@ def test_the_table_of_weights(model: str, tmp_path: Path) -> None:
         init_empty_weights(),
     ):
         make(tmp_path / "model")
-    table = (ROOT / "server/README.md").read_text().partition("| weights, GiB |")[2].partition("\n\n")[0]
+    table = PAGE.partition("| weights, GiB |")[2].partition("\n\n")[0]
     column = table.split("\n")[0].split("|").index(f" {model} ")
     rows = [row.split("|") for row in table.split("\n")[2:]]
     assert len(rows) == 8
@@ -68,3 +71,5 @@ def test_the_table_of_weights(model: str, tmp_path: Path) -> None:
         family = kind.open(ModelFiles(tmp_path / "model"), torch.device("cpu"), dtype)
         size = device_bytes(family, MemoryOptions(**options)) / 2**30
         assert f"{size:.2f}" == row[column + 2].strip(), setting
+    largest = DecodeCosts.of(family).whole(*DECODED[model]).bytes / 2**30
+    assert f"{largest:.2f} GiB at {' x '.join(str(8 * edge) for edge in DECODED[model])}" in PAGE
