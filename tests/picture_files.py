@@ -1,6 +1,7 @@
 """Files of pictures, as Pillow writes them or byte by byte."""
 
 import io
+import random
 import struct
 import zlib
 from typing import Any
@@ -53,3 +54,33 @@ def problem(data: bytes, limits: Limits = LIMITS) -> str:
         decode_mask(data, limits)
     assert str(image.value) == str(mask.value)
     return str(image.value)
+
+
+FILES = {
+    "png": encoded(picture("RGBA"), "PNG"),
+    "png of 16 bits": encoded(Image.fromarray(NOISE[..., 0].astype(np.uint16) * 257), "PNG"),
+    "palette png": encoded(picture("P"), "PNG", transparency=b"\0\x80"),
+    "jpeg": encoded(picture(), "JPEG", exif=b"Exif\0\0II*\0\x08\0\0\0\1\0\x12\1\3\0\1\0\0\0\6\0\0\0\0\0\0\0"),
+    "progressive jpeg": encoded(picture("CMYK"), "JPEG", progressive=True),
+    "webp": encoded(picture(), "WEBP"),
+    "lossless webp": encoded(picture("RGBA"), "WEBP", lossless=True),
+    "animated webp": encoded(picture(), "WEBP", save_all=True, append_images=[picture().rotate(90)]),
+    "bmp": encoded(picture(), "BMP"),
+    "palette bmp": encoded(picture("P"), "BMP"),
+    "tiff": encoded(picture("RGBA"), "TIFF"),
+    "tiff lzw": encoded(picture("LAB"), "TIFF", compression="tiff_lzw"),
+    "tiff jpeg": encoded(picture(), "TIFF", compression="jpeg"),
+    "float tiff": encoded(Image.fromarray(NOISE[..., 0].astype(np.float32)), "TIFF"),
+    "gif": encoded(picture("P"), "GIF", transparency=3),
+}
+
+
+def mutated(data: bytes, rng: random.Random) -> bytes:
+    """A few bytes changed, mostly in the header, or a piece cut out or doubled."""
+    changed = bytearray(data)
+    for _ in range(rng.randint(1, 4)):
+        at = rng.randrange(rng.choice((len(changed), min(len(changed), 200))))
+        changed[at] = rng.choice((0, 1, 0x7F, 0x80, 0xFF, rng.randrange(256), changed[at] ^ 1 << rng.randrange(8)))
+    start, length = rng.randrange(len(changed)), rng.randrange(40)
+    piece = bytes(changed[start : start + length])
+    return bytes(changed) if rng.random() < 0.7 else bytes(changed).replace(piece, piece * rng.choice((0, 2)), 1)

@@ -86,7 +86,7 @@ class App:
         self._submission = Submission(catalog, self.jobs, self._encoder)
         self._tracing = open_tracing(settings.traces)
         self._backend = self._tracing.of(self._submission) if self._tracing is not None else self._submission
-        self.keeper = Keeper(self._backend, settings)
+        self.keeper = Keeper(self._backend, settings, door.numbers)
         self._door, self._http = door, http
         engine.attach(self._on_device_lost, self._relieve)
         self.metrics = Metrics(engine, self.jobs, self.residency, door.numbers)

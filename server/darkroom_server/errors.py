@@ -40,12 +40,9 @@ from collections.abc import Sequence
 
 from darkroom_plugins.errors import (
     DarkroomError,
-    InvalidRequest,
     JobFailed,
-    NonFinite,
     PluginFailed,
     RequestRefused,
-    UnsupportedCombination,
     Violation,
     is_device_lost,
     is_out_of_memory,
@@ -183,18 +180,6 @@ class LoadFailed(JobFailed):
     def __init__(self, message: str, key: Sequence[str] = ()) -> None:
         super().__init__(message)
         self.key = tuple(key)
-
-
-def revived(kind: str, message: str) -> DarkroomError:
-    """The error of a job that ended earlier, by the name of its class."""
-    plain = (OutOfMemory, Cancelled, DeadlineExceeded, PluginFailed, NonFinite, LoadFailed, ShuttingDown, DeviceLost)
-    for each in plain:
-        if each.__name__ == kind:
-            return each(message)
-    for refused in (InvalidRequest, UnsupportedCombination):
-        if refused.__name__ == kind:
-            return refused(message=message)
-    return JobFailed(message)
 
 
 def to_domain_error(error: BaseException) -> DarkroomError:

@@ -1,10 +1,12 @@
 """A server of tiny models with ControlNets and LoRAs, and the shared one, left as it was."""
 
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from tests.killable import forking
 from tests.support import RunningServer, settle
 from tests.tiny import save_controlnet, save_kohya, save_lora, save_sd
 from tests.tiny_sdxl import save_sdxl
@@ -40,6 +42,13 @@ def edit_server(folder: Path) -> Iterator[RunningServer]:
         controlnets=[{"name": name, "path": folder / name} for name in controlnets],
         loras=[{"name": name, "path": folder / f"{name}.safetensors"} for name in loras],
     ) as running:
+        yield running
+
+
+@pytest.fixture(scope="session")
+def forks() -> "Iterator[subprocess.Popen[str]]":
+    """What servers are forked from that are killed."""
+    with forking() as running:
         yield running
 
 

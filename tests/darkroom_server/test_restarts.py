@@ -1,12 +1,10 @@
 """Kept jobs outlive the server's process: it is killed, or stopped, and starts again on the same folder."""
 
 import asyncio
+import hashlib
 import itertools
-import os
 import random
-import signal
 import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -18,28 +16,11 @@ import pytest
 from darkroom.v1 import image_service_pb2 as pb
 from darkroom.v1 import image_service_pb2_grpc, parameters_pb2
 from darkroom_client import AsyncClient, Client, Completed, Image, Step
+from tests.killable import KillableServer, many
 from tests.support import RunningServer, Stream, edit_request, generate_request, png, preview, refused
 
 KEEP = parameters_pb2.DISCONNECT_POLICY_KEEP
-KILLS = int(os.environ.get("DARKROOM_KILLS", "2"))
-# A process with all of the server's modules, which makes servers by forking: importing them takes most of a start.
-FORKS = """
-import asyncio, os, resource, signal, sys
-import diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion, transformers.models.clip.modeling_clip
-from darkroom_server.app import run
-from darkroom_server.config.settings import Settings
-
-signal.signal(signal.SIGCHLD, signal.SIG_IGN)
-for line in sys.stdin:
-    address, model, folder, limit = line.split()
-    if child := os.fork():
-        print(child, flush=True)
-        continue
-    if int(limit):
-        resource.setrlimit(resource.RLIMIT_FSIZE, (int(limit), int(limit)))
-    models = [{"name": "tiny", "path": model}]
-    asyncio.run(run(Settings(listen=address, models=models, state_dir=folder, threads=1), owns_process=True))
-"""
+KILLS = int(many("KILLS", 2))
 
 
 @pytest.fixture
@@ -50,39 +31,9 @@ def start(tiny_model: Path, tmp_path: Path) -> Callable[..., RunningServer]:
     )
 
 
-class Process:
-    """A server of the tiny model in a process that may be killed, always on one address and with one folder."""
-
-    def __init__(self, forks: subprocess.Popen[str], folder: Path, model: Path) -> None:
-        self.address = f"unix:{folder / 'socket'}"
-        self._line = f"{self.address} {model} {folder / 'state'}"
-        self._forks = forks
-
-    def start(self, limit: int = 0) -> None:
-        """`limit`: bytes of a file."""
-        assert self._forks.stdin is not None
-        assert self._forks.stdout is not None
-        self._forks.stdin.write(f"{self._line} {limit}\n")
-        self._forks.stdin.flush()
-        said = [self._forks.stdout.readline(), self._forks.stdout.readline()]
-        self._child = int(next(line for line in said if line.strip().isdigit()))
-        while not any("ready" in line for line in said):
-            said.append(self._forks.stdout.readline())
-
-    def kill(self) -> None:
-        os.kill(self._child, signal.SIGKILL)
-
-
-@pytest.fixture(scope="module")
-def forks() -> Iterator[subprocess.Popen[str]]:
-    with subprocess.Popen([sys.executable, "-c", FORKS], stdin=-1, stdout=-1, text=True) as running:
-        yield running
-        running.kill()
-
-
 @pytest.fixture
-def process(forks: subprocess.Popen[str], tiny_model: Path, tmp_path: Path) -> Iterator[Process]:
-    served = Process(forks, tmp_path, tiny_model)
+def process(forks: subprocess.Popen[str], tiny_model: Path, tmp_path: Path) -> Iterator[KillableServer]:
+    served = KillableServer(forks, tmp_path, models=[{"name": "tiny", "path": tiny_model}])
     served.start()
     yield served
     served.kill()
@@ -155,6 +106,50 @@ def test_failures_and_deadlines_are_remembered(start: Callable[..., RunningServe
         assert states == {"cancelled": pb.JOB_STATE_CANCELLED, "late": pb.JOB_STATE_FAILED}
 
 
+def token(name: str, **limits: Any) -> dict[str, Any]:
+    return {"name": name, "sha256": hashlib.sha256(name.encode()).hexdigest(), **limits}
+
+
+def test_a_job_that_is_taken_up_has_the_limits_of_its_token(
+    tiny_model: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Those of today: what a token may no longer do, its jobs do not go on with."""
+
+    def start(**tokens: dict[str, Any]) -> RunningServer:
+        models = [{"name": name, "path": tiny_model} for name in ("tiny", "other")]
+        given = [token(name, **limits) for name, limits in tokens.items()]
+        return RunningServer(models=models, state_dir=tmp_path / "state", tokens=given)
+
+    def by(name: str) -> dict[str, Any]:
+        return {"metadata": [("authorization", f"Bearer {name}")], "timeout": 60}
+
+    asked = {"other": {"model": "other"}, "large": {"num_images": 2}, "gone": {}, "fits": {}}
+    with start(**dict.fromkeys(asked, {})) as server, server.paused():
+        for name, parameters in asked.items():
+            for number in range(1 + (name == "fits")):
+                request = kept(f"{name}-{number}", width=64, height=64, **parameters)
+                Stream(server.images.Generate(request, **by(name))).read_until("accepted")
+    limits = {"other": {"models": ["tiny"]}, "large": {"max_pixels": 64 * 64}, "fits": {"max_pixels": 64 * 64}}
+    caplog.set_level("INFO")
+    with start(**limits, another={}) as server:
+        watched = {
+            name: Stream(server.images.Watch(pb.WatchRequest(request_id=f"{name}-0"), **by(name))) for name in limits
+        }
+        assert refused(watched["other"].read).reason == "MODEL_NOT_ALLOWED"
+        assert refused(watched["large"].read).reason == "TOKEN_LIMIT"
+        assert watched["fits"].read().kinds[-1] == "completed"  # what was accepted together is not refused now
+        second = Stream(server.images.Watch(pb.WatchRequest(request_id="fits-1"), **by("fits")))
+        assert second.read().kinds[-1] == "completed"
+    assert {record.token for record in caplog.records if hasattr(record, "token")} == {"fits"}
+    with start(gone={}, other={}) as server:  # which remembers how they ended
+        ends = {
+            name: refused(Stream(server.images.Watch(pb.WatchRequest(request_id=f"{name}-0"), **by(name))).read)
+            for name in ("gone", "other")
+        }
+    assert ends["gone"].code is grpc.StatusCode.UNAUTHENTICATED
+    assert (ends["other"].code, ends["other"].reason) == (grpc.StatusCode.PERMISSION_DENIED, "MODEL_NOT_ALLOWED")
+
+
 def test_a_damaged_log_refuses_kept_jobs_alone(start: Callable[..., RunningServer], tmp_path: Path) -> None:
     (tmp_path / "state").mkdir()
     (tmp_path / "state/jobs.sqlite").write_bytes(b"not a database " * 1000)
@@ -174,7 +169,7 @@ def test_a_picture_that_is_gone_from_the_disk(start: Callable[..., RunningServer
         assert server.start(kept("one")).read().kinds[-1] == "completed"  # made anew
 
 
-def test_a_full_disk_refuses_kept_jobs_alone(process: Process) -> None:
+def test_a_full_disk_refuses_kept_jobs_alone(process: KillableServer) -> None:
     process.kill()
     process.start(limit=200_000)
     with grpc.insecure_channel(process.address) as channel:
@@ -193,9 +188,10 @@ def test_a_full_disk_refuses_kept_jobs_alone(process: Process) -> None:
         assert Stream(images.Generate(loose, timeout=60)).read().kinds[-1] == "completed"
 
 
-def test_kill_9_loses_no_accepted_job(process: Process, tiny_model: Path) -> None:
-    """Jobs of mixed sizes, while the server is killed at random times: each ends with the picture that it would have
-    had. DARKROOM_KILLS says how many times."""
+@pytest.mark.soak
+def test_kills_lose_no_accepted_job(process: KillableServer, tiny_model: Path) -> None:
+    """Jobs of mixed sizes, while the server is killed by signal 9 at random times: each ends with the picture that it
+    would have had."""
     chance = random.Random(9)
 
     def options(number: int) -> dict[str, Any]:

@@ -96,6 +96,17 @@ def call_as(known: Caller) -> None:
     _caller.set(known)
 
 
+def caller_of(owner: str, tokens: Sequence[TokenSettings], numbers: CallNumbers) -> Caller:
+    """Who once made a call, as jobs remember it.
+
+    :raises Unauthenticated: their token is no longer one of the server's
+    """
+    known = next((each for each in tokens if each.sha256.lower() == owner), None)
+    if tokens and known is None:
+        raise Unauthenticated("the token that this job came with is no longer one of this server's")
+    return Caller(known, numbers.usage[known.name if known else ""], owner)
+
+
 class Lanes:
     """Lets a bounded number of messages arrive at once from each sender."""
 

@@ -7,13 +7,18 @@ import hashlib
 import logging
 import time
 from contextlib import aclosing, suppress
+from contextvars import copy_context
 from functools import partial
 from typing import TYPE_CHECKING, Any
+
+from google.rpc.status_pb2 import Status
 
 from darkroom.v1 import events_pb2, image_service_pb2
 from darkroom_plugins.errors import DarkroomError, JobFailed, Violation
 from darkroom_plugins.quoting import quoted
 from darkroom_server.api import quotas
+from darkroom_server.api.access import call_as, caller_of
+from darkroom_server.api.status import error_of, outcome_of, serialized
 from darkroom_server.api.stored_events import BYTES, from_log, picture_of, resolved, to_log
 from darkroom_server.errors import (
     DeadlineExceeded,
@@ -23,7 +28,7 @@ from darkroom_server.errors import (
     NotFound,
     RequestIdInUse,
     ShuttingDown,
-    revived,
+    Unauthenticated,
 )
 from darkroom_server.jobs.history import History
 from darkroom_server.jobs.job import Seen
@@ -34,6 +39,7 @@ if TYPE_CHECKING:
     from darkroom_server.api.backend import Backend
     from darkroom_server.config.settings import Settings
     from darkroom_server.jobs.job import Job
+    from darkroom_server.jobs.numbers import CallNumbers
 
 log = logging.getLogger(__name__)
 
@@ -50,8 +56,9 @@ INTERRUPTED = (ShuttingDown, DeviceLost, JobLogFull, JobLogUnavailable)  # not t
 class Keeper:
     """The kept jobs of a server. For the event loop's thread."""
 
-    def __init__(self, backend: Backend, settings: Settings) -> None:
+    def __init__(self, backend: Backend, settings: Settings, numbers: CallNumbers) -> None:
         self._backend = backend
+        self._tokens, self._numbers = settings.tokens, numbers
         self._kept = KeptJobs(settings.keep_results_seconds, settings.max_kept_bytes)
         self._log = JobLog(settings.state_dir) if settings.state_dir is not None else None
         self._running: set[asyncio.Task[None]] = set()
@@ -146,17 +153,20 @@ class Keeper:
         self._start(kept, rpc, message)
         return kept
 
-    def _start(self, kept: KeptJob, rpc: str, message: Any) -> None:
-        task = asyncio.create_task(self._run(kept, rpc, message))
+    def _start(self, kept: KeptJob, rpc: str, message: Any, refusal: DarkroomError | None = None) -> None:
+        """Run a job in the present context, by which it has its token's limits; if it is refused, it ends with that."""
+        task = asyncio.create_task(self._run(kept, rpc, message, refusal))
         self._running.add(task)
         task.add_done_callback(self._running.discard)
 
-    async def _run(self, kept: KeptJob, rpc: str, message: Any) -> None:
+    async def _run(self, kept: KeptJob, rpc: str, message: Any, refusal: DarkroomError | None) -> None:
         """Run a job to its end, whatever happens to its watchers."""
         job, error, last = kept.job, None, list[events_pb2.JobEvent]()
         assert job is not None
         timer = self._end_at(job, kept.deadline)
         try:
+            if refusal is not None:
+                raise refusal
             if kept.run > 1:
                 assert self._log is not None
                 assert kept.id is not None
@@ -247,9 +257,9 @@ class Keeper:
             return False
         assert kept.history is not None
         left = [each for each in kept.history if each.sequence not in kept.logged]
-        outcome, words = (DONE, "") if error is None else (type(error).__name__, str(error))
+        outcome, status = (DONE, b"") if error is None else (outcome_of(error), serialized(error))
         try:
-            await self._log.finish(kept.id, kept.seen.started, ended, outcome, words, to_log([*left, *last]))
+            await self._log.finish(kept.id, kept.seen.started, ended, outcome, status, to_log([*left, *last]))
         except DarkroomError as failure:
             log.error("the end of the kept job %s is not in the log: %s", kept.request_id, failure)
             return False
@@ -278,7 +288,7 @@ class Keeper:
         if logged.ended is None:
             await self._begin_again(kept, logged)
         elif logged.outcome != DONE:
-            kept.error = revived(logged.outcome, logged.error)
+            kept.error = error_of(Status.FromString(logged.status))
         else:
             kept.seen.images, kept.seen.step = len(accepted.seeds), accepted.step_count
         self._kept.restore(kept)
@@ -297,9 +307,14 @@ class Keeper:
         job.priority = quotas.PRIORITIES.get(message.priority, "normal")
         job.created, job.base = kept.created, (kept.run - 1) * RUN_SEQUENCES
         kept.job, kept.seen = job, job.seen
+        context, refusal = copy_context(), None
+        try:
+            context.run(call_as, caller_of(kept.owner, self._tokens, self._numbers))
+        except Unauthenticated as error:
+            refusal = error
         if kept.run > MAX_RUNS:
-            self._backend.jobs.end(job, JobFailed(f"the server ended {MAX_RUNS} times while it did this job"))
-        self._start(kept, logged.rpc, message)
+            refusal = JobFailed(f"the server ended {MAX_RUNS} times while it did this job")
+        context.run(self._start, kept, logged.rpc, message, refusal)
 
     async def _digest(self, message: Any) -> bytes:
         if message.ByteSize() <= SMALL:

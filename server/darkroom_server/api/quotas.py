@@ -1,4 +1,4 @@
-"""The limits of the present call's token. Without tokens, and for jobs that outlive their call, there are none."""
+"""The limits of the present call's token, or of a kept job's that a restart takes up. Without tokens there are none."""
 
 from __future__ import annotations
 

@@ -68,6 +68,11 @@ def status_of(error: DarkroomError) -> tuple[grpc.StatusCode, str, tuple[tuple[s
     return code, message, ((DETAILS_KEY, status.SerializeToString()), *trailers)
 
 
+def serialized(error: DarkroomError) -> bytes:
+    """The google.rpc.Status of an error, of which `error_of` makes the error again."""
+    return bytes(dict(status_of(error)[2])[DETAILS_KEY])
+
+
 def error_of(status: status_pb2.Status) -> DarkroomError:
     """The error that a status was made of, as far as it says: one with the same status."""
     reason, metadata, violations, retry_after = "", {}, [], None

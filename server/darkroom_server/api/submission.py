@@ -44,7 +44,7 @@ class Submission:
         try:
             quotas.admit_model(message.parameters.model, self.catalog.default_model)
             request = await self.jobs.read(CHECKS[rpc], message, self.catalog)
-            quotas.admit_pixels(job, request, self.jobs.of_token(job.token))
+            quotas.admit_pixels(job, request, () if admitted else self.jobs.of_token(job.token))
             await self.jobs.plan(job, request, admitted=admitted)
             self.jobs.accept(job, admitted=admitted)
             for control in _control_images(job):

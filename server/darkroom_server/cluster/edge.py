@@ -44,7 +44,7 @@ class Edge:
         self.backend = ClusterBackend(replicas, settings)
         self._tracing = open_tracing(settings.traces)
         self._traced = self._tracing.of(self.backend) if self._tracing is not None else self.backend
-        self.keeper = Keeper(self._traced, settings)
+        self.keeper = Keeper(self._traced, settings, door.numbers)
 
     @classmethod
     async def open(cls, settings: Settings, replicas: Callable[[Settings], Awaitable[Replicas]] | None = None) -> Edge:

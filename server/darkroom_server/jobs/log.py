@@ -62,6 +62,11 @@ MIGRATIONS = (
     CREATE INDEX pictures ON events (picture) WHERE picture IS NOT NULL;
     """,
     "ALTER TABLE jobs ADD COLUMN deadline REAL;",
+    """
+    DELETE FROM jobs WHERE outcome NOT IN ('', 'done');
+    ALTER TABLE jobs DROP COLUMN error;
+    ALTER TABLE jobs ADD COLUMN status BLOB NOT NULL DEFAULT x'';
+    """,
 )
 
 
@@ -83,7 +88,7 @@ class LoggedJob:
     started: float | None = None
     ended: float | None = None
     outcome: str = UNFINISHED
-    error: str = ""
+    status: bytes = b""  # google.rpc.Status of its error
     runs: int = 1  # how often it was begun: 1, and 1 more for each start of a server that found it unfinished
     id: int = 0
 
@@ -147,10 +152,10 @@ class JobLog:
         await self._call(self._execute, "UPDATE jobs SET runs = runs + 1 WHERE id = ?", (job,))
 
     async def finish(
-        self, job: int, started: float | None, ended: float, outcome: str, error: str, events: Sequence[LoggedEvent]
+        self, job: int, started: float | None, ended: float, outcome: str, status: bytes, events: Sequence[LoggedEvent]
     ) -> None:
         """End a job, with its last events. Its request is no longer needed."""
-        await self._call(self._finish, job, (started, ended, outcome, error, job), events)
+        await self._call(self._finish, job, (started, ended, outcome, status, job), events)
 
     async def events(self, job: int) -> tuple[list[LoggedEvent], bool]:
         """The events of a job, in order, and whether those are all: whose file is gone or damaged is left out."""
@@ -272,7 +277,9 @@ class JobLog:
 
     def _finish(self, job: int, end: Sequence[Any], events: Sequence[LoggedEvent]) -> None:
         self._append(job, events)
-        self._execute("UPDATE jobs SET started = ?, ended = ?, outcome = ?, error = ?, request = x'' WHERE id = ?", end)
+        self._execute(
+            "UPDATE jobs SET started = ?, ended = ?, outcome = ?, status = ?, request = x'' WHERE id = ?", end
+        )
 
     def _read(self, job: int) -> tuple[list[LoggedEvent], bool]:
         query = "SELECT sequence, data, picture, start, stop FROM events WHERE job = ? ORDER BY sequence"

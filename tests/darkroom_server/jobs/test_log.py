@@ -49,7 +49,7 @@ def test_jobs_and_events_are_there_after_it_was_closed(tmp_path: Path) -> None:
         await log.append(one, parts(4000, 8000, len(PICTURE)))
         await log.begin_again(one)
         two = await log.add(job("two"), [LoggedEvent(1, b"accepted")])
-        await log.finish(two, 6.0, 7.0, DONE, "", [LoggedEvent(2, b"completed")])
+        await log.finish(two, 6.0, 7.0, DONE, b"", [LoggedEvent(2, b"completed")])
 
     async def read(log: JobLog, jobs: list[LoggedJob]) -> None:
         assert [each.request_id for each in jobs] == ["one", "two"]

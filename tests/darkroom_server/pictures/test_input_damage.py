@@ -10,7 +10,7 @@ import pytest
 from PIL import Image, ImageFile
 
 from darkroom_server.pictures.decode import DAMAGED, BadImage, decode_image, decode_mask
-from tests.picture_files import LIMITS, LOSSLESS, NOISE, encoded, picture, png, problem
+from tests.picture_files import FILES, LIMITS, LOSSLESS, encoded, mutated, picture, png, problem
 
 
 class TestRefused:
@@ -70,40 +70,10 @@ class TestRefused:
             decode_image(data, LIMITS)
 
 
-FUZZED = {
-    "png": encoded(picture("RGBA"), "PNG"),
-    "png of 16 bits": encoded(Image.fromarray(NOISE[..., 0].astype(np.uint16) * 257), "PNG"),
-    "palette png": encoded(picture("P"), "PNG", transparency=b"\0\x80"),
-    "jpeg": encoded(picture(), "JPEG", exif=b"Exif\0\0II*\0\x08\0\0\0\1\0\x12\1\3\0\1\0\0\0\6\0\0\0\0\0\0\0"),
-    "progressive jpeg": encoded(picture("CMYK"), "JPEG", progressive=True),
-    "webp": encoded(picture(), "WEBP"),
-    "lossless webp": encoded(picture("RGBA"), "WEBP", lossless=True),
-    "animated webp": encoded(picture(), "WEBP", save_all=True, append_images=[picture().rotate(90)]),
-    "bmp": encoded(picture(), "BMP"),
-    "palette bmp": encoded(picture("P"), "BMP"),
-    "tiff": encoded(picture("RGBA"), "TIFF"),
-    "tiff lzw": encoded(picture("LAB"), "TIFF", compression="tiff_lzw"),
-    "tiff jpeg": encoded(picture(), "TIFF", compression="jpeg"),
-    "float tiff": encoded(Image.fromarray(NOISE[..., 0].astype(np.float32)), "TIFF"),
-    "gif": encoded(picture("P"), "GIF", transparency=3),
-}
-
-
-def mutated(data: bytes, rng: random.Random) -> bytes:
-    """A few bytes changed, mostly in the header, or a piece cut out or doubled."""
-    changed = bytearray(data)
-    for _ in range(rng.randint(1, 4)):
-        at = rng.randrange(rng.choice((len(changed), min(len(changed), 200))))
-        changed[at] = rng.choice((0, 1, 0x7F, 0x80, 0xFF, rng.randrange(256), changed[at] ^ 1 << rng.randrange(8)))
-    start, length = rng.randrange(len(changed)), rng.randrange(40)
-    piece = bytes(changed[start : start + length])
-    return bytes(changed) if rng.random() < 0.7 else bytes(changed).replace(piece, piece * rng.choice((0, 2)), 1)
-
-
 def check_damaged(name: str) -> None:
     rng = random.Random(name)
     for _ in range(25):
-        data = mutated(FUZZED[name], rng)
+        data = mutated(FILES[name], rng)
         try:
             image, mask = decode_image(data, LIMITS), decode_mask(data, LIMITS)
         except BadImage:
@@ -113,12 +83,12 @@ def check_damaged(name: str) -> None:
             assert min(mask.shape) >= 1
 
 
-@pytest.mark.parametrize("name", FUZZED)
+@pytest.mark.parametrize("name", FILES)
 def test_damaged_files_are_decoded_or_refused(name: str) -> None:
     check_damaged(name)
 
 
-@pytest.mark.parametrize("name", FUZZED)
+@pytest.mark.parametrize("name", FILES)
 @pytest.mark.filterwarnings("ignore")
 def test_damaged_files_of_which_pillow_only_warns(name: str) -> None:
     """As in a server: in these tests warnings are errors otherwise."""
@@ -126,7 +96,7 @@ def test_damaged_files_of_which_pillow_only_warns(name: str) -> None:
 
 
 def test_threads() -> None:
-    files = list(FUZZED.values())
+    files = list(FILES.values())
     expected = [decode_image(data, LIMITS) for data in files]
     start = threading.Barrier(4)
 
