@@ -124,7 +124,7 @@ def test_a_job_that_is_taken_up_has_the_limits_of_its_token(
         return {"metadata": [("authorization", f"Bearer {name}")], "timeout": 60}
 
     asked = {"other": {"model": "other"}, "large": {"num_images": 2}, "gone": {}, "fits": {}}
-    with start(**dict.fromkeys(asked, {})) as server, server.paused():
+    with start(**{name: {} for name in asked}) as server, server.paused():
         for name, parameters in asked.items():
             for number in range(1 + (name == "fits")):
                 request = kept(f"{name}-{number}", width=64, height=64, **parameters)

@@ -18,6 +18,7 @@ from protobuf.wkt import Any as PackedAny
 from protobuf.wkt import Struct
 
 from darkroom_plugins.errors import InvalidRequest
+from darkroom_plugins.quoting import printable
 from darkroom_server.api.in_process import Aborted, Caller
 from darkroom_server.api.status import status_of
 from darkroom_server.web.peers import grpc_peer
@@ -34,6 +35,7 @@ STREAM_TYPES = {
     (True, False): StreamType.CLIENT_STREAM,
     (True, True): StreamType.BIDI_STREAM,
 }
+MAX_WORDS = 500  # characters of what the parser says
 JSON_BYTES = 3, 2  # a message in JSON has up to 4/3 of its bytes, as base64, and some for names
 
 _call: ContextVar[InProcessCall] = ContextVar("call")  # of the present request
@@ -130,7 +132,9 @@ class JsonCodec:
         try:
             message: Message = json_format.Parse(bytes(data) or b"{}", message_class())
         except (json_format.ParseError, UnicodeDecodeError, RecursionError) as error:
-            code, words, trailers = status_of(InvalidRequest(message=f"the JSON is not this message: {error}"))
+            code, words, trailers = status_of(
+                InvalidRequest(message=f"the JSON is not this message: {printable(str(error), MAX_WORDS)}")
+            )
             raise connect_error(Aborted(code, words, dict(trailers))) from None
         return message.SerializeToString()
 

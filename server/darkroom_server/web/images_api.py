@@ -6,6 +6,7 @@ import asyncio
 import base64
 import contextlib
 import json
+import logging
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -27,6 +28,8 @@ if TYPE_CHECKING:
     from darkroom.v1 import events_pb2
     from darkroom_server.api.in_process import InProcessCall, InProcessCalls
     from darkroom_server.web.images_masks import Masks
+
+log = logging.getLogger(__name__)
 
 GENERATE, EDIT = "/darkroom.v1.ImageService/Generate", "/darkroom.v1.ImageService/Edit"
 LIST_MODELS = "/darkroom.v1.CatalogService/ListModels"
@@ -311,6 +314,9 @@ def _answering_errors(
             failure = error
         except HTTPException as error:  # of the form's parser
             failure = ApiError(error.status_code, error.detail, "invalid_request")
+        except Exception:
+            log.exception("%s failed", request.url.path)
+            failure = ApiError(500, "the server failed; its log says more", "internal")
         return JSONResponse(failure.body, failure.status, headers=failure.headers)
 
     return answering

@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 import grpc
 from google.rpc import error_details_pb2
 
+from darkroom_plugins.quoting import printable
+
 if TYPE_CHECKING:
     from pydantic import ValidationError
 
@@ -31,6 +33,7 @@ STATUSES = {
     _Code.DEADLINE_EXCEEDED: 504,
 }
 REASON_STATUSES = {"REQUEST_TOO_LARGE": 413, "OUT_OF_MEMORY": 507}
+MAX_MESSAGE = 4000  # characters
 PARAMS = {  # of this API, by ours
     "parameters.prompt": "prompt",
     "parameters.model": "model",
@@ -60,6 +63,11 @@ class ApiError(Exception):
     code: str | None = None
     param: str | None = None
     retry_after: float | None = None
+
+    def __post_init__(self) -> None:
+        """JSON may have text that is no Unicode, which no answer can have."""
+        self.message = printable(self.message, MAX_MESSAGE)
+        self.param = printable(self.param, MAX_MESSAGE) if self.param is not None else None
 
     @property
     def body(self) -> dict[str, Any]:

@@ -42,7 +42,10 @@ NOT_OFFERED = {  # the API's values that are refused, by field, and why
 
 def _parsed(value: Any) -> Any:
     """The object of a form's text."""
-    return json.loads(value) if isinstance(value, str) else value
+    try:
+        return json.loads(value) if isinstance(value, str) else value
+    except RecursionError:
+        raise ValueError("is nested too deeply") from None
 
 
 class ImageFields(BaseModel, extra="forbid"):
@@ -50,7 +53,7 @@ class ImageFields(BaseModel, extra="forbid"):
 
     prompt: str
     model: str | None = None
-    n: Annotated[int, Field(ge=1)] | None = None
+    n: Annotated[int, Field(ge=1, lt=2**31)] | None = None
     size: str | None = None
     quality: Literal["auto", "low", "medium", "high", "standard", "hd"] | None = None
     background: Literal["auto", "opaque"] | None = None
@@ -62,9 +65,9 @@ class ImageFields(BaseModel, extra="forbid"):
     partial_images: Annotated[int, Field(ge=0, le=MAX_PARTIAL_IMAGES)] | None = None
     user: str | None = None  # nothing is made of these two
     safety_identifier: str | None = None
-    seed: int | None = None
+    seed: Annotated[int, Field(ge=0, lt=2**63)] | None = None
     negative_prompt: str | None = None
-    steps: int | None = None
+    steps: Annotated[int, Field(ge=1, lt=2**31)] | None = None
     guidance: float | None = None
     scheduler: str | None = None
     preset: str | None = None
@@ -196,27 +199,24 @@ def _filled(message: Message, fields: ImageFields) -> Message:
     if fields.darkroom is not None:
         try:
             json_format.ParseDict(fields.darkroom, message)
-        except (json_format.ParseError, TypeError, ValueError) as error:
+        except Exception as error:  # also SystemError, for a key that is no Unicode
             raise invalid("darkroom", str(error)) from None
     parameters = message.parameters
-    parameters.prompt = fields.prompt
-    for name, value in {
-        "model": fields.model,
-        "num_images": fields.n,
-        "negative_prompt": fields.negative_prompt,
-        "guidance_scale": fields.guidance,
-        "preset": fields.preset,
+    for name, (owner, own) in {
+        "prompt": (parameters, "prompt"),
+        "model": (parameters, "model"),
+        "n": (parameters, "num_images"),
+        "negative_prompt": (parameters, "negative_prompt"),
+        "guidance": (parameters, "guidance_scale"),
+        "preset": (parameters, "preset"),
+        "seed": (parameters, "seed"),
+        "scheduler": (parameters.scheduler, "name"),
     }.items():
-        if value is not None:
-            setattr(parameters, name, value)
-    if fields.seed is not None:
-        if not 0 <= fields.seed < 2**63:
-            raise invalid("seed", "must be from 0 to 2^63 - 1")
-        parameters.seed = fields.seed
-    if fields.steps is not None and not 0 <= fields.steps < 2**31:
-        raise invalid("steps", "must be at least 1")
-    if fields.scheduler is not None:
-        parameters.scheduler.name = fields.scheduler
+        if (value := getattr(fields, name)) is not None:
+            try:
+                setattr(owner, own, value)
+            except ValueError as error:  # too large a number, or no Unicode
+                raise invalid(name, str(error)) from None
     if fields.size not in (None, "auto"):
         parameters.width, parameters.height = (int(part) for part in str(fields.size).split("x"))
     if fields.output_format is not None:

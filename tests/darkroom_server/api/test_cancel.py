@@ -1,22 +1,31 @@
 """However a client leaves, its job stops within a step and nothing of it is left."""
 
 import asyncio
+import contextlib
 import gc
 import random
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import grpc
 import pytest
 
 from darkroom.v1.image_service_pb2 import CancelRequest
 from darkroom.v1.image_service_pb2_grpc import ImageServiceStub
+from darkroom_plugins import hookimpl
+from darkroom_plugins.contract import Conditioner
 from darkroom_plugins.sample import Sample
 from darkroom_server.jobs.job import Job
+from tests.killable import many
 from tests.support import RunningServer, Stream, generate_request
 
+ENDS = int(many("ENDS", 60))
 LONG = {"prompt": "x", "num_inference_steps": 400}
 
 
@@ -119,31 +128,83 @@ def test_others_do_not_notice(server: RunningServer) -> None:
     assert abs(kept.pixels - alone.pixels).max() <= 1
 
 
-@pytest.mark.parametrize("waves", [3, pytest.param(10, marks=pytest.mark.slow)])
-def test_random_cancels_leave_nothing(waves: int, server: RunningServer) -> None:
-    rng = random.Random(0)
-    threads_before = threading.active_count()
-    tasks_before = server.run(_count_tasks())
+class Evaluations(Conditioner):
+    """Counts those of each job, by its prompt."""
 
-    def cancel_somewhen(seed: int) -> None:
-        stream = server.start(generate_request(prompt="x", seed=seed, num_inference_steps=rng.randint(1, 60)))
-        try:
-            for _ in range(rng.randint(0, 12)):
-                stream.events.append(next(stream.call).event)
-        except StopIteration:
-            return
-        stream.call.cancel()
+    name = "evaluations"
 
-    for wave in range(waves):
-        clients = [threading.Thread(target=cancel_somewhen, args=(20 * wave + i,)) for i in range(20)]
-        for client in clients:
-            client.start()
-        for client in clients:
-            client.join()
-    wait_for(lambda: nothing_left(server))
-    wait_for(lambda: server.run(_count_tasks()) <= tasks_before)
-    assert threading.active_count() <= threads_before + 1
+    def __init__(self) -> None:
+        self.of: Counter[str] = Counter()
+
+    def wants(self, request: Any, parameters: Any) -> bool:
+        return True
+
+    def condition(self, evaluation: Any, parameters: Any) -> None:
+        self.of.update({row.sample.request.prompt: 1 for row in evaluation.rows})
+
+
+class Counting:
+    darkroom_api_version = 1
+
+    def __init__(self) -> None:
+        self.evaluations = Evaluations()
+
+    @hookimpl
+    def darkroom_conditioners(self) -> list[Any]:
+        return [self.evaluations]
+
+
+@pytest.fixture
+def counting(tiny_model: Path) -> Iterator[tuple[RunningServer, Counter[str]]]:
+    plugin = Counting()
+    with RunningServer(models=[{"name": "tiny", "path": tiny_model}], plugins={"counting": plugin}) as running:
+        yield running, plugin.evaluations.of
+
+
+def end_somehow(server: RunningServer, number: int) -> str:
+    """Begin a job, and leave it at some moment in some way; which."""
+    chance = random.Random(number)
+    way = chance.choice(("cancel", "request", "deadline", "connection"))
+    channel = grpc.insecure_channel(server.address, options=[("grpc.use_local_subchannel_pool", 1)])
+    request = generate_request(prompt=f"{number}", request_id=f"{number}", num_inference_steps=chance.randint(1, 60))
+    timeout = chance.uniform(0.0, 1.0) if way == "deadline" else 60
+    stream = Stream(ImageServiceStub(channel if way == "connection" else server.channel).Generate(request, timeout))
+    with contextlib.suppress(StopIteration, grpc.RpcError):
+        for _ in range(10**6 if way == "deadline" else chance.randint(0, 12)):
+            next(stream.call)
+        if way == "request":
+            server.images.Cancel(CancelRequest(request_id=f"{number}"))
+            list(stream.call)
+        if way == "cancel":
+            stream.call.cancel()
+    channel.close()
+    return way
+
+
+@pytest.mark.soak
+def test_random_ends_leave_nothing(
+    counting: tuple[RunningServer, Counter[str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Cancels, deadlines and disconnects at any moment: at most one step runs after each, and nothing is left."""
+    server, evaluated = counting
+    threads, tasks = threading.active_count(), server.run(_count_tasks())
+    at_end: dict[str, int] = {}
+    cancel = server.app.engine.cancel
+
+    def noted(job: Job) -> None:
+        at_end.setdefault(job.request_id, evaluated[job.request_id])
+        cancel(job)
+
+    monkeypatch.setattr(server.app.engine, "cancel", noted)
+    with ThreadPoolExecutor(20) as pool:
+        ways = Counter(pool.map(partial(end_somehow, server), range(ENDS)))
+    print(f"{ENDS} ends: {dict(ways)}")
+    wait_for(lambda: nothing_left(server), 60)
+    wait_for(lambda: server.run(_count_tasks()) <= tasks)
+    wait_for(lambda: threading.active_count() <= threads + 1)
     wait_for(lambda: alive(Sample) == alive(Job) == 0)
+    assert at_end
+    assert [number for number, count in at_end.items() if evaluated[number] > count + 1] == []
     assert server.generate(prompt="x", num_inference_steps=2).kinds[-1] == "completed"
 
 

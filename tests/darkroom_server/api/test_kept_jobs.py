@@ -13,11 +13,14 @@ from grpc import StatusCode
 
 from darkroom.v1 import image_service_pb2 as pb
 from darkroom.v1 import parameters_pb2
+from tests.killable import many
 from tests.support import RunningServer, Stream, generate_request, refused, settle
 from tests.watching import Watched, check
 
 KEEP = parameters_pb2.DISCONNECT_POLICY_KEEP
 TOKENS = {"ann": "user", "bob": "user", "eve": "operator"}
+EVENTS = int(many("EVENTS", 1_600))  # that watchers read together
+WATCHERS = 8 if EVENTS < 10_000 else 100
 REPLACED = ("preview", "queued", "loading")
 
 
@@ -59,7 +62,7 @@ def kept(request_id: str, **parameters: Any) -> pb.GenerateRequest:
 def watch(server: RunningServer, request_id: str, after: int = 0, token: str = "") -> Stream:
     metadata = [("authorization", f"Bearer {token}")] if token else []
     request = pb.WatchRequest(request_id=request_id, after_sequence=after)
-    return Stream(server.images.Watch(request, timeout=60, metadata=metadata))
+    return Stream(server.images.Watch(request, timeout=3600, metadata=metadata))
 
 
 def job(server: RunningServer, request_id: str) -> pb.Job:
@@ -254,8 +257,9 @@ def test_results_are_kept_for_their_time(tiny_model: Path) -> None:
         assert server.start(kept("brief")).read().kinds[-1] == "completed"
 
 
-def test_watchers_that_come_and_go_see_what_was_made(server: RunningServer) -> None:
-    """Over real connections: the checker of Watch's guarantees finds nothing."""
+@pytest.mark.soak
+def test_watchers_of_many_events_see_what_was_made(server: RunningServer) -> None:
+    """Over real connections that are lost at random: the checker of Watch's guarantees finds nothing."""
     stop = threading.Event()
 
     def connections(seed: int) -> list[list[Watched]]:
@@ -274,10 +278,10 @@ def test_watchers_that_come_and_go_see_what_was_made(server: RunningServer) -> N
             else:
                 return seen
 
-    whole = server.start(kept("many", num_inference_steps=100, num_images=2))
+    whole = server.start(kept("many", num_inference_steps=min(500, EVENTS // (2 * WATCHERS)), num_images=2), 3600)
     whole.read_until("accepted")
-    with ThreadPoolExecutor(8) as pool:
-        watchers = [pool.submit(connections, seed) for seed in range(8)]
+    with ThreadPoolExecutor(WATCHERS) as pool:
+        watchers = [pool.submit(connections, seed) for seed in range(WATCHERS)]
         whole.read()
         seen = [each.result() for each in watchers]
     events = {each.sequence: each for stream in (whole, watch(server, "many").read()) for each in stream.events}
@@ -288,4 +292,6 @@ def test_watchers_that_come_and_go_see_what_was_made(server: RunningServer) -> N
         image = getattr(getattr(event, kind), "image_index", 0)
         made.append(Watched(sequence, event, (kind, image) if kind in REPLACED else None))
     check(made, seen)
+    read = [len(connection) for watcher in seen for connection in watcher]
+    print(f"{len(made)} events, {WATCHERS} watchers, who read {sum(read)} of them over {len(read)} connections")
     settle(server)

@@ -142,9 +142,10 @@ REFUSED: dict[str, tuple[dict[str, Any], str, str]] = {
     "partial images": ({"partial_images": 1}, "partial_images", "stream=true only"),
     "too many": ({"stream": True, "partial_images": 4}, "partial_images", "less than or equal to 3"),
     "style": ({"style": "vivid"}, "style", "is not a field of this API"),
-    "seed": ({"extra_body": {"seed": -1}}, "seed", "must be from 0"),
-    "large seed": ({"extra_body": {"seed": 2**63}}, "seed", "must be from 0"),
-    "steps": ({"extra_body": {"steps": 0}}, "steps", "must be from 1"),
+    "large number": ({"n": 2**40}, "n", "less than 2147483648"),
+    "seed": ({"extra_body": {"seed": -1}}, "seed", "greater than or equal to 0"),
+    "large seed": ({"extra_body": {"seed": 10**400}}, "seed", "less than 9223372036854775808"),
+    "steps": ({"extra_body": {"steps": 0}}, "steps", "greater than or equal to 1"),
     "guidance": ({"extra_body": {"guidance": -1}}, "guidance", "must be from 0"),
     "field": ({"extra_body": {"sed": 1}}, "sed", "is not a field of this API"),
     "request": ({"extra_body": {"darkroom": {"x": 1}}}, "darkroom", 'no field named "x"'),
@@ -163,6 +164,17 @@ def test_bad_fields_are_refused_by_name(client: openai.OpenAI, name: str) -> Non
         client.images.generate(prompt="x", **fields)
     assert (caught.value.param, caught.value.type) == (param, "invalid_request_error")
     assert words in caught.value.message
+
+
+@pytest.mark.parametrize(
+    ("fields", "param"),
+    [({"scheduler": "\ud800"}, "scheduler"), ({"a\ud800": 1}, "a\\ud800"), ({"darkroom": {"\ud800": 1}}, "darkroom")],
+)
+def test_text_that_is_no_unicode_is_refused_by_name(http: httpx2.Client, fields: dict[str, Any], param: str) -> None:
+    """JSON can have it, and messages cannot."""
+    body = json.dumps({"prompt": "x", **fields})
+    answer = http.post("/v1/images/generations", content=body, headers={"content-type": "application/json"})
+    assert (answer.status_code, answer.json()["error"]["param"]) == (400, param)
 
 
 def test_bad_files_are_refused_by_name(client: openai.OpenAI) -> None:
