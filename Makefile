@@ -39,16 +39,20 @@ test: $(VENV)/ready $(PROTO_ENV)/ready $(TORCHAO)/ready
 test-all:
 	$(MAKE) test PYTEST='-m "" $(PYTEST)'
 
-# soak: kill a server KILLS times while clients have it make kept pictures; none may be lost, or come out otherwise
-KILLS ?= 100
+# soak: everything at once for MINUTES; or one thing alone: so many KILLS, HOSTILE requests, watched EVENTS, sudden ENDS
+ifeq ($(MINUTES)$(KILLS)$(HOSTILE)$(EVENTS)$(ENDS),)
+MINUTES = 10
+endif
+SOAKS = $(foreach each,MINUTES KILLS HOSTILE EVENTS ENDS,$(if $($(each)),$(each)))
 .PHONY: soak
 soak: $(VENV)/ready
-	DARKROOM_KILLS=$(KILLS) $(BIN)/python -m pytest tests/darkroom_server/test_restarts.py -k kill_9 --timeout 0
+	$(foreach each,$(SOAKS),DARKROOM_$(each)=$($(each))) $(BIN)/python -m pytest -m soak -s --timeout 0 \
+		-k "nothing $(foreach each,$(SOAKS),or $(each))" tests/darkroom_server
 
 # soak-cluster: kill replicas on Ray Serve KILLS times while clients make pictures; then cancel ten times as many jobs
 .PHONY: soak-cluster
 soak-cluster: $(VENV)/ready
-	DARKROOM_KILLS=$(KILLS) DARKROOM_CANCELS=$$((10 * $(KILLS))) \
+	DARKROOM_KILLS=$(or $(KILLS),20) DARKROOM_CANCELS=$$((10 * $(or $(KILLS),20))) \
 		$(BIN)/python -m pytest tests/darkroom_server/cluster/test_ray.py -m slow --timeout 0
 
 # screenshot: write .readme/ui.png again, a picture of `darkroom ui` in a browser

@@ -182,7 +182,7 @@ def end_somehow(server: RunningServer, number: int) -> str:
 
 
 @pytest.mark.soak
-def test_random_ends_leave_nothing(
+def test_random_ends_leave_no_trace(
     counting: tuple[RunningServer, Counter[str]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Cancels, deadlines and disconnects at any moment: at most one step runs after each, and nothing is left."""
