@@ -79,10 +79,11 @@ class Bench:
             raise RuntimeError(served.log)
         return served
 
-    def serve(self, clocks: bool = False) -> Served:
-        """A further server."""
+    def serve(self, clocks: bool = False, **settings: str) -> Served:
+        """A further server. `settings`: as environment variables."""
         options = {"compile": "load" if self.options.compile else False, "quantize": self.options.quantize}
-        return Served(None if self.demo else self.model, self.options.device, self.options.dtype, clocks, options)
+        model = None if self.demo else self.model
+        return Served(model, self.options.device, self.options.dtype, clocks, options, settings)
 
     @cached_property
     def peers(self) -> Apart:

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import uuid
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
@@ -153,6 +154,8 @@ def request_of(order: Order, preview: int = PREVIEWS["off"]) -> Any:
         "preview": parameters_pb2.PreviewOptions(mode=preview),
         "deterministic": order.deterministic,
     }
+    if order.kept:
+        common |= {"request_id": uuid.uuid4().hex, "disconnect_policy": parameters_pb2.DISCONNECT_POLICY_KEEP}
     match order.task:
         case "txt2img":
             return image_service_pb2.GenerateRequest(**common)

@@ -43,6 +43,7 @@ class Order:
     control: str = ""  # ControlNet name; its map is `edges`
     lora: str = ""
     deterministic: bool = False
+    kept: bool = False
     edge: int | None = None  # pixels, of a square; None: the model's own
 
     @property

@@ -162,7 +162,7 @@ class ImageService(image_service_pb2_grpc.ImageServiceServicer):
         request_id = message.request_id if is_request_id(message.request_id) else uuid.uuid4().hex
         if self._keeper.find(token, request_id) is not None:
             raise RequestIdInUse(f"request_id {quoted(request_id)} is that of a kept job")
-        quotas.admit_job(self._jobs.of_token(token))
+        quotas.admit_job(partial(self._jobs.of_token, token))
         job = self._jobs.register(
             token,
             request_id,

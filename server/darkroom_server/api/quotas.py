@@ -10,11 +10,14 @@ from darkroom_server.api.access import caller
 from darkroom_server.errors import ModelNotAllowed, OperatorRequired, OverTokenLimit, QueueFull
 
 if TYPE_CHECKING:
-    from collections.abc import Collection
+    from collections.abc import Callable, Collection
+    from typing import TypeAlias
 
     from darkroom_plugins.request import Request
     from darkroom_server.config.settings import TokenSettings
     from darkroom_server.jobs.job import Job
+
+    ActiveJobs: TypeAlias = Callable[[], Collection[Job]]  # of a token: counted only where there is a limit
 
 PRIORITIES: dict[Any, str] = {
     parameters_pb2.PRIORITY_LOW: "low",
@@ -24,14 +27,14 @@ PRIORITIES: dict[Any, str] = {
 RETRY_SECONDS = 2.0  # after which one of the token's own jobs may have ended
 
 
-def admit_job(active: Collection[Job]) -> None:
-    """Whether the token may have another job beside these, its active ones.
+def admit_job(active: ActiveJobs) -> None:
+    """Whether the token may have another job beside its active ones.
 
     :raises QueueFull: it may not
     """
     known = _token()
-    if known is not None and known.max_jobs is not None and len(active) >= known.max_jobs:
-        raise QueueFull(f"this token may have {known.max_jobs} jobs at once, and has {len(active)}", RETRY_SECONDS)
+    if known is not None and known.max_jobs is not None and (count := len(active())) >= known.max_jobs:
+        raise QueueFull(f"this token may have {known.max_jobs} jobs at once, and has {count}", RETRY_SECONDS)
 
 
 def admit_model(name: str, default: str = "") -> None:
@@ -63,7 +66,7 @@ def admit_priority(message: Any) -> str:
     return asked
 
 
-def admit_pixels(job: Job, request: Request, active: Collection[Job]) -> None:
+def admit_pixels(job: Job, request: Request, active: ActiveJobs) -> None:
     """Note whose a job is, and the pixels of its pictures; and whether the token may have them beside those of its
     active jobs.
 
@@ -81,7 +84,7 @@ def admit_pixels(job: Job, request: Request, active: Collection[Job]) -> None:
     limit = f"this token may have {known.max_pixels} pixels at once, width x height x num_images"
     if job.pixels > known.max_pixels:
         raise OverTokenLimit(f"{limit}, not {job.pixels}")
-    others = sum(each.pixels for each in active if each is not job)
+    others = sum(each.pixels for each in active() if each is not job)
     if others + job.pixels > known.max_pixels:
         raise QueueFull(f"{limit}; its other jobs have {others}, and this one {job.pixels}", RETRY_SECONDS)
 

@@ -6,6 +6,7 @@ import asyncio
 import time
 from collections.abc import AsyncGenerator, Callable, Coroutine
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from darkroom.v1 import events_pb2
@@ -44,7 +45,8 @@ class Submission:
         try:
             quotas.admit_model(message.parameters.model, self.catalog.default_model)
             request = await self.jobs.read(CHECKS[rpc], message, self.catalog)
-            quotas.admit_pixels(job, request, () if admitted else self.jobs.of_token(job.token))
+            others: quotas.ActiveJobs = tuple if admitted else partial(self.jobs.of_token, job.token)
+            quotas.admit_pixels(job, request, others)
             await self.jobs.plan(job, request, admitted=admitted)
             self.jobs.accept(job, admitted=admitted)
             for control in _control_images(job):
