@@ -30,6 +30,7 @@ DarkroomError                 (darkroom_plugins.errors, like all marked *)
 └── JobFailed *
     ├── PluginFailed *
     ├── NonFinite *
+    ├── GivenUp                   a kept job, while which was done the server ended again and again
     └── LoadFailed                a model or an asset does not load
 """
 
@@ -170,6 +171,10 @@ class Cancelled(DarkroomError):
 
 class DeadlineExceeded(DarkroomError):
     pass
+
+
+class GivenUp(JobFailed):
+    reason = "GIVEN_UP"
 
 
 class LoadFailed(JobFailed):

@@ -41,6 +41,7 @@ ROWS = [
     ("INTERNAL", "NON_FINITE", errors.NonFinite),
     # Beside the table: what a server of another version, or a proxy, may say.
     ("NOT_FOUND", "SOMETHING_NEW", errors.NotFound),
+    ("INTERNAL", "GIVEN_UP", errors.JobFailed),
     ("INTERNAL", "", errors.JobFailed),
     ("RESOURCE_EXHAUSTED", "", errors.ResourceExhausted),
     ("UNKNOWN", "", errors.DarkroomError),

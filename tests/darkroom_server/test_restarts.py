@@ -4,6 +4,7 @@ import asyncio
 import hashlib
 import itertools
 import random
+import sqlite3
 import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -148,6 +149,30 @@ def test_a_job_that_is_taken_up_has_the_limits_of_its_token(
         }
     assert ends["gone"].code is grpc.StatusCode.UNAUTHENTICATED
     assert (ends["other"].code, ends["other"].reason) == (grpc.StatusCode.PERMISSION_DENIED, "MODEL_NOT_ALLOWED")
+
+
+def test_a_job_with_which_the_server_ends_is_given_up(start: Callable[..., RunningServer], tmp_path: Path) -> None:
+    """But not one that has only waited each time."""
+
+    def in_log(change: str = "") -> list[tuple[int, int]]:
+        with sqlite3.connect(tmp_path / "state/jobs.sqlite") as database:
+            database.execute(change)
+            found: list[tuple[int, int]] = database.execute("SELECT runs, begun FROM jobs ORDER BY id").fetchall()
+        database.close()
+        return found
+
+    with start() as server, server.paused():
+        for name in ("one", "other"):
+            server.start(kept(name, num_inference_steps=400)).read_until("accepted")
+    with start(limits={"max_batch_rows": 2}) as server:
+        watch(server, "one").read_until("step")
+        watch(server, "other").read_until("queued")
+    assert in_log() == [(2, 1), (2, 0)]
+    in_log("UPDATE jobs SET runs = 50, begun = 10 * begun")
+    with start() as server:
+        failed = refused(watch(server, "one").read)
+        assert (failed.code, failed.reason) == (grpc.StatusCode.INTERNAL, "GIVEN_UP")
+        assert watch(server, "other").read().kinds[-1] == "completed"
 
 
 def test_a_damaged_log_refuses_kept_jobs_alone(start: Callable[..., RunningServer], tmp_path: Path) -> None:

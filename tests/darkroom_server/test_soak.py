@@ -268,6 +268,7 @@ def test_minutes_of_everything_at_once(world: World) -> None:
     risen = slope(world.memory)
     for what, count in sorted(world.counts.items()):
         print(f"{count:8} {what}")
+    print("memory, MiB:", *(f"{memory:.0f}" for _, memory in world.memory[:: max(1, len(world.memory) // 20)]))
     print(f"event loop over a second late: {late_turns(found, 1):.0f}; memory {world.memory[-1][1]:.0f} MiB, ", end="")
     print(f"{risen:+.2f} MiB a minute over the last half; jobs and streams left: 0; faults: {len(world.faults)}")
     assert world.faults == []

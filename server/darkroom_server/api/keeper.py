@@ -23,6 +23,7 @@ from darkroom_server.api.stored_events import BYTES, from_log, picture_of, resol
 from darkroom_server.errors import (
     DeadlineExceeded,
     DeviceLost,
+    GivenUp,
     JobLogFull,
     JobLogUnavailable,
     NotFound,
@@ -36,6 +37,8 @@ from darkroom_server.jobs.kept import KeptJob, KeptJobs
 from darkroom_server.jobs.log import DONE, JobLog, LoggedJob
 
 if TYPE_CHECKING:
+    from collections.abc import Coroutine
+
     from darkroom_server.api.backend import Backend
     from darkroom_server.config.settings import Settings
     from darkroom_server.jobs.job import Job
@@ -45,7 +48,9 @@ log = logging.getLogger(__name__)
 
 REQUESTS: dict[str, Any] = {"Generate": image_service_pb2.GenerateRequest, "Edit": image_service_pb2.EditRequest}
 RUN_SEQUENCES = 2**32  # sequences of one run; those of the next are greater
-MAX_RUNS = 10  # of a job with which the server ends again and again
+# A job with which the server ends again and again is given up: it may be why. One that only waited is not.
+MAX_TURNS = 10  # runs that it had begun in
+MAX_RUNS = 100  # of a job that ends the server before that is noted
 SMALL = 64 * 1024  # bytes of a message that is hashed on the event loop
 EVENT_BYTES = 256  # of an event in memory, beside its message's
 SWEEP_SECONDS = 60.0
@@ -234,7 +239,7 @@ class Keeper:
     async def _end(self, kept: KeptJob, error: DarkroomError | None, last: list[events_pb2.JobEvent]) -> None:
         history = kept.history
         assert history is not None
-        given_up = kept.run >= MAX_RUNS
+        given_up = kept.begun >= MAX_TURNS
         if kept.accepted is None or (isinstance(error, INTERRUPTED) and kept.id is not None and not given_up):
             self._kept.remove(kept)
             history.end(error)
@@ -282,6 +287,7 @@ class Keeper:
             deadline=logged.deadline,
             ended=logged.ended,
             run=logged.runs,
+            begun=logged.begun,
             id=logged.id,
             stored_bytes=size,
         )
@@ -312,9 +318,19 @@ class Keeper:
             context.run(call_as, caller_of(kept.owner, self._tokens, self._numbers))
         except Unauthenticated as error:
             refusal = error
-        if kept.run > MAX_RUNS:
-            refusal = JobFailed(f"the server ended {MAX_RUNS} times while it did this job")
+        if kept.begun >= MAX_TURNS or kept.run > MAX_RUNS:
+            refusal = GivenUp("the server ended again and again while it did this job")
+        first_turn = job.on_start
+        job.on_start = lambda: (first_turn(), self._note_turn(kept))[0]
         context.run(self._start, kept, logged.rpc, message, refusal)
+
+    def _note_turn(self, kept: KeptJob) -> None:
+        assert self._log is not None
+        assert kept.id is not None
+        kept.begun += 1
+        noting = asyncio.create_task(_quietly(self._log.note_turn(kept.id)))
+        self._running.add(noting)
+        noting.add_done_callback(self._running.discard)
 
     async def _digest(self, message: Any) -> bytes:
         if message.ByteSize() <= SMALL:
@@ -331,12 +347,14 @@ class Keeper:
         """Forget what need not be kept any more."""
         gone = [kept.id for kept in self._kept.trim() if kept.id is not None]
         if gone:
-            self._forgetting = asyncio.ensure_future(self._forget(gone))
+            assert self._log is not None
+            self._forgetting = asyncio.ensure_future(_quietly(self._log.forget(gone)))
 
-    async def _forget(self, jobs: list[int]) -> None:
-        assert self._log is not None
-        with suppress(JobLogFull, JobLogUnavailable):  # they are deleted by the next start
-            await self._log.forget(jobs)
+
+async def _quietly(write: Coroutine[Any, Any, None]) -> None:
+    """A write to the log that may fail: what it forgets is deleted by the next start."""
+    with suppress(JobLogFull, JobLogUnavailable):
+        await write
 
 
 def no_such_job(request_id: str, kind: str = "kept") -> NotFound:

@@ -66,6 +66,7 @@ MIGRATIONS = (
     DELETE FROM jobs WHERE outcome NOT IN ('', 'done');
     ALTER TABLE jobs DROP COLUMN error;
     ALTER TABLE jobs ADD COLUMN status BLOB NOT NULL DEFAULT x'';
+    ALTER TABLE jobs ADD COLUMN begun INTEGER NOT NULL DEFAULT 0;
     """,
 )
 
@@ -90,6 +91,7 @@ class LoggedJob:
     outcome: str = UNFINISHED
     status: bytes = b""  # google.rpc.Status of its error
     runs: int = 1  # how often it was begun: 1, and 1 more for each start of a server that found it unfinished
+    begun: int = 0  # in how many of them but the first it had its first turn
     id: int = 0
 
 
@@ -150,6 +152,10 @@ class JobLog:
     async def begin_again(self, job: int) -> None:
         """Count another run of an unfinished job."""
         await self._call(self._execute, "UPDATE jobs SET runs = runs + 1 WHERE id = ?", (job,))
+
+    async def note_turn(self, job: int) -> None:
+        """Count another run, not the first, in which an unfinished job has had its first turn."""
+        await self._call(self._execute, "UPDATE jobs SET begun = begun + 1 WHERE id = ?", (job,))
 
     async def finish(
         self, job: int, started: float | None, ended: float, outcome: str, status: bytes, events: Sequence[LoggedEvent]
@@ -277,9 +283,8 @@ class JobLog:
 
     def _finish(self, job: int, end: Sequence[Any], events: Sequence[LoggedEvent]) -> None:
         self._append(job, events)
-        self._execute(
-            "UPDATE jobs SET started = ?, ended = ?, outcome = ?, status = ?, request = x'' WHERE id = ?", end
-        )
+        values = "started = ?, ended = ?, outcome = ?, status = ?, request = x''"
+        self._execute(f"UPDATE jobs SET {values} WHERE id = ?", end)
 
     def _read(self, job: int) -> tuple[list[LoggedEvent], bool]:
         query = "SELECT sequence, data, picture, start, stop FROM events WHERE job = ? ORDER BY sequence"

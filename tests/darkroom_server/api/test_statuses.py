@@ -42,6 +42,7 @@ TABLE: dict[type[contract.DarkroomError], tuple[str, str]] = {
     errors.OperatorRequired: ("PERMISSION_DENIED", "OPERATOR_TOKEN_REQUIRED"),
     errors.ModelNotAllowed: ("PERMISSION_DENIED", "MODEL_NOT_ALLOWED"),
     errors.LoadFailed: ("INTERNAL", "LOAD_FAILED"),
+    errors.GivenUp: ("INTERNAL", "GIVEN_UP"),
     contract.PluginFailed: ("INTERNAL", "PLUGIN_FAILED"),
     contract.NonFinite: ("INTERNAL", "NON_FINITE"),
 }
