@@ -71,7 +71,11 @@ class App:
         self._loop = asyncio.get_running_loop()
         self.previews = decoders
         self._planner = Planner(
-            catalog, settings.reader_threads, settings.max_decode_bytes, settings.deterministic_rows
+            catalog,
+            settings.reader_threads,
+            settings.max_decode_bytes,
+            settings.deterministic_rows,
+            settings.row_buckets,
         )
         self.residency = ResidencyManager(
             holdings(catalog.models, catalog.assets, self._prepare),

@@ -29,9 +29,10 @@ def inconsistencies(given: Mapping[str, Any], demo: str) -> Iterator[tuple[Locat
     default, names = given.get("default_model"), _each(given, "models", "name") or [demo]
     if default is not None and default not in names:
         yield ("default_model",), no_such("model", str(default), {str(name) for name in names if name})
-    rows, most = given.get("deterministic_rows"), _most_rows(given.get("limits"))
-    if isinstance(rows, int) and isinstance(most, int) and rows > most:
-        yield ("deterministic_rows",), f"{rows} are more than limits.max_batch_rows, {most}"
+    most = _most_rows(given.get("limits"))
+    for place, rows in _row_counts(given):
+        if isinstance(rows, int) and isinstance(most, int) and rows > most:
+            yield place, f"{rows} are more than limits.max_batch_rows, {most}"
     for index, allowed in enumerate(_each(given, "tokens", "models")):
         for place, name in enumerate(allowed if isinstance(allowed, list) else ()):
             if name not in names:
@@ -48,6 +49,13 @@ def inconsistencies(given: Mapping[str, Any], demo: str) -> Iterator[tuple[Locat
         if exposed is not None and not given.get("tokens") and not client_ca:
             hint = "make a token by `darkroom token`, set tls.client_ca, or listen on 127.0.0.1"
             yield (key,), f"{exposed} is reached from other machines, and no tokens are configured: {hint}"
+
+
+def _row_counts(given: Mapping[str, Any]) -> Iterator[tuple[Location, Any]]:
+    yield ("deterministic_rows",), given.get("deterministic_rows")
+    buckets = given.get("row_buckets")
+    for index, rows in enumerate(buckets if isinstance(buckets, list) else ()):
+        yield ("row_buckets", index), rows
 
 
 def _most_rows(limits: Any) -> Any:

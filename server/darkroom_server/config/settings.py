@@ -278,6 +278,8 @@ class Settings(BaseSettings):
     threads: Annotated[int, Field(ge=1)] | None = None  # that compute on a CPU; None: measured while serving
     # Of the smallest batch of `deterministic` jobs; None: 2 on a CPU, 8 on a GPU.
     deterministic_rows: Annotated[int, Field(ge=1)] | None = None
+    # The numbers of rows that batches have; empty: any; None: on CUDA powers of two, else any.
+    row_buckets: Annotated[list[Annotated[int, Field(ge=1)]], Field(max_length=64)] | None = None
     encoder_threads: Annotated[int, Field(ge=1)] = 2
     reader_threads: Annotated[int, Field(ge=1)] = 2  # decode input images, run preprocessors
     # Of the processes that decode input images, one a reader thread: memory and time for one picture.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 
@@ -31,6 +32,14 @@ def row_bucket(device: torch.device, configured: int | None = None) -> int:
     """The fewest rows of a deterministic batch. The default on a CPU is what a picture with guidance has, so that it is
     evaluated as in diffusers' pipelines; a GPU is better filled with more."""
     return configured or (2 if device.type == "cpu" else 8)
+
+
+def row_buckets(device: torch.device, most: int, configured: Sequence[int] | None = None) -> tuple[int, ...]:
+    """The numbers of rows that batches of up to `most` have; none: any. On CUDA each costs a choice of kernels when it
+    comes up first, up to a second; elsewhere it costs nothing."""
+    if configured is None and device.type == "cuda":
+        return tuple(1 << power for power in range(most.bit_length()))
+    return tuple(sorted(configured or ()))
 
 
 def _quota() -> float | None:

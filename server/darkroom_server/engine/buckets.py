@@ -1,8 +1,11 @@
-"""Row buckets: batches in which a row's bytes depend neither on its company nor on its place.
+"""Row buckets: batches of few different numbers of rows, filled with repeated rows.
+
+On CUDA each number of rows costs a choice of kernels the first time, so all batches have one of a few sizes.
 
 The last bits of a row's output depend on the number of rows, as kernels are chosen by shape. Deterministic rows are
-therefore evaluated in the numbers of rows that give the bytes of the smallest one, the bucket. Which do is not assumed:
-the first time that a number comes up, its rows are evaluated in buckets, too, and compared.
+therefore evaluated in the numbers of rows that give the bytes of the smallest one, the bucket, in which a row's bytes
+depend neither on its company nor on its place. Which do is not assumed: the first time that a number comes up, its rows
+are evaluated in buckets, too, and compared.
 """
 
 from __future__ import annotations
@@ -21,6 +24,9 @@ log = logging.getLogger(__name__)
 
 LONG_SECONDS = 0.25  # per bucket: above, larger batches gain nothing, and comparing them would take minutes
 KINDS = 256  # whose row counts are remembered
+# Repeated rows for which batches are not divided: up to this part of the others, and in batches of up to so many rows,
+# which cost a GPU hardly more than fewer.
+PADDING, SMALL = 0.25, 8
 
 S = TypeVar("S")
 Evaluate: TypeAlias = Callable[[Sequence[S]], Sequence[torch.Tensor]]
@@ -41,10 +47,13 @@ class Buckets:
     def __init__(self) -> None:
         self._kinds: OrderedDict[Hashable, _Kind] = OrderedDict()
 
-    def run(self, kind: Hashable, evaluate: Evaluate[S], rows: Sequence[S], bucket: int) -> list[torch.Tensor]:
+    def run(
+        self, kind: Hashable, evaluate: Evaluate[S], rows: Sequence[S], bucket: int, sizes: Sequence[int] = ()
+    ) -> list[torch.Tensor]:
         """The output of each row, of equal bytes whatever rows come with it. `evaluate` gets at least `bucket` rows,
         some of them repeated, and has no side effects that depend on their company. `kind`: all that is equal for such
-        rows and may change kernels."""
+        rows and may change kernels. `sizes`: the numbers of rows to evaluate, where they are enough for `bucket`; none:
+        any."""
         known = self._known(kind)
         if not known.alone and bucket not in known.proven:
             self._prove_bucket(kind, known, evaluate, rows, bucket)
@@ -53,8 +62,9 @@ class Buckets:
         outputs: list[torch.Tensor] = []
         while left := len(rows) - len(outputs):
             parts = -(-left // known.most)  # as equal as can be: few rows cost as much as a few more
-            part = rows[len(outputs) : len(outputs) + -(-left // parts)]
-            outputs += self._part(kind, known, evaluate, part, bucket)
+            size = max(bucket, min(known.most, next_size(-(-left // parts), sizes)))
+            part = rows[len(outputs) :][: min(size, -(-left // parts))]
+            outputs += self._part(kind, known, evaluate, part, size, bucket)
         return outputs
 
     def _known(self, kind: Hashable) -> _Kind:
@@ -88,9 +98,8 @@ class Buckets:
             known.most = bucket
 
     def _part(
-        self, kind: Hashable, known: _Kind, evaluate: Evaluate[S], part: Sequence[S], bucket: int
+        self, kind: Hashable, known: _Kind, evaluate: Evaluate[S], part: Sequence[S], count: int, bucket: int
     ) -> Sequence[torch.Tensor]:
-        count = max(len(part), bucket)
         outputs = evaluate(filled(part, count))[: len(part)]
         if count in known.proven:
             return outputs
@@ -106,6 +115,25 @@ class Buckets:
         known.most = max(bucket, count * 3 // 4)
         log.info("%s: batches of %d rows give other bytes than buckets of %d", kind, count, bucket)
         return expected
+
+
+def in_sizes(evaluate: Evaluate[S], rows: Sequence[S], sizes: Sequence[int]) -> list[torch.Tensor]:
+    """The output of each row, evaluated in batches of these sizes; none: of all rows."""
+    outputs: list[torch.Tensor] = []
+    while left := rows[len(outputs) :]:
+        size = next_size(len(left), sizes)
+        outputs += evaluate(filled(left[:size], size))[: len(left)]
+    return outputs
+
+
+def next_size(rows: int, sizes: Sequence[int]) -> int:
+    """The size of the next batch of this many rows: one that holds all, unless too much of it would be repeated; else
+    the largest that they fill. Without sizes all."""
+    above = min((size for size in sizes if size >= rows), default=None)
+    below = max((size for size in sizes if size <= rows), default=None)
+    if above is None or (below is not None and above > max(SMALL, (1 + PADDING) * rows)):
+        return below or rows
+    return above
 
 
 def filled(rows: Sequence[S], count: int) -> list[S]:

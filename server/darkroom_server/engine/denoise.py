@@ -14,7 +14,7 @@ from darkroom_plugins.contract import Adapter, Conditioner
 from darkroom_plugins.errors import DarkroomError
 from darkroom_plugins.sample import Evaluation, Row, Sample, own_prompts
 from darkroom_plugins.tensors import to_device
-from darkroom_server.engine.buckets import Buckets, filled
+from darkroom_server.engine.buckets import Buckets, filled, in_sizes
 from darkroom_server.engine.recovery import Outcome, Recovery, work
 from darkroom_server.engine.slot import Slot
 from darkroom_server.networks.compiled import eagerly
@@ -77,14 +77,13 @@ def _outputs(
     rows: Sequence[SlotRow], structure: Hashable, company: Company, buckets: Buckets
 ) -> Sequence[torch.Tensor]:
     """The outputs of rows of one structure; of deterministic ones in buckets."""
-    slot, first = rows[0]
-    bucket = slot.job.plan.bucket
-    if not bucket:
-        return _evaluate(rows)
+    plan, first = rows[0][0].job.plan, rows[0][1]
+    if not plan.bucket:
+        return in_sizes(_evaluate, rows, plan.row_buckets)
     with eagerly():
         if any(each is first.sample for _, each in company):  # of plugins that nothing is known of
-            return _evaluate(filled(rows, max(len(rows), bucket)))[: len(rows)]
-        return buckets.run((*slot.job.plan.batch_key, structure, company), _evaluate, rows, bucket)
+            return _evaluate(filled(rows, max(len(rows), plan.bucket)))[: len(rows)]
+        return buckets.run((*plan.batch_key, structure, company), _evaluate, rows, plan.bucket, plan.row_buckets)
 
 
 def _evaluate(rows: Sequence[SlotRow]) -> list[torch.Tensor]:

@@ -41,6 +41,7 @@ class Plan:
     batch_key: tuple[Hashable, ...]  # jobs with equal keys share evaluations
     solo: bool  # each of its samples is evaluated alone
     bucket: int  # of deterministic jobs: rows of the smallest batch; 0: of others
+    row_buckets: tuple[int, ...] = ()  # the numbers of rows that its batches have; none: any
     table: Table = NO_TABLE  # of the scheduler's step coefficients
     assets: AcquiredAssets = NO_ASSETS  # the values of `needs`, once acquired
 

@@ -17,7 +17,7 @@ from darkroom_plugins.contract import BatchContract, Contribution, SchedulerEntr
 from darkroom_plugins.errors import InvalidRequest, UnsupportedCombination, Violation
 from darkroom_plugins.files import LOADING
 from darkroom_plugins.request import Pixels, Request, SchedulerChoice
-from darkroom_server.device.resources import row_bucket, total_memory
+from darkroom_server.device.resources import row_bucket, row_buckets, total_memory
 from darkroom_server.device.threads import single_threaded_pool
 from darkroom_server.errors import LoadFailed, to_domain_error
 from darkroom_server.jobs.plan import Plan
@@ -59,11 +59,13 @@ class Planner:
         reader_threads: int,
         max_decode_bytes: int | None = None,
         deterministic_rows: int | None = None,
+        buckets: Sequence[int] | None = None,
     ) -> None:
         """`max_decode_bytes`: the memory to decode one picture; None: all that the model's device has.
-        `deterministic_rows`: see `Settings`."""
+        `deterministic_rows`, `buckets` (`row_buckets`): see `Settings`."""
         self._catalog = catalog
         self._max_decode_bytes, self._deterministic_rows = max_decode_bytes, deterministic_rows
+        self._row_buckets = buckets
         self._readers = single_threaded_pool("reader", reader_threads)
         self._thread = single_threaded_pool("planner")  # one, as tokenizers are not thread-safe
         self._tables = Tables()
@@ -150,6 +152,7 @@ class Planner:
             bucket=row_bucket(model.family.device, self._deterministic_rows)
             if request.deterministic and not solo
             else 0,
+            row_buckets=row_buckets(model.family.device, self._catalog.limits.max_batch_rows, self._row_buckets),
             preview_by_network=previews is not None and previews.component is not None,
         )
 

@@ -466,3 +466,5 @@ def test_a_bucket_of_more_rows_than_a_batch_is_refused(settings: dict[str, objec
     with pytest.raises(ValueError, match=rf"deterministic_rows\s+{most + 1} are more than .*max_batch_rows, {most}"):
         Settings(deterministic_rows=most + 1, **settings)  # type: ignore[arg-type]
     assert Settings(deterministic_rows=most, **settings).deterministic_rows == most  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=rf"row_buckets.1\s+{most + 1} are more than .*max_batch_rows, {most}"):
+        Settings(row_buckets=[1, most + 1], **settings)  # type: ignore[arg-type]
