@@ -23,7 +23,7 @@ import torch
 from darkroom_plugins.contract import BatchContract, Conditioner
 from darkroom_plugins.errors import DarkroomError, PluginFailed, is_device_lost, is_out_of_memory
 from darkroom_plugins.sample import Evaluation, Picture, PromptEmbedding, PromptPiece, Sample
-from darkroom_plugins.tensors import to_device
+from darkroom_plugins.tensors import constant
 
 if TYPE_CHECKING:
     from darkroom_plugins.canvas import Canvas
@@ -341,7 +341,7 @@ def _merge(whole: Evaluation, part: Evaluation, shared: Evaluation, indices: Seq
         if part.residuals is not None:
             whole.add_residuals(part.residuals)
         return
-    where = to_device(torch.tensor(indices), whole.latents.device)
+    where = constant(indices, whole.latents.device)
     if part.prompts is not shared.prompts:
         with torch.inference_mode(False), torch.no_grad():  # as tensors that count writes
             whole.prompts = whole.prompts.index_copy(0, where, part.prompts)

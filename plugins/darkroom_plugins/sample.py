@@ -6,7 +6,7 @@ from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from darkroom_plugins.tensors import to_device
+from darkroom_plugins.tensors import constant
 
 if TYPE_CHECKING:
     import numpy as np
@@ -176,7 +176,7 @@ class Evaluation:
         import torch
 
         with torch.inference_mode(False), torch.no_grad():  # tensors with version counters
-            picked = to_device(torch.tensor(indices), self.timesteps.device)
+            picked = constant(indices, self.timesteps.device)
             extra = self.extra_channels[picked] if self.extra_channels is not None else None
             rows = [self.rows[index] for index in indices]
             return Evaluation(rows, self.latents[picked], self.timesteps[picked], self.prompts[picked], extra)

@@ -17,7 +17,7 @@ from darkroom_plugins.deferred import torch
 from darkroom_plugins.files import shapes_of
 from darkroom_plugins.request import Request
 from darkroom_plugins.sample import Evaluation, Row, Sample
-from darkroom_plugins.tensors import to_device
+from darkroom_plugins.tensors import constant, to_device
 
 if TYPE_CHECKING:
     from torch import nn
@@ -90,7 +90,7 @@ class Loras(Adapter):
                 samples[lora_set] = row.sample
         device = evaluation.latents.device
         groups = [
-            (to_device(torch.tensor(indices), device) if len(indices) < len(evaluation.rows) else None, updates["unet"])
+            (constant(indices, device) if len(indices) < len(evaluation.rows) else None, updates["unet"])
             for lora_set, indices in rows.items()
             if "unet" in (updates := self._set(samples[lora_set]))
         ]

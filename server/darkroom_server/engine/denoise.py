@@ -51,13 +51,15 @@ def _suspected(error: DarkroomError, row: SlotRow) -> bool:
 
 
 def _predict(buckets: Buckets, rows: Sequence[SlotRow]) -> list[torch.Tensor]:
-    parts: dict[tuple[Hashable, Company], list[SlotRow]] = {}  # by structure and company
+    parts: dict[tuple[Hashable, Company, bool], list[SlotRow]] = {}  # by structure, company, and whether it is adapted
     for slot, row in rows:
         company = _company(row) if slot.job.plan.bucket else ()
-        parts.setdefault((row.sample.model.structure(row), company), []).append((slot, row))
+        # Adapters change layers, with which no compiled code runs: other rows need not share that.
+        adapted = bool(slot.job.plan.model.settings.compile and row.sample.adapters)
+        parts.setdefault((row.sample.model.structure(row), company, adapted), []).append((slot, row))
     outputs = {
         row: output
-        for (structure, company), part in parts.items()
+        for (structure, company, _), part in parts.items()
         for (_, row), output in zip(part, _outputs(part, structure, company, buckets), strict=True)
     }
     return [outputs[row] for _, row in rows]
@@ -104,10 +106,12 @@ def gather(slot_rows: Sequence[SlotRow]) -> Evaluation:
     samples = [slot.sample for slot in slots if slot.sample is not None]
     cache = slot_rows[0][0].batch_cache
     numbers = [slots[slot] for slot, _ in slot_rows]
-    scaled = _scaled(list(slots), samples)
-    latents = torch.cat([scaled[number] for number in numbers])
     times = [float(sample.timestep) for sample in samples]
-    timesteps = to_device(torch.tensor([times[number] for number in numbers]), latents.device)
+    scales = [1.0 if slot.step is None else slot.step.scale for slot in slots]
+    copied = to_device(torch.tensor([*(times[number] for number in numbers), *scales]), samples[0].latents.device)
+    timesteps, factors = copied.split([len(rows), len(slots)])
+    scaled = _scaled(list(slots), samples, None if all(scale == 1.0 for scale in scales) else factors)
+    latents = torch.cat([scaled[number] for number in numbers])
     extra = [row.sample.extra_channels for row in rows if row.sample.extra_channels is not None]
     return Evaluation(
         rows,
@@ -119,19 +123,16 @@ def gather(slot_rows: Sequence[SlotRow]) -> Evaluation:
     )
 
 
-def _scaled(slots: Sequence[Slot], samples: Sequence[Sample]) -> Sequence[torch.Tensor]:
-    """Each sample's latents, (1, channels, h, w), scaled as the denoiser's input."""
-    scales, latents = [], []
-    for slot, sample in zip(slots, samples, strict=True):
-        step = slot.step
-        scales.append(1.0 if step is None else step.scale)
-        own = step is None
-        latents.append(sample.scheduler.scale_model_input(sample.latents, sample.timestep) if own else sample.latents)
-    if all(scale == 1.0 for scale in scales):
+def _scaled(slots: Sequence[Slot], samples: Sequence[Sample], factors: torch.Tensor | None) -> Sequence[torch.Tensor]:
+    """Each sample's latents, (1, channels, h, w), scaled as the denoiser's input. `factors`: one each; None: all 1."""
+    latents = [
+        sample.latents if slot.step is not None else sample.scheduler.scale_model_input(sample.latents, sample.timestep)
+        for slot, sample in zip(slots, samples, strict=True)
+    ]
+    if factors is None:
         return latents
     stacked = torch.cat(latents)
-    factors = to_device(torch.tensor(scales), stacked.device).view(-1, 1, 1, 1)
-    return list((stacked * factors).to(stacked.dtype).split(1))
+    return list((stacked * factors.view(-1, 1, 1, 1)).to(stacked.dtype).split(1))
 
 
 def _sample_outputs(outcomes: Sequence[Outcome[torch.Tensor]]) -> Outcome[list[torch.Tensor]]:

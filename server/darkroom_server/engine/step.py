@@ -16,7 +16,7 @@ from darkroom_plugins import calls
 from darkroom_plugins.contract import SchedulerEntry
 from darkroom_plugins.errors import DarkroomError
 from darkroom_plugins.sample import Sample
-from darkroom_plugins.tensors import to_device
+from darkroom_plugins.tensors import constant, to_device
 from darkroom_server.engine.recovery import Outcome, Recovery, work
 from darkroom_server.errors import to_domain_error
 from darkroom_server.schedulers.scheduler import clean_estimate, copy_scheduler, step_arguments
@@ -79,8 +79,8 @@ def guide(inputs: Sequence[StepInput]) -> list[torch.Tensor]:
     if not pairs:
         return [item.outputs[0] for item in inputs]
     unconditional, conditional = (torch.cat(rows) for rows in zip(*pairs.values(), strict=True))
-    scales = torch.tensor([item.sample.request.guidance_scale for item in pairs]).view(-1, 1, 1, 1)
-    towards = to_device(scales, conditional.device) * (conditional - unconditional)
+    scales = constant([float(item.sample.request.guidance_scale) for item in pairs], conditional.device)
+    towards = scales.view(-1, 1, 1, 1) * (conditional - unconditional)
     guided = dict(zip(pairs, (unconditional + towards.to(unconditional.dtype)).split(1), strict=True))
     for item in pairs:
         if rescale := item.sample.request.guidance_rescale:

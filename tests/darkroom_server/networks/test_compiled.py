@@ -17,7 +17,7 @@ import torch
 from torch import nn
 
 from darkroom.v1 import catalog_service_pb2 as catalog_pb
-from darkroom.v1.parameters_pb2 import ControlSpec
+from darkroom.v1.parameters_pb2 import ControlSpec, LoraSpec
 from darkroom_plugins.builtin.families.unet import UNetFamily
 from darkroom_plugins.builtin.tasks.txt2img import Txt2Img
 from darkroom_server.app import run
@@ -25,7 +25,7 @@ from darkroom_server.config.settings import ModelSettings, Settings
 from darkroom_server.device.threads import NICENESS
 from darkroom_server.networks.compiled import compiled, eagerly, is_compiling
 from tests.support import RunningServer, generate_request, png
-from tests.tiny import save_controlnet
+from tests.tiny import save_controlnet, save_lora
 
 REQUEST = {"prompt": "x", "seed": 3, "num_inference_steps": 4, "guidance_scale": 4.0}
 
@@ -137,6 +137,22 @@ def test_batches_of_other_sizes_are_not_compiled_by_the_engine(
             server.start(request("compiled")).read()
         assert "engine" in backend.run_by[before:]
     assert set(backend.compiled_by) == {"compiler"}
+
+
+def test_rows_without_loras_run_compiled_beside_others(backend: Backend, tiny_model: Path, tmp_path: Path) -> None:
+    lora = save_lora(tmp_path / "lora.safetensors", tiny_model, 2)
+    adapted = {"loras": [LoraSpec(name="lora", weight=0.8)]}
+    with serving(backend, tiny_model, loras=[{"name": "lora", "path": lora}]) as server:
+        expected = [server.generate(**REQUEST, **more, model="plain").pixels for more in ({}, adapted)]
+        server.generate(**REQUEST)
+        settle()
+        backend.run_by.clear()
+        streams = server.together([generate_request(**REQUEST, **more) for more in ({}, adapted)])
+        made = [stream.read() for stream in streams]
+        assert backend.run_by == ["engine"] * 5  # PNDM's evaluations of four steps
+    assert {step.batch_rows for each in made for step in each.of("step")} == {4}
+    for each, pixels in zip(made, expected, strict=True):
+        assert np.abs(each.pixels - pixels).max() <= 1
 
 
 @pytest.mark.slow

@@ -23,7 +23,7 @@ from darkroom_plugins.fixed_outputs import with_fixed_outputs
 from darkroom_plugins.latents import to_tensor
 from darkroom_plugins.request import ControlChoice, Request
 from darkroom_plugins.sample import Evaluation, Row, Sample
-from darkroom_plugins.tensors import to_device
+from darkroom_plugins.tensors import constant, to_device
 
 darkroom_api_version = 1
 
@@ -99,7 +99,7 @@ class ControlNets(Conditioner):
         for network, wanted in self._by_network(evaluation).items():
             indices, controls = [index for index, _ in wanted], [control for _, control in wanted]
             residuals = _run(network, evaluation.select(indices), controls, model)
-            parts.append((to_device(torch.tensor(indices), device), _scale_residuals(residuals, network, controls)))
+            parts.append((constant(indices, device), _scale_residuals(residuals, network, controls)))
         if parts:
             evaluation.add_residuals(_sum_residuals(parts, len(evaluation.rows)))
 
@@ -168,7 +168,7 @@ def _scale_residuals(residuals: Residuals, network: Any, controls: Sequence[Cont
     scales = torch.ones(len(controls), count)
     for row, choice in zip(scales, (control.choice for control in controls), strict=True):
         row *= choice.scale * (torch.logspace(-1, 0, count) if choice.guess_mode and not pooled else 1)
-    pairs = zip(residuals, to_device(scales.T.contiguous(), residuals[0].device), strict=True)
+    pairs = zip(residuals, constant(scales.T.flatten().tolist(), residuals[0].device).chunk(count), strict=True)
     return [(each * scale.view(-1, 1, 1, 1)).to(each) for each, scale in pairs]  # scaled in float32
 
 
