@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import functools
 import logging
-import sys
+import subprocess
 import threading
 import time
 from collections.abc import Callable, Hashable, Iterator, Mapping
@@ -18,14 +18,13 @@ from torch import nn
 
 from darkroom_server.device.threads import lower_thread_priority
 from darkroom_server.errors import OutOfMemory, classify
+from darkroom_server.networks.compile_process import CannotPack, compile_elsewhere
+from darkroom_server.networks.dynamo import compile_lazily, configure_dynamo, too_many_versions
 from darkroom_server.networks.tensors import mapped
 
 log = logging.getLogger(__name__)
 
 COMPILER = "compiler"  # thread name
-# Compiled versions of one code object, which all networks of a class share. Beyond torch's own limit of 8 a network
-# runs eagerly for good, and nothing says so.
-MAX_VERSIONS = 1024
 MAX_FAILURES = 3  # shapes that do not compile before any does: then no other is tried
 
 _eagerly = ContextVar("_eagerly", default=False)  # each engine's own: a process may have several
@@ -67,8 +66,10 @@ class _Compiled:
         self._hooks = [
             hooks for module in network.modules() for hooks in (module._forward_hooks, module._forward_pre_hooks)
         ]
-        self._compiled = torch.compile(_weight_sharing_copy(network), dynamic=True)
-        self._too_many = _too_many_versions()
+        self._copy = _weight_sharing_copy(network)
+        self._compiled = compile_lazily(self._copy)
+        self._kinds: set[Hashable] = set()  # of calls, for which the caches have code
+        self._too_many = too_many_versions()
         self._compiled_shapes: set[Hashable] = set()
         self._failed_shapes: set[Hashable] = set()
         self._compiling = threading.Lock()
@@ -81,7 +82,7 @@ class _Compiled:
             self._start(shapes, args, kwargs)
         if shapes not in self._compiled_shapes:
             return self._eager(*args, **kwargs)
-        _raise_limits()
+        configure_dynamo()
         try:
             return self._compiled(*args, **kwargs)
         except self._too_many as error:
@@ -107,15 +108,18 @@ class _Compiled:
     def _is_patched(self) -> bool:
         return any(self._hooks) or self._network._modules != self._modules
 
-    def _in_background(self, *call: Any) -> None:
+    def _in_background(self, shapes: Hashable, args: Any, kwargs: Any) -> None:
         lower_thread_priority()
-        self._compile(*call)
+        if (kind := _kind((args, kwargs))) not in self._kinds:
+            self._kinds.add(kind)
+            _fill_caches(self._copy, args, kwargs)
+        self._compile(shapes, args, kwargs)
 
     @torch.inference_mode()
     def _compile(self, shapes: Hashable, args: Any, kwargs: Any) -> None:
         began = time.monotonic()
         try:
-            _raise_limits()
+            configure_dynamo()
             self._compiled(*args, **kwargs)
             self._compiled_shapes.add(shapes)
             log.info("compiled the denoiser for one more shape in %.1f s", time.monotonic() - began)
@@ -134,26 +138,15 @@ class _Compiled:
         log.warning(message, self._advice, exc_info=error)
 
 
-def _raise_limits() -> None:
-    """Raise dynamo's limits, and make hitting them an error, for this thread: recent torch has them by thread."""
-    from torch._dynamo import config as dynamo
-
-    config: Any = dynamo
-    limit, fail = "recompile_limit", "fail_on_recompile_limit_hit"
-    if not hasattr(config, limit):  # torch 2.6
-        limit, fail = "cache_size_limit", "fail_on_cache_limit_hit"
-    if getattr(config, limit) != MAX_VERSIONS:
-        setattr(config, limit, MAX_VERSIONS)
-        setattr(config, f"accumulated_{limit}", sys.maxsize)  # counts those of networks that have gone, too
-        setattr(config, fail, True)
-
-
-def _too_many_versions() -> type[Exception]:
-    """What dynamo raises beyond its limits."""
-    from torch._dynamo import exc
-
-    found: Any = getattr(exc, "FailOnRecompileLimitHit", None) or vars(exc)["FailOnCacheLimitHit"]  # torch 2.6
-    return found  # type: ignore[no-any-return]
+def _fill_caches(network: nn.Module, args: Any, kwargs: Any) -> None:
+    """Compile in another process, so that this one needs only load the code. Where that fails this one compiles."""
+    try:
+        compile_elsewhere(network, args, kwargs)
+    except (CannotPack, OSError) as error:
+        log.info("compiling in the server's own process: %s", error)
+    except subprocess.CalledProcessError as error:
+        last = error.stderr.decode(errors="replace").strip().rpartition("\n")[2]
+        log.info("compiling in the server's own process, as the other one ended with %d: %s", error.returncode, last)
 
 
 def _weight_sharing_copy(network: nn.Module) -> nn.Module:
@@ -171,10 +164,19 @@ def _copied(tensor: torch.Tensor) -> torch.Tensor:
 
 def _shapes(value: Any) -> Hashable:
     """What compiled code may be specialised on: tensors by shape, stride, dtype and device, all else by value."""
+    return _frozen(value, lambda tensor: (tensor.shape, tensor.stride()))
+
+
+def _kind(value: Any) -> Hashable:
+    """What it is specialised on as a rule: of sizes whether they are one."""
+    return _frozen(value, lambda tensor: tuple(size == 1 for size in tensor.shape))
+
+
+def _frozen(value: Any, sizes: Callable[[torch.Tensor], Hashable]) -> Hashable:
     if isinstance(value, torch.Tensor):
-        return value.shape, value.stride(), value.dtype, value.device, value.is_inference()
+        return sizes(value), value.dtype, value.device, value.is_inference()
     if isinstance(value, Mapping):
-        return tuple((name, _shapes(each)) for name, each in value.items())
+        return tuple((name, _frozen(each, sizes)) for name, each in value.items())
     if isinstance(value, list | tuple):
-        return tuple(_shapes(each) for each in value)
+        return tuple(_frozen(each, sizes) for each in value)
     return value  # type: ignore[no-any-return]

@@ -66,6 +66,7 @@ def backend(monkeypatch: pytest.MonkeyPatch) -> Iterator[Backend]:
     torch.compiler.reset()  # what other tests compiled counts towards Dynamo's limit
     backend, compile_ = Backend(), torch.compile
     monkeypatch.setattr(torch, "compile", lambda function, **options: compile_(function, backend=backend, **options))
+    monkeypatch.setattr("darkroom_server.networks.compiled.compile_elsewhere", lambda *_: None)
     yield backend
     backend.go.set()
     settle()
@@ -262,7 +263,7 @@ def test_the_compiled_code_of_many_networks_is_kept(backend: Backend, caplog: py
 def test_beyond_the_limit_a_network_runs_eagerly_and_says_so(
     backend: Backend, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("darkroom_server.networks.compiled.MAX_VERSIONS", 2)
+    monkeypatch.setattr("darkroom_server.networks.dynamo.MAX_VERSIONS", 2)
     networks = [nn.Sequential(nn.Linear(4, 4 + width)).requires_grad_(False) for width in range(3)]
     rows = torch.ones(3, 4)
     expected = networks[2](rows)

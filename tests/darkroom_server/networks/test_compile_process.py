@@ -1,0 +1,100 @@
+"""The compiler as a process of its own, which leaves its code in Inductor's caches."""
+
+import logging
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+from torch._dynamo.utils import counters
+
+from darkroom_server.networks import compile_process
+from darkroom_server.networks.compile_process import CannotPack, pack
+from darkroom_server.networks.compiled import compiled, is_compiling
+from tests.tiny import unet
+
+NETWORK = nn.Sequential(nn.Linear(8, 8), nn.GELU()).requires_grad_(False)
+
+
+def made(network: nn.Module, rows: torch.Tensor) -> Any:
+    """What it makes once it is compiled."""
+    network(rows)
+    while is_compiling():
+        time.sleep(0.01)
+    return network(rows)
+
+
+@pytest.mark.slow
+@torch.inference_mode()
+def test_the_server_finds_all_code_in_the_caches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
+    torch.compiler.reset()
+    counters.clear()
+    network, rows = nn.Sequential(*NETWORK).requires_grad_(False), torch.randn(3, 8)
+    expected = network(rows)
+    network.forward = compiled(network, background=True)  # type: ignore[method-assign]
+    torch.testing.assert_close(made(network, rows), expected)
+    more = torch.randn(5, 8)
+    torch.testing.assert_close(made(network, more), NETWORK(more))
+    assert counters["stats"]["unique_graphs"] == 1
+    assert counters["aot_autograd"]["autograd_cache_hit"] == 1
+    assert not counters["aot_autograd"]["autograd_cache_miss"]
+    torch.compiler.reset()
+
+
+def test_weights_are_not_sent() -> None:
+    network, plain = unet(), unet(block_out_channels=(32, 64))
+    packed = [len(pack(each.requires_grad_(False), (torch.randn(2, 4, 16, 16),), {})) for each in (network, plain)]
+    assert abs(packed[0] - packed[1]) < 1000
+    assert packed[0] < sum(weight.nbytes for weight in network.parameters())
+
+
+@pytest.mark.parametrize("what", ["a class of its own", "quantized weights"])
+def test_what_cannot_be_sent_is_compiled_here(
+    what: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    class Own(nn.Sequential):
+        pass
+
+    class Quantized(torch.Tensor):
+        pass
+
+    network = Own(*NETWORK) if what == "a class of its own" else nn.Sequential(*NETWORK)
+    if what == "quantized weights":
+        network.register_buffer("codes", torch.zeros(3).as_subclass(Quantized))
+    with pytest.raises(CannotPack, match=r"cannot be pickled|Quantized"):
+        pack(network, (), {})
+    found = _compiled_here(network, monkeypatch, caplog)
+    assert "own process" in found
+
+
+def test_a_compiler_that_ends_early_is_of_no_harm(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(compile_process, "COMMAND", (sys.executable, "-c", "raise SystemExit('no room')"))
+    with pytest.raises(subprocess.CalledProcessError):
+        compile_process.compile_elsewhere(NETWORK, (torch.randn(3, 8),), {})
+    assert _compiled_here(NETWORK, monkeypatch, caplog).endswith("ended with 1: no room")
+
+
+@torch.inference_mode()
+def _compiled_here(network: nn.Module, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> str:
+    """What the log says, once it has been compiled for a call by a stand-in for Inductor."""
+    compile_, graphs = torch.compile, []
+
+    def backend(graph: Any, _: Any) -> Any:
+        graphs.append(graph)
+        return graph.forward
+
+    monkeypatch.setattr(torch, "compile", lambda network, **options: compile_(network, backend=backend, **options))
+    copy = nn.Sequential(network)
+    copy.forward = compiled(copy, background=True)  # type: ignore[method-assign]
+    with caplog.at_level(logging.INFO):
+        made(copy, torch.randn(3, 8))
+    assert len(graphs) == 1
+    torch.compiler.reset()
+    return next(record.getMessage() for record in caplog.records if "own process" in record.getMessage())
