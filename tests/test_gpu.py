@@ -3,6 +3,7 @@
 Run with `python -m pytest -m gpu`; skipped without a device.
 """
 
+import time
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,10 +12,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from torch._dynamo.utils import counters
 
 from darkroom.v1.edits_pb2 import ImageToImage, Inpaint
 from darkroom.v1.parameters_pb2 import ControlSpec, LoraSpec
+from darkroom_plugins.builtin.families.unet import UNetFamily
 from darkroom_plugins.builtin.schedulers import ENTRIES
+from darkroom_plugins.sample import Evaluation
+from darkroom_server.networks.compiled import is_compiling
 from tests.support import RunningServer, edit_request, generate_request, png
 from tests.tiny import save_controlnet, save_lora
 
@@ -195,3 +200,38 @@ def test_offloaded_networks_are_pinned(tiny_model: Path) -> None:
         family = server.app.catalog.models["offloaded"].family
         weights = [tensor for network in family.components.values() for tensor in network.state_dict().values()]
         assert all(tensor.is_cuda or tensor.is_pinned() for tensor in weights)
+
+
+def test_batches_have_few_sizes_which_are_warmed_up(tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes: set[int] = set()
+    predict = UNetFamily.predict
+
+    def counting(family: UNetFamily, evaluation: Evaluation) -> torch.Tensor:
+        sizes.add(len(evaluation.latents))
+        return predict(family, evaluation)
+
+    monkeypatch.setattr(UNetFamily, "predict", counting)
+    models = [{"name": "full", "path": tiny_model, "dtype": "float32"}]
+    with RunningServer(models=models, device="cuda", allow_tf32=False) as server:
+        assert sizes == {1, 2, 4, 8, 16, 32}
+        expected = server.generate(**REQUEST).pixels
+        others = [generate_request(prompt="x", seed=seed, num_inference_steps=3 + seed % 5) for seed in range(12)]
+        ours, *strangers = server.together([generate_request(**REQUEST), *others])
+        assert np.abs(ours.read().pixels - expected).max() <= 2
+        for stream in strangers:
+            stream.read()
+    assert sizes == {1, 2, 4, 8, 16, 32}
+
+
+def test_the_compiler_is_another_process(tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
+    models = [{"name": "compiled", "path": tiny_model, "compile": True}, {"name": "plain", "path": tiny_model}]
+    with RunningServer(models=models, device="cuda") as server:
+        expected = server.generate(**REQUEST, model="plain").pixels
+        counters.clear()
+        for _ in range(2):
+            assert np.abs(server.generate(**REQUEST, model="compiled").pixels - expected).mean() < 4
+            while is_compiling():
+                time.sleep(0.1)
+    assert counters["aot_autograd"]["autograd_cache_hit"] or counters["inductor"]["fxgraph_cache_hit"]
+    assert not counters["inductor"]["fxgraph_cache_miss"]

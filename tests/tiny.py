@@ -167,10 +167,20 @@ def save_controlnet(folder: Path, model: Path, seed: int, gain: float = 0.3, **c
     return folder
 
 
-def save_lora(file: Path, model: Path, seed: int, networks: tuple[str, ...] = ("unet",), rank: int = 4) -> Path:
+LORA_LAYERS = ("to_q", "to_k", "to_v", "to_out.0", "conv1", "proj_in")
+
+
+def save_lora(
+    file: Path,
+    model: Path,
+    seed: int,
+    networks: tuple[str, ...] = ("unet",),
+    rank: int = 4,
+    layers_of_unet: tuple[str, ...] = LORA_LAYERS,
+) -> Path:
     """A LoRA in diffusers' format for a model: of the UNet's attention and convolutions, and of text encoders."""
     pipe = DiffusionPipeline.from_pretrained(model)
-    targets = {"unet": ["to_q", "to_k", "to_v", "to_out.0", "conv1", "proj_in"]}
+    targets = {"unet": [*layers_of_unet]}
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         layers = {}

@@ -82,7 +82,7 @@ class App:
             settings.memory_budget,
             settings.park_budget,
             settings.idle_seconds,
-            engine.forget_limits,
+            engine.memory_freed,
         )
         self.folders = AssetFolders(catalog, self.residency, engine.forget_prompts)
         self.jobs = JobManager(engine, self._planner, self.residency, settings)

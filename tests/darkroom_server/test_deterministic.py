@@ -10,8 +10,12 @@ import numpy as np
 import pytest
 import torch
 
+from darkroom.v1.parameters_pb2 import LoraSpec
+from darkroom_plugins.builtin.schedulers import ENTRIES
+from darkroom_plugins.request import SchedulerChoice
 from tests.darkroom_server.test_edit_parity import CLASSES, DEPTH, EDGES, Job, Oracle
-from tests.support import RunningServer
+from tests.support import RunningServer, generate_request
+from tests.tiny import save_lora
 
 GUESSED = ("edges", {"guess_mode": True})
 JOBS: dict[str, Job] = {
@@ -143,3 +147,33 @@ def test_without_guidance_a_bucket_of_one_row_equals_diffusers(folder: Path) -> 
     with serve(folder, deterministic_rows=1) as server:
         made = server.start(request(job)).read().pixels[0]
     assert np.array_equal(made, SameLayout(folder)(job))
+
+
+def test_a_lora_on_the_layers_of_timesteps(tiny_model: Path, tmp_path: Path) -> None:
+    """Which are computed aside without one."""
+    layers = ("linear_1", "linear_2", "time_emb_proj")
+    file = save_lora(tmp_path / "time.safetensors", tiny_model, 3, layers_of_unet=layers)
+    parameters = {"prompt": "a red circle", "num_inference_steps": 4, "guidance_scale": 4.0, "scheduler": "ddim"}
+    lora = {"loras": [LoraSpec(name="time", weight=0.8)]}
+
+    def started(seed: int, **more: Any) -> Any:
+        return generate_request(**parameters, seed=seed, **{"deterministic": True, **lora, **more})
+
+    models, loras = [{"name": "tiny", "path": tiny_model}], [{"name": "time", "path": file}]
+    with RunningServer(models=models, loras=loras) as server:
+        alone = server.start(started(1)).read()
+        company = [started(2), started(3), started(4), started(5, loras=[]), started(6, deterministic=False)]
+        first, *others = [stream.read() for stream in server.together([started(1), *company])]
+        without = server.start(started(1, loras=[])).read()
+    assert first.files() == alone.files()
+    assert len({each.files()[0] for each in others}) == len(others)
+    pipe = diffusers.StableDiffusionPipeline.from_pretrained(tiny_model, safety_checker=None)
+    pipe.set_progress_bar_config(disable=True)
+    entry = next(each for each in ENTRIES if each.name == "ddim")
+    pipe.scheduler = entry.build(pipe.scheduler.config, SchedulerChoice(name="ddim"))
+    pipe.load_lora_weights(file.parent, weight_name=file.name, adapter_name="time")
+    pipe.set_adapters(["time"], adapter_weights=[0.8])
+    del parameters["scheduler"]
+    expected = np.asarray(pipe(**parameters, generator=torch.Generator().manual_seed(1)).images[0], dtype=int)
+    assert np.abs(alone.pixels[0] - expected).max() <= 1
+    assert np.abs(without.pixels[0] - expected).max() > 10

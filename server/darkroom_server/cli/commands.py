@@ -96,10 +96,9 @@ def serve(
     """
     from darkroom_server.cli import flags
     from darkroom_server.device.allocator import tune_malloc
-    from darkroom_server.device.cuda import choose_allocator
+    from darkroom_server.device.cuda import choose_allocator, is_cpu
     from darkroom_server.device.threads import limit_openmp_spinning, shorten_switch_interval
 
-    tune_malloc()
     choose_allocator()
     limit_openmp_spinning()
     shorten_switch_interval()
@@ -125,6 +124,8 @@ def serve(
     if tls_self_signed is not None:
         given["tls"] = _make_certificates(tls_self_signed, listen)
     settings = _settings(given, config)
+    if settings.engine == "local" and any(map(is_cpu, settings.devices)):
+        tune_malloc()
     from darkroom_server.observe.streams import queued_streams
 
     with queued_streams():

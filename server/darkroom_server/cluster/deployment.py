@@ -25,19 +25,21 @@ class Darkroom:
     """A replica for Ray Serve: an actor with one device."""
 
     async def __init__(self, settings: dict[str, Any]) -> None:  # type: ignore[misc]
+        from darkroom_server.config.settings import Settings
         from darkroom_server.device.allocator import tune_malloc
-        from darkroom_server.device.cuda import choose_allocator
+        from darkroom_server.device.cuda import choose_allocator, is_cpu
         from darkroom_server.device.threads import limit_openmp_spinning, shorten_switch_interval
 
-        tune_malloc()
+        own = Settings(**settings)
+        if any(map(is_cpu, own.devices)):
+            tune_malloc()
         choose_allocator()
         limit_openmp_spinning()
         shorten_switch_interval()
         from darkroom_server.cluster.replica import Replica
-        from darkroom_server.config.settings import Settings
 
         name = serve.get_replica_context().replica_id.unique_id
-        self._replica = await Replica.open(name, Settings(**settings), owns_process=True)
+        self._replica = await Replica.open(name, own, owns_process=True)
 
     async def call(self, call: Call) -> AsyncGenerator[Reply, None]:
         replies = self._replica.call(call)

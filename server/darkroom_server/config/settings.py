@@ -299,6 +299,11 @@ class Settings(BaseSettings):
     stall_seconds: Annotated[float, Field(gt=0)] = 120.0
     stall_exit_seconds: Annotated[float, Field(gt=0)] | None = 600.0
 
+    @property
+    def devices(self) -> set[str]:
+        """Of its models, as configured."""
+        return {model.device or self.device for model in self.models} or {self.device}
+
     @field_validator("state_dir")
     @classmethod
     def _folder(cls, path: Path | None) -> Path | None:

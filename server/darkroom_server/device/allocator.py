@@ -14,7 +14,8 @@ KEPT_BYTES = 2**30  # trim threshold, and mmap threshold: larger blocks are unma
 
 
 def tune_malloc() -> None:
-    """To be called before any thread starts: only the main arena can hold large blocks."""
+    """To be called before any thread starts: only the main arena can hold large blocks. Not where all models are on a
+    GPU: they gain nothing, and many processors would wait for one arena."""
     mallopt = _libc_function("mallopt")
     if mallopt is not None:
         mallopt(M_ARENA_MAX, 1)

@@ -30,6 +30,11 @@ def has_driver() -> bool:
     return True
 
 
+def is_cpu(device: str) -> bool:
+    """Whether a configured device is the CPU, told without torch."""
+    return device == "cpu" or (device == "auto" and not has_driver())
+
+
 def set_tf32(allow: bool | None) -> None:
     """Whether float32 products and convolutions may round their factors to TF32, 10 bits of mantissa. None: as torch
     has it, for convolutions only."""

@@ -14,6 +14,7 @@ from functools import partial
 from typing import TypeVar
 
 import torch
+from accelerate.utils.memory import clear_device_cache
 
 from darkroom_plugins.errors import DarkroomError
 from darkroom_plugins.manager import Plugins
@@ -57,7 +58,7 @@ T = TypeVar("T")
 class Engine:
     """Steps the samples of all jobs, and posts events to the jobs' mailboxes on the event loop.
 
-    `start`, `call`, `submit`, `estimate`, `cancel`, `forget_limits`, `lose` and `stop` are for the event loop; all else
+    `start`, `call`, `submit`, `estimate`, `cancel`, `memory_freed`, `lose` and `stop` are for the event loop; all else
     runs on the engine's thread, the only one that runs torch while the server serves.
     """
 
@@ -89,6 +90,7 @@ class Engine:
         self._launches = LaunchLimiter()
         self._decodes = DecodeLimiter(max_batch_rows // 2)  # as many as there are seats, with guidance
         self._stopping = False
+        self._returns_memory = False  # of models that have left, when it is idle
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
         self._attended: float | None = None  # time.monotonic at the last turn, call or attendance; None: it waits
         self.ticks = 0
@@ -188,9 +190,9 @@ class Engine:
         """Cancel a job before its next step, unless it has ended."""
         self._inbox.put(lambda: self._end(job, Cancelled("the job was cancelled")))
 
-    def forget_limits(self) -> None:
-        """Reset the learnt row limits, after memory was freed."""
-        self._inbox.put(self.recovery.limits.forget)
+    def memory_freed(self) -> None:
+        """Reset the learnt row limits, and when nothing is to be done return memory to the device."""
+        self._inbox.put(self._on_freed)
 
     def forget_prompts(self) -> None:
         """Drop the prompts' embeddings, of which some may be due to files that have changed."""
@@ -216,8 +218,15 @@ class Engine:
                 self._lose(DeviceLost(FAILED))
         self.outbox.post()
 
+    def _on_freed(self) -> None:
+        self.recovery.limits.forget()
+        self._returns_memory = True
+
     def _wait(self) -> None:
         """Block while there is nothing to do."""
+        if self._returns_memory and not self._batcher and not self.pending:  # it waits for all that the device runs
+            self._returns_memory = False
+            clear_device_cache()
         self._attended = None
         call = self._inbox.get() if not self._batcher else None
         self._attended = time.monotonic()

@@ -132,7 +132,7 @@ class ModelHolding(Holding):
         if self._model.family.components:
             settle(self._model.family.device)
         self._model.family.components, self._model.placement = {}, Placement()
-        free()
+        gc.collect()  # torch keeps its memory for what comes next
 
 
 class AssetHolding(Holding):
@@ -152,7 +152,7 @@ class AssetHolding(Holding):
         settle(self._model.family.device)
         self.value = None
         self._asset.user.release()
-        free()
+        gc.collect()
 
 
 def holdings(
@@ -164,13 +164,6 @@ def holdings(
     found: list[Holding] = [ModelHolding(model, ready) for model in models.values()]
     found += (AssetHolding(asset, models[name]) for asset in listed for name in asset.fits)
     return {holding.key: holding for holding in found}
-
-
-def free() -> None:
-    """Collect garbage, and return cached memory to the device."""
-    gc.collect()
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
 
 
 def _host_copies(tensors: Sequence[torch.Tensor], device: torch.device) -> list[torch.Tensor]:

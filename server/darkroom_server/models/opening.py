@@ -11,7 +11,7 @@ from darkroom_plugins.errors import DarkroomError, no_such
 from darkroom_plugins.files import MetaNetworks, ModelFiles
 from darkroom_plugins.files.hub_paths import hub_place, located, located_config
 from darkroom_plugins.files.single_file import stated_options
-from darkroom_server.device.cuda import has_driver
+from darkroom_server.device.cuda import is_cpu
 from darkroom_server.models import extras
 from darkroom_server.models.model import Model, ModelError
 from darkroom_server.networks.memory_checks import check, needs_trial
@@ -119,7 +119,7 @@ def _open(settings: ModelSettings, plugins: Plugins, device_name: str, dtype: st
 
 
 def _opened(kind: type[Family], files: ModelFiles, device_name: str, dtype: str, by_headers: bool) -> Family:
-    on_cpu = device_name == "cpu" or (device_name == "auto" and not has_driver())
+    on_cpu = is_cpu(device_name)
     if by_headers and kind.reads_headers_only and on_cpu:
         stand_ins: Any = CPU, DTYPES["float32" if dtype == "auto" else dtype]
         return kind.open(files, *stand_ins)

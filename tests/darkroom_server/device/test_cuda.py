@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import pytest
 import torch
 
-from darkroom_server.device.cuda import choose_allocator, set_tf32
+from darkroom_server.device.cuda import choose_allocator, is_cpu, set_tf32
 
 
 @pytest.fixture(autouse=True)
@@ -35,3 +35,14 @@ def test_without_the_setting_tf32_is_as_torch_has_it() -> None:
     before = torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32
     set_tf32(None)
     assert (torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32) == before
+
+
+@pytest.mark.parametrize(
+    ("device", "driver", "cpu"), [("auto", True, False), ("auto", False, True), ("cpu", True, True)]
+)
+def test_where_a_configured_device_is_the_cpu(
+    device: str, driver: bool, cpu: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("darkroom_server.device.cuda.has_driver", lambda: driver)
+    assert is_cpu(device) is cpu
+    assert not is_cpu("cuda:1")

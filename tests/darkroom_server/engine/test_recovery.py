@@ -3,6 +3,8 @@
 How rarely limits are tried again, see test_out_of_memory.
 """
 
+import logging
+import weakref
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
@@ -18,6 +20,25 @@ from darkroom_server.errors import DeviceLost, OutOfMemory
 WORK = "denoise"
 COUNTS = st.integers(0, 24)
 ITEMS = st.sets(st.integers(0, 23))
+
+
+def test_an_error_keeps_no_tensors(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those of the frames that it and its causes were raised in: a whole batch."""
+    monkeypatch.setattr(logging.getLogger("darkroom_server.errors"), "disabled", True)  # pytest keeps its records
+    tensors: list[weakref.ref[torch.Tensor]] = []
+
+    def run(items: Sequence[int]) -> list[int]:
+        batch = torch.empty(len(items))
+        tensors.append(weakref.ref(batch))
+        try:
+            raise ValueError("of a layer")
+        except ValueError as error:
+            raise PluginFailed("a plugin failed") from error
+
+    errors = Recovery(never).each(WORK, run, [1, 2])
+    assert len(errors) == 2
+    assert len(tensors) == 3
+    assert not [each for each in tensors if each() is not None]
 
 
 @dataclass

@@ -214,6 +214,25 @@ class TestOperators:
             again = list(server.catalog.LoadModel(pb.LoadModelRequest(model="first")))
             assert [update.WhichOneof("update") for update in again] == ["model"]
 
+    def test_memory_goes_back_to_the_device_when_nothing_runs(
+        self, folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        idle: list[bool] = []
+        monkeypatch.setattr(
+            "darkroom_server.engine.engine.clear_device_cache", lambda: idle.append(server.app.engine.idle)
+        )
+        with serving({name: folders[name] for name in NAMES[:2]}) as server:
+            stream = server.start(generate_request(**{**BASE, "num_inference_steps": 400}, model="first"))
+            stream.read_until("step")
+            assert server.catalog.UnloadModel(pb.UnloadModelRequest(model=NAMES[1])).freed_bytes > 0
+            for _ in range(3):
+                stream.read_until("step")
+            assert not idle
+            stream.call.cancel()
+            while not idle:
+                server.run(server.app.engine.call(lambda: None))
+        assert idle == [True]
+
     def test_unloading_waits_for_the_jobs(self, folders: dict[str, Path]) -> None:
         with serving({"first": folders["first"]}) as server:
             stream = server.start(generate_request(**{**BASE, "num_inference_steps": 60}))

@@ -29,6 +29,7 @@ def made(network: nn.Module, rows: torch.Tensor) -> Any:
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")  # of Inductor's own imports
 @torch.inference_mode()
 def test_the_server_finds_all_code_in_the_caches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
