@@ -19,12 +19,12 @@ def to_device(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
 def constant(values: Sequence[int] | Sequence[float], device: torch.device) -> torch.Tensor:
     """A 1-D tensor of these numbers, int64 or float32, for an evaluation. Kept for the next one with equal numbers, so
     that they are copied once: nothing may write into it."""
-    return _constant(tuple(values), device, type(values[0]))
+    return _constant(tuple(values), device, type(values[0]).__name__)
 
 
 @lru_cache(maxsize=1024)
-def _constant(values: tuple[Hashable, ...], device: torch.device, _: type) -> torch.Tensor:
-    """By type, too, as 1 == 1.0."""
+def _constant(values: tuple[Hashable, ...], device: torch.device, _: str) -> torch.Tensor:
+    """By the name of their type, too, as 1 == 1.0."""
     import torch
 
     with torch.inference_mode(False), torch.no_grad():  # tensors with version counters

@@ -30,9 +30,9 @@ def inconsistencies(given: Mapping[str, Any], demo: str) -> Iterator[tuple[Locat
     if default is not None and default not in names:
         yield ("default_model",), no_such("model", str(default), {str(name) for name in names if name})
     most = _most_rows(given.get("limits"))
-    for key, rows in _row_counts(given):
+    for where, rows in _row_counts(given):
         if isinstance(rows, int) and isinstance(most, int) and rows > most:
-            yield key, f"{rows} are more than limits.max_batch_rows, {most}"
+            yield where, f"{rows} are more than limits.max_batch_rows, {most}"
     for index, allowed in enumerate(_each(given, "tokens", "models")):
         for place, name in enumerate(allowed if isinstance(allowed, list) else ()):
             if name not in names:

@@ -512,9 +512,11 @@ def _begun(slots: Sequence[Slot], done: bool) -> list[tuple[Slot, Sample]]:
 
 
 def _kind(slots: Sequence[Slot]) -> tuple[Hashable, bool]:
-    """What evaluations of these slots are to the tuner of threads, and whether their number is fixed."""
+    """What evaluations of these slots are to the tuner of threads, and whether their number is fixed: for equal bytes,
+    and where another device computes."""
     request, rows = slots[0].job.request, sum(slot.rows for slot in slots)
-    return (request.model, (rows * request.width * request.height).bit_length()), request.deterministic
+    fixed = request.deterministic or slots[0].job.plan.model.family.device.type != "cpu"
+    return (request.model, (rows * request.width * request.height).bit_length()), fixed
 
 
 def _warn(job: Job, *warnings: str) -> None:

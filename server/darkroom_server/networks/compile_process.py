@@ -33,8 +33,7 @@ def compile_elsewhere(network: nn.Module, args: Any, kwargs: Any) -> None:
     """Compile a network for a call like this, into the caches. Returns when the other process is done.
 
     :raises CannotPack: the network is of classes that cannot be pickled, or has quantised weights
-    :raises OSError: the process does not start
-    :raises subprocess.CalledProcessError: it failed
+    :raises OSError: the process does not start, or fails (`ChildProcessError`)
     """
     packed = pack(network, args, kwargs)
     # It ends with its standard input, and so with this process.
@@ -48,7 +47,8 @@ def compile_elsewhere(network: nn.Module, args: Any, kwargs: Any) -> None:
             pass  # its standard error says why
         said = process.stderr.read()
     if process.returncode:
-        raise subprocess.CalledProcessError(process.returncode, COMMAND, stderr=said)
+        last = said.decode(errors="replace").strip().rpartition("\n")[2]
+        raise ChildProcessError(f"the other one ended with {process.returncode}: {last}")
 
 
 def pack(network: nn.Module, args: Any, kwargs: Any) -> bytes:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import functools
 import logging
-import subprocess
 import threading
 import time
 from collections.abc import Callable, Hashable, Iterator, Mapping
@@ -18,7 +17,7 @@ from torch import nn
 
 from darkroom_server.device.threads import lower_thread_priority
 from darkroom_server.errors import OutOfMemory, classify
-from darkroom_server.networks.compile_process import CannotPack, compile_elsewhere
+from darkroom_server.networks.compile_process import compile_elsewhere
 from darkroom_server.networks.dynamo import compile_lazily, configure_dynamo, too_many_versions
 from darkroom_server.networks.tensors import mapped
 
@@ -77,9 +76,10 @@ class _Compiled:
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         if _eagerly.get() or self._is_patched():
             return self._eager(*args, **kwargs)
-        shapes = _shapes((args, kwargs))
+        threads = torch.get_num_threads()  # for which compiled code is made
+        shapes = threads, _shapes((args, kwargs))
         if self._to_be_compiled(shapes) and self._compiling.acquire(blocking=False):
-            self._start(shapes, args, kwargs)
+            self._start(threads, shapes, args, kwargs)
         if shapes not in self._compiled_shapes:
             return self._eager(*args, **kwargs)
         configure_dynamo()
@@ -94,13 +94,15 @@ class _Compiled:
             return False
         return bool(self._compiled_shapes) or len(self._failed_shapes) < MAX_FAILURES
 
-    def _start(self, shapes: Hashable, args: Any, kwargs: Any) -> None:
+    def _start(self, threads: int, shapes: Hashable, args: Any, kwargs: Any) -> None:
         if not self._background:
             self._compile(shapes, args, kwargs)
             return
         try:
             copies = mapped((args, kwargs), _copied)  # the engine may overwrite its tensors meanwhile
-            threading.Thread(target=self._in_background, args=(shapes, *copies), name=COMPILER, daemon=True).start()
+            threading.Thread(
+                target=self._in_background, args=(threads, shapes, *copies), name=COMPILER, daemon=True
+            ).start()
         except BaseException:
             self._compiling.release()
             raise
@@ -108,9 +110,10 @@ class _Compiled:
     def _is_patched(self) -> bool:
         return any(self._hooks) or self._network._modules != self._modules
 
-    def _in_background(self, shapes: Hashable, args: Any, kwargs: Any) -> None:
+    def _in_background(self, threads: int, shapes: Hashable, args: Any, kwargs: Any) -> None:
         lower_thread_priority()
-        if (kind := _kind((args, kwargs))) not in self._kinds:
+        torch.set_num_threads(threads)
+        if (kind := (threads, _kind((args, kwargs)))) not in self._kinds:
             self._kinds.add(kind)
             _fill_caches(self._copy, args, kwargs)
         self._compile(shapes, args, kwargs)
@@ -142,11 +145,8 @@ def _fill_caches(network: nn.Module, args: Any, kwargs: Any) -> None:
     """Compile in another process, so that this one needs only load the code. Where that fails this one compiles."""
     try:
         compile_elsewhere(network, args, kwargs)
-    except (CannotPack, OSError) as error:
+    except Exception as error:
         log.info("compiling in the server's own process: %s", error)
-    except subprocess.CalledProcessError as error:
-        last = error.stderr.decode(errors="replace").strip().rpartition("\n")[2]
-        log.info("compiling in the server's own process, as the other one ended with %d: %s", error.returncode, last)
 
 
 def _weight_sharing_copy(network: nn.Module) -> nn.Module:

@@ -25,7 +25,6 @@ def configure_dynamo() -> None:
     from torch._dynamo import config as dynamo
 
     config: Any = dynamo
-    config.specialize_float = True
     limit, fail = "recompile_limit", "fail_on_recompile_limit_hit"
     if not hasattr(config, limit):  # torch 2.6
         limit, fail = "cache_size_limit", "fail_on_cache_limit_hit"
@@ -33,6 +32,7 @@ def configure_dynamo() -> None:
         setattr(config, limit, MAX_VERSIONS)
         setattr(config, f"accumulated_{limit}", sys.maxsize)  # counts those of networks that have gone, too
         setattr(config, fail, True)
+        config.specialize_float = True
 
 
 def too_many_versions() -> type[Exception]:

@@ -232,6 +232,23 @@ def test_engines_of_a_process_run_eagerly_apart(backend: Backend) -> None:
     assert backend.compiled_by
 
 
+@torch.inference_mode()
+def test_other_numbers_of_threads_are_not_compiled_for_by_the_engine(backend: Backend) -> None:
+    network, rows = nn.Sequential(nn.Linear(4, 4)).requires_grad_(False), torch.ones(3, 4)
+    network.forward = compiled(network, background=True)  # type: ignore[method-assign]
+    before = torch.get_num_threads()
+    try:
+        for threads in (1, 2, 1):
+            torch.set_num_threads(threads)
+            network(rows)
+            settle()
+            network(rows)
+    finally:
+        torch.set_num_threads(before)
+    assert backend.compiled_by == ["compiler"] * 2
+    assert backend.run_by.count(threading.current_thread().name) == 4  # the last of each, and the third's first
+
+
 def test_a_network_that_does_not_compile_runs_as_it_is(backend: Backend, caplog: pytest.LogCaptureFixture) -> None:
     network, rows = nn.Sequential(nn.Linear(4, 4)).requires_grad_(False), torch.ones(3, 4)
     expected = network(rows)
