@@ -112,7 +112,7 @@ class App:
         most = settings.threads or min(torch.get_num_threads(), available_processors())
         threads = ThreadTuner(most, torch.set_num_threads, adaptive=settings.threads is None)
         engine = Engine(settings.limits.max_batch_rows, plugins, decoders, threads)
-        engine.logs_prompts = settings.log_prompts
+        engine.endings.logs_prompts = settings.log_prompts
         door = door or Door(settings)
         http = http_door(settings, door.calls)
         await door.open()

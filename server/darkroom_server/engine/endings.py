@@ -1,17 +1,68 @@
-"""What the log says of ended jobs."""
+"""How jobs end, and what the log says of it."""
 
 from __future__ import annotations
 
 import logging
+import time
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
-from darkroom_server.errors import Cancelled
+from darkroom_server.errors import Cancelled, DeviceLost, to_domain_error
+from darkroom_server.jobs.events import Ended
 
 if TYPE_CHECKING:
+    from darkroom_server.engine.batcher import Batcher
+    from darkroom_server.engine.outbox import Outbox
+    from darkroom_server.engine.queue_positions import QueuePositions
+    from darkroom_server.engine.slot import Slot
     from darkroom_server.jobs.job import Job
+    from darkroom_server.jobs.numbers import EngineNumbers
 
 log = logging.getLogger(__name__)
+
+
+class Endings:
+    """Ends jobs, on the engine's thread: all end here."""
+
+    def __init__(self, batcher: Batcher, numbers: EngineNumbers, positions: QueuePositions, outbox: Outbox) -> None:
+        self._batcher, self._numbers, self._positions, self._outbox = batcher, numbers, positions, outbox
+        self.logs_prompts = False
+
+    def complete(self, slot: Slot) -> None:
+        """A slot's image is done; with the last one its job is."""
+        self._batcher.drop([slot])
+        slot.job.progress.slots_left -= 1
+        if slot.job.progress.slots_left == 0:
+            self.end(slot.job, None)
+
+    def end(self, job: Job, error: Exception | None) -> None:
+        """End a job, unless it has ended: free its slots, emit `Ended`, log."""
+        if job.progress.ended:
+            return
+        job.progress.ended = True
+        self._batcher.drop_job(job)
+        self._numbers.ends[reason_of(error)] += 1
+        self._positions.stale = True
+        now = time.monotonic()
+        self._outbox.emit(job, Ended(error, job.timings(now), tuple(job.progress.warnings)))
+        if job.progress.then is not None:
+            self._outbox.release(job.progress.then)
+        log_end(job, error, now, with_prompt=self.logs_prompts)
+
+    def fail(self, job: Job, error: BaseException) -> None:
+        """End a job with an error of a plugin or the model.
+
+        :raises DeviceLost: which ends all jobs
+        """
+        failure = to_domain_error(error)
+        if isinstance(failure, DeviceLost):
+            raise failure
+        self.end(job, failure)
+
+    def end_all(self, error: Exception) -> None:
+        """End all jobs."""
+        for job in self._batcher.jobs():
+            self.end(job, error)
 
 
 def reason_of(error: Exception | None) -> str:
