@@ -61,6 +61,12 @@ def is_local(address: str) -> bool:
     return ip.is_loopback or ip.is_unspecified if ip else host == "localhost" or host.endswith(".localhost")
 
 
+def is_loopback(address: str) -> bool:
+    """Whether a checked address, listened on, is reached from this machine alone."""
+    ip = _ip(address.rpartition(":")[0])
+    return is_local(address) and not (ip and ip.is_unspecified)
+
+
 def proxy_of(address: str) -> str | None:
     """The proxy that gRPC uses for a checked address, for messages: `HOST:PORT (VARIABLE)`, without a password."""
     name, proxy = _first_set(_PROXIES)

@@ -1,5 +1,6 @@
 """Prompts from templates: `{one|two}` and `__wildcards__`, by the package `dynamicprompts` (extra `prompts`)."""
 
+import logging
 import warnings
 from collections.abc import Callable
 from itertools import islice
@@ -7,6 +8,8 @@ from pathlib import Path
 
 from darkroom_client._text import did_you_mean
 
+# What the package logs, with tracebacks, comes as an error as well.
+logging.getLogger("dynamicprompts").addHandler(logging.NullHandler())
 _DRAWS = 10  # for each prompt that is wanted: some come out alike
 
 

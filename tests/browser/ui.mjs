@@ -1,290 +1,259 @@
-// Drives `darkroom ui` in headless Chromium: node ui.mjs SCENARIO URL FOLDER. Prints what it saw, as JSON.
+// What is done on the page `darkroom ui`. Each returns what it saw.
 import { writeFile } from "node:fs/promises";
 import { join } from "node:path";
-import chromium from "@sparticuz/chromium";
-import { chromium as playwright } from "playwright-core";
+import { Desk } from "./desk.mjs";
 
-const [scenario, url, folder] = process.argv.slice(2);
-const browser = await playwright.launch({ args: chromium.args, executablePath: await chromium.executablePath() });
-const context = await browser.newContext({ viewport: { width: 1280, height: 800 } });
-const errors = [];
-const outside = [];
-
-async function open() {
-  const page = await context.newPage();
-  page.setDefaultTimeout(40_000);
-  page.on("pageerror", (error) => errors.push(String(error)));
-  page.on("request", (request) => {
-    const address = new URL(request.url());
-    if (address.protocol.startsWith("http") && address.origin !== new URL(url).origin) outside.push(request.url());
-  });
-  await load(page, () => page.goto(url));
-  return page;
+// A picture develops; by Ctrl-Enter, on a desk's screen and a phone's. It is saved.
+export async function develop(given) {
+  const desk = await Desk.at(given);
+  const { page } = desk;
+  const empty = await desk.text("view");
+  await desk.observe();
+  await desk.ask("a large yellow star on a purple background", 20);
+  await page.keyboard.press("Control+Enter");
+  await desk.shown("picture");
+  await desk.kept();
+  await desk.picture("desk");
+  const [download] = await Promise.all([page.waitForEvent("download"), desk.press("save")]);
+  await download.saveAs(join(given.folder, "saved.png"));
+  await page.setViewportSize({ width: 390, height: 844 });
+  await page.waitForFunction(() => getComputedStyle(document.querySelector("#desk")).flexDirection === "column");
+  await desk.picture("phone");
+  const places = await page.evaluate(() => ["view", "prompt", "generate", "gallery", "model"]
+    .map((id) => document.getElementById(id).getBoundingClientRect()).map(({ top, bottom }) => [top, bottom]));
+  return {
+    empty,
+    places,
+    previews: await desk.previews(),
+    details: await desk.text("details"),
+    seed: await desk.value("seed"),
+    wide: await page.evaluate(() => document.documentElement.scrollWidth),
+  };
 }
 
-// Loads the page and waits until it knows what the server offers.
-async function load(page, go) {
-  await go();
-  await page.locator("#server p").waitFor();
+// Esc stops midway.
+export async function stop(given) {
+  const desk = await Desk.at(given);
+  await desk.ask("a red circle", 150);
+  await desk.page.keyboard.press("Control+Enter");
+  await desk.says("Step ");
+  await desk.page.keyboard.press("Escape");
+  await desk.says("Stopped");
+  await desk.page.locator("#generate:enabled").waitFor();
+  return { status: await desk.text("status") };
 }
 
-// Counts the pictures that the page shows from now on.
-const observe = (page) => page.evaluate(() => {
-  window.shown = new Set();
-  new MutationObserver(() => {
-    for (const image of document.querySelectorAll("#view img")) window.shown.add(image.dataset.kind + image.src);
-  }).observe(document.querySelector("#view"), { subtree: true, childList: true, attributes: true });
-});
-const write = (page, field, text) => page.locator(`#${field} textarea, #${field} input:not([type=range])`).first().fill(text);
-const steps = async (page, count) => {
-  await page.locator("#steps input[type=number]").fill(String(count));
-  await page.locator("#steps input[type=number]").blur();
-};
-const shown = (page, kind) => page.locator(`#view img[data-kind=${kind}]`).first().waitFor();
-const says = (page, text) => page.locator("#status p").filter({ hasText: new RegExp(`^${text}`) }).waitFor();
-const status = (page) => page.locator("#status p").textContent();
-const picture = (page, name) => page.screenshot({ path: join(folder, name) });
-const alt = (page) => page.locator("#view img").first().getAttribute("alt");
-
-// Brushes over the middle of the picture to inpaint.
-async function brush(page) {
-  const canvas = page.locator("#brush canvas");
-  await canvas.scrollIntoViewIfNeeded();
-  const box = await canvas.boundingBox();
-  const [x, y] = [box.x + box.width / 2, box.y + box.height / 2];
-  await page.mouse.move(x - 30, y);
-  await page.mouse.down();
-  for (const step of [-15, 0, 15, 30]) await page.mouse.move(x + step, y);
-  await page.mouse.up();
+// A mask is drawn on a picture, and the part under it repainted.
+export async function inpaint(given) {
+  const desk = await Desk.at(given);
+  await desk.mode("Inpaint");
+  await desk.upload("picture");
+  await desk.brush();
+  await desk.make("a green star", 8);
+  await desk.picture("inpaint");
+  await writeFile(join(given.folder, "output.png"), await desk.bytes());
+  return { details: await desk.text("details"), mask: await desk.page.locator("#mask").isVisible() };
 }
 
-const scenarios = {
-  // A picture develops; by Ctrl-Enter, on a desk's screen and a phone's.
-  async develop() {
-    const page = await open();
-    await observe(page);
-    await write(page, "prompt", "a large yellow star on a purple background");
-    await steps(page, 12);
-    await page.keyboard.press("Control+Enter");
-    await shown(page, "picture");
-    await page.locator("#gallery img").first().waitFor();
-    await page.waitForTimeout(300);
-    await picture(page, "desk.png");
-    await page.setViewportSize({ width: 390, height: 844 });
-    await page.waitForTimeout(300);
-    await picture(page, "phone.png");
-    const kinds = await page.evaluate(() => [...window.shown].map((each) => each.startsWith("preview") ? "preview" : "picture"));
-    return {
-      previews: kinds.filter((kind) => kind === "preview").length,
-      details: await page.locator("#details").textContent(),
-      seed: await page.locator("#seed input, #seed textarea").inputValue(),
-      wide: await page.evaluate(() => document.documentElement.scrollWidth),
-    };
-  },
+// A picture gets margins, once they are given.
+export async function outpaint(given) {
+  const desk = await Desk.at(given);
+  await desk.mode("Outpaint");
+  await desk.upload("picture");
+  await desk.page.locator("#picture img").waitFor();
+  await desk.ask("a red circle on a blue background", 8);
+  await desk.press("generate");
+  await desk.beside("left", "margin greater than 0");
+  const nothing = await desk.text("view");
+  await desk.write("left", "16");
+  await desk.write("bottom", "8");
+  await desk.press("generate");
+  await desk.shown("picture");
+  await desk.picture("outpaint");
+  await writeFile(join(given.folder, "output.png"), await desk.bytes());
+  return { nothing, left: await desk.text("left"), details: await desk.text("details") };
+}
 
-  // Esc stops midway.
-  async stop() {
-    const page = await open();
-    await write(page, "prompt", "a red circle");
-    await steps(page, 150);
-    await page.keyboard.press("Control+Enter");
-    await says(page, "Step ");
-    await page.keyboard.press("Escape");
-    await says(page, "Stopped");
-    await page.locator("#generate:enabled").waitFor();
-    return { status: await status(page) };
-  },
+// Wrong values are refused beside their fields, until they are right.
+export async function refuse(given) {
+  const desk = await Desk.at(given);
+  await desk.write("prompt", "red ".repeat(3000));
+  await desk.page.locator("#random_seed input").uncheck();
+  await desk.write("seed", "-5");
+  await desk.press("generate");
+  await desk.beside("seed", "must be from 0");
+  await desk.beside("prompt", "characters");
+  const refused = { status: await desk.text("status"), seed: await desk.text("seed"), prompt: await desk.text("prompt") };
+  await desk.picture("refused");
+  await desk.write("seed", "9007199254740993");
+  await desk.make("a red circle", 4);
+  return { ...refused, after: await desk.text("seed"), details: await desk.text("details") };
+}
 
-  // A mask is drawn on a picture, and the part under it repainted.
-  async inpaint() {
-    const page = await open();
-    await page.locator("#mode label").filter({ hasText: "Inpaint" }).click();
-    await page.locator("#picture input[type=file]").setInputFiles(join(folder, "input.png"));
-    await page.waitForFunction(() => document.querySelector("#brush img")?.naturalWidth > 0);
-    await brush(page);
-    await write(page, "prompt", "a green star");
-    await steps(page, 8);
-    await page.locator("#generate").click();
-    await shown(page, "picture");
-    await page.locator("#brush").scrollIntoViewIfNeeded();
-    await picture(page, "inpaint.png");
-    const address = await page.locator("#view img").getAttribute("src");
-    await writeFile(join(folder, "output.png"), Buffer.from(await (await page.request.get(new URL(address, url).href)).body()));
-    return { status: await status(page), details: await page.locator("#details").textContent() };
-  },
+// Two windows make different pictures at the same time.
+export async function windows(given) {
+  const desks = [await Desk.at(given), await Desk.at(given)];
+  const prompts = ["a red circle", "a green star"];
+  for (const [index, desk] of desks.entries()) await desk.ask(prompts[index], 60);
+  await Promise.all(desks.map((desk) => desk.press("generate")));
+  await Promise.all(desks.map((desk) => desk.shown("preview")));
+  const together = await Promise.all(desks.map((desk) => desk.page.locator("#view img[data-kind=preview]").count()));
+  for (const desk of desks) await desk.kept();
+  return {
+    together,
+    prompts: await Promise.all(desks.map((desk) => desk.alt())),
+    galleries: await Promise.all(desks.map((desk) => desk.made())),
+  };
+}
 
-  // Wrong values are refused beside their fields, until they are right.
-  async refuse() {
-    const page = await open();
-    await write(page, "prompt", "red ".repeat(3000));
-    await page.locator("#random_seed input").uncheck();
-    await write(page, "seed", "-5");
-    await page.locator("#generate").click();
-    await page.locator("#seed").filter({ hasText: "must be from 0" }).waitFor();
-    await page.locator("#prompt").filter({ hasText: "characters" }).waitFor();
-    const refused = {
-      status: await status(page),
-      seed: await page.locator("#seed").textContent(),
-      prompt: await page.locator("#prompt").textContent(),
-    };
-    await picture(page, "refused.png");
-    await write(page, "prompt", "a red circle");
-    await write(page, "seed", "9007199254740993");
-    await steps(page, 4);
-    await page.locator("#generate").click();
-    await shown(page, "picture");
-    return { ...refused, after: await page.locator("#seed").textContent(), details: await page.locator("#details").textContent() };
-  },
+// A reload finds the running job, and the pictures made before.
+export async function reload(given) {
+  const desk = await Desk.at(given);
+  await desk.make("a blue square", 4);
+  await desk.unfold("More");
+  await desk.number("num_images", 8);
+  await desk.ask("a red heart", 150); // which outlasts the reload
+  await desk.press("generate");
+  await desk.says("0 of 8 pictures, ");
+  await desk.load(() => desk.page.reload());
+  await desk.says("0 of 8 pictures, ");
+  await desk.shown("preview");
+  const running = { alt: await desk.alt(), generate: await desk.page.locator("#generate").isEnabled() };
+  await desk.kept();
+  await desk.page.waitForFunction(() => document.querySelector("#prompt textarea").value);
+  const seen = { running, gallery: await desk.made(), prompt: await desk.value("prompt") };
+  await desk.press("stop");
+  await desk.says("Stopped");
+  return seen;
+}
 
-  // Two windows make different pictures at the same time.
-  async windows() {
-    const pages = [await open(), await open()];
-    const prompts = ["a red circle", "a green star"];
-    for (const [index, page] of pages.entries()) {
-      await write(page, "prompt", prompts[index]);
-      await steps(page, 25);
-    }
-    for (const page of pages) await page.locator("#generate").click();
-    for (const page of pages) await shown(page, "preview");
-    const together = await Promise.all(pages.map((page) => page.locator("#view img[data-kind=preview]").count()));
-    for (const page of pages) await page.locator("#gallery img").first().waitFor();
-    return { together, prompts: await Promise.all(pages.map(alt)), galleries: await Promise.all(pages.map((page) => page.locator("#gallery img").count())) };
-  },
+// A preset is chosen, and shows its values.
+export async function preset(given) {
+  const desk = await Desk.at(given);
+  await desk.write("prompt", "a large red circle on a white background");
+  await desk.choose("preset", "quick");
+  await desk.page.waitForFunction(() => document.querySelector("#steps input[type=number]").value === "7");
+  const values = { scheduler: await desk.value("scheduler"), guidance: await desk.value("guidance") };
+  await desk.press("generate");
+  await desk.shown("picture");
+  await desk.picture("preset");
+  return { ...values, details: await desk.text("details") };
+}
 
-  // A reload finds the running job, and the pictures made before.
-  async reload() {
-    const page = await open();
-    await write(page, "prompt", "a blue square");
-    await steps(page, 4);
-    await page.locator("#generate").click();
-    await shown(page, "picture");
-    await write(page, "prompt", "a red heart");
-    await steps(page, 100);
-    await page.locator("#generate").click();
-    await says(page, "Step \\d+ of 100");
-    await load(page, () => page.reload());
-    await says(page, "Step \\d+ of 100");
-    await shown(page, "preview");
-    const running = { alt: await alt(page), generate: await page.locator("#generate").isEnabled() };
-    await page.locator("#gallery img").first().waitFor();
-    const gallery = await page.locator("#gallery img").count();
-    await page.waitForFunction(() => document.querySelector("#prompt textarea").value);
-    const prompt = await page.locator("#prompt textarea").inputValue();
-    await page.locator("#stop").click();
-    await says(page, "Stopped");
-    return { running, gallery, prompt };
-  },
+// Two LoRAs with their sliders, and a ControlNet whose map is seen before it is used.
+export async function conditions(given) {
+  const desk = await Desk.at(given);
+  await desk.unfold("LoRAs");
+  await desk.choose("loras", "outline");
+  await desk.page.getByRole("option", { name: "stripes" }).click();
+  await desk.page.locator("#weight_1").waitFor();
+  await desk.number("weight_0", 0.7);
+  await desk.number("weight_1", 0.25);
+  await desk.unfold("ControlNets");
+  await desk.choose("control_model_0", "canny");
+  await desk.upload("control_image_0");
+  await desk.page.locator("#map_0 img").waitFor();
+  const sliders = [await desk.text("weight_0"), await desk.text("weight_1")];
+  await desk.make("a large green heart on a white background", 6);
+  await desk.page.locator("#map_0").scrollIntoViewIfNeeded();
+  await desk.picture("conditions");
+  return { sliders, details: await desk.text("details") };
+}
 
-  // A preset is chosen, and shows its values.
-  async preset() {
-    const page = await open();
-    await write(page, "prompt", "a large red circle on a white background");
-    await page.locator("#preset input").click();
-    await page.getByRole("option", { name: "quick" }).click();
-    await page.waitForFunction(() => document.querySelector("#steps input[type=number]").value === "7");
-    await picture(page, "preset.png");
-    const values = {
-      scheduler: await page.locator("#scheduler input").inputValue(),
-      guidance: await page.locator("#guidance input[type=number]").inputValue(),
-    };
-    await page.locator("#generate").click();
-    await shown(page, "picture");
-    await picture(page, "preset.png");
-    return { ...values, details: await page.locator("#details").textContent() };
-  },
+// The prompts of a template side by side: all, or some; what is no template is refused.
+export async function templates(given) {
+  const desk = await Desk.at(given);
+  const kind = (name) => desk.page.locator("#template label").filter({ hasText: name }).click();
+  await desk.unfold("Many prompts from one");
+  await kind("All of them");
+  await desk.ask("a {red|blue} {circle|", 4);
+  await desk.press("generate");
+  await desk.beside("prompt", "cannot be read");
+  const refused = await desk.text("prompt");
+  await desk.write("prompt", "a {red|blue} {circle|star}");
+  await desk.press("generate");
+  await desk.says("Done");
+  await desk.picture("templates");
+  const combinations = await desk.labels();
+  await kind("Some by chance");
+  await desk.number("samples", 2);
+  await desk.write("prompt", "a __colour__ {circle|star|heart}");
+  await desk.press("generate");
+  await desk.page.locator("#view .stage[data-count='2']").waitFor();
+  await desk.says("Done");
+  return { refused, combinations, samples: await desk.labels() };
+}
 
-  // A LoRA with its slider, and a ControlNet whose map is seen before it is used.
-  async conditions() {
-    const page = await open();
-    await write(page, "prompt", "a large green heart on a white background");
-    await steps(page, 6);
-    await page.getByText("LoRAs").first().click();
-    await page.locator("#loras input").click();
-    await page.getByRole("option", { name: "outline" }).click();
-    await page.locator("#weight_0 input[type=number]").fill("0.7");
-    await page.locator("#weight_0 input[type=number]").blur();
-    await page.getByText("ControlNets").first().click();
-    await page.locator("#control_model_0 input").click();
-    await page.getByRole("option", { name: "canny" }).click();
-    await page.locator("#control_image_0 input[type=file]").setInputFiles(join(folder, "input.png"));
-    await page.locator("#map_0 img").waitFor();
-    const label = await page.locator("#weight_0").textContent();
-    await page.locator("#generate").click();
-    await shown(page, "picture");
-    await page.locator("#map_0").scrollIntoViewIfNeeded();
-    await picture(page, "conditions.png");
-    return { label, details: await page.locator("#details").textContent() };
-  },
+// Schedulers side by side; a picture's settings used again, and the picture edited.
+export async function compare(given) {
+  const desk = await Desk.at(given);
+  await desk.ask("a large yellow star on a purple background", 6);
+  await desk.unfold("Compare schedulers");
+  await desk.press("compare");
+  await desk.says("Done");
+  const labels = await desk.labels();
+  await desk.picture("compare");
+  await desk.page.locator("#gallery button").nth(1).click();
+  await desk.page.locator("#view .stage[data-count='1']").waitFor();
+  const details = await desk.text("details");
+  await desk.press("reuse");
+  await desk.page.waitForFunction(() => !document.querySelector("#random_seed input").checked);
+  const used = { scheduler: await desk.value("scheduler"), seed: await desk.value("seed") };
+  await desk.press("change");
+  await desk.page.waitForFunction(() => document.querySelector("#brush img")?.naturalWidth > 0);
+  return { labels, details, used, mode: await desk.text("mode label.selected") };
+}
 
-  // A prompt's combinations side by side; what is no template is refused.
-  async combinations() {
-    const page = await open();
-    await steps(page, 4);
-    await page.getByText("More", { exact: true }).click();
-    await page.locator("#combinations input").check();
-    await write(page, "prompt", "a {red|blue} {circle|");
-    await page.locator("#generate").click();
-    await page.locator("#prompt").filter({ hasText: "cannot be read" }).waitFor();
-    const refused = await page.locator("#prompt").textContent();
-    await write(page, "prompt", "a {red|blue} {circle|star}");
-    await page.locator("#generate").click();
-    await says(page, "Done");
-    await picture(page, "combinations.png");
-    return { refused, labels: await page.locator("#view figcaption").allTextContents() };
-  },
+// The page asks its visitor for a password, and hides the token: `given.token`.
+export async function login(given) {
+  const texts = [];
+  given.context.on("response", async (response) => texts.push(await response.text().catch(() => "")));
+  const page = await given.context.newPage();
+  const enter = async (password) => {
+    await page.getByLabel("username").fill("visitor");
+    await page.getByLabel("password").fill(password);
+    await page.getByRole("button", { name: "Login" }).click();
+  };
+  await page.goto(given.url);
+  await enter("a guess");
+  await page.getByText("Incorrect Credentials").waitFor();
+  await page.screenshot({ path: join(given.folder, "login.png") });
+  await enter("open sesame");
+  const desk = new Desk(page, given.folder);
+  await desk.load(async () => {});
+  await desk.make("a fox", 4);
+  return { texts: texts.length, told: texts.filter((text) => text.includes(given.token)).length, details: await desk.text("details") };
+}
 
-  // The page at work, for the README.
-  async readme() {
-    const page = await open();
-    await steps(page, 20);
-    for (const prompt of ["a red heart on a white background", "a large green triangle on a yellow background",
-      "a blue circle on an orange background", "a pink square on a black background",
-      "a large yellow star on a purple background", "a large orange heart on a cyan background"]) {
-      await write(page, "prompt", prompt);
-      await page.locator("#generate").click();
-      await page.locator(`#details p`).filter({ hasText: prompt }).waitFor();
-      await says(page, "Done");
-    }
-    await write(page, "prompt", "a large purple star on a green background");
-    await page.locator("#generate").click();
-    await says(page, "Step (9|1\\d) ");
-    await picture(page, "readme.png");
-    return { gallery: await page.locator("#gallery img").count() };
-  },
+// A server that does not let the page in: it says so.
+export async function refused({ context, url, folder }) {
+  const desk = new Desk(await context.newPage(), folder);
+  await desk.page.goto(url);
+  await desk.page.locator("#status [role=alert]").waitFor();
+  await desk.picture("not-let-in");
+  const opened = await desk.text("status");
+  await desk.write("prompt", "a fox");
+  await desk.press("generate");
+  await desk.page.locator("#generate:enabled").waitFor();
+  await desk.page.locator("#status [role=alert]").waitFor();
+  return { opened, asked: await desk.text("status") };
+}
 
-  // Schedulers side by side; a picture's settings used again, and the picture edited.
-  async compare() {
-    const page = await open();
-    await write(page, "prompt", "a large yellow star on a purple background");
-    await steps(page, 6);
-    await page.getByText("Compare schedulers").click();
-    await page.locator("#compare").click();
-    await says(page, "Done");
-    const labels = await page.locator("#view figcaption").allTextContents();
-    await picture(page, "compare.png");
-    await page.locator("#gallery button").nth(1).click();
-    await page.locator("#view .stage[data-count='1']").waitFor();
-    const details = await page.locator("#details").textContent();
-    await page.locator("#reuse").click();
-    await page.waitForFunction(() => !document.querySelector("#random_seed input").checked);
-    const used = {
-      scheduler: await page.locator("#scheduler input").inputValue(),
-      seed: await page.locator("#seed input, #seed textarea").inputValue(),
-    };
-    await page.locator("#change").click();
-    await page.waitForFunction(() => document.querySelector("#brush img")?.naturalWidth > 0);
-    return { labels, details, used, mode: await page.locator("#mode label.selected").textContent() };
-  },
-};
-
-try {
-  console.log(JSON.stringify({ ...(await scenarios[scenario]()), errors, outside }));
-} catch (error) {
-  for (const [index, page] of context.pages().entries()) {
-    console.error(await page.locator("#settings, #status").allInnerTexts());
-    await picture(page, `failed-${index}.png`);
+// The page at work, for the README.
+export async function readme(given) {
+  const desk = await Desk.at(given);
+  await desk.steps(20);
+  for (const prompt of ["a red heart on a white background", "a large green triangle on a yellow background",
+    "a blue circle on an orange background", "a pink square on a black background",
+    "a large yellow star on a purple background", "a large orange heart on a cyan background"]) {
+    await desk.write("prompt", prompt);
+    await desk.press("generate");
+    await desk.page.locator("#details p").filter({ hasText: prompt }).waitFor();
+    await desk.says("Done");
   }
-  throw error;
-} finally {
-  await browser.close();
+  await desk.write("prompt", "a large purple star on a green background");
+  await desk.press("generate");
+  await desk.says("Step (9|1\\d) ");
+  await desk.picture("readme");
+  return { gallery: await desk.made() };
 }

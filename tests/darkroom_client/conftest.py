@@ -12,7 +12,15 @@ from typer.testing import CliRunner
 from darkroom.v1 import catalog_service_pb2_grpc, image_service_pb2_grpc
 from darkroom_client import AsyncClient, Client
 from darkroom_client.cli import app
+from tests.darkroom_client.browsing import Browser
 from tests.darkroom_client.scripted import Events, ScriptedServer, abort
+
+
+@pytest.fixture(scope="session")
+def browser() -> Iterator[Browser]:
+    """One browser for all tests of a process."""
+    with Browser() as browser:
+        yield browser
 
 
 @pytest.fixture

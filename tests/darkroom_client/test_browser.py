@@ -2,15 +2,15 @@
 
 import functools
 import http.server
-import json
-import subprocess
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import pytest
 from PIL import Image
 
+from tests.darkroom_client.browsing import Browser
 from tests.node import ROOT, built, needs_npm
 from tests.support import RunningServer, settle
 
@@ -35,20 +35,16 @@ def page() -> Iterator[str]:
     server.server_close()
 
 
-def test_a_picture_develops_on_a_page(tiny_model: Path, page: str, tmp_path: Path) -> None:
-    driver = built(ROOT / "tests/browser") / "example.mjs"
+def test_a_picture_develops_on_a_page(tiny_model: Path, page: str, browser: Browser, tmp_path: Path) -> None:
     with RunningServer(
         models=[{"name": "tiny", "path": tiny_model}],
         http="127.0.0.1:0",
         cors_origins=[page],
         limits={"chunk_bytes": 1024},
     ) as server:
-        command = ["node", driver, f"{page}/?server={server.app.url}", tmp_path]
-        run = subprocess.run(command, capture_output=True, text=True, timeout=100, check=False)
-        assert run.returncode == 0, run.stderr
+        url = f"{page}/?server={server.app.url}"
+        seen = browser.run("example", "develop", url, tmp_path, {urlsplit(server.app.url).netloc})
         settle(server)  # Stop stopped the job
-    seen = json.loads(run.stdout)
-    assert seen["errors"] == []
     assert seen["made"]["shown"] >= 4  # three previews, and the picture
     assert seen["made"]["size"] == [32, 32]
     assert seen["made"]["status"] == "seed 9007199254740993"

@@ -3,6 +3,7 @@
 import base64
 import sys
 from io import BytesIO
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -19,7 +20,7 @@ from darkroom_client.ui.history import Window
 from darkroom_client.ui.problems import problems
 from darkroom_client.ui.recipes import fields_of, preset_fields, recipe_of
 from darkroom_client.ui.runs import Job, Run
-from darkroom_client.ui.settings import FIELDS, combinations, mask, request
+from darkroom_client.ui.settings import FIELDS, mask, prompts, request
 
 BLANK = dict.fromkeys(FIELDS) | {
     "mode": "txt2img",
@@ -85,14 +86,34 @@ def test_all_parameters() -> None:
     assert asked.keywords["loras"] == [LoraSpec("ink", 0.5), LoraSpec("wax", 1.0)]
 
 
-def test_combinations_of_the_prompt() -> None:
-    assert combinations("a {red|blue} star") == ["a red star", "a blue star"]
-    for template, problem in (("{a", "cannot be read"), ("{1|2|3|4|5}" * 2, "has more than 24 combinations")):
-        with pytest.raises(InvalidRequest) as caught:
-            combinations(template)
-        (violation,) = caught.value.violations
-        assert violation.field == "parameters.prompt"
-        assert problem in violation.description
+def test_prompts_of_a_template(tmp_path: Path) -> None:
+    (tmp_path / "colour.txt").write_text("red\nblue\n")
+    all_of = {"template": "combinations", "prompt": "a {red|blue} star"}
+    assert prompts(all_of, 0, None) == ["a red star", "a blue star"]
+    some = {"template": "samples", "samples": 3.0, "prompt": "a __colour__ {star|heart|square}"}
+    assert len(set(prompts(some, 5, tmp_path))) == 3
+    assert prompts(some, 5, tmp_path) == prompts(some, 5, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("template", "problem"),
+    [
+        ("{a", "cannot be read"),
+        ("{1|2|3|4|5}" * 2, "has more than 24 combinations"),
+        ("a __size__ star", "no wildcard 'size'"),
+        ("a __../colour__ star", "no wildcard '../colour'"),
+    ],
+)
+def test_what_is_no_template(template: str, problem: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "colour.txt").write_text("red\n")
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    with pytest.raises(InvalidRequest) as caught:
+        prompts({"template": "combinations", "prompt": template}, 0, folder)
+    (violation,) = caught.value.violations
+    assert violation.field == "parameters.prompt"
+    assert problem in violation.description
+    assert capfd.readouterr().err == ""
 
 
 def test_a_seed_that_is_not_kept_is_not_sent() -> None:
@@ -199,7 +220,7 @@ def test_a_recipe_fills_the_fields() -> None:
     wanted = {"mode": "inpaint", "prompt": "a star", "scheduler": "euler", "sigma_schedule": "karras", "strength": 0.9}
     wanted |= {"seed": "9007199254740993", "random_seed": False, "loras": ["outline"], "weight_0": 0.5}
     wanted |= {
-        "combinations": False,
+        "template": "",
         "control_model_0": "canny",
         "control_scale_0": 0.7,
         "control_model_1": None,

@@ -1,10 +1,9 @@
 """`darkroom ui` in headless Chromium, against a real server of the demo model."""
 
-import json
+import functools
+import itertools
 import os
-import socket
-import subprocess
-import sys
+import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -13,11 +12,12 @@ import numpy as np
 import pytest
 from PIL import Image, ImageDraw
 
-from darkroom_client import Client
+from darkroom_client import Client, read_recipe
 from darkroom_client.catalog import Job
 from darkroom_server.config.presets import PresetSettings
 from darkroom_server.config.settings import Settings, with_demo
-from tests.node import ROOT, built, needs_npm
+from tests.darkroom_client.browsing import Browser, page_of
+from tests.node import ROOT, needs_npm
 from tests.support import RunningServer, settle
 
 pytestmark = needs_npm
@@ -40,38 +40,19 @@ def demo() -> Iterator[RunningServer]:
 
 
 @pytest.fixture(scope="module")
-def page(demo: RunningServer) -> Iterator[str]:
+def page(demo: RunningServer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """The page's address."""
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        listen = f"127.0.0.1:{free.getsockname()[1]}"
-    code = "from darkroom_client.cli import main; main()"
-    command = [sys.executable, "-c", code, "ui", "--address", demo.address, "--listen", listen]
-    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
-        assert process.stderr is not None
-        ready = process.stderr.readline()
-        try:
-            assert ready == f"Darkroom's page is on http://{listen}/\n"
-            yield f"http://{listen}/"
-        finally:
-            process.terminate()
-            rest = process.stderr.read()
-    assert "Traceback" not in rest, rest
+    wildcards = tmp_path_factory.mktemp("wildcards")
+    (wildcards / "colour.txt").write_text("red\nblue\n")
+    with page_of(demo.address, "--wildcards", wildcards) as (url, said):
+        yield url
+    assert said[1:] == ["interrupted\n"]
 
 
 @pytest.fixture
-def drive(page: str, demo: RunningServer, tmp_path: Path) -> Callable[[str], dict[str, Any]]:
-    """Runs a scenario of tests/browser/ui.mjs; nothing may go wrong in the browser, or be asked of another host."""
-
-    def run(scenario: str) -> dict[str, Any]:
-        driver = built(ROOT / "tests/browser") / "ui.mjs"
-        command = ["node", driver, scenario, page, tmp_path]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=100, check=False)
-        assert done.returncode == 0, done.stderr
-        seen: dict[str, Any] = json.loads(done.stdout)
-        assert (seen.pop("errors"), seen.pop("outside")) == ([], [])
-        return seen
-
-    return run
+def drive(browser: Browser, page: str, tmp_path: Path) -> Callable[..., dict[str, Any]]:
+    """Runs a scenario of tests/browser/ui.mjs. No host but the page's is asked for anything."""
+    return functools.partial(browser.run, "ui", url=page, folder=tmp_path, hosts=set())
 
 
 @pytest.fixture
@@ -88,8 +69,12 @@ def test_a_picture_develops(drive: Callable[..., Any], tmp_path: Path) -> None:
     assert "a large yellow star" in seen["details"]
     assert f"Seed{seen['seed']}" in seen["details"].replace(" ", "")
     assert seen["wide"] == 390  # nothing sticks out on a phone
+    assert "Describe a picture" in seen["empty"]
+    assert read_recipe(tmp_path / "saved.png")
     for name in ("desk.png", "phone.png"):
         Image.open(tmp_path / name).load()
+    for (_, end), (begin, _) in itertools.pairwise(seen["places"]):
+        assert -1 <= begin - end < 200  # on a phone one below the other, without holes between
 
 
 def test_escape_stops_the_job_on_the_server(
@@ -102,13 +87,13 @@ def test_escape_stops_the_job_on_the_server(
     assert 0 < job.step < 150
 
 
-@pytest.mark.slow
 def test_a_drawn_mask_is_repainted(drive: Callable[..., Any], tmp_path: Path) -> None:
     picture = Image.new("RGB", (64, 64), (30, 60, 200))
     ImageDraw.Draw(picture).ellipse((20, 20, 44, 44), fill=(220, 30, 30))
     picture.save(tmp_path / "input.png")
     seen = drive("inpaint")
     assert "inpaint" in seen["details"]
+    assert not seen["mask"]
     before, after = (
         np.asarray(Image.open(tmp_path / name).convert("RGB"), int) for name in ("input.png", "output.png")
     )
@@ -116,6 +101,19 @@ def test_a_drawn_mask_is_repainted(drive: Callable[..., Any], tmp_path: Path) ->
     assert changed.any()
     for rows in (slice(0, 16), slice(-16, None)):  # the brush does not reach so far, and there every pixel is kept
         assert not changed[rows].any()
+
+
+def test_margins_are_painted(drive: Callable[..., Any], tmp_path: Path) -> None:
+    picture = Image.new("RGB", (64, 64), (30, 60, 200))
+    ImageDraw.Draw(picture).ellipse((12, 12, 52, 52), fill=(220, 30, 30))
+    picture.save(tmp_path / "input.png")
+    seen = drive("outpaint")
+    assert "Describe a picture" in seen["nothing"]
+    assert "margin" not in seen["left"]
+    assert "outpaint" in seen["details"]
+    made = Image.open(tmp_path / "output.png").convert("RGB")
+    assert made.size == (80, 72)
+    assert len(made.crop((0, 0, 16, 72)).getcolors(10_000)) > 16  # not an edge drawn out, nor a plain colour
 
 
 def test_wrong_values_are_refused_beside_their_fields(
@@ -130,30 +128,26 @@ def test_wrong_values_are_refused_beside_their_fields(
     assert len(new_jobs()) == 1
 
 
-@pytest.mark.slow
 def test_two_windows_at_once(drive: Callable[..., Any]) -> None:
     seen = drive("windows")
     assert seen == {"together": [1, 1], "prompts": ["a red circle", "a green star"], "galleries": [1, 1]}
 
 
-@pytest.mark.slow
 def test_a_reload_finds_the_running_job(drive: Callable[..., Any], new_jobs: Callable[[], list[Job]]) -> None:
     seen = drive("reload")
     assert seen == {"running": {"alt": "a red heart", "generate": False}, "gallery": 1, "prompt": "a red heart"}
     assert [job.state for job in new_jobs()] == ["cancelled", "completed"]
 
 
-@pytest.mark.slow
-def test_a_lora_and_a_controlnet(drive: Callable[..., Any], tmp_path: Path) -> None:
+def test_loras_and_a_controlnet(drive: Callable[..., Any], tmp_path: Path) -> None:
     picture = Image.new("RGB", (64, 64), "blue")
     ImageDraw.Draw(picture).ellipse((12, 12, 52, 52), fill="red")
     picture.save(tmp_path / "input.png")
     seen = drive("conditions")
-    assert "outline" in seen["label"]
-    assert "LoRAsoutline 0.7ControlNetscanny" in seen["details"]
+    assert ["outline" in seen["sliders"][0], "stripes" in seen["sliders"][1]] == [True, True]
+    assert "LoRAsoutline 0.7, stripes 0.25ControlNetscanny" in seen["details"]
 
 
-@pytest.mark.slow
 def test_a_preset(drive: Callable[..., Any], tmp_path: Path) -> None:
     seen = drive("preset")
     assert seen["scheduler"].startswith("dpmpp-2m ·")
@@ -162,7 +156,6 @@ def test_a_preset(drive: Callable[..., Any], tmp_path: Path) -> None:
     Image.open(tmp_path / "preset.png").load()
 
 
-@pytest.mark.slow
 def test_schedulers_are_compared_and_a_recipe_used_again(drive: Callable[..., Any]) -> None:
     seen = drive("compare")
     names = [label.partition(" · ")[0] for label in seen["labels"]]
@@ -172,14 +165,15 @@ def test_schedulers_are_compared_and_a_recipe_used_again(drive: Callable[..., An
     assert seen["mode"].strip() == "Inpaint"
 
 
-@pytest.mark.slow
-def test_combinations_of_a_prompt(drive: Callable[..., Any], new_jobs: Callable[[], list[Job]], tmp_path: Path) -> None:
-    seen = drive("combinations")
+def test_prompts_of_a_template(drive: Callable[..., Any], new_jobs: Callable[[], list[Job]]) -> None:
+    seen = drive("templates")
     assert "'{circle|' in 'a {red|blue} {circle|' cannot be read" in seen["refused"]
     prompts = ["a red circle", "a red star", "a blue circle", "a blue star"]
-    assert [label.partition(" · ")[0] for label in seen["labels"]] == prompts
-    assert {job.prompt for job in new_jobs()} == set(prompts)
-    Image.open(tmp_path / "combinations.png").load()
+    assert [label.partition(" · ")[0] for label in seen["combinations"]] == prompts
+    samples = [label.partition(" · ")[0] for label in seen["samples"]]
+    assert len(set(samples)) == 2
+    assert all(re.fullmatch("a (red|blue) (circle|star|heart)", prompt) for prompt in samples)
+    assert sorted(job.prompt for job in new_jobs()) == sorted([*prompts, *samples])
 
 
 @pytest.mark.slow

@@ -1,6 +1,7 @@
 """`darkroom ui`."""
 
-from typing import Annotated
+from pathlib import Path
+from typing import Annotated, Any
 
 import typer
 
@@ -8,6 +9,7 @@ from darkroom_client.cli._groups import with_option_groups
 from darkroom_client.cli._options import Server
 from darkroom_client.cli._report import fail, print_warning
 from darkroom_client.cli._values import usage_error
+from darkroom_client.cli._words import in_options_words
 
 
 @with_option_groups
@@ -16,21 +18,34 @@ def ui(
     listen: Annotated[
         str, typer.Option(metavar="HOST:PORT", help="Where the page is served, for browsers.")
     ] = "127.0.0.1:7860",
+    login: Annotated[
+        str | None,
+        typer.Option(envvar="DARKROOM_UI_LOGIN", metavar="NAME:PASSWORD", help="What the page asks its visitors for."),
+    ] = None,
+    wildcards: Annotated[
+        Path | None,
+        typer.Option(
+            exists=True, file_okay=False, metavar="DIR", help="Folder of NAME.txt with a text a line for each __NAME__."
+        ),
+    ] = None,
 ) -> None:
     """Serve a page that makes pictures on a Darkroom server, for browsers.
 
-    Needs the extra `ui`. Whoever opens the page uses the server with this command's token.
+    Needs the extra `ui`. Whoever opens the page uses the server with this command's token, and does not see it.
 
     Examples:
     darkroom ui
-    darkroom ui --address gpu.example.org:50051 --token "$TOKEN"
-    darkroom ui --listen 127.0.0.1:8000
+    darkroom ui --listen 127.0.0.1:8000 --wildcards words
+    darkroom ui --address gpu.example.org:50051 --tls-ca ca.pem --token "$TOKEN" --login me:secret
     """
-    from darkroom_client._address import is_local
+    from darkroom_client._address import is_loopback
 
     host, port = _host_and_port(listen)
-    if not is_local(listen):
-        print_warning(f"whoever can open {listen} makes pictures with this command's token")
+    visitor = _name_and_password(login)
+    if visitor is None and not is_loopback(listen):
+        print_warning(
+            f"whoever can open {listen} makes pictures with this command's token: --login asks for a password"
+        )
     try:
         import gradio  # noqa: F401
     except ModuleNotFoundError as error:
@@ -39,9 +54,34 @@ def ui(
     from darkroom_client.ui.app import serve
 
     keywords = server.keywords()
-    serve(
-        keywords.pop("address"), keywords, host, port, lambda url: typer.echo(f"Darkroom's page is on {url}", err=True)
-    )
+
+    def ready(url: str) -> None:
+        typer.echo(f"Darkroom's page is on {url}", err=True)
+        _warn_of_server(server.keywords())
+
+    serve(keywords.pop("address"), keywords, host, port, ready, login=visitor, wildcards=wildcards)
+
+
+def _warn_of_server(keywords: dict[str, Any]) -> None:
+    """Says what is wrong with the server, which may start or be mended while the page is there."""
+    from darkroom_client._sync import Client
+    from darkroom_client.errors import DarkroomError
+
+    with Client(**{**keywords, "retries": 0}) as client:
+        try:
+            client.server_info()
+        except DarkroomError as error:
+            print_warning(in_options_words(error))
+
+
+def _name_and_password(login: str | None) -> tuple[str, str] | None:
+    """:raises typer.BadParameter: if one of them is missing"""
+    if login is None:
+        return None
+    name, _, password = login.partition(":")
+    if not name or not password:
+        usage_error("--login", "must be NAME:PASSWORD")
+    return name, password
 
 
 def _host_and_port(listen: str) -> tuple[str, int]:

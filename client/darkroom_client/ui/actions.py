@@ -22,7 +22,7 @@ from darkroom_client.ui.history import Window
 from darkroom_client.ui.problems import problems
 from darkroom_client.ui.recipes import recipe_of
 from darkroom_client.ui.runs import Job, Run
-from darkroom_client.ui.settings import FIELDS, INPAINT, TEXT, Request, combinations, request, seed
+from darkroom_client.ui.settings import FIELDS, INPAINT, TEXT, Request, prompts, request, seed
 
 
 @dataclass(slots=True)
@@ -40,6 +40,7 @@ class Stage:
     compared: Any  # the schedulers to compare
     reuse: Any
     change: Any
+    save: Any
     stored: Any  # what the browser remembers, as JSON
     troubles: Any  # state: what is wrong with which field
 
@@ -53,10 +54,13 @@ class Actions:
     """The handlers that start, show and stop jobs, of one page for any number of windows.
 
     :param folder: for finished pictures.
+    :param wildcards: the folder of texts for `__NAME__` in prompts.
     """
 
-    def __init__(self, client: AsyncClient, folder: Path, form: Form, stage: Stage, choices: Choices) -> None:
-        self._client, self._folder = client, folder
+    def __init__(
+        self, client: AsyncClient, folder: Path, wildcards: Path | None, form: Form, stage: Stage, choices: Choices
+    ) -> None:
+        self._client, self._folder, self._wildcards = client, folder, wildcards
         self._form, self._stage, self._choices = form, stage, choices
 
     async def open(self) -> Updates:
@@ -117,18 +121,18 @@ class Actions:
         self, asked: Request, schedulers: list[str] | None, fields: Mapping[str, Any]
     ) -> list[tuple[str, Request, dict[str, Any]]]:
         """Of each job its label, its request, and what it has beside that; what is compared has one seed."""
-        if schedulers is None and not fields["combinations"]:
+        if schedulers is None and not fields["template"]:
             return [("", asked, {})]
         given = seed(fields["seed"]) if not fields["random_seed"] else None
         one_seed = random.randrange(2**32) if given is None else given
         if schedulers is None:
-            prompts = combinations(asked.prompt)
-            return [(prompt, replace(asked, prompt=prompt), {"seed": one_seed}) for prompt in prompts]
+            made = prompts(fields, one_seed, self._wildcards)
+            return [(prompt, replace(asked, prompt=prompt), {"seed": one_seed}) for prompt in made]
         offer = self._choices.offer
         if not schedulers or offer is None:
             raise InvalidRequest("Choose the schedulers to compare")
-        if fields["combinations"]:
-            raise InvalidRequest("Schedulers are compared on one prompt, not on every combination")
+        if fields["template"]:
+            raise InvalidRequest("Schedulers are compared on one prompt, not on many")
         steps = {name: offer.steps_for(name, int(fields["num_inference_steps"])) for name in schedulers}
         more = {"seed": one_seed, "num_images": 1}
         return [(name, asked, {"scheduler": name, "num_inference_steps": steps[name], **more}) for name in schedulers]
@@ -154,7 +158,13 @@ class Actions:
             yield updates
         errors = [job.error for job in run.jobs if job.error is not None]
         failed = self._problems(errors[0], asked) if errors and not runs.was_stopped(run) else {}
-        yield {**self._picture(window, run), **failed, **self._idle()}
+        yield {**self._picture(window, run), **self._before(window, run), **failed, **self._idle()}
+
+    def _before(self, window: Window, run: Run) -> Updates:
+        """Where nothing came of a run, not even a preview: what was shown before it."""
+        if any(cell.preview or cell.image for _, cell in run.cells):
+            return {}
+        return {self._stage.view: view.of_picture(window.shown) if window.shown else view.EMPTY}
 
     def _idle(self) -> Updates:
         stage = self._stage
@@ -168,13 +178,16 @@ class Actions:
         return {self._stage.view: view.of_run(run, window.paths), self._stage.status: view.status(run)}
 
     def _history(self, window: Window) -> Updates:
-        shown = window.shown
-        return {
-            self._stage.gallery: gr.update(value=[(made.path, made.caption) for made in window.made], visible=True),
-            self._stage.details: view.details(shown) if shown else "",
-            self._stage.reuse: gr.update(visible=True),
-            self._stage.change: gr.update(visible=True),
-        }
+        gallery = gr.update(value=[(made.path, made.caption) for made in window.made], visible=True)
+        return {self._stage.gallery: gallery, **self._recipe(window)}
+
+    def _recipe(self, window: Window) -> Updates:
+        stage, shown = self._stage, window.shown
+        if shown is None:
+            return {}
+        visible = gr.update(visible=True)
+        save = gr.update(visible=True, value=shown.path)
+        return {stage.details: view.details(shown), stage.reuse: visible, stage.change: visible, stage.save: save}
 
     async def stop(self, window: Window) -> Updates:
         """Stops the run on the server; its own handler then shows its end."""
@@ -203,7 +216,7 @@ class Actions:
         if all(isinstance(job.error, RequestNotFound) for job in run.jobs):
             window.runs.pop()
             stored = json.dumps(window.runs)
-            yield {self._stage.view: view.EMPTY, self._stage.status: "", self._stage.stored: stored}
+            yield {self._stage.status: "", self._stage.stored: stored}
 
     async def recall(self, stored: str) -> Updates:
         """After a reload: sets the fields as they were for the newest run."""
@@ -230,7 +243,7 @@ class Actions:
     def select(self, window: Window, event: gr.SelectData) -> Updates:
         """Shows a picture of the gallery."""
         window.shown = window.made[int(event.index)]
-        shown = {self._stage.details: view.details(window.shown)}
+        shown = self._recipe(window)
         if window.run is None or window.run.ended:
             shown |= {self._stage.view: view.of_picture(window.shown), self._stage.status: ""}
         return shown

@@ -11,18 +11,31 @@ from typing import Any
 _HERE = Path(__file__).parent
 
 
+# Gradio asks nothing of other hosts, keeps no list of what visitors did, and its files lie in the page's folder.
+_ENVIRONMENT = {"GRADIO_ANALYTICS_ENABLED": "False", "GRADIO_RUN_HISTORY": "False", "HF_HUB_OFFLINE": "1"}
+
+
 def serve(
-    address: str | None, options: Mapping[str, Any], host: str, port: int, ready: Callable[[str], object]
+    address: str | None,
+    options: Mapping[str, Any],
+    host: str,
+    port: int,
+    ready: Callable[[str], object],
+    *,
+    login: tuple[str, str] | None = None,
+    wildcards: Path | None = None,
 ) -> None:
     """Serves the page until the process is interrupted.
 
     :param address: of the Darkroom server; None: `AsyncClient`'s default.
     :param options: further keywords of `AsyncClient`.
     :param ready: called with the page's address once it can be opened.
+    :param login: name and password that visitors are asked for; None: whoever opens the page may use it.
+    :param wildcards: the folder of texts for `__NAME__` in prompts.
     :raises OSError: if nothing can listen there.
     """
     with tempfile.TemporaryDirectory(prefix="darkroom-ui-") as folder:
-        os.environ |= {"GRADIO_ANALYTICS_ENABLED": "False", "GRADIO_TEMP_DIR": folder, "HF_HUB_OFFLINE": "1"}
+        os.environ |= _ENVIRONMENT | {"GRADIO_TEMP_DIR": folder}
         import gradio as gr
 
         from darkroom_client.ui.page import build
@@ -30,7 +43,7 @@ def serve(
 
         pictures = Path(folder, "pictures")
         pictures.mkdir()
-        blocks = build(address, options, pictures)
+        blocks = build(address, options, pictures, wildcards)
         _, url, _ = blocks.queue(default_concurrency_limit=None).launch(
             server_name=host,
             server_port=port,
@@ -41,6 +54,7 @@ def serve(
             ssr_mode=False,
             enable_monitoring=False,
             footer_links=[],
+            auth=login,
             theme=theme(gr),
             css_paths=[_HERE / "page.css"],
             js="() => document.body.classList.add('dark')",

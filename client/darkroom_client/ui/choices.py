@@ -11,7 +11,7 @@ from darkroom_client.ui import view
 from darkroom_client.ui.form import Form
 from darkroom_client.ui.offer import Offer
 from darkroom_client.ui.recipes import fields_of, preset_fields
-from darkroom_client.ui.settings import FIELDS, INPAINT, MAX_LORAS, OUTPAINT, SLOTS, STRENGTHS, TEXT
+from darkroom_client.ui.settings import FIELDS, INPAINT, MAX_LORAS, OUTPAINT, SAMPLES, SLOTS, STRENGTHS, TEXT
 
 Updates = dict[Any, Any]  # by component
 NOTHING: Updates = gr.skip()
@@ -104,6 +104,14 @@ class Choices:
             self._form.fields["strength"]: gr.update(visible=mode in STRENGTHS, value=STRENGTHS.get(mode, 0.8)),
         }
 
+    def choose_template(self, template: str) -> Updates:
+        """Asks how many samples, where some are wanted."""
+        return {self._form.fields["samples"]: gr.update(visible=template == SAMPLES)}
+
+    def choose_closely(self, closely: bool) -> Updates:
+        """Asks for the margin around the region that is worked on."""
+        return {self._form.fields["padding_crop"]: gr.update(visible=closely)}
+
     def choose_loras(self, names: list[str]) -> Updates:
         """Shows a slider for each LoRA."""
         labels = [*names, *["Weight"] * MAX_LORAS]
@@ -148,7 +156,13 @@ class Choices:
             updates[fields[f"weight_{index}"]] = _slider(values[f"weight_{index}"], _WEIGHT, -_WEIGHT)
         for slot in range(SLOTS):
             updates[fields[f"control_scale_{slot}"]] = _slider(values[f"control_scale_{slot}"], _SCALE)
-        shown = self.choose_loras(values["loras"]), self.choose_mode(values["mode"]), self._show_controls(values)
+        shown = (
+            self.choose_loras(values["loras"]),
+            self.choose_mode(values["mode"]),
+            self.choose_template(values["template"]),
+            self.choose_closely(values.get("closely", False)),
+            self._show_controls(values),
+        )
         for more in shown:
             for component, update in more.items():
                 updates[component] = {**update, **updates.get(component, {})}

@@ -6,9 +6,22 @@ from typing import Any
 
 import gradio as gr
 
-from darkroom_client.ui.settings import FIELDS, INPAINT, MAX_LORAS, OUTPAINT, PICTURE, SIDES, SLOTS, TEXT
+from darkroom_client.ui.settings import (
+    COMBINATIONS,
+    FIELDS,
+    INPAINT,
+    MAX_LORAS,
+    MAX_PROMPTS,
+    OUTPAINT,
+    PICTURE,
+    SAMPLES,
+    SIDES,
+    SLOTS,
+    TEXT,
+)
 
 _HERE = Path(__file__).parent
+_TEMPLATES = [("As it is", ""), ("All of them", COMBINATIONS), ("Some by chance", SAMPLES)]
 _MODES = [("New", TEXT), ("Remake", PICTURE), ("Inpaint", INPAINT), ("Outpaint", OUTPAINT)]
 
 
@@ -46,6 +59,7 @@ def lay_out() -> Form:
     _sampling(form)
     _loras(form)
     _controls(form)
+    _templates(form)
     _further(form)
     missing = set(FIELDS) - form.fields.keys()
     assert not missing, missing
@@ -53,7 +67,7 @@ def lay_out() -> Form:
 
 
 def _prompt(form: Form) -> None:
-    modes = gr.Radio(_MODES, value=TEXT, show_label=False, container=False, elem_id="mode", elem_classes="segments")
+    modes = gr.Radio(_MODES, value=TEXT, label="Kind of work", show_label=False, container=False, elem_id="mode")
     form.add("mode", modes)
     form.add(
         "prompt",
@@ -64,7 +78,7 @@ def _prompt(form: Form) -> None:
 
 
 def _edit(form: Form) -> None:
-    with gr.Group(visible=False, elem_id="edit") as form.groups["edit"]:
+    with gr.Group(visible=False) as form.groups["edit"]:
         form.add("picture", _upload("picture", height=160))
         form.groups["brush"] = gr.HTML(
             (_HERE / "brush.html").read_text(),
@@ -74,17 +88,20 @@ def _edit(form: Form) -> None:
             js_on_load="darkroomBrush.attach(element)",
         )
         form.groups["picture_problem"] = gr.HTML(visible=False, elem_classes="problem", elem_id="picture_problem")
-        form.add("mask", gr.Textbox("", visible="hidden"))  # a data URL, which the brush writes when a job is started
+        form.add(
+            "mask", gr.Textbox(elem_id="mask")
+        )  # never seen: a data URL that the brush writes when a job is started
         strength = gr.Slider(0, 1, 0.8, step=0.01, label="Strength", info="0 leaves the picture, 1 nothing of it")
         form.add("strength", strength)
     with gr.Group(visible=False) as form.groups["inpaint"]:
         form.add("keep_unmasked", gr.Checkbox(True, label="Keep every pixel outside the mask"))
         form.add("mask_blur", gr.Slider(0, 64, 4, step=1, label="Soft edge", info="Pixels"))
         form.add("closely", gr.Checkbox(False, label="Work on the masked region alone, at full resolution"))
-        form.add("padding_crop", gr.Slider(0, 256, 32, step=1, label="Margin around the region", info="Pixels"))
+        margin = gr.Slider(0, 256, 32, step=1, label="Margin around the region", info="Pixels", visible=False)
+        form.add("padding_crop", margin)
     with gr.Group(visible=False, elem_classes="four") as form.groups["outpaint"], gr.Row():
         for side in SIDES:
-            number = gr.Number(0, label=side.capitalize(), precision=0, min_width=70, elem_id=side)
+            number = gr.Number(0, label=side.capitalize(), precision=0, min_width=70, step=8, elem_id=side)
             form.add(side, number)
 
 
@@ -115,7 +132,7 @@ def _loras(form: Form) -> None:
 def _controls(form: Form) -> None:
     with gr.Accordion("ControlNets", open=False, visible=False) as form.groups["controls"]:
         for slot in range(SLOTS):
-            with gr.Group(visible=slot == 0, elem_id=f"control_{slot}") as form.groups[f"control_{slot}"]:
+            with gr.Group(visible=slot == 0) as form.groups[f"control_{slot}"]:
                 _control(form, slot)
 
 
@@ -168,5 +185,16 @@ def _further(form: Form) -> None:
         form.add("preview", gr.Dropdown([("the model's own", "")], value="", label="Previews"))
         weights = gr.Checkbox(False, label="Weights in the prompt: (word:1.3)", elem_id="weighted")
         form.add("weighted", weights)
-    combinations = gr.Checkbox(False, label="Every combination of {one|two} in the prompt", elem_id="combinations")
-    form.add("combinations", combinations)
+
+
+def _templates(form: Form) -> None:
+    with gr.Accordion("Many prompts from one", open=False, elem_id="templates"):
+        kinds = gr.Radio(
+            _TEMPLATES,
+            value="",
+            label="{red|blue} star",
+            info="A prompt as this one stands for several, made side by side from one seed",
+            elem_id="template",
+        )
+        form.add("template", kinds)
+        form.add("samples", gr.Slider(1, MAX_PROMPTS, 4, step=1, label="Samples", visible=False, elem_id="samples"))

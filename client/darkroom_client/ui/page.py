@@ -24,11 +24,12 @@ _SHOW_TROUBLE = "() => document.querySelector('.invalid')?.scrollIntoView({ bloc
 _QUIET = {"show_progress": "hidden", "api_visibility": "private", "concurrency_limit": None}
 
 
-def build(address: str | None, options: Mapping[str, Any], folder: Path) -> Any:
+def build(address: str | None, options: Mapping[str, Any], folder: Path, wildcards: Path | None) -> Any:
     """The page of the server at an address.
 
     :param options: further keywords of `AsyncClient`.
     :param folder: for finished pictures.
+    :param wildcards: the folder of texts for `__NAME__` in prompts.
     """
     with gr.Blocks(title="Darkroom", analytics_enabled=False, fill_width=True, delete_cache=(3600, 86400)) as blocks:
         with gr.Row(elem_id="head"):
@@ -47,6 +48,7 @@ def build(address: str | None, options: Mapping[str, Any], folder: Path) -> Any:
                 with gr.Row(elem_id="reuse-row"):
                     reuse = gr.Button("Use these settings", size="sm", visible=False, elem_id="reuse")
                     change = gr.Button("Edit this", size="sm", visible=False, elem_id="change")
+                    save = gr.DownloadButton("Save", size="sm", visible=False, elem_id="save")
                 gallery = gr.Gallery(
                     show_label=False,
                     visible=False,
@@ -55,7 +57,7 @@ def build(address: str | None, options: Mapping[str, Any], folder: Path) -> Any:
                     object_fit="cover",
                     allow_preview=False,
                     elem_id="gallery",
-                    buttons=["download"],
+                    buttons=[],
                 )
         stored = gr.Textbox("", visible="hidden", elem_id="stored")
         troubles = gr.State({})
@@ -73,12 +75,13 @@ def build(address: str | None, options: Mapping[str, Any], folder: Path) -> Any:
             compared,
             reuse,
             change,
+            save,
             stored,
             troubles,
         )
         client = AsyncClient(address, **options)
         choices = Choices(client, form)
-        _connect(blocks, Actions(client, folder, form, stage, choices), choices, form, stage, window)
+        _connect(blocks, Actions(client, folder, wildcards, form, stage, choices), choices, form, stage, window)
     return blocks
 
 
@@ -89,6 +92,8 @@ def _connect(blocks: Any, actions: Actions, choices: Choices, form: Form, stage:
     on_stage: dict[str, Any] = {"outputs": [*stage.all, fields["seed"]], **quiet}
     form_outputs = [*form.inputs, *form.groups.values(), *form.maps, stage.compared, stage.status, stage.server]
     on_form: dict[str, Any] = {"outputs": form_outputs, **quiet}
+    # A second choice, made while the first one is answered, is answered as well.
+    on_choice = {**on_form, "trigger_mode": "always_last"}
     opened = blocks.load(actions.open, **on_form)
     opened.then(actions.restore, [window, stage.stored], js=_RECALL, **on_stage)
     opened.then(actions.recall, stage.stored, js=_RECALL, **on_form)
@@ -100,13 +105,15 @@ def _connect(blocks: Any, actions: Actions, choices: Choices, form: Form, stage:
     stage.gallery.select(actions.select, window, **on_stage)
     stage.reuse.click(actions.reuse, window, **on_form)
     stage.change.click(actions.change, [window, fields["mode"]], **on_form)
-    fields["model"].input(choices.choose_model, fields["model"], **on_form)
-    fields["preset"].input(choices.choose_preset, [fields["model"], fields["preset"]], **on_form)
-    fields["scheduler"].input(choices.choose_scheduler, fields["scheduler"], **on_form)
-    fields["mode"].input(choices.choose_mode, fields["mode"], **on_form)
-    fields["loras"].input(choices.choose_loras, fields["loras"], **on_form)
+    fields["model"].input(choices.choose_model, fields["model"], **on_choice)
+    fields["preset"].input(choices.choose_preset, [fields["model"], fields["preset"]], **on_choice)
+    fields["scheduler"].input(choices.choose_scheduler, fields["scheduler"], **on_choice)
+    fields["mode"].input(choices.choose_mode, fields["mode"], **on_choice)
+    fields["template"].input(choices.choose_template, fields["template"], **on_choice)
+    fields["closely"].input(choices.choose_closely, fields["closely"], **on_choice)
+    fields["loras"].input(choices.choose_loras, fields["loras"], **on_choice)
     fields["picture"].change(None, fields["picture"], js=_BRUSH)
     for slot in range(SLOTS):
         model, image, preprocessor = (fields[f"control_{name}_{slot}"] for name in ("model", "image", "preprocessor"))
-        model.input(partial(choices.choose_control, slot), model, **on_form)
-        gr.on([image.change, preprocessor.change], partial(choices.show_map, slot), [image, preprocessor], **on_form)
+        model.input(partial(choices.choose_control, slot), model, **on_choice)
+        gr.on([image.change, preprocessor.change], partial(choices.show_map, slot), [image, preprocessor], **on_choice)

@@ -26,7 +26,7 @@ def fields_of(recipe: Mapping[str, Any]) -> dict[str, Any]:
         "negative_prompt": "",
         **found,
         "mode": task if task in MODES else TEXT,
-        "combinations": False,
+        "template": "",
         "weighted": parameters.get("prompt_syntax") == "PROMPT_SYNTAX_WEIGHTED",
         "scheduler": scheduler.get("name"),
         "sigma_schedule": _sigmas(scheduler.get("sigma_schedule", "")),

@@ -10,6 +10,8 @@ from darkroom_client._aio import AsyncClient
 from darkroom_client._stream import AsyncStream
 from darkroom_client.errors import Cancelled, DarkroomError
 
+_PAUSE = 0.05  # seconds between two changes: a browser that is behind would be shown them one by one, ever later
+
 
 @dataclass(slots=True)
 class Cell:
@@ -100,7 +102,8 @@ class Run:
 
 
 async def follow(run: Run, streams: Sequence[AsyncStream]) -> AsyncIterator[None]:
-    """Yields whenever something has changed, until all jobs have ended. Leaving it leaves the jobs running.
+    """Yields when something has changed, up to 20 times a second, until all jobs have ended. Leaving it leaves the jobs
+    running.
 
     :param streams: of the run's jobs.
     """
@@ -113,6 +116,8 @@ async def follow(run: Run, streams: Sequence[AsyncStream]) -> AsyncIterator[None
             changed.clear()
             ended = run.ended  # before the reader takes its time
             yield
+            if not ended:
+                await asyncio.sleep(_PAUSE)
     finally:
         for reader in readers:
             reader.cancel()

@@ -4,6 +4,7 @@ import base64
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from io import BytesIO
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from darkroom_client._job_calls import JobCalls, StreamT
@@ -22,7 +23,8 @@ TEXT, PICTURE, INPAINT, OUTPAINT = MODES = (
 )  # as the server names its tasks
 SLOTS = 2  # for ControlNets
 MAX_LORAS = 6
-MAX_COMBINATIONS = 24  # pictures that fit side by side
+MAX_PROMPTS = 24  # pictures that fit side by side
+COMBINATIONS, SAMPLES = "combinations", "samples"  # what to make of a prompt that is a template
 SIDES = ("left", "top", "right", "bottom")
 STRENGTHS = {PICTURE: 0.8, INPAINT: 1.0}  # the server's own, of the tasks that have one
 
@@ -32,7 +34,8 @@ FIELDS = (
     "prompt",
     "negative_prompt",
     "weighted",
-    "combinations",
+    "template",
+    "samples",
     "model",
     "preset",
     "scheduler",
@@ -106,13 +109,18 @@ def request(fields: Mapping[str, Any]) -> Request:
     return Request(fields["prompt"], keywords, image, slots)
 
 
-def combinations(template: str) -> list[str]:
-    """The prompts of a template.
+def prompts(fields: Mapping[str, Any], chance: int, wildcards: Path | None) -> list[str]:
+    """The prompts of the template in the prompt's field.
 
-    :raises InvalidRequest: if it is none, or has more than `MAX_COMBINATIONS`.
+    :param chance: the seed of samples.
+    :param wildcards: the folder of `__NAME__`.
+    :raises InvalidRequest: if it is none, or has more combinations than `MAX_PROMPTS`.
     """
     try:
-        return Templates().combinations(template, MAX_COMBINATIONS)
+        templates = Templates(wildcards)
+        if fields["template"] == SAMPLES:
+            return templates.samples(fields["prompt"], int(fields["samples"]), chance)
+        return templates.combinations(fields["prompt"], MAX_PROMPTS)
     except (ValueError, ModuleNotFoundError) as error:
         raise InvalidRequest(
             "the prompt is no template", violations=[Violation("parameters.prompt", str(error))]

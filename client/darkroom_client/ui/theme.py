@@ -4,7 +4,10 @@ from typing import Any
 
 
 def theme(gr: Any) -> Any:
-    """The theme, whose fonts come with Gradio, so that nothing is loaded from elsewhere."""
+    """The theme, whose fonts come with Gradio, so that nothing is loaded from elsewhere.
+
+    Its files of weight 600 have no letters.
+    """
     red = gr.themes.Color(
         "#fff3ef",
         "#ffe2d9",
@@ -31,8 +34,8 @@ def theme(gr: Any) -> Any:
         "#191614",
         "#100e0d",
     )
-    font = gr.themes.LocalFont("IBM Plex Sans", weights=(400, 600))
-    mono = gr.themes.LocalFont("IBM Plex Mono", weights=(400, 600))
+    font = gr.themes.LocalFont("IBM Plex Sans", weights=(400, 700))
+    mono = gr.themes.LocalFont("IBM Plex Mono", weights=(400, 700))
     return gr.themes.Base(
         primary_hue=red,
         secondary_hue=red,

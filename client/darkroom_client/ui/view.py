@@ -2,6 +2,7 @@
 
 import base64
 import html
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -22,12 +23,18 @@ def of_run(run: Run, paths: Mapping[tuple[str, int], str]) -> str:
     :param paths: the files of finished pictures, by job and image index.
     """
     cells = [_cell(job, cell, paths) for job, cell in run.cells]
-    return f'<div class="stage" data-count="{len(cells)}">{"".join(cells)}</div>'
+    return _stage(cells)
 
 
 def of_picture(made: Made) -> str:
     """A finished picture alone."""
-    return f'<div class="stage" data-count="1">{_figure(_img(made.url, "picture", made.prompt), "")}</div>'
+    return _stage([_figure(_img(made.url, "picture", made.prompt), "")])
+
+
+def _stage(figures: list[str]) -> str:
+    count = len(figures)
+    columns = count if count <= 3 else math.ceil(math.sqrt(count))
+    return f'<div class="stage" data-count="{count}" style="--columns:{columns}">{"".join(figures)}</div>'
 
 
 def _cell(job: Job, cell: Cell, paths: Mapping[tuple[str, int], str]) -> str:
@@ -43,7 +50,8 @@ def _cell(job: Job, cell: Cell, paths: Mapping[tuple[str, int], str]) -> str:
 
 
 def _figure(picture: str, caption: str) -> str:
-    text = f"<figcaption>{html.escape(caption)}</figcaption>" if caption else ""
+    text = html.escape(caption)
+    text = f'<figcaption title="{text}">{text}</figcaption>' if text else ""
     return f"<figure>{picture}{text}</figure>"
 
 
