@@ -19,7 +19,7 @@ from darkroom_client.ui import runs, view
 from darkroom_client.ui.choices import NOTHING, Choices, Updates
 from darkroom_client.ui.form import Form
 from darkroom_client.ui.history import Window
-from darkroom_client.ui.problems import problems
+from darkroom_client.ui.problems import in_words, problems
 from darkroom_client.ui.recipes import recipe_of
 from darkroom_client.ui.runs import Job, Run
 from darkroom_client.ui.settings import FIELDS, INPAINT, TEXT, Request, prompts, request, seed
@@ -68,7 +68,7 @@ class Actions:
         try:
             updates = await self._choices.load()
         except DarkroomError as error:
-            return {self._stage.status: view.note(error.message, "alert")}
+            return {self._stage.status: view.note(in_words(error), "alert")}
         offer = self._choices.offer
         assert offer is not None
         return {

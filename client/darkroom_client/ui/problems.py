@@ -3,7 +3,7 @@
 import re
 from collections.abc import Sequence
 
-from darkroom_client.errors import DarkroomError
+from darkroom_client.errors import DarkroomError, Unauthenticated
 from darkroom_client.ui.settings import FIELDS, MAX_LORAS
 
 _RULES = (  # of paths in a request, and the field of the page; the first that fits
@@ -35,8 +35,15 @@ def problems(error: DarkroomError, slots: Sequence[int] = ()) -> dict[str, str]:
         text = violation.description if field or not violation.field else str(violation)
         found.setdefault(field, []).append(text)
     if not error.violations:
-        found[""] = [error.message]
+        found[""] = [in_words(error)]
     return {field: _sentence("; ".join(texts)) for field, texts in found.items()}
+
+
+def in_words(error: DarkroomError) -> str:
+    """An error's text, for a visitor who did not choose the page's token."""
+    if isinstance(error, Unauthenticated):
+        return "The server does not accept this page's token: start `darkroom ui` with another one"
+    return error.message
 
 
 def _field(path: str, slots: Sequence[int]) -> str:
