@@ -29,6 +29,11 @@ demo: $(VENV)/ready
 serve: $(VENV)/ready
 	$(BIN)/darkroom serve
 
+# ui: serve the embedded demo model, and a page for browsers on http://127.0.0.1:7860
+.PHONY: ui
+ui: $(VENV)/ready
+	@$(BIN)/darkroom serve & trap "kill $$!" EXIT; $(BIN)/darkroom ui
+
 # test: the tests, on as many cores as there are, up to four
 .PHONY: test
 test: $(VENV)/ready $(PROTO_ENV)/ready $(TORCHAO)/ready

@@ -225,18 +225,21 @@ export async function login(given) {
   return { texts: texts.length, told: texts.filter((text) => text.includes(given.token)).length, details: await desk.text("details") };
 }
 
-// A server that does not let the page in: it says so.
-export async function refused({ context, url, folder }) {
+// A server that is not there yet, and then does not let the page in: it says so.
+export async function wait({ context, url, folder }) {
   const desk = new Desk(await context.newPage(), folder);
   await desk.page.goto(url);
+  await desk.says("Waiting");
+  const waiting = await desk.text("status");
+  await desk.picture("waiting");
   await desk.page.locator("#status [role=alert]").waitFor();
-  await desk.picture("not-let-in");
   const opened = await desk.text("status");
+  await desk.picture("refused");
   await desk.write("prompt", "a fox");
   await desk.press("generate");
-  await desk.page.locator("#generate:enabled").waitFor();
+  await desk.page.locator("#view .stage.empty").waitFor();
   await desk.page.locator("#status [role=alert]").waitFor();
-  return { opened, asked: await desk.text("status") };
+  return { waiting, opened, asked: await desk.text("status") };
 }
 
 // The page at work, for the README.
@@ -251,9 +254,10 @@ export async function readme(given) {
     await desk.page.locator("#details p").filter({ hasText: prompt }).waitFor();
     await desk.says("Done");
   }
+  const gallery = await desk.made();
   await desk.write("prompt", "a large purple star on a green background");
   await desk.press("generate");
   await desk.says("Step (9|1\\d) ");
   await desk.picture("readme");
-  return { gallery: await desk.made() };
+  return { gallery };
 }

@@ -39,11 +39,17 @@ class Browser:
         return seen
 
 
+def free_port() -> int:
+    """A port that nobody listens on."""
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port: int = free.getsockname()[1]
+    return port
+
+
 @contextlib.contextmanager
 def page_of(address: str, *options: object, **environment: str) -> Iterator[tuple[str, list[str]]]:
     """The address of the page of a server, and what its process says: at first that address, the rest at the end."""
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        listen = f"127.0.0.1:{free.getsockname()[1]}"
+    listen = f"127.0.0.1:{free_port()}"
     code = "from darkroom_client.cli import main; main()"
     command = [sys.executable, "-c", code, "ui", "--address", address, "--listen", listen, *map(str, options)]
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=os.environ | environment) as process:

@@ -11,6 +11,8 @@ from darkroom_client.cli._report import fail, print_warning
 from darkroom_client.cli._values import usage_error
 from darkroom_client.cli._words import in_options_words
 
+_PATIENCE = 60.0  # seconds, for a server that starts
+
 
 @with_option_groups
 def ui(
@@ -63,12 +65,13 @@ def ui(
 
 
 def _warn_of_server(keywords: dict[str, Any]) -> None:
-    """Says what is wrong with the server, which may start or be mended while the page is there."""
+    """Says what is wrong with the server, which may be started or mended while the page is there."""
     from darkroom_client._sync import Client
     from darkroom_client.errors import DarkroomError
 
     with Client(**{**keywords, "retries": 0}) as client:
         try:
+            client.wait_for_server(_PATIENCE)
             client.server_info()
         except DarkroomError as error:
             print_warning(in_options_words(error))

@@ -24,6 +24,8 @@ from darkroom_client.ui.recipes import recipe_of
 from darkroom_client.ui.runs import Job, Run
 from darkroom_client.ui.settings import FIELDS, INPAINT, TEXT, Request, prompts, request, seed
 
+_PATIENCE = 60.0  # seconds, for a server that starts
+
 
 @dataclass(slots=True)
 class Stage:
@@ -63,19 +65,23 @@ class Actions:
         self._client, self._folder, self._wildcards = client, folder, wildcards
         self._form, self._stage, self._choices = form, stage, choices
 
-    async def open(self) -> Updates:
-        """Fills the choices from what the server offers."""
+    async def open(self) -> AsyncIterator[Updates]:
+        """Fills the choices from what the server offers, once it is there."""
         try:
+            if not await self._client.is_ready():
+                yield {self._stage.status: view.note(f"Waiting for the server at {self._client.address}")}
+                await self._client.wait_for_server(_PATIENCE)
             updates = await self._choices.load()
         except DarkroomError as error:
-            return {self._stage.status: view.note(in_words(error), "alert")}
+            yield {self._stage.status: view.note(in_words(error), "alert")}
+            return
         offer = self._choices.offer
         assert offer is not None
-        return {
+        yield {
             **updates,
             self._stage.status: "",
             self._stage.server: view.server(offer.info, self._client.address),
-            self._stage.compared: gr.update(choices=offer.scheduler_choices(), value=offer.featured_schedulers()),
+            self._stage.compared: gr.update(choices=offer.scheduler_names(), value=offer.featured_schedulers()),
         }
 
     # ---------------------------------------------------------------------------------------------------------- runs

@@ -57,7 +57,6 @@ def serve(
             auth=login,
             theme=theme(gr),
             css_paths=[_HERE / "page.css"],
-            js="() => document.body.classList.add('dark')",
             head="".join(f"<script>{(_HERE / name).read_text()}</script>" for name in ("page.js", "brush.js")),
             max_file_size="64mb",
             allowed_paths=[str(pictures)],

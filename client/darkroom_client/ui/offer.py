@@ -63,6 +63,10 @@ class Offer:
         """All schedulers, with what they are good for."""
         return [(f"{entry.name} · {_short(entry.description)}", entry.name) for entry in self.schedulers]
 
+    def scheduler_names(self) -> list[str]:
+        """All schedulers, in short."""
+        return [entry.name for entry in self.schedulers]
+
     def sigma_choices(self, scheduler: str | None) -> Choices:
         """The spacings of noise levels that a scheduler knows."""
         entry = next((entry for entry in self.schedulers if scheduler in (entry.name, *entry.aliases)), None)
@@ -70,7 +74,7 @@ class Offer:
 
     def featured_schedulers(self) -> list[str]:
         """Those to compare, unless others are asked for."""
-        names = [entry.name for entry in self.schedulers]
+        names = self.scheduler_names()
         return [name for name in _FEATURED if name in names][:6] or names[:6]
 
     def steps_for(self, scheduler: str, wanted: int) -> int:

@@ -1,8 +1,4 @@
-// The page is dark whatever the system prefers; Ctrl-Enter generates, Esc stops.
-document.documentElement.style.colorScheme = "dark";
-const darken = () => document.body.classList.contains("dark") || document.body.classList.add("dark");
-if (document.body) darken();
-else document.addEventListener("DOMContentLoaded", darken);
+// Ctrl-Enter generates, Esc stops.
 document.addEventListener("keydown", (event) => {
   const press = (id) => {
     const button = document.getElementById(id);

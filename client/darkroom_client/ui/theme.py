@@ -36,7 +36,7 @@ def theme(gr: Any) -> Any:
     )
     font = gr.themes.LocalFont("IBM Plex Sans", weights=(400, 700))
     mono = gr.themes.LocalFont("IBM Plex Mono", weights=(400, 700))
-    return gr.themes.Base(
+    made = gr.themes.Base(
         primary_hue=red,
         secondary_hue=red,
         neutral_hue=ink,
@@ -62,3 +62,7 @@ def theme(gr: Any) -> Any:
         button_primary_text_color_dark="#1a0a05",
         slider_color_dark="*primary_500",
     )
+    for name in [name for name in vars(made) if name.endswith("_dark")]:  # dark whatever the system prefers
+        if getattr(made, name) is not None:
+            setattr(made, name.removesuffix("_dark"), getattr(made, name))
+    return made
