@@ -1,6 +1,7 @@
 """The page's translations: fields to requests, recipes to fields, errors to fields, runs to HTML."""
 
 import base64
+import socket
 import sys
 from io import BytesIO
 from pathlib import Path
@@ -21,6 +22,7 @@ from darkroom_client.ui.problems import problems
 from darkroom_client.ui.recipes import fields_of, preset_fields, recipe_of
 from darkroom_client.ui.runs import Job, Run
 from darkroom_client.ui.settings import FIELDS, mask, prompts, request
+from tests.darkroom_client.browsing import free_port
 
 BLANK = dict.fromkeys(FIELDS) | {
     "mode": "txt2img",
@@ -317,9 +319,26 @@ def test_the_command_wants_an_address_to_listen_on() -> None:
     assert "has no port" in result.output
 
 
+def test_the_command_says_where_it_cannot_listen() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        listen = f"127.0.0.1:{taken.getsockname()[1]}"
+        result = CliRunner().invoke(app, ["ui", "--listen", listen])
+    assert result.exit_code == 1
+    assert result.output == f"error: cannot listen on {listen}: Address already in use\n"
+
+
+@pytest.mark.parametrize(("listen", "warned"), [("0.0.0.0", True), ("127.0.0.1", False), ("localhost", False)])
+def test_the_command_warns_of_visitors(monkeypatch: pytest.MonkeyPatch, listen: str, warned: bool) -> None:
+    monkeypatch.setitem(sys.modules, "gradio", None)
+    result = CliRunner().invoke(app, ["ui", "--listen", f"{listen}:{free_port()}"])
+    assert ("whoever can open" in result.output) == warned
+    monkeypatch.setenv("DARKROOM_UI_LOGIN", "me:secret")
+    assert "whoever can open" not in CliRunner().invoke(app, ["ui", "--listen", f"{listen}:{free_port()}"]).output
+
+
 def test_the_command_says_what_it_needs(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "gradio", None)
-    result = CliRunner().invoke(app, ["ui"])
+    result = CliRunner().invoke(app, ["ui", "--listen", f"127.0.0.1:{free_port()}"])
     assert result.exit_code == 1
     assert "needs the extra `ui`" in result.output
     assert "pip install 'darkroom-diffusion[ui]'" in result.output

@@ -1,5 +1,6 @@
 """`darkroom ui`."""
 
+import socket
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -43,6 +44,7 @@ def ui(
     from darkroom_client._address import is_loopback
 
     host, port = _host_and_port(listen)
+    _try_to_listen(host, port)
     visitor = _name_and_password(login)
     if visitor is None and not is_loopback(listen):
         print_warning(
@@ -75,6 +77,16 @@ def _warn_of_server(keywords: dict[str, Any]) -> None:
             client.server_info()
         except DarkroomError as error:
             print_warning(in_options_words(error))
+
+
+def _try_to_listen(host: str, port: int) -> None:
+    """:raises typer.Exit: if nobody can, for which Gradio would give reasons of its own"""
+    try:
+        with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind((host, port))
+    except OSError as error:
+        fail(f"cannot listen on {host}:{port}: {error.strerror}")
 
 
 def _name_and_password(login: str | None) -> tuple[str, str] | None:
