@@ -32,7 +32,7 @@ serve: $(VENV)/ready
 # ui: serve the embedded demo model, and a page for browsers on http://127.0.0.1:7860
 .PHONY: ui
 ui: $(VENV)/ready
-	@$(BIN)/darkroom serve & trap "kill $$!" EXIT; $(BIN)/darkroom ui
+	@$(BIN)/darkroom serve & trap "kill $$! 2>/dev/null" EXIT; $(BIN)/darkroom ui
 
 # test: the tests, on as many cores as there are, up to four
 .PHONY: test
