@@ -29,7 +29,6 @@ class Bench:
         self.cuda = options.device.startswith("cuda")
         self.bars: list[dict[str, Any]] = []
         self._ordered = 0
-        self._console = Console(width=None if Console().is_terminal else 150, highlight=False)
 
     @cached_property
     def large(self) -> Path:
@@ -131,12 +130,7 @@ class Bench:
 
     def table(self, title: str, rows: Sequence[Row], note: str = "") -> None:
         """Print rows as a table."""
-        table = Table(title=title, caption=note or None, title_justify="left", caption_justify="left")
-        for column, value in rows[0].items():
-            table.add_column(column, justify="left" if isinstance(value, str) else "right")
-        for row in rows:
-            table.add_row(*(_cell(value) for value in row.values()))
-        self._console.print(table)
+        show(title, rows, note)
 
     @property
     def _kind(self) -> str:
@@ -158,6 +152,16 @@ class Bench:
             held = value >= bar if at_least else value <= bar
             sign = "≥" if at_least else "≤"
             self.bars.append({"what": what, "value": value, "bar": f"{sign} {bar:g}", "verdict": _verdict(held)})
+
+
+def show(title: str, rows: Sequence[Row], note: str = "") -> None:
+    """Print rows as a table."""
+    table = Table(title=title, caption=note or None, title_justify="left", caption_justify="left")
+    for column, value in rows[0].items():
+        table.add_column(column, justify="left" if isinstance(value, str) else "right")
+    for row in rows:
+        table.add_row(*(_cell(value) for value in row.values()))
+    Console(width=None if Console().is_terminal else 150, highlight=False).print(table)
 
 
 def _verdict(held: bool) -> str:

@@ -1,4 +1,4 @@
-"""Charts of throughput and latency against load."""
+"""Charts: of throughput and latency against load, and whatever else is lines in panels."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,7 +13,14 @@ SCALE = 2  # supersampling, for smooth lines
 WIDTH, HEIGHT = 560, 360  # pixels of a panel
 LEFT, RIGHT, TOP, BOTTOM = 62, 22, 88, 52  # its margins
 INK, GRID = "#333333", "#dddddd"
-COLOURS = {"server": "#1f6feb", "(b)": "#d1495b"}
+COLOURS = {
+    "server": "#1f6feb",
+    "(b)": "#d1495b",
+    "random": "#999999",
+    "least loaded": "#d1495b",
+    "affine": "#e09f3e",
+    "affine with spill": "#1f6feb",
+}
 NAMES = {"server": "Darkroom", "(b)": "request-level batching"}
 
 
@@ -36,13 +43,18 @@ class Panel:
     y_label: str
     lines: Sequence[Line]
     logarithmic: bool = False  # y axis
+    wide: bool = False  # a logarithmic x axis
 
 
 def draw(path: Path, rows: Sequence[dict[str, Any]]) -> None:
     """The chart of the load benchmark's rows: per kind of settings, a throughput and a latency panel."""
     kinds = list(dict.fromkeys(row["settings"] for row in rows))
-    panels = [panel for kind in kinds for panel in _panels(kind, [row for row in rows if row["settings"] == kind])]
-    chart = Image.new("RGB", (2 * WIDTH * SCALE, len(kinds) * HEIGHT * SCALE), "white")
+    sheet(path, [panel for kind in kinds for panel in _panels(kind, [row for row in rows if row["settings"] == kind])])
+
+
+def sheet(path: Path, panels: Sequence[Panel]) -> None:
+    """Two panels a line."""
+    chart = Image.new("RGB", (2 * WIDTH * SCALE, ceil(len(panels) / 2) * HEIGHT * SCALE), "white")
     for number, panel in enumerate(panels):
         corner = number % 2 * WIDTH * SCALE, number // 2 * HEIGHT * SCALE
         chart.paste(_Drawing(panel).image, corner)
@@ -75,27 +87,29 @@ class _Drawing:
         self._pen = ImageDraw.Draw(self.image)
         self._panel = panel
         points = [point for line in panel.lines for point in line.points]
-        self._x_ticks = _ticks(0.0, max(x for x, _ in points))
+        across = [x for x, _ in points]
+        self._x_ticks = _powers(min(across), max(across)) if panel.wide else _ticks(0.0, max(across))
         heights = [y for _, y in points]
         self._y_ticks = _powers(min(heights), max(heights)) if panel.logarithmic else _ticks(0.0, max(heights))
         self._axes()
-        for number, line in enumerate(panel.lines):
+        for line in panel.lines:
             self._draw_line(line)
+        for number, line in enumerate({(line.system, line.name): line for line in panel.lines}.values()):
             self._legend(line, number)
 
     def _place(self, x: float, y: float) -> tuple[float, float]:
-        bottom, top = self._y_ticks[0], self._y_ticks[-1]
-        high = log10(y / bottom) / log10(top / bottom) if self._panel.logarithmic else (y - bottom) / (top - bottom)
-        return LEFT + x / self._x_ticks[-1] * (WIDTH - LEFT - RIGHT), HEIGHT - BOTTOM - high * (HEIGHT - TOP - BOTTOM)
+        far = _share(x, self._x_ticks, self._panel.wide)
+        high = _share(y, self._y_ticks, self._panel.logarithmic)
+        return LEFT + far * (WIDTH - LEFT - RIGHT), HEIGHT - BOTTOM - high * (HEIGHT - TOP - BOTTOM)
 
     def _axes(self) -> None:
-        right, bottom = self._x_ticks[-1], self._y_ticks[0]
+        left, right, bottom = self._x_ticks[0], self._x_ticks[-1], self._y_ticks[0]
         for y in self._y_ticks:
-            self._stroke(self._place(0, y), self._place(right, y), GRID)
-            self._text(LEFT - 8, self._place(0, y)[1], f"{y:g}", "rm")
+            self._stroke(self._place(left, y), self._place(right, y), GRID)
+            self._text(LEFT - 8, self._place(left, y)[1], f"{y:g}", "rm")
         for x in self._x_ticks:
             self._text(self._place(x, bottom)[0], HEIGHT - BOTTOM + 8, f"{x:g}", "mt")
-        self._stroke(self._place(0, bottom), self._place(right, bottom), INK)
+        self._stroke(self._place(left, bottom), self._place(right, bottom), INK)
         self._text(LEFT, 14, self._panel.title, "lt", 15)
         self._text(LEFT, TOP - 18, self._panel.y_label, "lt")
         self._text(WIDTH - RIGHT, HEIGHT - 12, self._panel.x_label, "rb")
@@ -117,7 +131,7 @@ class _Drawing:
             )
 
     def _legend(self, line: Line, number: int) -> None:
-        text = f"{NAMES[line.system]} {line.name}".strip()
+        text = f"{NAMES.get(line.system, line.system)} {line.name}".strip()
         self._text(WIDTH - RIGHT, 10 + 16 * number, text, "rt", colour=COLOURS[line.system])
 
     def _stroke(self, begin: tuple[float, float], end: tuple[float, float], colour: str, width: int = 1) -> None:
@@ -130,6 +144,12 @@ class _Drawing:
 
 def _between(begin: tuple[float, float], end: tuple[float, float], part: float) -> tuple[float, float]:
     return begin[0] + (end[0] - begin[0]) * part, begin[1] + (end[1] - begin[1]) * part
+
+
+def _share(value: float, ticks: Sequence[float], logarithmic: bool) -> float:
+    """Where a value is between the first and the last tick."""
+    low, high = ticks[0], ticks[-1]
+    return log10(value / low) / log10(high / low) if logarithmic else (value - low) / (high - low)
 
 
 def _ticks(low: float, high: float) -> list[float]:
