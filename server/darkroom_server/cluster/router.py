@@ -23,8 +23,10 @@ class ModelRouter(RequestRouter):
             named = [each for each in candidate_replicas if each.replica_id.unique_id == name]
             return [named or candidate_replicas]
         model = pending_request.metadata.multiplexed_model_id
-        having = [each for each in candidate_replicas if model in each.routing_stats.get("models", ())]
-        others = [each for each in candidate_replicas if each not in having]
+        having: list[RunningReplica] = []
+        others: list[RunningReplica] = []
+        for each in candidate_replicas:
+            (having if model in each.routing_stats.get("models", ()) else others).append(each)
         if having and others and self._least(having) >= self._least(others) + SPILL:
             return [others, having]
         return [rank for rank in (having, others) if rank]
