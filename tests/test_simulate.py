@@ -30,7 +30,7 @@ def test_one_job_at_a_time_is_the_queue_of_the_textbook() -> None:
     """M/M/1: Poisson arrivals, one exponential tick a job, batches of one."""
     rng, served, asked = random.Random(1), 10.0, 5.0
     fleet = Fleet(Speeds(lambda rows: rng.expovariate(served)), 1, limit=2)
-    found = run(fleet, poisson(fleet, asked, steps=1), 5000)
+    found = run(fleet, poisson(fleet, asked, steps=1), 3000)
     assert found["mean s"] == pytest.approx(1 / (served - asked), rel=0.03)
     assert found["p99 s"] == pytest.approx(math.log(100) / (served - asked), rel=0.06)
     assert found["stepping"] == pytest.approx(asked / served, rel=0.03)
@@ -40,7 +40,7 @@ def test_one_job_at_a_time_is_the_queue_of_the_textbook() -> None:
 def test_jobs_in_the_fleet_are_their_rate_times_their_seconds(policy: str) -> None:
     """Little's law, beside loads of models."""
     fleet = Fleet(replace(DEMO, load=0.3), 6, POLICIES[policy], models=6, budget=2, warm=20)
-    found = run(fleet, poisson(fleet, 12.0), 220)
+    found = run(fleet, poisson(fleet, 12.0), 120)
     assert found["images/s"] * fleet.size == pytest.approx(12.0, rel=0.05)
     assert found["jobs"] == pytest.approx(12.0 * found["mean s"], rel=0.05)
 
@@ -89,14 +89,14 @@ def test_a_model_spills_where_jobs_would_wait() -> None:
 
 def test_bursts_have_the_rate_of_the_mean() -> None:
     fleet = Fleet(replace(DEMO, tick=lambda rows: 1e-4, picture=0.0), 1)
-    assert run(fleet, bursty(fleet, 3.0, steps=1), 5000)["images/s"] == pytest.approx(3.0, rel=0.05)
+    assert run(fleet, bursty(fleet, 3.0, steps=1), 2000)["images/s"] == pytest.approx(3.0, rel=0.05)
 
 
 def test_a_full_queue_refuses() -> None:
-    fleet = Fleet(replace(DEMO, load=100.0), 1, queue=10)
+    fleet = Fleet(replace(DEMO, load=100.0), 1, models=2, queue=10)
     found = run(fleet, poisson(fleet, 5.0), 50)
     assert fleet.calls.sum() == 10
-    assert found["refused"] == 1.0
+    assert found["refused"] > 0.8
 
 
 def test_each_figure_says_where_it_is_from() -> None:
@@ -113,8 +113,8 @@ def test_each_figure_says_where_it_is_from() -> None:
 
 
 def test_a_plan_is_simulated() -> None:
-    found = simulate(Plan(size=5, load=0.02, models=4))
-    assert found["size"] == 5
+    found = simulate(Plan(size=4, load=0.02, models=4))
+    assert found["size"] == 4
     assert found["images/s"] == pytest.approx(0.02 * 7.38, rel=0.1)
 
 

@@ -23,7 +23,7 @@ from tests.benchmarks.driving import percentile
 
 ROWS = 2  # of a picture, with guidance
 STEPS = (12, 16, 20, 24, 28)  # of pictures, equally often
-BURST, BURSTS, BURST_SECONDS = 2.5, 0.2, 10.0  # times the rate, share of the time, and mean length
+BURST, BURST_SHARE, CYCLE = 2.5, 0.2, 20.0  # times the mean rate, for this share of the cycle's seconds
 STATS_SECONDS, SPILL = 2.0, 8  # of `cluster.deployment` and `cluster.router`
 Process = Generator[simpy.Event, Any, None]
 
@@ -155,7 +155,7 @@ Policy = Callable[["Fleet", int], int]  # the device for a job of this model
 
 
 def at_random(fleet: Fleet, model: int) -> int:
-    return fleet.rng.randrange(len(fleet.devices))
+    return fleet.coin.randrange(fleet.size)
 
 
 def least_loaded(fleet: Fleet, model: int) -> int:
@@ -199,12 +199,13 @@ class Fleet:
     latencies: list[float] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        self.env, self.rng = simpy.Environment(), random.Random(self.seed)
+        self.env = simpy.Environment()
+        self.rng, self.coin = random.Random(self.seed), random.Random(self.seed + 1)  # of arrivals, of routing
         self.calls = np.zeros(self.size)
         self.known = np.zeros((self.models, self.size), dtype=bool)  # which device has which model, as reported
         self.devices = [Device(self, index) for index in range(self.size)]
         self._popularity = list(itertools.accumulate(1 / rank for rank in range(1, self.models + 1)))  # Zipf's
-        self._area, self._since, self._before = 0.0, 0.0, Counter[str]()
+        self._jobs, self._job_seconds, self._since, self._before = 0, 0.0, 0.0, Counter[str]()
         self.env.process(self._report())
         self.env.process(self._warm_up())
 
@@ -214,24 +215,25 @@ class Fleet:
         return Job(model, steps or self.rng.choice(STEPS), self.env.now, done)
 
     def arrive(self, job: Job) -> None:
+        """At the router."""
         index = self.policy(self, job.model)
-        self._count()
         if self.devices[index].submit(job):
-            self.calls[index] += 1
+            self._count(index, 1)
         else:
             self.refused += 1
 
     def end(self, job: Job, index: int) -> None:
         """Called by a device when a picture is made."""
-        self._count()
-        self.calls[index] -= 1
+        self._count(index, -1)
         self.latencies.append(self.env.now - job.arrived + self.speeds.job)
         if job.done is not None:
             job.done.succeed()
 
-    def _count(self) -> None:
-        self._area += float(self.calls.sum()) * (self.env.now - self._since)
-        self._since = self.env.now
+    def _count(self, index: int, more: int) -> None:
+        """A device has more jobs, or less."""
+        self._job_seconds += self._jobs * (self.env.now - self._since)
+        self._jobs, self._since = self._jobs + more, self.env.now
+        self.calls[index] += more
 
     def _report(self) -> Process:
         while True:
@@ -243,8 +245,7 @@ class Fleet:
 
     def _warm_up(self) -> Process:
         yield self.env.timeout(self.warm)
-        self._count()
-        self._area, self.refused = 0.0, 0
+        self._job_seconds, self._since, self.refused = 0.0, self.env.now, 0
         self.latencies.clear()
         self._before = self._sums()
 
@@ -254,7 +255,6 @@ class Fleet:
 
     def outcome(self) -> dict[str, float]:
         """Of a run until now: by device, but for latencies in seconds, `jobs` (in the mean) and `refused` (a share)."""
-        self._count()
         seconds = self.env.now - self.warm
         sums = {name: value - self._before[name] for name, value in self._sums().items()}
         made = len(self.latencies)
@@ -267,7 +267,7 @@ class Fleet:
             "stepping": sums["busy"] / seconds / self.size,
             "loading": sums["loading_s"] / seconds / self.size,
             "rows": sums["rows"] / sums["ticks"] if sums["ticks"] else 0.0,
-            "jobs": self._area / seconds,
+            "jobs": (self._job_seconds + self._jobs * (self.env.now - self._since)) / seconds,
             "refused": self.refused / max(1, made + self.refused),
         }
 
@@ -280,14 +280,12 @@ def poisson(fleet: Fleet, rate: float, steps: int | None = None) -> Process:
 
 
 def bursty(fleet: Fleet, rate: float, steps: int | None = None) -> Process:
-    """The same rate in the mean, but `BURST` times it in bursts, which are `BURSTS` of the time."""
+    """The same rate in the mean, but `BURST` times it in the first part of each cycle."""
+    calm = (1 - BURST * BURST_SHARE) / (1 - BURST_SHARE)
     while True:
-        for share, factor in ((BURSTS, BURST), (1 - BURSTS, (1 - BURST * BURSTS) / (1 - BURSTS))):
-            until = fleet.env.now + fleet.rng.expovariate(BURSTS / share / BURST_SECONDS)
-            while fleet.env.now + (gap := fleet.rng.expovariate(rate * factor)) < until:
-                yield fleet.env.timeout(gap)
-                fleet.arrive(fleet.job(steps))
-            yield fleet.env.timeout(until - fleet.env.now)
+        yield fleet.env.timeout(fleet.rng.expovariate(rate * BURST))
+        if fleet.env.now % CYCLE < BURST_SHARE * CYCLE or fleet.rng.random() < calm / BURST:
+            fleet.arrive(fleet.job(steps))
 
 
 def client(fleet: Fleet, count: int, steps: int) -> Process:

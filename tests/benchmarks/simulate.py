@@ -6,6 +6,7 @@ Prints what four ways to route make of one fleet, and what edges and controller 
 
 import argparse
 import json
+import math
 import subprocess
 import sys
 import tempfile
@@ -19,13 +20,14 @@ import numpy as np
 
 from tests.benchmarks import chart
 from tests.benchmarks.bench import show
-from tests.benchmarks.fleet import POLICIES, STEPS, Fleet, Speeds, bursty, client, curve, least_loaded, poisson
+from tests.benchmarks.fleet import CYCLE, POLICIES, STEPS, Fleet, Speeds, bursty, client, curve, least_loaded, poisson
 
 INPUTS = Path(__file__).parent / "results" / "fleet.json"
 SIZES = (1, 3, 10, 30, 100, 300, 1000)
 LOADS = (0.1, 0.2, 0.4, 0.6, 0.8)
 ARRIVALS = {"Poisson": poisson, "bursts": bursty}
-DEVICE_SECONDS, LEAST, MOST = 6_000, 45.0, 900.0  # that a run simulates of all devices, and bounds of its length
+DEVICE_SECONDS, MOST = 6_000, 15  # that a run simulates of all devices together, and its longest in times of LEAST
+LEAST = 3 * CYCLE  # of which the first is for warming up
 MEAN_STEPS = sum(STEPS) / len(STEPS)
 NIC = 1.25e9  # bytes a second: 10 Gbit/s
 CLIENTS, PICTURES, CHECK_STEPS = 16, 32, 20  # of the benchmark's part `cluster`
@@ -59,7 +61,7 @@ def inputs(part: Mapping[str, Any]) -> dict[str, Any]:
 def simulate(plan: Plan) -> dict[str, Any]:
     """The plan's figures and those of a run of it."""
     speeds = speeds_of(inputs(json.loads(INPUTS.read_text())["devices"][plan.device]))
-    seconds = min(max(DEVICE_SECONDS / plan.size, LEAST), MOST)
+    seconds = LEAST * min(MOST, math.ceil(DEVICE_SECONDS / plan.size / LEAST))
     fleet = Fleet(speeds, plan.size, POLICIES[plan.policy], plan.models, plan.budget, warm=seconds / 3)
     rate = plan.load * plan.size * speeds.images_per_s(fleet.limit, MEAN_STEPS)
     fleet.env.process(ARRIVALS[plan.arrivals](fleet, rate))
