@@ -6,7 +6,6 @@ Prints what four ways to route make of one fleet, and what edges and controller 
 
 import argparse
 import json
-import math
 import subprocess
 import sys
 import tempfile
@@ -26,8 +25,6 @@ INPUTS = Path(__file__).parent / "results" / "fleet.json"
 SIZES = (1, 3, 10, 30, 100, 300, 1000)
 LOADS = (0.1, 0.2, 0.4, 0.6, 0.8)
 ARRIVALS = {"Poisson": poisson, "bursts": bursty}
-DEVICE_SECONDS, MOST = 6_000, 15  # that a run simulates of all devices together, and its longest in times of LEAST
-LEAST = 3 * CYCLE  # of which the first is for warming up
 MEAN_STEPS = sum(STEPS) / len(STEPS)
 NIC = 1.25e9  # bytes a second: 10 Gbit/s
 CLIENTS, PICTURES, CHECK_STEPS = 16, 32, 20  # of the benchmark's part `cluster`
@@ -45,6 +42,7 @@ class Plan:
     budget: int = 4
     policy: str = "affine with spill"
     arrivals: str = "Poisson"
+    seconds: float = 12 * CYCLE  # to simulate, the first third of which is for warming up
 
 
 def speeds_of(figures: Mapping[str, Any]) -> Speeds:
@@ -61,11 +59,10 @@ def inputs(part: Mapping[str, Any]) -> dict[str, Any]:
 def simulate(plan: Plan) -> dict[str, Any]:
     """The plan's figures and those of a run of it."""
     speeds = speeds_of(inputs(json.loads(INPUTS.read_text())["devices"][plan.device]))
-    seconds = LEAST * min(MOST, math.ceil(DEVICE_SECONDS / plan.size / LEAST))
-    fleet = Fleet(speeds, plan.size, POLICIES[plan.policy], plan.models, plan.budget, warm=seconds / 3)
+    fleet = Fleet(speeds, plan.size, POLICIES[plan.policy], plan.models, plan.budget, warm=plan.seconds / 3)
     rate = plan.load * plan.size * speeds.images_per_s(fleet.limit, MEAN_STEPS)
     fleet.env.process(ARRIVALS[plan.arrivals](fleet, rate))
-    fleet.env.run(until=seconds)
+    fleet.env.run(until=plan.seconds)
     return {**vars(plan), **fleet.outcome()}
 
 
@@ -152,7 +149,10 @@ def check(recorded: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 def _recorded(file: str) -> dict[str, Any]:
     if file:
-        return json.loads(Path(file).read_text())  # type: ignore[no-any-return]
+        recorded = json.loads(Path(file).read_text())
+        if missing := {"steps", "cluster"} - recorded.keys():
+            sys.exit(f"{file} lacks the part {' and '.join(sorted(missing))}")
+        return recorded  # type: ignore[no-any-return]
     with tempfile.TemporaryDirectory() as folder:
         command = [sys.executable, "-m", "tests.benchmarks", "--only", "steps,cluster", "--out", folder]
         subprocess.run(command, check=True)
@@ -167,6 +167,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--load", type=float, default=Plan.load, help="share of what devices do with full batches")
     parser.add_argument("--models", type=int, default=Plan.models, help="models; the k-th is asked for as 1/k")
     parser.add_argument("--budget", type=int, default=Plan.budget, help="models in a device's memory")
+    parser.add_argument("--seconds", type=float, default=Plan.seconds, help="to simulate, a third for warming up")
     parser.add_argument("--picture", type=Path, help="sweep size and load, and draw (minutes)")
     parser.add_argument(
         "--check",
@@ -184,7 +185,8 @@ def main() -> int:
         rows = check(_recorded(options.check))
         show("images/s of replicas on this machine", rows)
         return int(any(abs(row["off"]) > WITHIN for row in rows if row["system"] == "2 replicas"))
-    plan = Plan(options.device, options.size, options.load, options.models, options.budget)
+    names = ("device", "size", "load", "models", "budget", "seconds")
+    plan = Plan(**{name: getattr(options, name) for name in names})
     if options.picture:
         chart.sheet(options.picture, panels(plan))
         return 0
