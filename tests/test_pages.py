@@ -41,6 +41,7 @@ from tests.support import RunningServer, settle
 NOT_RUN = {
     "make ": "sets up an environment; the tests run in one",
     "pip install ": "tests/test_wheel.py and tests/deploy install into empty environments",
+    "python -m tests.benchmarks.simulate": "takes minutes; tests/test_simulate.py runs the model",
     "python -m build": "tests/test_wheel.py builds",
     "python -m twine upload": "publishes",
     "npm install ": "tests/darkroom_client/test_typescript.py and test_browser.py build and run the examples",
