@@ -6,10 +6,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
+_FOLDERS = (".github", "protos", "plugins", "server", "client", "tests")
 PAGES = sorted(
     str(page.relative_to(ROOT))
-    for page in ROOT.rglob("*.md")
-    if not {"node_modules", ".venv", ".cache", "out"} & set(page.relative_to(ROOT).parts)
+    for page in (*ROOT.glob("*.md"), *(page for folder in _FOLDERS for page in (ROOT / folder).rglob("*.md")))
+    if "node_modules" not in page.parts
 )
 _BLOCK = re.compile(r"^```(\w*)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
 

@@ -49,6 +49,23 @@ NOT_RUN = {
     "darkroom serve": "the server of the tests is there",
     "darkroom ui": "tests/darkroom_client/test_ui_browser.py opens the page",
 }
+# Programs that the commands want beside a shell's; where one is missing, its commands are left out.
+PROGRAMS = ("buf", "curl", "grpcurl", "jq")
+# Pictures that a page makes.
+MADE = {
+    "README.md": {"heart.png", "again.jpg", "shapes.png", "edited.png"},
+    "client/README.md": {
+        "circle.png",
+        "blue.png",
+        "star.png",
+        "again.png",
+        "star.webp",
+        "pictures/*-7.png",
+        "matrix/*",
+    },
+    "protos/README.md": {"0.png", "1.png", "circle.png"},
+    "server/http.md": {"partial-0.png", "partial-1.png", "circle.png"},
+}
 # Pages whose commands other tests run.
 ELSEWHERE = {"client/examples/languages.md": "tests/darkroom_client/test_languages.py"}
 QUICK = {"name": "shapes", "path": MODEL_PATH, "default_num_inference_steps": 2}
@@ -91,7 +108,8 @@ class Reader:
 
     def __init__(self, server: RunningServer, page: str) -> None:
         self.page = page
-        self.missing: set[str] = set()  # programs that are not here
+        self.missing: set[str] = set()  # programs that are not here,
+        self.left_out: list[str] = []  # and the commands that want them
         self._addresses = {"127.0.0.1:50051": server.address}
         if server.app.url is not None:
             self._addresses["http://127.0.0.1:8080"] = server.app.url
@@ -105,11 +123,12 @@ class Reader:
 
     def _sh(self, block: Block) -> None:
         for command in block.commands:
-            program = command.split()[0]
+            missing = {each for each in PROGRAMS if re.search(rf"\b{each} ", command) and not shutil.which(each)}
             if any(command.startswith(start) for start in NOT_RUN):
                 check_options(command.removesuffix("&").partition("#")[0].split())
-            elif program != "darkroom" and not shutil.which(program):
-                self.missing.add(program)
+            elif missing:
+                self.missing |= missing
+                self.left_out.append(command)
             else:
                 self._run(command)
 
@@ -168,6 +187,8 @@ def test_page(page: str, shapes: RunningServer, folder: Path, monkeypatch: pytes
             if block.language and not block.files:
                 reader.read(block)
         settle(server)
+    for pattern in MADE.get(page, ()):
+        assert [*folder.glob(pattern)] or any(pattern in command for command in reader.left_out), pattern
     for picture in folder.rglob("*.png"):
         Image.open(picture).load()
     if reader.missing:
