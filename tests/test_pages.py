@@ -37,9 +37,10 @@ from tests.node import built
 from tests.pages import PAGES, ROOT, Block, blocks, words
 from tests.support import RunningServer, settle
 
-# Commands that are not run, by how they begin, and why. The options of `darkroom` are looked up all the same.
+# Commands that are not run, by how they begin, and why. Options of `darkroom` and verbs of make are looked up.
 NOT_RUN = {
     "make ": "sets up an environment; the tests run in one",
+    ". .venv/": "the same",
     "pip install ": "tests/test_wheel.py and tests/deploy install into empty environments",
     "python -m tests.benchmarks.simulate": "takes minutes; tests/test_simulate.py runs the model",
     "python -m build": "tests/test_wheel.py builds",
@@ -125,7 +126,7 @@ class Reader:
         for command in block.commands:
             missing = {each for each in PROGRAMS if re.search(rf"\b{each} ", command) and not shutil.which(each)}
             if any(command.startswith(start) for start in NOT_RUN):
-                check_options(command.removesuffix("&").partition("#")[0].split())
+                check_words(command.removesuffix("&").partition("#")[0].split())
             elif missing:
                 self.missing |= missing
                 self.left_out.append(command)
@@ -161,8 +162,10 @@ class Reader:
         json.loads(block.text)
 
 
-def check_options(command: Sequence[str]) -> None:
-    """A command of `darkroom` is there, and has these options."""
+def check_words(command: Sequence[str]) -> None:
+    """A command of `darkroom` is there, and has these options; so is a verb of make."""
+    if command[0] == "make":
+        assert f"\n{command[1]}:" in (ROOT / "Makefile").read_text(), command
     if command[0] != "darkroom":
         return
     group: Any = get_command(app)
