@@ -37,7 +37,7 @@ from darkroom_server.jobs.kept import KeptJob, KeptJobs
 from darkroom_server.jobs.log import DONE, JobLog, LoggedJob
 
 if TYPE_CHECKING:
-    from collections.abc import Coroutine
+    from collections.abc import Callable, Coroutine
 
     from darkroom_server.api.backend import Backend
     from darkroom_server.config.settings import Settings
@@ -313,18 +313,20 @@ class Keeper:
         job.priority = quotas.PRIORITIES.get(message.priority, "normal")
         job.created, job.base = kept.created, (kept.run - 1) * RUN_SEQUENCES
         kept.job, kept.seen = job, job.seen
-        context, refusal = copy_context(), None
+        context = copy_context()
+        refusal: DarkroomError | None = None
         try:
             context.run(call_as, caller_of(kept.owner, self._tokens, self._numbers))
         except Unauthenticated as error:
             refusal = error
         if kept.begun >= MAX_TURNS or kept.run > MAX_RUNS:
             refusal = GivenUp("the server ended again and again while it did this job")
-        first_turn = job.on_start
-        job.on_start = lambda: (first_turn(), self._note_turn(kept))[0]
+        job.on_start = partial(self._note_turn, kept, job.on_start)
         context.run(self._start, kept, logged.rpc, message, refusal)
 
-    def _note_turn(self, kept: KeptJob) -> None:
+    def _note_turn(self, kept: KeptJob, on_start: Callable[[], None]) -> None:
+        """A job that a restart took up has its first turn."""
+        on_start()
         assert self._log is not None
         assert kept.id is not None
         kept.begun += 1

@@ -70,7 +70,9 @@ def status_of(error: DarkroomError) -> tuple[grpc.StatusCode, str, tuple[tuple[s
 
 def serialized(error: DarkroomError) -> bytes:
     """The google.rpc.Status of an error, of which `error_of` makes the error again."""
-    return bytes(dict(status_of(error)[2])[DETAILS_KEY])
+    details = dict(status_of(error)[2])[DETAILS_KEY]
+    assert isinstance(details, bytes)
+    return details
 
 
 def error_of(status: status_pb2.Status) -> DarkroomError:
