@@ -284,7 +284,7 @@ async def send(address: str, http: str, count: float, seed: int = 0, together: i
     """Send so many requests, or endlessly; how many had which answer, by door. `http` is the path of a socket."""
     answers: Counter[str] = Counter()
     numbers: Iterator[int] = iter(range(int(count)))
-    transport = httpx2.AsyncHTTPTransport(uds=http)
+    transport = httpx2.AsyncHTTPTransport(uds=http, limits=httpx2.Limits(max_keepalive_connections=0))
     async with (
         aio.insecure_channel(address, options=[("grpc.use_local_subchannel_pool", 1)]) as channel,
         httpx2.AsyncClient(transport=transport, base_url="http://darkroom", timeout=SECONDS) as client,
