@@ -354,7 +354,7 @@ class Keeper:
 
 
 async def _quietly(write: Coroutine[Any, Any, None]) -> None:
-    """A write to the log that may fail: what it forgets is deleted by the next start."""
+    """A write to the log that may fail: what it should have deleted, the next start deletes."""
     with suppress(JobLogFull, JobLogUnavailable):
         await write
 
