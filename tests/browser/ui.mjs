@@ -255,9 +255,9 @@ export async function readme(given) {
     await desk.says("Done");
   }
   const gallery = await desk.made();
-  await desk.write("prompt", "a large purple star on a green background");
+  await desk.ask("a large purple star on a green background", 75);
   await desk.press("generate");
-  await desk.says("Step (9|1\\d) ");
+  await desk.says("Step [2-5]\\d ");
   await desk.picture("readme");
   return { gallery };
 }
