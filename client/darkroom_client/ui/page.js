@@ -10,5 +10,5 @@ document.addEventListener("keydown", (event) => {
     event.preventDefault();
     event.stopPropagation();
     press("generate");
-  } else if (event.key === "Escape") press("stop");
+  } else if (event.key === "Escape" && !document.querySelector("[role=listbox]")) press("stop"); // else a menu closes
 }, true);
