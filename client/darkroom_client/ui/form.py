@@ -88,9 +88,8 @@ def _edit(form: Form) -> None:
             js_on_load="darkroomBrush.attach(element)",
         )
         form.groups["picture_problem"] = gr.HTML(visible=False, elem_classes="problem", elem_id="picture_problem")
-        form.add(
-            "mask", gr.Textbox(elem_id="mask")
-        )  # never seen: a data URL that the brush writes when a job is started
+        # Never seen: a data URL, which the brush writes when a job is started.
+        form.add("mask", gr.Textbox(elem_id="mask"))
         strength = gr.Slider(0, 1, 0.8, step=0.01, label="Strength", info="0 leaves the picture, 1 nothing of it")
         form.add("strength", strength)
     with gr.Group(visible=False) as form.groups["inpaint"]:
