@@ -12,7 +12,7 @@ const browser = await playwright.launch({ args: ["--no-sandbox"], executablePath
 
 async function run({ script, scenario, folder, ...more }) {
   const context = await browser.newContext({ viewport: { width: 1280, height: 800 } });
-  context.setDefaultTimeout(40_000);
+  context.setDefaultTimeout(60_000);
   const errors = [];
   const hosts = new Set();
   context.on("weberror", (error) => errors.push(String(error.error())));

@@ -94,7 +94,7 @@ export async function refuse(given) {
 export async function windows(given) {
   const desks = [await Desk.at(given), await Desk.at(given)];
   const prompts = ["a red circle", "a green star"];
-  for (const [index, desk] of desks.entries()) await desk.ask(prompts[index], 60);
+  for (const [index, desk] of desks.entries()) await desk.ask(prompts[index], 40);
   await Promise.all(desks.map((desk) => desk.press("generate")));
   await Promise.all(desks.map((desk) => desk.shown("preview")));
   const together = await Promise.all(desks.map((desk) => desk.page.locator("#view img[data-kind=preview]").count()));
