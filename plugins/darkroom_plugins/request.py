@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 if TYPE_CHECKING:
@@ -17,6 +17,7 @@ ImageFormat = Literal["png", "jpeg", "webp"]
 Pixels: TypeAlias = "np.ndarray[Any, Any]"
 ResizeMode = Literal["crop", "pad", "stretch"]
 PromptSyntax = Literal["plain", "weighted"]
+Upscaler = Literal["latent-nearest", "latent-bilinear", "latent-bicubic", "pixel-bicubic", "pixel-lanczos"]
 SafetyPolicy = Literal["off", "flag", "block"]
 
 
@@ -94,6 +95,17 @@ class SizeConditioning:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class HiresFix:
+    """A second stage: the result upscaled to this size in pixels, and denoised as by `ImageToImage`."""
+
+    width: int
+    height: int
+    upscaler: Upscaler
+    strength: float
+    num_inference_steps: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class PreviewOptions:
     """Which previews to send; `max_edge` in pixels."""
 
@@ -146,11 +158,32 @@ class Request:
     edit: EditChoice | None = None
     resize_mode: ResizeMode = "crop"
     sized: bool = True
+    hires_fix: HiresFix | None = None
     extensions: Mapping[str, BaseModel] = field(default_factory=dict)
     preview: PreviewOptions
     output: OutputOptions
     deterministic: bool = False
     safety: SafetyPolicy = "off"  # the model's
+
+    @property
+    def second_stage(self) -> Request | None:
+        """The request of the second stage, an edit of the result of the first."""
+        if (hires := self.hires_fix) is None:
+            return None
+        return replace(
+            self,
+            task="img2img",
+            edit=ImageToImage(strength=hires.strength),
+            width=hires.width,
+            height=hires.height,
+            num_inference_steps=hires.num_inference_steps,
+        )
+
+    @property
+    def final_size(self) -> tuple[int, int]:
+        """(width, height) of the picture, in pixels; of an edit its working size."""
+        last = self.hires_fix or self
+        return last.width, last.height
 
     @property
     def guided(self) -> bool:

@@ -38,6 +38,9 @@ def parameters_json(request: Request, seed: int) -> dict[str, Any]:
     if request.prompt_syntax != "plain":
         result["prompt_syntax"] = f"PROMPT_SYNTAX_{request.prompt_syntax}".upper()
     result |= _conditions(request)
+    if request.hires_fix is not None:
+        chosen = dataclasses.asdict(request.hires_fix)
+        result["hires_fix"] = chosen | {"upscaler": f"UPSCALER_{chosen['upscaler']}".upper().replace("-", "_")}
     result["seed"] = seed if seed <= MAX_EXACT else str(seed)
     scheduler: dict[str, Any] = {"name": request.scheduler.name}
     for field in ("sigma_schedule", "timestep_spacing"):

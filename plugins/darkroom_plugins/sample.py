@@ -88,6 +88,7 @@ class Sample:
     rows: tuple[PromptEmbedding, ...] = ()  # unconditional first, with classifier-free guidance
     latents: torch.Tensor = field(init=False)  # (1, channels, h, w), noisy, in the scheduler's scale; set by Task.begin
     extra_channels: torch.Tensor | None = None  # (1, more, h, w): concatenated to the latents in each evaluation
+    first_stage: torch.Tensor | None = None  # (1, channels, h', w'), clean: what a second stage goes on from
     state: dict[str, Any] = field(default_factory=dict)  # of contributions, by name
     warnings: list[str] = field(default_factory=list)  # sentences for the user, of Task.begin
 

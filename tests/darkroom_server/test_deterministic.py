@@ -93,11 +93,11 @@ class SameLayout(Oracle):
     """Diffusers' pipelines with their weights where the server has them: convolutions round otherwise in another
     layout, products of few rows where a weight begins at another address of a mapped file."""
 
-    def __call__(self, job: Job) -> np.ndarray:
+    def run(self, job: Job, **arguments: Any) -> Any:
         before = torch.get_num_threads()
         torch.set_num_threads(1)  # as the server's
         try:
-            return super().__call__(job)
+            return super().run(job, **arguments)
         finally:
             torch.set_num_threads(before)
 

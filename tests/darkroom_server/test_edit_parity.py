@@ -116,6 +116,13 @@ class Oracle:
         return diffusers.ControlNetModel.from_pretrained(self.folder / name)
 
     def __call__(self, job: Job) -> np.ndarray:
+        return np.asarray(self.run(job), dtype=int)
+
+    def run(self, job: Job, **arguments: Any) -> Any:
+        """The first image, with further arguments of the pipeline."""
+        return self._pipe(job)(**{**self._arguments(job), **arguments}).images[0]
+
+    def _pipe(self, job: Job) -> Any:
         base, family = self._base(job.model, job.loras), job.model.partition("-")[0]
         kind = PIPELINES[job.task, bool(job.controls)].format("XL" if family == "sdxl" else "")
         nets = [self._net(f"{family}-{name}") for name, _ in job.controls]
@@ -129,7 +136,7 @@ class Oracle:
         parts["scheduler"] = getattr(diffusers, class_name).from_config(base.scheduler.config, **options)
         pipe = getattr(diffusers, kind)(**parts, **more)
         pipe.set_progress_bar_config(disable=True)
-        return np.asarray(pipe(**self._arguments(job)).images[0], dtype=int)
+        return pipe
 
     def _arguments(self, job: Job) -> dict[str, Any]:
         arguments: dict[str, Any] = {

@@ -59,6 +59,13 @@ def parameters_line(request: Request, seed: int, findings: Mapping[str, Any] | N
         settings["DeepCache interval"] = request.cache_interval
     if request.guidance_interval:
         settings["CFG interval"] = f"{request.guidance_start:g} to {request.guidance_end:g}"
+    if (hires := request.hires_fix) is not None:
+        settings |= {
+            "Hires resize": f"{hires.width}x{hires.height}",
+            "Hires steps": hires.num_inference_steps,
+            "Hires upscaler": hires.upscaler,
+            "Denoising strength": f"{hires.strength:g}",
+        }
     settings |= {name.capitalize(): finding for name, finding in (findings or {}).items()}
     lines.append(", ".join(f"{key}: {value}" for key, value in settings.items()))
     return "\n".join(lines)

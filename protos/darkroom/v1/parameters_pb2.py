@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from google.protobuf import struct_pb2 as google_dot_protobuf_dot_struct__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1c\x64\x61rkroom/v1/parameters.proto\x12\x0b\x64\x61rkroom.v1\x1a\x1cgoogle/protobuf/struct.proto\"\xb8\x07\n\nParameters\x12\x0c\n\x04task\x18\x01 \x01(\t\x12\r\n\x05model\x18\x02 \x01(\t\x12\x0e\n\x06prompt\x18\x03 \x01(\t\x12\x1c\n\x0fnegative_prompt\x18\x04 \x01(\tH\x00\x88\x01\x01\x12\x10\n\x08prompt_2\x18\x05 \x01(\t\x12\x19\n\x11negative_prompt_2\x18\x06 \x01(\t\x12\x30\n\rprompt_syntax\x18\x07 \x01(\x0e\x32\x19.darkroom.v1.PromptSyntax\x12\x12\n\x05width\x18\x08 \x01(\x05H\x01\x88\x01\x01\x12\x13\n\x06height\x18\t \x01(\x05H\x02\x88\x01\x01\x12\x17\n\nnum_images\x18\n \x01(\x05H\x03\x88\x01\x01\x12 \n\x13num_inference_steps\x18\x0b \x01(\x05H\x04\x88\x01\x01\x12\x1b\n\x0eguidance_scale\x18\x0c \x01(\x01H\x05\x88\x01\x01\x12\x18\n\x10guidance_rescale\x18\r \x01(\x01\x12\x16\n\x0eguidance_start\x18\x16 \x01(\x01\x12\x19\n\x0cguidance_end\x18\x17 \x01(\x01H\x06\x88\x01\x01\x12\x1b\n\x0e\x63\x61\x63he_interval\x18\x18 \x01(\x05H\x07\x88\x01\x01\x12\x11\n\tclip_skip\x18\x0e \x01(\x05\x12\x0b\n\x03\x65ta\x18\x0f \x01(\x01\x12\x11\n\x04seed\x18\x10 \x01(\x03H\x08\x88\x01\x01\x12-\n\tscheduler\x18\x11 \x01(\x0b\x32\x1a.darkroom.v1.SchedulerSpec\x12$\n\x05loras\x18\x12 \x03(\x0b\x32\x15.darkroom.v1.LoraSpec\x12*\n\x08\x63ontrols\x18\x13 \x03(\x0b\x32\x18.darkroom.v1.ControlSpec\x12\x38\n\x11size_conditioning\x18\x14 \x01(\x0b\x32\x1d.darkroom.v1.SizeConditioning\x12;\n\nextensions\x18\x15 \x03(\x0b\x32\'.darkroom.v1.Parameters.ExtensionsEntry\x12\x0e\n\x06preset\x18\x19 \x01(\t\x1aJ\n\x0f\x45xtensionsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12&\n\x05value\x18\x02 \x01(\x0b\x32\x17.google.protobuf.Struct:\x02\x38\x01\x42\x12\n\x10_negative_promptB\x08\n\x06_widthB\t\n\x07_heightB\r\n\x0b_num_imagesB\x16\n\x14_num_inference_stepsB\x11\n\x0f_guidance_scaleB\x0f\n\r_guidance_endB\x11\n\x0f_cache_intervalB\x07\n\x05_seed\"\xb3\x01\n\rSchedulerSpec\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x32\n\x0esigma_schedule\x18\x02 \x01(\x0e\x32\x1a.darkroom.v1.SigmaSchedule\x12\x36\n\x10timestep_spacing\x18\x03 \x01(\x0e\x32\x1c.darkroom.v1.TimestepSpacing\x12(\n\x07options\x18\x04 \x01(\x0b\x32\x17.google.protobuf.Struct\"8\n\x08LoraSpec\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x13\n\x06weight\x18\x02 \x01(\x01H\x00\x88\x01\x01\x42\t\n\x07_weight\"\xe5\x01\n\x0b\x43ontrolSpec\x12\r\n\x05model\x18\x01 \x01(\t\x12\r\n\x05image\x18\x02 \x01(\x0c\x12\x14\n\x0cpreprocessor\x18\x03 \x01(\t\x12\x35\n\x14preprocessor_options\x18\x04 \x01(\x0b\x32\x17.google.protobuf.Struct\x12\x12\n\x05scale\x18\x05 \x01(\x01H\x00\x88\x01\x01\x12\r\n\x05start\x18\x06 \x01(\x01\x12\x10\n\x03\x65nd\x18\x07 \x01(\x01H\x01\x88\x01\x01\x12\x12\n\nguess_mode\x18\x08 \x01(\x08\x12\x10\n\x08\x65\x63ho_map\x18\t \x01(\x08\x42\x08\n\x06_scaleB\x06\n\x04_end\"\xf3\x01\n\x10SizeConditioning\x12\x1b\n\x0eoriginal_width\x18\x01 \x01(\x05H\x00\x88\x01\x01\x12\x1c\n\x0foriginal_height\x18\x02 \x01(\x05H\x01\x88\x01\x01\x12\x11\n\tcrop_left\x18\x03 \x01(\x05\x12\x10\n\x08\x63rop_top\x18\x04 \x01(\x05\x12\x19\n\x0ctarget_width\x18\x05 \x01(\x05H\x02\x88\x01\x01\x12\x1a\n\rtarget_height\x18\x06 \x01(\x05H\x03\x88\x01\x01\x42\x11\n\x0f_original_widthB\x12\n\x10_original_heightB\x0f\n\r_target_widthB\x10\n\x0e_target_height\"\xd2\x01\n\x0ePreviewOptions\x12&\n\x04mode\x18\x01 \x01(\x0e\x32\x18.darkroom.v1.PreviewMode\x12\x1a\n\revery_n_steps\x18\x02 \x01(\x05H\x00\x88\x01\x01\x12\x1c\n\x14min_interval_seconds\x18\x03 \x01(\x01\x12\x15\n\x08max_edge\x18\x04 \x01(\x05H\x01\x88\x01\x01\x12(\n\x06\x66ormat\x18\x05 \x01(\x0e\x32\x18.darkroom.v1.ImageFormatB\x10\n\x0e_every_n_stepsB\x0b\n\t_max_edge\"\x8b\x01\n\rOutputOptions\x12(\n\x06\x66ormat\x18\x01 \x01(\x0e\x32\x18.darkroom.v1.ImageFormat\x12\x14\n\x07quality\x18\x02 \x01(\x05H\x00\x88\x01\x01\x12\x1b\n\x0e\x65mbed_metadata\x18\x03 \x01(\x08H\x01\x88\x01\x01\x42\n\n\x08_qualityB\x11\n\x0f_embed_metadata*\x9f\x01\n\rSigmaSchedule\x12\x1e\n\x1aSIGMA_SCHEDULE_UNSPECIFIED\x10\x00\x12\x1a\n\x16SIGMA_SCHEDULE_DEFAULT\x10\x01\x12\x19\n\x15SIGMA_SCHEDULE_KARRAS\x10\x02\x12\x1e\n\x1aSIGMA_SCHEDULE_EXPONENTIAL\x10\x03\x12\x17\n\x13SIGMA_SCHEDULE_BETA\x10\x04*\x8f\x01\n\x0fTimestepSpacing\x12 \n\x1cTIMESTEP_SPACING_UNSPECIFIED\x10\x00\x12\x1d\n\x19TIMESTEP_SPACING_LINSPACE\x10\x01\x12\x1c\n\x18TIMESTEP_SPACING_LEADING\x10\x02\x12\x1d\n\x19TIMESTEP_SPACING_TRAILING\x10\x03*\x94\x01\n\x0bPreviewMode\x12\x1c\n\x18PREVIEW_MODE_UNSPECIFIED\x10\x00\x12\x14\n\x10PREVIEW_MODE_OFF\x10\x01\x12\x1b\n\x17PREVIEW_MODE_LATENT_RGB\x10\x02\x12\x19\n\x15PREVIEW_MODE_TINY_VAE\x10\x03\x12\x19\n\x15PREVIEW_MODE_FULL_VAE\x10\x04*o\n\x0bImageFormat\x12\x1c\n\x18IMAGE_FORMAT_UNSPECIFIED\x10\x00\x12\x14\n\x10IMAGE_FORMAT_PNG\x10\x01\x12\x15\n\x11IMAGE_FORMAT_JPEG\x10\x02\x12\x15\n\x11IMAGE_FORMAT_WEBP\x10\x03*b\n\x0cPromptSyntax\x12\x1d\n\x19PROMPT_SYNTAX_UNSPECIFIED\x10\x00\x12\x17\n\x13PROMPT_SYNTAX_PLAIN\x10\x01\x12\x1a\n\x16PROMPT_SYNTAX_WEIGHTED\x10\x02*^\n\x08Priority\x12\x18\n\x14PRIORITY_UNSPECIFIED\x10\x00\x12\x10\n\x0cPRIORITY_LOW\x10\x01\x12\x13\n\x0fPRIORITY_NORMAL\x10\x02\x12\x11\n\rPRIORITY_HIGH\x10\x03*o\n\x10\x44isconnectPolicy\x12!\n\x1d\x44ISCONNECT_POLICY_UNSPECIFIED\x10\x00\x12\x1c\n\x18\x44ISCONNECT_POLICY_CANCEL\x10\x01\x12\x1a\n\x16\x44ISCONNECT_POLICY_KEEP\x10\x02\x42\x1aP\x01Z\x16\x64\x61rkroom/v1;darkroomv1b\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1c\x64\x61rkroom/v1/parameters.proto\x12\x0b\x64\x61rkroom.v1\x1a\x1cgoogle/protobuf/struct.proto\"\xe2\x07\n\nParameters\x12\x0c\n\x04task\x18\x01 \x01(\t\x12\r\n\x05model\x18\x02 \x01(\t\x12\x0e\n\x06prompt\x18\x03 \x01(\t\x12\x1c\n\x0fnegative_prompt\x18\x04 \x01(\tH\x00\x88\x01\x01\x12\x10\n\x08prompt_2\x18\x05 \x01(\t\x12\x19\n\x11negative_prompt_2\x18\x06 \x01(\t\x12\x30\n\rprompt_syntax\x18\x07 \x01(\x0e\x32\x19.darkroom.v1.PromptSyntax\x12\x12\n\x05width\x18\x08 \x01(\x05H\x01\x88\x01\x01\x12\x13\n\x06height\x18\t \x01(\x05H\x02\x88\x01\x01\x12\x17\n\nnum_images\x18\n \x01(\x05H\x03\x88\x01\x01\x12 \n\x13num_inference_steps\x18\x0b \x01(\x05H\x04\x88\x01\x01\x12\x1b\n\x0eguidance_scale\x18\x0c \x01(\x01H\x05\x88\x01\x01\x12\x18\n\x10guidance_rescale\x18\r \x01(\x01\x12\x16\n\x0eguidance_start\x18\x16 \x01(\x01\x12\x19\n\x0cguidance_end\x18\x17 \x01(\x01H\x06\x88\x01\x01\x12\x1b\n\x0e\x63\x61\x63he_interval\x18\x18 \x01(\x05H\x07\x88\x01\x01\x12\x11\n\tclip_skip\x18\x0e \x01(\x05\x12\x0b\n\x03\x65ta\x18\x0f \x01(\x01\x12\x11\n\x04seed\x18\x10 \x01(\x03H\x08\x88\x01\x01\x12-\n\tscheduler\x18\x11 \x01(\x0b\x32\x1a.darkroom.v1.SchedulerSpec\x12$\n\x05loras\x18\x12 \x03(\x0b\x32\x15.darkroom.v1.LoraSpec\x12*\n\x08\x63ontrols\x18\x13 \x03(\x0b\x32\x18.darkroom.v1.ControlSpec\x12\x38\n\x11size_conditioning\x18\x14 \x01(\x0b\x32\x1d.darkroom.v1.SizeConditioning\x12;\n\nextensions\x18\x15 \x03(\x0b\x32\'.darkroom.v1.Parameters.ExtensionsEntry\x12\x0e\n\x06preset\x18\x19 \x01(\t\x12(\n\thires_fix\x18\x1a \x01(\x0b\x32\x15.darkroom.v1.HiresFix\x1aJ\n\x0f\x45xtensionsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12&\n\x05value\x18\x02 \x01(\x0b\x32\x17.google.protobuf.Struct:\x02\x38\x01\x42\x12\n\x10_negative_promptB\x08\n\x06_widthB\t\n\x07_heightB\r\n\x0b_num_imagesB\x16\n\x14_num_inference_stepsB\x11\n\x0f_guidance_scaleB\x0f\n\r_guidance_endB\x11\n\x0f_cache_intervalB\x07\n\x05_seed\"\xef\x01\n\x08HiresFix\x12\x13\n\x06\x66\x61\x63tor\x18\x01 \x01(\x01H\x00\x88\x01\x01\x12\x12\n\x05width\x18\x02 \x01(\x05H\x01\x88\x01\x01\x12\x13\n\x06height\x18\x03 \x01(\x05H\x02\x88\x01\x01\x12\'\n\x08upscaler\x18\x04 \x01(\x0e\x32\x15.darkroom.v1.Upscaler\x12\x15\n\x08strength\x18\x05 \x01(\x01H\x03\x88\x01\x01\x12 \n\x13num_inference_steps\x18\x06 \x01(\x05H\x04\x88\x01\x01\x42\t\n\x07_factorB\x08\n\x06_widthB\t\n\x07_heightB\x0b\n\t_strengthB\x16\n\x14_num_inference_steps\"\xb3\x01\n\rSchedulerSpec\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x32\n\x0esigma_schedule\x18\x02 \x01(\x0e\x32\x1a.darkroom.v1.SigmaSchedule\x12\x36\n\x10timestep_spacing\x18\x03 \x01(\x0e\x32\x1c.darkroom.v1.TimestepSpacing\x12(\n\x07options\x18\x04 \x01(\x0b\x32\x17.google.protobuf.Struct\"8\n\x08LoraSpec\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x13\n\x06weight\x18\x02 \x01(\x01H\x00\x88\x01\x01\x42\t\n\x07_weight\"\xe5\x01\n\x0b\x43ontrolSpec\x12\r\n\x05model\x18\x01 \x01(\t\x12\r\n\x05image\x18\x02 \x01(\x0c\x12\x14\n\x0cpreprocessor\x18\x03 \x01(\t\x12\x35\n\x14preprocessor_options\x18\x04 \x01(\x0b\x32\x17.google.protobuf.Struct\x12\x12\n\x05scale\x18\x05 \x01(\x01H\x00\x88\x01\x01\x12\r\n\x05start\x18\x06 \x01(\x01\x12\x10\n\x03\x65nd\x18\x07 \x01(\x01H\x01\x88\x01\x01\x12\x12\n\nguess_mode\x18\x08 \x01(\x08\x12\x10\n\x08\x65\x63ho_map\x18\t \x01(\x08\x42\x08\n\x06_scaleB\x06\n\x04_end\"\xf3\x01\n\x10SizeConditioning\x12\x1b\n\x0eoriginal_width\x18\x01 \x01(\x05H\x00\x88\x01\x01\x12\x1c\n\x0foriginal_height\x18\x02 \x01(\x05H\x01\x88\x01\x01\x12\x11\n\tcrop_left\x18\x03 \x01(\x05\x12\x10\n\x08\x63rop_top\x18\x04 \x01(\x05\x12\x19\n\x0ctarget_width\x18\x05 \x01(\x05H\x02\x88\x01\x01\x12\x1a\n\rtarget_height\x18\x06 \x01(\x05H\x03\x88\x01\x01\x42\x11\n\x0f_original_widthB\x12\n\x10_original_heightB\x0f\n\r_target_widthB\x10\n\x0e_target_height\"\xd2\x01\n\x0ePreviewOptions\x12&\n\x04mode\x18\x01 \x01(\x0e\x32\x18.darkroom.v1.PreviewMode\x12\x1a\n\revery_n_steps\x18\x02 \x01(\x05H\x00\x88\x01\x01\x12\x1c\n\x14min_interval_seconds\x18\x03 \x01(\x01\x12\x15\n\x08max_edge\x18\x04 \x01(\x05H\x01\x88\x01\x01\x12(\n\x06\x66ormat\x18\x05 \x01(\x0e\x32\x18.darkroom.v1.ImageFormatB\x10\n\x0e_every_n_stepsB\x0b\n\t_max_edge\"\x8b\x01\n\rOutputOptions\x12(\n\x06\x66ormat\x18\x01 \x01(\x0e\x32\x18.darkroom.v1.ImageFormat\x12\x14\n\x07quality\x18\x02 \x01(\x05H\x00\x88\x01\x01\x12\x1b\n\x0e\x65mbed_metadata\x18\x03 \x01(\x08H\x01\x88\x01\x01\x42\n\n\x08_qualityB\x11\n\x0f_embed_metadata*\xb4\x01\n\x08Upscaler\x12\x18\n\x14UPSCALER_UNSPECIFIED\x10\x00\x12\x1b\n\x17UPSCALER_LATENT_NEAREST\x10\x01\x12\x1c\n\x18UPSCALER_LATENT_BILINEAR\x10\x02\x12\x1b\n\x17UPSCALER_LATENT_BICUBIC\x10\x03\x12\x1a\n\x16UPSCALER_PIXEL_BICUBIC\x10\x04\x12\x1a\n\x16UPSCALER_PIXEL_LANCZOS\x10\x05*\x9f\x01\n\rSigmaSchedule\x12\x1e\n\x1aSIGMA_SCHEDULE_UNSPECIFIED\x10\x00\x12\x1a\n\x16SIGMA_SCHEDULE_DEFAULT\x10\x01\x12\x19\n\x15SIGMA_SCHEDULE_KARRAS\x10\x02\x12\x1e\n\x1aSIGMA_SCHEDULE_EXPONENTIAL\x10\x03\x12\x17\n\x13SIGMA_SCHEDULE_BETA\x10\x04*\x8f\x01\n\x0fTimestepSpacing\x12 \n\x1cTIMESTEP_SPACING_UNSPECIFIED\x10\x00\x12\x1d\n\x19TIMESTEP_SPACING_LINSPACE\x10\x01\x12\x1c\n\x18TIMESTEP_SPACING_LEADING\x10\x02\x12\x1d\n\x19TIMESTEP_SPACING_TRAILING\x10\x03*\x94\x01\n\x0bPreviewMode\x12\x1c\n\x18PREVIEW_MODE_UNSPECIFIED\x10\x00\x12\x14\n\x10PREVIEW_MODE_OFF\x10\x01\x12\x1b\n\x17PREVIEW_MODE_LATENT_RGB\x10\x02\x12\x19\n\x15PREVIEW_MODE_TINY_VAE\x10\x03\x12\x19\n\x15PREVIEW_MODE_FULL_VAE\x10\x04*o\n\x0bImageFormat\x12\x1c\n\x18IMAGE_FORMAT_UNSPECIFIED\x10\x00\x12\x14\n\x10IMAGE_FORMAT_PNG\x10\x01\x12\x15\n\x11IMAGE_FORMAT_JPEG\x10\x02\x12\x15\n\x11IMAGE_FORMAT_WEBP\x10\x03*b\n\x0cPromptSyntax\x12\x1d\n\x19PROMPT_SYNTAX_UNSPECIFIED\x10\x00\x12\x17\n\x13PROMPT_SYNTAX_PLAIN\x10\x01\x12\x1a\n\x16PROMPT_SYNTAX_WEIGHTED\x10\x02*^\n\x08Priority\x12\x18\n\x14PRIORITY_UNSPECIFIED\x10\x00\x12\x10\n\x0cPRIORITY_LOW\x10\x01\x12\x13\n\x0fPRIORITY_NORMAL\x10\x02\x12\x11\n\rPRIORITY_HIGH\x10\x03*o\n\x10\x44isconnectPolicy\x12!\n\x1d\x44ISCONNECT_POLICY_UNSPECIFIED\x10\x00\x12\x1c\n\x18\x44ISCONNECT_POLICY_CANCEL\x10\x01\x12\x1a\n\x16\x44ISCONNECT_POLICY_KEEP\x10\x02\x42\x1aP\x01Z\x16\x64\x61rkroom/v1;darkroomv1b\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -35,34 +35,38 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['DESCRIPTOR']._serialized_options = b'P\001Z\026darkroom/v1;darkroomv1'
   _globals['_PARAMETERS_EXTENSIONSENTRY']._loaded_options = None
   _globals['_PARAMETERS_EXTENSIONSENTRY']._serialized_options = b'8\001'
-  _globals['_SIGMASCHEDULE']._serialized_start=2104
-  _globals['_SIGMASCHEDULE']._serialized_end=2263
-  _globals['_TIMESTEPSPACING']._serialized_start=2266
-  _globals['_TIMESTEPSPACING']._serialized_end=2409
-  _globals['_PREVIEWMODE']._serialized_start=2412
-  _globals['_PREVIEWMODE']._serialized_end=2560
-  _globals['_IMAGEFORMAT']._serialized_start=2562
-  _globals['_IMAGEFORMAT']._serialized_end=2673
-  _globals['_PROMPTSYNTAX']._serialized_start=2675
-  _globals['_PROMPTSYNTAX']._serialized_end=2773
-  _globals['_PRIORITY']._serialized_start=2775
-  _globals['_PRIORITY']._serialized_end=2869
-  _globals['_DISCONNECTPOLICY']._serialized_start=2871
-  _globals['_DISCONNECTPOLICY']._serialized_end=2982
+  _globals['_UPSCALER']._serialized_start=2388
+  _globals['_UPSCALER']._serialized_end=2568
+  _globals['_SIGMASCHEDULE']._serialized_start=2571
+  _globals['_SIGMASCHEDULE']._serialized_end=2730
+  _globals['_TIMESTEPSPACING']._serialized_start=2733
+  _globals['_TIMESTEPSPACING']._serialized_end=2876
+  _globals['_PREVIEWMODE']._serialized_start=2879
+  _globals['_PREVIEWMODE']._serialized_end=3027
+  _globals['_IMAGEFORMAT']._serialized_start=3029
+  _globals['_IMAGEFORMAT']._serialized_end=3140
+  _globals['_PROMPTSYNTAX']._serialized_start=3142
+  _globals['_PROMPTSYNTAX']._serialized_end=3240
+  _globals['_PRIORITY']._serialized_start=3242
+  _globals['_PRIORITY']._serialized_end=3336
+  _globals['_DISCONNECTPOLICY']._serialized_start=3338
+  _globals['_DISCONNECTPOLICY']._serialized_end=3449
   _globals['_PARAMETERS']._serialized_start=76
-  _globals['_PARAMETERS']._serialized_end=1028
-  _globals['_PARAMETERS_EXTENSIONSENTRY']._serialized_start=810
-  _globals['_PARAMETERS_EXTENSIONSENTRY']._serialized_end=884
-  _globals['_SCHEDULERSPEC']._serialized_start=1031
-  _globals['_SCHEDULERSPEC']._serialized_end=1210
-  _globals['_LORASPEC']._serialized_start=1212
-  _globals['_LORASPEC']._serialized_end=1268
-  _globals['_CONTROLSPEC']._serialized_start=1271
-  _globals['_CONTROLSPEC']._serialized_end=1500
-  _globals['_SIZECONDITIONING']._serialized_start=1503
-  _globals['_SIZECONDITIONING']._serialized_end=1746
-  _globals['_PREVIEWOPTIONS']._serialized_start=1749
-  _globals['_PREVIEWOPTIONS']._serialized_end=1959
-  _globals['_OUTPUTOPTIONS']._serialized_start=1962
-  _globals['_OUTPUTOPTIONS']._serialized_end=2101
+  _globals['_PARAMETERS']._serialized_end=1070
+  _globals['_PARAMETERS_EXTENSIONSENTRY']._serialized_start=852
+  _globals['_PARAMETERS_EXTENSIONSENTRY']._serialized_end=926
+  _globals['_HIRESFIX']._serialized_start=1073
+  _globals['_HIRESFIX']._serialized_end=1312
+  _globals['_SCHEDULERSPEC']._serialized_start=1315
+  _globals['_SCHEDULERSPEC']._serialized_end=1494
+  _globals['_LORASPEC']._serialized_start=1496
+  _globals['_LORASPEC']._serialized_end=1552
+  _globals['_CONTROLSPEC']._serialized_start=1555
+  _globals['_CONTROLSPEC']._serialized_end=1784
+  _globals['_SIZECONDITIONING']._serialized_start=1787
+  _globals['_SIZECONDITIONING']._serialized_end=2030
+  _globals['_PREVIEWOPTIONS']._serialized_start=2033
+  _globals['_PREVIEWOPTIONS']._serialized_end=2243
+  _globals['_OUTPUTOPTIONS']._serialized_start=2246
+  _globals['_OUTPUTOPTIONS']._serialized_end=2385
 # @@protoc_insertion_point(module_scope)

@@ -8,6 +8,15 @@ from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 
 DESCRIPTOR: _descriptor.FileDescriptor
 
+class Upscaler(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    UPSCALER_UNSPECIFIED: _ClassVar[Upscaler]
+    UPSCALER_LATENT_NEAREST: _ClassVar[Upscaler]
+    UPSCALER_LATENT_BILINEAR: _ClassVar[Upscaler]
+    UPSCALER_LATENT_BICUBIC: _ClassVar[Upscaler]
+    UPSCALER_PIXEL_BICUBIC: _ClassVar[Upscaler]
+    UPSCALER_PIXEL_LANCZOS: _ClassVar[Upscaler]
+
 class SigmaSchedule(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     __slots__ = ()
     SIGMA_SCHEDULE_UNSPECIFIED: _ClassVar[SigmaSchedule]
@@ -56,6 +65,12 @@ class DisconnectPolicy(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     DISCONNECT_POLICY_UNSPECIFIED: _ClassVar[DisconnectPolicy]
     DISCONNECT_POLICY_CANCEL: _ClassVar[DisconnectPolicy]
     DISCONNECT_POLICY_KEEP: _ClassVar[DisconnectPolicy]
+UPSCALER_UNSPECIFIED: Upscaler
+UPSCALER_LATENT_NEAREST: Upscaler
+UPSCALER_LATENT_BILINEAR: Upscaler
+UPSCALER_LATENT_BICUBIC: Upscaler
+UPSCALER_PIXEL_BICUBIC: Upscaler
+UPSCALER_PIXEL_LANCZOS: Upscaler
 SIGMA_SCHEDULE_UNSPECIFIED: SigmaSchedule
 SIGMA_SCHEDULE_DEFAULT: SigmaSchedule
 SIGMA_SCHEDULE_KARRAS: SigmaSchedule
@@ -86,7 +101,7 @@ DISCONNECT_POLICY_CANCEL: DisconnectPolicy
 DISCONNECT_POLICY_KEEP: DisconnectPolicy
 
 class Parameters(_message.Message):
-    __slots__ = ("task", "model", "prompt", "negative_prompt", "prompt_2", "negative_prompt_2", "prompt_syntax", "width", "height", "num_images", "num_inference_steps", "guidance_scale", "guidance_rescale", "guidance_start", "guidance_end", "cache_interval", "clip_skip", "eta", "seed", "scheduler", "loras", "controls", "size_conditioning", "extensions", "preset")
+    __slots__ = ("task", "model", "prompt", "negative_prompt", "prompt_2", "negative_prompt_2", "prompt_syntax", "width", "height", "num_images", "num_inference_steps", "guidance_scale", "guidance_rescale", "guidance_start", "guidance_end", "cache_interval", "clip_skip", "eta", "seed", "scheduler", "loras", "controls", "size_conditioning", "extensions", "preset", "hires_fix")
     class ExtensionsEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -119,6 +134,7 @@ class Parameters(_message.Message):
     SIZE_CONDITIONING_FIELD_NUMBER: _ClassVar[int]
     EXTENSIONS_FIELD_NUMBER: _ClassVar[int]
     PRESET_FIELD_NUMBER: _ClassVar[int]
+    HIRES_FIX_FIELD_NUMBER: _ClassVar[int]
     task: str
     model: str
     prompt: str
@@ -144,7 +160,24 @@ class Parameters(_message.Message):
     size_conditioning: SizeConditioning
     extensions: _containers.MessageMap[str, _struct_pb2.Struct]
     preset: str
-    def __init__(self, task: _Optional[str] = ..., model: _Optional[str] = ..., prompt: _Optional[str] = ..., negative_prompt: _Optional[str] = ..., prompt_2: _Optional[str] = ..., negative_prompt_2: _Optional[str] = ..., prompt_syntax: _Optional[_Union[PromptSyntax, str]] = ..., width: _Optional[int] = ..., height: _Optional[int] = ..., num_images: _Optional[int] = ..., num_inference_steps: _Optional[int] = ..., guidance_scale: _Optional[float] = ..., guidance_rescale: _Optional[float] = ..., guidance_start: _Optional[float] = ..., guidance_end: _Optional[float] = ..., cache_interval: _Optional[int] = ..., clip_skip: _Optional[int] = ..., eta: _Optional[float] = ..., seed: _Optional[int] = ..., scheduler: _Optional[_Union[SchedulerSpec, _Mapping]] = ..., loras: _Optional[_Iterable[_Union[LoraSpec, _Mapping]]] = ..., controls: _Optional[_Iterable[_Union[ControlSpec, _Mapping]]] = ..., size_conditioning: _Optional[_Union[SizeConditioning, _Mapping]] = ..., extensions: _Optional[_Mapping[str, _struct_pb2.Struct]] = ..., preset: _Optional[str] = ...) -> None: ...
+    hires_fix: HiresFix
+    def __init__(self, task: _Optional[str] = ..., model: _Optional[str] = ..., prompt: _Optional[str] = ..., negative_prompt: _Optional[str] = ..., prompt_2: _Optional[str] = ..., negative_prompt_2: _Optional[str] = ..., prompt_syntax: _Optional[_Union[PromptSyntax, str]] = ..., width: _Optional[int] = ..., height: _Optional[int] = ..., num_images: _Optional[int] = ..., num_inference_steps: _Optional[int] = ..., guidance_scale: _Optional[float] = ..., guidance_rescale: _Optional[float] = ..., guidance_start: _Optional[float] = ..., guidance_end: _Optional[float] = ..., cache_interval: _Optional[int] = ..., clip_skip: _Optional[int] = ..., eta: _Optional[float] = ..., seed: _Optional[int] = ..., scheduler: _Optional[_Union[SchedulerSpec, _Mapping]] = ..., loras: _Optional[_Iterable[_Union[LoraSpec, _Mapping]]] = ..., controls: _Optional[_Iterable[_Union[ControlSpec, _Mapping]]] = ..., size_conditioning: _Optional[_Union[SizeConditioning, _Mapping]] = ..., extensions: _Optional[_Mapping[str, _struct_pb2.Struct]] = ..., preset: _Optional[str] = ..., hires_fix: _Optional[_Union[HiresFix, _Mapping]] = ...) -> None: ...
+
+class HiresFix(_message.Message):
+    __slots__ = ("factor", "width", "height", "upscaler", "strength", "num_inference_steps")
+    FACTOR_FIELD_NUMBER: _ClassVar[int]
+    WIDTH_FIELD_NUMBER: _ClassVar[int]
+    HEIGHT_FIELD_NUMBER: _ClassVar[int]
+    UPSCALER_FIELD_NUMBER: _ClassVar[int]
+    STRENGTH_FIELD_NUMBER: _ClassVar[int]
+    NUM_INFERENCE_STEPS_FIELD_NUMBER: _ClassVar[int]
+    factor: float
+    width: int
+    height: int
+    upscaler: Upscaler
+    strength: float
+    num_inference_steps: int
+    def __init__(self, factor: _Optional[float] = ..., width: _Optional[int] = ..., height: _Optional[int] = ..., upscaler: _Optional[_Union[Upscaler, str]] = ..., strength: _Optional[float] = ..., num_inference_steps: _Optional[int] = ...) -> None: ...
 
 class SchedulerSpec(_message.Message):
     __slots__ = ("name", "sigma_schedule", "timestep_spacing", "options")

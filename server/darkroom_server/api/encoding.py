@@ -137,7 +137,7 @@ def _image(job: Job, event: ImageDecoded, chunk_bytes: int) -> list[dict[str, An
     """The messages of a finished picture. Non-finite values or a failing finisher fail the job."""
     try:
         seed = job.request.seed + event.image_index
-        picture = Picture(job.plan.canvas.restore(event.picture.read()), seed, findings=event.findings)
+        picture = Picture(job.plan.last.canvas.restore(event.picture.read()), seed, findings=event.findings)
         for finisher in job.plan.finishers:
             picture = calls.finish(finisher, picture, job.request)
         data, warnings = encode_picture(picture, job.request.output)

@@ -143,7 +143,8 @@ def _describe_accepted(message: pb.Job, accepted: events_pb2.AcceptedEvent) -> N
     given = accepted.parameters
     message.task, message.model, message.prompt = given.task, given.model, given.prompt
     message.num_images, message.step_count = len(accepted.seeds), accepted.step_count
-    message.width, message.height = given.width, given.height
+    last = given.hires_fix if given.HasField("hires_fix") else given
+    message.width, message.height = last.width, last.height
 
 
 def _describe_active(message: pb.Job, job: Job) -> None:
@@ -153,8 +154,8 @@ def _describe_active(message: pb.Job, job: Job) -> None:
     elif (plan := job.planned) is not None:
         request = plan.request
         message.task, message.model, message.prompt = request.task, request.model, request.prompt
-        message.num_images, message.step_count = request.num_images, plan.steps.count
-        message.width, message.height = request.width, request.height
+        message.num_images, message.step_count = request.num_images, plan.step_count
+        message.width, message.height = request.final_size
 
 
 def _add_progress(message: pb.Job, seen: Seen) -> None:

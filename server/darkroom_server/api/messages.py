@@ -39,7 +39,7 @@ def accepted(event: Accepted, job: Job) -> events_pb2.AcceptedEvent:
     return events_pb2.AcceptedEvent(
         parameters=ParseDict(fields, parameters_pb2.Parameters()),
         seeds=request.seeds,
-        step_count=job.plan.steps.count,
+        step_count=job.plan.step_count,
         preview=parameters_pb2.PreviewOptions(
             mode=preview_mode(preview.mode),
             every_n_steps=preview.every_n_steps,

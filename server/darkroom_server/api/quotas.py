@@ -73,7 +73,8 @@ def admit_pixels(job: Job, request: Request, active: ActiveJobs) -> None:
     :raises QueueFull: later
     :raises OverTokenLimit: never
     """
-    job.pixels = request.width * request.height * request.num_images
+    width, height = request.final_size
+    job.pixels = width * height * request.num_images
     if (present := caller()) is not None:
         job.bearer = present.token.name if present.token else ""
         present.usage.jobs += 1

@@ -21,7 +21,10 @@ from darkroom_server.jobs.shares import WEIGHTS, Cost, FairShares
 from darkroom_server.jobs.speeds import Average
 
 if TYPE_CHECKING:
+    import torch
+
     from darkroom_server.jobs.job import Job
+    from darkroom_server.jobs.plan import Plan
 
 # Clients that want more images than the one that wants the least fill a batch as far as they do not slow that one down:
 # by more than this much of what it would be slowed down if all took turns. With two clients, a batch may take 1.3 times
@@ -132,6 +135,18 @@ class Lane:
         seconds = cache(lambda rows: self.seconds(rows) or 0.0)
         firsts = {client: (len(party), party.first) for client, party in self.parties.items()}
         return {client: size * evaluations_left(slot) * seconds(slot.rows) for client, (size, slot) in firsts.items()}
+
+    def add(self, slot: Slot) -> None:
+        """One that waits."""
+        self._party(slot).add(slot)
+
+    def resume(self, slot: Slot) -> None:
+        """One that has begun elsewhere."""
+        self._party(slot).begun[slot] = None
+        self._begun += 1
+
+    def _party(self, slot: Slot) -> Party:
+        return self.parties.setdefault(slot.job.client, Party(slot.job.client))
 
     def begin_turn(self, batch: Collection[Slot], now: float) -> None:
         """A turn begins with this batch."""
@@ -254,20 +269,40 @@ class Batcher:
 
     def add(self, job: Job) -> Lane:
         """Give each of the job's images a slot. Returns their lane."""
-        key = job.plan.batch_key
-        if key not in self._lanes:
-            self._lanes[key] = Lane(job.plan.solo, self.shares)
-            self._lane_shares.join(key)
-        lane = self._lanes[key]
         if job.client not in self._clients:
             self.shares.join(job.client, WEIGHTS[job.priority])
         self._clients[job.client] = self._clients.get(job.client, 0) + job.request.num_images
-        party = lane.parties.setdefault(job.client, Party(job.client))
         self._slots[job] = [Slot(job, index, next(self._numbers)) for index in range(job.request.num_images)]
-        for slot in self._slots[job]:
-            party.add(slot)
         job.progress.slots_left = job.request.num_images
+        lane = self._lane(job.plan)
+        for slot in self._slots[job]:
+            lane.add(slot)
         return lane
+
+    def move(self, slot: Slot, plan: Plan, latents: torch.Tensor) -> Lane:
+        """Let a slot go on by the plan of its next stage, with these latents of the one before, in another lane: there
+        it goes before those that have not begun. Returns the lane."""
+        self._leave(slot)
+        slot.plan, slot.sample, slot.first_stage = plan, None, latents
+        lane = self._lane(plan)
+        lane.resume(slot)
+        return lane
+
+    def _lane(self, plan: Plan) -> Lane:
+        """The lane of a plan, made if there is none."""
+        key = plan.batch_key
+        if key not in self._lanes:
+            self._lanes[key] = Lane(plan.solo, self.shares)
+            self._lane_shares.join(key)
+        return self._lanes[key]
+
+    def _leave(self, slot: Slot) -> None:
+        key = slot.plan.batch_key
+        lane = self._lanes[key]
+        lane.drop(slot)
+        if not lane.parties:
+            del self._lanes[key]
+            self._lane_shares.leave(key)
 
     def next_lane(self, among: Callable[[Lane], bool] = lambda lane: True) -> Lane | None:
         """The lane whose turn it is, of those that are not busy and among these; None if there is none."""
@@ -314,12 +349,8 @@ class Batcher:
         self.drop(self._slots.get(job, ()))
 
     def _forget(self, slot: Slot) -> None:
-        key, client = slot.job.plan.batch_key, slot.job.client
-        lane = self._lanes[key]
-        lane.drop(slot)
-        if not lane.parties:
-            del self._lanes[key]
-            self._lane_shares.leave(key)
+        self._leave(slot)
+        client = slot.job.client
         self._clients[client] -= 1
         if not self._clients[client]:
             del self._clients[client]
@@ -328,6 +359,6 @@ class Batcher:
 
 def evaluations_left(slot: Slot) -> int:
     """How many evaluations its sample still takes; at least one."""
-    steps = slot.job.plan.steps
+    steps = slot.plan.steps
     done = steps.first if slot.sample is None else slot.sample.evaluation
     return max(1, len(steps.timesteps) - done)

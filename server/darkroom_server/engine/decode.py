@@ -46,7 +46,7 @@ class Decoder:
         stream; weights must not move meanwhile."""
         if not done:
             return []
-        plan, latents = done[0][0].job.plan, [sample.latents for _, sample in done]
+        plan, latents = done[0][0].plan, [sample.latents for _, sample in done]
         with side_stream(plan.model.family.device, latents) if on_side_stream else contextlib.nullcontext():
             if plan.tiled:
                 return [self._in_tiles(each, OutOfMemory(TOO_LITTLE_MEMORY)) for each in done]
@@ -75,7 +75,7 @@ class Decoder:
         if tiling is None:
             return failure
         (outcome,) = self._recovery.each(work("tiles", request), partial(self._decode, tiling=tiling), [done])
-        if isinstance(outcome, Decoded) and not slot.job.plan.tiled:
+        if isinstance(outcome, Decoded) and not slot.plan.tiled:
             self._recovery.limits.exclude(work("decode", request))
         return outcome
 

@@ -53,9 +53,9 @@ def _suspected(error: DarkroomError, row: SlotRow) -> bool:
 def _predict(buckets: Buckets, rows: Sequence[SlotRow]) -> list[torch.Tensor]:
     parts: dict[tuple[Hashable, Company, bool], list[SlotRow]] = {}  # by structure, company, and whether it is adapted
     for slot, row in rows:
-        company = _company(row) if slot.job.plan.bucket else ()
+        company = _company(row) if slot.plan.bucket else ()
         # Adapters change layers, with which no compiled code runs: other rows need not share that.
-        adapted = bool(slot.job.plan.model.settings.compile and row.sample.adapters)
+        adapted = bool(slot.plan.model.settings.compile and row.sample.adapters)
         parts.setdefault((row.sample.model.structure(row), company, adapted), []).append((slot, row))
     outputs = {
         row: output
@@ -79,7 +79,7 @@ def _outputs(
     rows: Sequence[SlotRow], structure: Hashable, company: Company, buckets: Buckets
 ) -> Sequence[torch.Tensor]:
     """The outputs of rows of one structure; of deterministic ones in buckets."""
-    plan, first = rows[0][0].job.plan, rows[0][1]
+    plan, first = rows[0][0].plan, rows[0][1]
     if not plan.bucket:
         return in_sizes(_evaluate, rows, plan.row_buckets)
     with eagerly():

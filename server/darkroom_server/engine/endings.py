@@ -84,13 +84,14 @@ def log_end(job: Job, error: Exception | None, now: float, *, with_prompt: bool)
 def _record(job: Job, error: Exception | None, now: float, with_prompt: bool) -> dict[str, Any]:
     """What the log has of a job, beside its line."""
     request = job.request
+    width, height = request.final_size
     record: dict[str, Any] = {
         "request_id": job.request_id,
         "token": job.bearer,
         "model": request.model,
         "task": request.task,
-        "width": request.width,
-        "height": request.height,
+        "width": width,
+        "height": height,
         "images": request.num_images,
         "steps": request.num_inference_steps,
         "outcome": reason_of(error),

@@ -28,10 +28,12 @@ from darkroom_server.engine.previews import PreviewDecoders
 from darkroom_server.engine.prompt_cache import PromptCache
 from darkroom_server.engine.queue_positions import Estimate, QueuePositions
 from darkroom_server.engine.recovery import Recovery, work
+from darkroom_server.engine.slot import Slot
 from darkroom_server.engine.tick import Tick, kind_of
 from darkroom_server.errors import Cancelled, DeviceLost
 from darkroom_server.jobs.job import Job
 from darkroom_server.jobs.numbers import EngineNumbers
+from darkroom_server.jobs.plan import Plan
 
 log = logging.getLogger(__name__)
 
@@ -82,6 +84,7 @@ class Engine:
             self._positions,
             self.outbox,
             self.endings,
+            self._go_on,
         )
         self._launches = LaunchLimiter()
         self._stopping = False
@@ -174,11 +177,11 @@ class Engine:
 
     def estimate(self, job: Job) -> Estimate | None:
         """When a planned job would begin and be done that came now; None if nothing like it has been measured."""
-        return self._positions.estimate(job, self._row_limit_of(job), time.monotonic())
+        return self._positions.estimate(job, self._row_limit_of(job.plan), time.monotonic())
 
     def seconds_alone(self, job: Job) -> float | None:
         """What a planned job would take without others; None if nothing like it has been measured."""
-        return self._positions.alone(job, self._row_limit_of(job))
+        return self._positions.alone(job, self._row_limit_of(job.plan))
 
     def cancel(self, job: Job) -> None:
         """Cancel a job before its next step, unless it has ended."""
@@ -277,15 +280,22 @@ class Engine:
             self.outbox.release(then)
             return
         job.progress.then = then
-        lane = self._batcher.add(job)
-        lane.seconds = partial(self._meter.speeds.evaluation, lane.first.job.plan)
+        self._measure(self._batcher.add(job))
+
+    def _go_on(self, slot: Slot, plan: Plan, latents: torch.Tensor) -> None:
+        """Let a slot go on by the plan of its next stage, with the latents of the one before."""
+        self._measure(self._batcher.move(slot, plan, latents))
+
+    def _measure(self, lane: Lane) -> None:
+        """A lane has got slots."""
+        lane.seconds = partial(self._meter.speeds.evaluation, lane.first.plan)
         self._positions.stale = True
 
     def _row_limit(self, lane: Lane) -> int:
-        return self._row_limit_of(lane.first.job)
+        return self._row_limit_of(lane.first.plan)
 
-    def _row_limit_of(self, job: Job) -> int:
-        return self.recovery.limits.of(work("denoise", job.request), self._max_batch_rows)
+    def _row_limit_of(self, plan: Plan) -> int:
+        return self.recovery.limits.of(work("denoise", plan.request), self._max_batch_rows)
 
     def _make_room(self) -> bool:
         self.prompts.clear()
@@ -300,7 +310,7 @@ class Engine:
             with self._meter.turn(slots):
                 self.ticks += 1
                 self._tick.run(slots)
-                self._launches.keep(slots[0].job.plan.model.family.device)
+                self._launches.keep(slots[0].plan.model.family.device)
         except DeviceLost:
             raise
         except Exception as error:  # a bug of the engine: fail the batch's jobs only

@@ -19,7 +19,7 @@ from darkroom_server.engine.batcher import Lane
 from darkroom_server.engine.recovery import work
 from darkroom_server.engine.slot import Slot
 from darkroom_server.errors import Cancelled
-from darkroom_server.jobs.job import Job
+from darkroom_server.jobs.plan import Plan
 from darkroom_server.networks.sizes import denoiser
 
 LONG_SECONDS = 0.25  # shorter work is not divided
@@ -37,9 +37,9 @@ class Work:
     tiling: AbstractContextManager[None] | None  # in which it runs
 
     @property
-    def job(self) -> Job:
-        """The first job."""
-        return self.slots[0].job
+    def plan(self) -> Plan:
+        """The first job's."""
+        return self.slots[0].plan
 
     def check(self) -> None:
         """:raises Cancelled: all its jobs have ended"""
@@ -48,7 +48,7 @@ class Work:
 
     def may_give_way(self, lane: Lane) -> bool:
         """Whether a lane may have a turn within this work: it may not move the work's networks."""
-        own, other = self.job.plan.model, lane.first.job.plan.model
+        own, other = self.plan.model, lane.first.plan.model
         return other is not own or own.settings.offload == "none"
 
     @contextmanager
@@ -64,8 +64,8 @@ class Work:
             self.tiling.__enter__()
 
     def __str__(self) -> str:
-        request = self.job.request
-        return f"{self.kind} of job {self.job.request_id} ({request.model}, {request.width} x {request.height} pixels)"
+        request, job = self.plan.request, self.slots[0].job
+        return f"{self.kind} of job {job.request_id} ({request.model}, {request.width} x {request.height} pixels)"
 
 
 class LongWork:
@@ -96,7 +96,7 @@ class LongWork:
 
         :raises Cancelled: all jobs of the slots have ended
         """
-        key, began = work(kind, slots[0].job.request), time.monotonic()
+        key, began = work(kind, slots[0].plan.request), time.monotonic()
         running = Work(kind, slots, shared and not self._running, tiling)
         running.check()
         long = self._seconds.get(key, LONG_SECONDS) >= LONG_SECONDS
@@ -124,7 +124,7 @@ class LongWork:
                 last, attending = time.monotonic(), False
 
         with ExitStack() as hooks:
-            for layer in _layers(running.job):
+            for layer in _layers(running.plan):
                 hooks.callback(layer.register_forward_pre_hook(between).remove)
             yield
 
@@ -136,9 +136,9 @@ class LongWork:
             self._seconds.popitem(last=False)
 
 
-def _layers(job: Job) -> list[nn.Module]:
-    """All layers that the job's work may run on a CPU."""
-    plan, family = job.plan, job.plan.model.family
+def _layers(plan: Plan) -> list[nn.Module]:
+    """All layers that a plan's work may run on a CPU."""
+    family = plan.model.family
     if family.device.type != "cpu":
         return []
     compiled = denoiser(family) if plan.model.settings.compile else None  # with hooks it would run eagerly

@@ -41,7 +41,7 @@ class Meter:
     @contextmanager
     def turn(self, batch: Sequence[Slot]) -> Iterator[None]:
         """Context manager around the turn of a batch."""
-        turn, plan = _turn(batch), batch[0].job.plan
+        turn, plan = _turn(batch), batch[0].plan
         began, inner, outer = time.monotonic(), self._measured, (self._beside, self._stepped)
         self._beside, self._stepped = 0.0, 0
         try:
@@ -71,11 +71,11 @@ class Meter:
         seconds = time.monotonic() - began - (self._measured - inner)
         self._beside += seconds
         if slots:
-            self.speeds.picture_took(part, slots[0].job.plan, seconds / len(slots))
+            self.speeds.picture_took(part, slots[0].plan, seconds / len(slots))
 
     def stepped(self, slots: Sequence[Slot], seconds: float) -> None:
         """These slots were evaluated, and stepped."""
-        request = slots[0].job.request
+        request = slots[0].plan.request
         self._stepped = sum(slot.rows for slot in slots)
         self._numbers.rows.add(self._stepped)
         kind = request.model, size_class(request.width, request.height)
@@ -90,4 +90,4 @@ def _turn(batch: Sequence[Slot]) -> _Turn:
         part, weighed = shares.get(slot.job.client, (0.0, 0.0))
         own = slot.rows / whole
         shares[slot.job.client] = part + own, weighed + own / WEIGHTS[slot.job.priority]
-    return _Turn(shares, batch[0].job.plan, 0)
+    return _Turn(shares, batch[0].plan, 0)

@@ -27,6 +27,6 @@ def swap_is_due(slots: Sequence[Slot]) -> bool:
 
 def _needs_swap(slot: Slot) -> bool:
     assert slot.sample is not None
-    step = slot.job.plan.steps.ends.get(slot.sample.evaluation)
-    by_network = slot.job.plan.preview_by_network
+    step = slot.plan.steps.ends.get(slot.sample.evaluation)
+    by_network = slot.plan.preview_by_network
     return by_network and step is not None and preview_is_due(slot, step, time.monotonic())

@@ -11,6 +11,7 @@ import torch
 from darkroom_plugins import calls
 from darkroom_plugins.contract import Inspector
 from darkroom_plugins.sample import Sample
+from darkroom_plugins.upscaling import upscales_pixels
 from darkroom_server.engine.long_work import LongWork
 from darkroom_server.engine.recovery import Recovery
 from darkroom_server.engine.slot import Slot
@@ -20,9 +21,9 @@ from darkroom_server.schedulers.scheduler import begin_at
 
 def make_sample(slot: Slot) -> Sample:
     """The sample of this slot, without prompt embeddings and latents."""
-    request, plan = slot.job.request, slot.job.plan
+    plan = slot.plan
     return Sample(
-        request=request,
+        request=plan.request,
         index=slot.index,
         model=plan.model.family,
         task=plan.task,
@@ -38,6 +39,7 @@ def make_sample(slot: Slot) -> Sample:
         controls=plan.controls,
         first=plan.steps.first,
         evaluation=plan.steps.first,
+        first_stage=slot.first_stage,
     )
 
 
@@ -48,12 +50,12 @@ class Starter:
         self._recovery, self._long = recovery, long
 
     def begin(self, slot: Slot, encoded: Sample) -> tuple[Sample, bool]:
-        """A copy of a slot's sample with initial latents, and whether its input pictures were encoded in tiles: where
-        the plan says so, or they do not fit into memory whole."""
-        if encoded.request.image is None:
+        """A copy of a slot's sample with initial latents, and whether its pictures were encoded in tiles: where the
+        plan says so, or they do not fit into memory whole."""
+        if encoded.request.image is None and not upscales_pixels(encoded):
             return self._recovery.once(partial(_begin, encoded)), False
         tiling = calls.tiling(encoded.model, encoded.request)
-        if tiling is None or not slot.job.plan.tiled:
+        if tiling is None or not slot.plan.tiled:
             try:
                 return self._begin(slot, encoded, None), False
             except BaseException as error:

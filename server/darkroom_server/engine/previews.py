@@ -21,14 +21,14 @@ from darkroom_server.models.model import Model
 
 def wants_preview(slot: Slot, step: int, now: float) -> bool:
     """Whether to make a preview after this step: it is due, and needs no network swap where that is to be skipped."""
-    return preview_is_due(slot, step, now) and not (slot.skip_network_swap and slot.job.plan.preview_by_network)
+    return preview_is_due(slot, step, now) and not (slot.skip_network_swap and slot.plan.preview_by_network)
 
 
 def preview_is_due(slot: Slot, step: int, now: float) -> bool:
     """Whether the request's preview options ask for a preview after this step."""
-    options: PreviewOptions = slot.job.request.preview
-    due = step % options.every_n_steps == 0 and now - slot.previewed >= options.min_interval_seconds
-    return options.mode != "off" and due
+    options: PreviewOptions = slot.plan.request.preview
+    nth = (slot.steps_before + step) % options.every_n_steps == 0
+    return options.mode != "off" and nth and now - slot.previewed >= options.min_interval_seconds
 
 
 class PreviewDecoders:
@@ -59,19 +59,19 @@ class PreviewDecoders:
         not fit into memory even alone, previews of this kind are skipped for a while."""
         if not wanted:
             return []
-        request = wanted[0][0].job.request
+        request = wanted[0][0].plan.request
         preview_work = work(f"preview {request.preview.mode}", request)
-        most = pictures_at_once(wanted[0][0].job.plan.model.info, request)
+        most = pictures_at_once(wanted[0][0].plan.model.info, request)
         outcomes = recovery.each(preview_work, partial(self._decode, long), wanted, most, relieve=False)
         if any(isinstance(outcome, OutOfMemory) for outcome in outcomes):
             recovery.limits.exclude(preview_work)
         return outcomes
 
     def _decode(self, long: LongWork, wanted: Sequence[tuple[Slot, torch.Tensor]]) -> list[PendingImage]:
-        job = wanted[0][0].job
-        mode, model = job.request.preview.mode, job.plan.model
+        plan = wanted[0][0].plan
+        mode, model = plan.request.preview.mode, plan.model
         decoder = self._decoder(model, mode)
-        tiling = calls.tiling(model.family, job.request) if job.plan.tiled else None
+        tiling = calls.tiling(model.family, plan.request) if plan.tiled else None
         with (
             long.divided(f"{mode} preview", [slot for slot, _ in wanted], shared=True, tiling=tiling),
             calls.calling(self._plugins.preview_decoders[mode], "preview"),

@@ -88,7 +88,7 @@ class QueuePositions:
             self._latest[key] = last
         if last.seconds is None:
             return None
-        evaluations = len(job.plan.steps.timesteps) - job.plan.steps.first
+        evaluations = job.plan.steps.evaluations
         own = self._estimate(job, Turns(0, evaluations * last.rounds), last.seconds)
         assert own is not None
         start = max(0.0, last.start - now)
@@ -102,7 +102,7 @@ class QueuePositions:
         if lane is None:
             lane = Lane(job.plan.solo, self._batcher.shares)
         turns, seconds = foretell(lane, row_limit, job)[job], self._turn_seconds(lane, job, row_limit)
-        evaluations = max(1, len(job.plan.steps.timesteps) - job.plan.steps.first)
+        evaluations = max(1, job.plan.steps.evaluations)
         start = now + self._rest_of_turn(now) + turns.start * (seconds or 0.0)
         many = sum(len(party) for party in list(lane.parties.values())) >= MANY
         until = now + (PATIENCE * (time.monotonic() - began) if many else 0.0)
@@ -120,8 +120,19 @@ class QueuePositions:
         """From the seconds of a turn."""
         if seconds is None:
             return None
-        pictures = job.request.num_images * self._speeds.picture(job.plan)
-        return Estimate(seconds * max(at_least, turns.start), seconds * max(at_least, turns.end) + pictures)
+        pictures = job.request.num_images * self._speeds.picture(job.plan.last)
+        start, end = (seconds * max(at_least, turn) for turn in turns)
+        return Estimate(start, end + (end - start) * self._later_stages(job) + pictures)
+
+    def _later_stages(self, job: Job) -> float:
+        """How many times as long as its first stage the stages after it take: as measured, else by their pixels."""
+        first, later = job.plan, job.plan.stages[1:]
+        known = self._speeds.evaluation(first, rows := _rows(job))
+        by_pixels = (known or 0.0) / first.pixels
+        costs = (
+            each.steps.evaluations * (self._speeds.evaluation(each, rows) or by_pixels * each.pixels) for each in later
+        )
+        return sum(costs) / (known * max(1, first.steps.evaluations)) if known else 0.0
 
     def _turn_seconds(self, lane: Lane, job: Job, row_limit: int) -> float | None:
         """Seconds from one of a lane's turns to the next, with the rows that a job adds to it: as measured of late,

@@ -8,8 +8,11 @@ from typing import TYPE_CHECKING
 from darkroom_plugins.sample import BatchCache
 
 if TYPE_CHECKING:
+    import torch
+
     from darkroom_plugins.sample import Sample
     from darkroom_server.jobs.job import Job
+    from darkroom_server.jobs.plan import Plan
     from darkroom_server.schedulers.tables import Step
 
 
@@ -20,6 +23,8 @@ class Slot:
     job: Job
     index: int  # which image of its job
     number: int = 0  # less than those of later slots
+    plan: Plan = field(init=False)  # of the stage that it is at
+    first_stage: torch.Tensor | None = None  # the clean latents of the stage before, in a second one
     sample: Sample | None = None  # None until its first batch
     began: float = 0.0  # time.monotonic at its first evaluation
     previewed: float = float("-inf")  # time.monotonic at its last preview
@@ -27,14 +32,33 @@ class Slot:
     skip_network_swap: bool = False  # under offload: this tick uses no network but the denoiser
     batch_cache: BatchCache = field(default_factory=BatchCache)  # of the batch in which this slot is first
 
+    def __post_init__(self) -> None:
+        self.plan = self.job.plan
+
     @property
     def rows(self) -> int:
         """Its number of rows in the next batch."""
         if self.sample is None or self.sample.done:
-            return len(self.job.plan.prompts)
+            return len(self.plan.prompts)
         return len(self.sample.conditions)
+
+    @property
+    def steps_before(self) -> int:
+        """The steps of the stages before this one: steps are numbered on."""
+        return sum(stage.steps.count for stage in self._stages_before)
+
+    @property
+    def _stages_before(self) -> tuple[Plan, ...]:
+        stages = self.job.plan.stages
+        return stages[: stages.index(self.plan)]
+
+    def eta(self, step: int, elapsed: float) -> float:
+        """Seconds that the steps after this one of its stage will take, if each takes as long for each pixel as those
+        did until now, in so many seconds."""
+        done = sum(stage.pixel_steps for stage in self._stages_before) + step * self.plan.pixels
+        return elapsed / done * (sum(stage.pixel_steps for stage in self.job.plan.stages) - done)
 
     @property
     def step(self) -> Step | None:
         """The coefficients of its sample's next scheduler step; None without a table of them."""
-        return self.job.plan.table.at(self.sample.evaluation) if self.sample is not None else None
+        return self.plan.table.at(self.sample.evaluation) if self.sample is not None else None

@@ -35,9 +35,10 @@ if TYPE_CHECKING:
     from darkroom_server.engine.prompt_cache import PromptCache
     from darkroom_server.engine.queue_positions import QueuePositions
     from darkroom_server.jobs.numbers import EngineNumbers
+    from darkroom_server.jobs.plan import Plan
 
 TILED = {
-    "encode": "the input pictures are large for the model or its memory: they were encoded in tiles, approximately",
+    "encode": "the pictures are large for the model or its memory: they were encoded in tiles, approximately",
     "decode": "the picture is large for the model or its memory: it was decoded in tiles, approximately",
 }
 
@@ -58,12 +59,14 @@ class Tick:
         positions: QueuePositions,
         outbox: Outbox,
         endings: Endings,
+        go_on: Callable[[Slot, Plan, torch.Tensor], None],
     ) -> None:
-        """`seats`: pictures that may be decoded at once."""
+        """`seats`: pictures that may be decoded at once. `go_on` lets a slot go on by the plan of its next stage, with
+        the latents of the one before."""
         self._recovery, self._long, self._threads = recovery, long, threads
         self._prompts, self._decoders = prompts, decoders
         self._numbers, self._meter, self._positions = numbers, meter, positions
-        self._outbox, self._endings = outbox, endings
+        self._outbox, self._endings, self._go_on = outbox, endings, go_on
         self._starter, self._decoder = Starter(recovery, long), Decoder(recovery, long)
         self._buckets = Buckets()
         self._decodes = DecodeLimiter(seats)
@@ -71,7 +74,7 @@ class Tick:
     def run(self, slots: Sequence[Slot]) -> None:
         """Prepare new slots, evaluate the denoiser, step, preview, decode."""
         self._threads.settle(*kind_of(slots))
-        if not slots[0].job.plan.model.placement.swapping:
+        if not slots[0].plan.model.placement.swapping:
             self._begin(slots)
             self._step(_begun(slots, done=False))
             self._finish(_begun(slots, done=True))
@@ -126,29 +129,31 @@ class Tick:
         except BaseException as error:
             self._endings.fail(job, error)
             return
-        slot.began = time.monotonic()
-        job.progress.encode_prompt_seconds += slot.began - arrived
+        now = time.monotonic()
+        if slot.plan is job.plan:  # not a later stage
+            slot.began = now
+        job.progress.encode_prompt_seconds += now - arrived
 
     def _make(self, slot: Slot) -> None:
         slot.sample = make_sample(slot)
 
     def _fetch_prompts(self, slots: Sequence[Slot]) -> None:
         began = time.monotonic()
-        self._prompts.fetch([(slot.sample, slot.job.plan.prompts) for slot in slots if slot.sample], self._recovery)
+        self._prompts.fetch([(slot.sample, slot.plan.prompts) for slot in slots if slot.sample], self._recovery)
         seconds = time.monotonic() - began
         for job in {slot.job for slot in slots}:
             job.progress.encode_prompt_seconds += seconds
 
     def _encode(self, slot: Slot) -> None:
         assert slot.sample is not None
-        rows = partial(self._prompts.rows, slot.sample, slot.job.plan.prompts)
+        rows = partial(self._prompts.rows, slot.sample, slot.plan.prompts)
         slot.sample.rows = self._recovery.once(rows)
         _warn(slot.job, *(warning for row in slot.sample.rows for warning in row.warnings))
 
     def _prepare(self, slot: Slot) -> None:
         assert slot.sample is not None
         slot.sample, tiled = self._starter.begin(slot, slot.sample)
-        if tiled and slot.job.request.image is not None:
+        if tiled:
             _warn(slot.job, TILED["encode"])
         _warn(slot.job, *slot.sample.warnings)
 
@@ -160,7 +165,7 @@ class Tick:
             if isinstance(outcome, DarkroomError):
                 self._endings.fail(slot.job, outcome)
         active = [
-            (slot, slot.job.plan.steps.ends.get(sample.evaluation), sample, outcome)
+            (slot, slot.plan.steps.ends.get(sample.evaluation), sample, outcome)
             for (slot, sample), outcome in zip(begun, outcomes, strict=True)
             if not isinstance(outcome, DarkroomError)
             and not slot.job.progress.ended  # by the failure of another image of its job
@@ -168,7 +173,7 @@ class Tick:
         rows, now = sum(slot.rows for slot, _ in begun), time.monotonic()
         inputs = [
             stepping.StepInput(
-                sample, slot.job.plan.entry, slot.step, outputs, step is not None and wants_preview(slot, step, now)
+                sample, slot.plan.entry, slot.step, outputs, step is not None and wants_preview(slot, step, now)
             )
             for slot, step, sample, outputs in active
         ]
@@ -185,11 +190,11 @@ class Tick:
 
     def _preview(self, estimates: Sequence[tuple[Slot, torch.Tensor]]) -> None:
         """Make the due previews. A failed one becomes a warning, not a failed job."""
-        for mode in dict.fromkeys(slot.job.request.preview.mode for slot, _ in estimates):
+        for mode in dict.fromkeys(slot.plan.request.preview.mode for slot, _ in estimates):
             wanted = [
                 each
                 for each in estimates
-                if each[0].job.request.preview.mode == mode and not each[0].job.progress.ended
+                if each[0].plan.request.preview.mode == mode and not each[0].job.progress.ended
             ]
             outcomes = self._decoders.decode(wanted, self._recovery, self._long)
             for (slot, _), outcome in zip(wanted, outcomes, strict=True):
@@ -198,14 +203,18 @@ class Tick:
                     _warn(slot.job, f"a preview is missing: {outcome}")
                     continue
                 assert slot.sample is not None
-                step = slot.job.plan.steps.ends[slot.sample.evaluation - 1]
-                self._outbox.emit(slot.job, PreviewMade(slot.index, step, outcome, mode))
+                step = slot.plan.steps.ends[slot.sample.evaluation - 1]
+                self._outbox.emit(slot.job, PreviewMade(slot.index, slot.steps_before + step, outcome, mode))
                 self._numbers.previews += 1
 
     def _finish(self, done: Sequence[tuple[Slot, Sample]]) -> None:
-        done = [(slot, sample) for slot, sample in done if not slot.job.progress.ended]
+        """Let the samples that are done go on to their next stage; decode those that have none."""
+        for slot, sample in done:
+            if slot.plan.following is not None:
+                self._go_on(slot, slot.plan.following, sample.latents)
+        done = [(slot, sample) for slot, sample in done if slot.sample is sample]
         began = time.monotonic()
-        side_stream = not any(slot.job.plan.model.placement.swapping for slot, _ in done)
+        side_stream = not any(slot.plan.model.placement.swapping for slot, _ in done)
         with self._meter.beside("decode", [slot for slot, _ in done]):
             outcomes = self._decoder.decode(done, side_stream)
             self._decodes.add(outcome.picture for outcome in outcomes if isinstance(outcome, Decoded))
@@ -235,8 +244,8 @@ def _begun(slots: Sequence[Slot], done: bool) -> list[tuple[Slot, Sample]]:
 def kind_of(slots: Sequence[Slot]) -> tuple[Hashable, bool]:
     """What evaluations of these slots are to the tuner of threads, and whether their number is fixed: for equal bytes,
     and where another device computes."""
-    request, rows = slots[0].job.request, sum(slot.rows for slot in slots)
-    fixed = request.deterministic or slots[0].job.plan.model.family.device.type != "cpu"
+    request, rows = slots[0].plan.request, sum(slot.rows for slot in slots)
+    fixed = request.deterministic or slots[0].plan.model.family.device.type != "cpu"
     return (request.model, (rows * request.width * request.height).bit_length()), fixed
 
 
@@ -245,15 +254,14 @@ def _warn(job: Job, *warnings: str) -> None:
 
 
 def _step_done(slot: Slot, sample: Sample, step: int, rows: int) -> StepDone:
-    steps = slot.job.plan.steps
-    elapsed, began = time.monotonic() - slot.began, steps.begins[step]
+    elapsed, began = time.monotonic() - slot.began, slot.plan.steps.begins[step]
     return StepDone(
         image_index=slot.index,
-        step=step,
-        step_count=steps.count,
+        step=slot.steps_before + step,
+        step_count=slot.job.plan.step_count,
         timestep=float(sample.timesteps[began]),
         sigma=noise_level(sample.scheduler, began),
         elapsed=elapsed,
-        eta=elapsed / step * (steps.count - step),
+        eta=slot.eta(step, elapsed),
         batch_rows=rows,
     )

@@ -11,7 +11,7 @@ from darkroom_server.schedulers.tables import Table
 
 if TYPE_CHECKING:
     from darkroom_plugins.canvas import Canvas
-    from darkroom_plugins.contract import Adapter, Conditioner, Finisher, PromptKey, SchedulerEntry, Task
+    from darkroom_plugins.contract import Adapter, Conditioner, Contribution, Finisher, PromptKey, SchedulerEntry, Task
     from darkroom_plugins.request import Pixels, Request
     from darkroom_server.models.model import Model
     from darkroom_server.models.residency import Key
@@ -45,16 +45,48 @@ class Plan:
     table: Table = NO_TABLE  # of the scheduler's step coefficients
     assets: AcquiredAssets = NO_ASSETS  # the values of `needs`, once acquired
 
+    following: Plan | None = None  # of the second stage, which goes on from the result of this one
     tiled: bool = False  # its pictures are encoded and decoded in tiles
     preview_by_network: bool = False  # its previews run one of the model's networks
+
+    @property
+    def contributions(self) -> tuple[Contribution, ...]:
+        """All that take part in its stage."""
+        return (self.task, *self.conditioners, *self.adapters, *self.finishers)
+
+    @property
+    def stages(self) -> tuple[Plan, ...]:
+        """This plan, and those that follow."""
+        return (self, *(self.following.stages if self.following is not None else ()))
+
+    @property
+    def last(self) -> Plan:
+        """The plan of the last stage, whose result is the picture."""
+        return self.stages[-1]
+
+    @property
+    def step_count(self) -> int:
+        """The steps of all its stages."""
+        return sum(stage.steps.count for stage in self.stages)
+
+    @property
+    def pixels(self) -> int:
+        """Of a picture, at its stage."""
+        return self.request.width * self.request.height
+
+    @property
+    def pixel_steps(self) -> int:
+        """The steps of its stage, each times the pixels."""
+        return self.steps.count * self.pixels
 
     @property
     def held_bytes(self) -> int:
         """Bytes of its images in memory while it waits."""
         frame, image = self.canvas.frame, self.canvas.image
-        pixels = sum(each.nbytes for each in self.controls)
+        pixels = sum(each.nbytes for stage in self.stages for each in stage.controls)
         return pixels + (image.nbytes if image is not None else 0) + (6 * frame.width * frame.height if frame else 0)
 
     def with_assets(self, values: Mapping[tuple[str, str], Any]) -> Plan:
         """The plan with the assets that its job acquired."""
-        return replace(self, assets=AcquiredAssets(values))
+        following = self.following.with_assets(values) if self.following is not None else None
+        return replace(self, assets=AcquiredAssets(values), following=following)

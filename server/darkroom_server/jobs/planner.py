@@ -73,7 +73,7 @@ class Planner:
         self._decode_costs: dict[str, DecodeCosts | None] = {}  # by model
         # Schedulers and steps, shared by jobs with equal options: milliseconds to build, tens of kilobytes.
         self._schedules: WeakValueDictionary[Any, Any] = WeakValueDictionary()
-        self._recent_schedules: deque[Any] = deque(maxlen=384)  # keeps the latest alive; a job uses three
+        self._recent_schedules: deque[Any] = deque(maxlen=384)  # keeps the latest alive; a stage uses three
 
     async def read(self, function: Callable[..., Any], *arguments: Any) -> Any:
         """The result of a function that decodes or checks inputs of a request, run on a reader's thread."""
@@ -86,8 +86,16 @@ class Planner:
             extension is unused
         :raises DarkroomError: a plugin failed
         """
+        plan, second = await self._plan_stage(request, "parameters"), request.second_stage
+        if second is not None:
+            plan = replace(plan, following=await self._plan_stage(second, "parameters.hires_fix"))
+        _refuse_unused_extensions(request, plan)
+        return plan
+
+    async def _plan_stage(self, request: Request, path: str) -> Plan:
+        """`path`: of the message that has its size."""
         inputs = await _run(self._readers, self._prepare_inputs, request)
-        plan: Plan = await _run(self._thread, self._plan, request, inputs)
+        plan: Plan = await _run(self._thread, self._plan, request, inputs, path)
         table = await self._tables.of(plan.scheduler, plan.steps.first, request.eta)
         if not table.finite:
             raise _divides_by_zero(request.scheduler, plan.model.info.prediction_type)
@@ -117,14 +125,13 @@ class Planner:
             maps.append(pixels)
         return tuple(maps)
 
-    def _plan(self, request: Request, inputs: Inputs) -> Plan:
+    def _plan(self, request: Request, inputs: Inputs, path: str) -> Plan:
         plugins, model = self._catalog.plugins, self._catalog.models[request.model]
         task, entry = plugins.tasks[request.task], plugins.schedulers[request.scheduler.name]
         _refuse_scheduler_without_noise(task, entry)
         _refuse_scheduler_without_zero_snr(model, entry, plugins.schedulers)
         conditioners = participants(plugins.conditioners, request)
         adapters, finishers = participants(plugins.adapters, request), participants(plugins.finishers, request)
-        _refuse_unused_extensions(request, (task, *conditioners, *adapters, *finishers))
         scheduler, steps = self._build_steps(request, model, task, entry)
         assets = PlanningAssets(self._embeddings, model, self._catalog.assets.fitting(model.name))
         with calls.calling(model.family, "prompt_keys", timed=False):
@@ -146,7 +153,7 @@ class Planner:
             canvas=inputs.canvas,
             controls=inputs.controls,
             needs=needs(request),
-            tiled=self._decodes_in_tiles(request, model),
+            tiled=self._decodes_in_tiles(request, model, path),
             batch_key=_batch_key(request, (task, *conditioners, *adapters), prompts[0].length),
             solo=(solo := _is_solo((task, *conditioners, *adapters))),
             bucket=row_bucket(model.family.device, self._deterministic_rows)
@@ -156,7 +163,7 @@ class Planner:
             preview_by_network=previews is not None and previews.component is not None,
         )
 
-    def _decodes_in_tiles(self, request: Request, model: Model) -> bool:
+    def _decodes_in_tiles(self, request: Request, model: Model, path: str) -> bool:
         """Whether to decode the request's pictures in tiles.
 
         :raises InvalidRequest: they do not fit into the memory even so
@@ -172,7 +179,7 @@ class Planner:
         if least > memory:
             takes = f"takes at least {least / MIB:,.0f} MiB to decode, more than the {memory / MIB:,.0f} there are"
             problem = f"a picture of {request.width} x {request.height} pixels {takes}"
-            raise InvalidRequest([Violation("parameters.width", problem)])
+            raise InvalidRequest([Violation(f"{path}.width", problem)])
         return not model.settings.vae_tiling and costs.tiles_pay(high, wide, memory)
 
     def _build_steps(self, request: Request, model: Model, task: Task, entry: SchedulerEntry) -> tuple[Any, Steps]:
@@ -303,8 +310,9 @@ def _load_embedding(asset: Asset, model: Model) -> Any:
         raise LoadFailed(message, ("embedding", name, model.name)) from error
 
 
-def _refuse_unused_extensions(request: Request, parts: Sequence[Any]) -> None:
+def _refuse_unused_extensions(request: Request, plan: Plan) -> None:
     """:raises InvalidRequest: the request has parameters for a plugin that does not use them"""
+    parts = (part for stage in plan.stages for part in stage.contributions)
     used = {part.plugin for part in parts if part.Parameters}
     problem = "the request uses nothing of this plugin that takes parameters"
     if unused := sorted(set(request.extensions) - used):

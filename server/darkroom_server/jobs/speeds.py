@@ -83,29 +83,25 @@ class Speeds:
     def evaluation_took(self, plan: Plan, rows: int, seconds: float) -> None:
         """An evaluation of this many rows of such jobs, with what belongs to it: scheduler steps and previews."""
         for key in (plan.batch_key, _general(plan)):
-            _of(self._evaluations, key, Curve).add(rows * _pixels(plan), seconds)
+            _of(self._evaluations, key, Curve).add(rows * plan.pixels, seconds)
 
     def picture_took(self, part: str, plan: Plan, seconds: float) -> None:
         """What one image of such a job takes beside its evaluations, by parts: to begin it, and to decode it."""
         for key in (plan.batch_key, _general(plan)):
-            _of(self._pictures, (part, key), Average).add(seconds / _pixels(plan))
+            _of(self._pictures, (part, key), Average).add(seconds / plan.pixels)
 
     def evaluation(self, plan: Plan, rows: int) -> float | None:
         """Seconds of an evaluation; None if nothing like it has been measured."""
         curve = self._evaluations.get(plan.batch_key) or self._evaluations.get(_general(plan))
-        return curve.at(rows * _pixels(plan)) if curve is not None else None
+        return curve.at(rows * plan.pixels) if curve is not None else None
 
     def picture(self, plan: Plan) -> float:
         """Seconds that an image takes beside its evaluations; 0 if nothing like it has been measured."""
-        return sum(self._part(part, plan) for part in PARTS) * _pixels(plan)
+        return sum(self._part(part, plan) for part in PARTS) * plan.pixels
 
     def _part(self, part: str, plan: Plan) -> float:
         average = self._pictures.get((part, plan.batch_key)) or self._pictures.get((part, _general(plan)))
         return average.value or 0.0 if average is not None else 0.0
-
-
-def _pixels(plan: Plan) -> int:
-    return plan.request.width * plan.request.height
 
 
 def _general(plan: Plan) -> Hashable:

@@ -26,6 +26,11 @@ class Steps:
     begins: dict[int, int]  # step, from 1 → its first evaluation
 
     @property
+    def evaluations(self) -> int:
+        """The number of evaluations."""
+        return len(self.timesteps) - self.first
+
+    @property
     def count(self) -> int:
         """The number of inference steps."""
         return len(self.ends)

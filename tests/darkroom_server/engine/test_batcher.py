@@ -5,6 +5,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -144,6 +145,23 @@ def test_dropping_a_job_leaves_the_others(keys: list[str], which: int) -> None:
     made.drop_job(gone)
     assert made.jobs() == set(jobs) - {gone}
     assert all(lane.slots for lane in made.lanes())
+
+
+def test_one_that_moves_joins_those_of_its_next_stage() -> None:
+    small, large = job("small", images=2), job("large")
+    made = batcher(small, large)
+    slots, latents = made.lane_of(("small",)).slots, torch.zeros(1)
+    for left in (slots[1:], []):
+        moved = slots[1 - len(left)]
+        assert made.move(moved, large.plan, latents) is made.lane_of(("large",))
+        assert (moved.plan, moved.sample, moved.first_stage) == (large.plan, None, latents)
+        assert [slot for lane in made.lanes() if lane is not made.lane_of(("large",)) for slot in lane.slots] == left
+    lane = made.lane_of(("large",))
+    assert [slot.job for slot in lane.order()] == [small, small, large], "it waits behind those that came later"
+    lane.begin_turn(lane.select_batch(100), 0.0)
+    made.drop_job(small)
+    made.drop_job(large)
+    assert not made
 
 
 # -------------------------------------------------------------------------------------------------- between clients

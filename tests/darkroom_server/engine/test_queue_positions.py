@@ -16,14 +16,16 @@ from darkroom_server.jobs.speeds import Speeds
 
 def job(evaluations: int, images: int = 1, rows: int = 2, solo: bool = False, client: str = "") -> Job:
     made = Job("id", "", arrived=0.0, held_bytes=0, client=client)
-    steps = SimpleNamespace(timesteps=[0] * evaluations, first=0)
+    steps = SimpleNamespace(timesteps=[0] * evaluations, first=0, evaluations=evaluations)
     plan: Any = SimpleNamespace(
         batch_key=("key",),
         solo=solo,
         request=SimpleNamespace(num_images=images, model="m", width=64, height=64, deterministic=False),
         prompts=(None,) * rows,
         steps=steps,
+        pixels=64 * 64,
     )
+    plan.stages, plan.last = (plan,), plan
     made.plan = plan
     return made
 
@@ -149,3 +151,17 @@ def test_one_of_another_client_does_not_wait_for_a_flood() -> None:
     positions = QueuePositions(batcher, lambda lane: 4, measured(r2=0.1, r4=0.15))
     assert positions.estimate(job(8, client="flood"), 4, now=0.0) == (pytest.approx(75.0), pytest.approx(76.2))
     assert positions.estimate(job(8, client="light"), 4, now=0.0) == (0.0, pytest.approx(1.2))
+
+
+@pytest.mark.parametrize("large", [False, True])
+def test_a_second_stage_takes_its_own_time(large: bool) -> None:
+    """As measured; else as much more for each evaluation as it has pixels."""
+    speeds, one, second = measured(r2=0.1), job(10), job(5).plan
+    second.batch_key, second.pixels, second.request.width, second.request.height = ("large",), 128 * 128, 128, 128
+    for _ in range(3 if large else 0):
+        speeds.evaluation_took(second, 2, 0.6)
+    one.plan.stages, one.plan.last = (one.plan, second), second
+    positions = QueuePositions(Batcher(), lambda lane: 4, speeds)
+    expected = 10 * 0.1 + 5 * (0.6 if large else 0.4)
+    assert positions.estimate(one, 4, now=0.0) == (0.0, pytest.approx(expected))
+    assert positions.alone(one, 4) == pytest.approx(expected)

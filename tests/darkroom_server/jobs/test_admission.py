@@ -177,7 +177,7 @@ def test_one_whose_jobs_end_with_each_turn_is_charged_for_them() -> None:
 
 def plan(size: int = 64, model: str = "m", key: str = "k") -> Any:
     request = SimpleNamespace(model=model, width=size, height=size, deterministic=False)
-    return SimpleNamespace(batch_key=(key, size), request=request)
+    return SimpleNamespace(batch_key=(key, size), request=request, pixels=size * size)
 
 
 def learnt(*seconds: tuple[int, float], **of: Any) -> Speeds:

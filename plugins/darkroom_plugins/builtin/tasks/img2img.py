@@ -11,6 +11,7 @@ from darkroom_plugins.contract import ModelInfo, Task
 from darkroom_plugins.latents import noise_for, noised, skipped_evaluations, vae_input
 from darkroom_plugins.request import ImageToImage, Request
 from darkroom_plugins.sample import Sample
+from darkroom_plugins.upscaling import upscaled
 
 if TYPE_CHECKING:
     import torch
@@ -19,7 +20,8 @@ darkroom_api_version = 1
 
 
 class Img2Img(Task):
-    """Starts from the noised latents of the picture (diffusers' StableDiffusionImg2ImgPipeline)."""
+    """Starts from the noised latents of the picture (diffusers' StableDiffusionImg2ImgPipeline), or of the upscaled
+    result of a first stage."""
 
     name = "img2img"
     description = "A picture repainted as a whole."
@@ -35,8 +37,11 @@ class Img2Img(Task):
         return skipped_evaluations(edit.strength, request, timesteps, order)
 
     def begin(self, sample: Sample, parameters: None) -> None:
-        assert sample.canvas.image is not None
-        latents = sample.model.encode(vae_input(sample.canvas.image, sample.model), sample.generator)
+        if sample.first_stage is not None:
+            latents = upscaled(sample)
+        else:
+            assert sample.canvas.image is not None
+            latents = sample.model.encode(vae_input(sample.canvas.image, sample.model), sample.generator)
         if not sample.done:
             latents = noised(sample, latents, noise_for(sample), sample.timestep)
         sample.latents = latents

@@ -12,6 +12,7 @@ from darkroom_plugins.request import OutputOptions, PreviewOptions, Request, Sch
 from darkroom_server.api.request_id import is_request_id
 from darkroom_server.api.validation.conditions import ConditionsCheck
 from darkroom_server.api.validation.edit import CheckedEdit, EditCheck, derived_task
+from darkroom_server.api.validation.hires_fix import HiresFixCheck
 from darkroom_server.api.validation.presets import filled, parameters_of
 from darkroom_server.api.validation.violations import Findings
 from darkroom_server.models.model import Model
@@ -76,6 +77,7 @@ class _Check:
         numbers = self._numbers(given, model, scheduler) | self._size(given, model, edit)
         own_loras = len(message.parameters.loras)
         conditions = ConditionsCheck(self.catalog, self.findings).checked(given, own_loras, model, numbers)
+        hires_fix = HiresFixCheck(self.catalog, self.findings).checked(given, rpc, model, scheduler, numbers)
         extensions = self._extensions(given)
         preview = self._preview(message.preview, model)
         output = self._output(message.output)
@@ -86,6 +88,7 @@ class _Check:
             task=task,
             model=model.name,
             scheduler=scheduler,
+            hires_fix=hires_fix,
             extensions=extensions,
             preview=preview,
             output=output,
