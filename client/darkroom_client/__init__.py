@@ -105,6 +105,7 @@ if typing.TYPE_CHECKING:
     from darkroom_client.options import (
         ConnectionOptions,
         ControlSpec,
+        HiresFix,
         ImageLike,
         JobOptions,
         LoraSpec,
@@ -141,6 +142,7 @@ __all__ = [
     "DeviceLost",
     "DisconnectPolicyName",
     "Event",
+    "HiresFix",
     "Image",
     "ImageFormatName",
     "ImageLike",

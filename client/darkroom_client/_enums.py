@@ -23,6 +23,9 @@ SafetyPolicyName: TypeAlias = Literal["off", "flag", "block"]
 SafetyVerdictName: TypeAlias = Literal["passed", "flagged", "blocked"]
 SigmaScheduleName: TypeAlias = Literal["default", "karras", "exponential", "beta"]
 TimestepSpacingName: TypeAlias = Literal["linspace", "leading", "trailing"]
+UpscalerName: TypeAlias = Literal[
+    "latent-nearest", "latent-bilinear", "latent-bicubic", "pixel-bicubic", "pixel-lanczos"
+]
 
 
 def canonical(name: str) -> str:

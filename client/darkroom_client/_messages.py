@@ -106,10 +106,11 @@ def _set_message(target: Any, value: Any, where: str) -> list[Violation]:
 
 
 def _mapping(target: Any, value: Any) -> Mapping[str, Any]:
-    """`value` as fields by name. A string is the message's first field, as in scheduler="euler"."""
+    """`value` as fields by name. A string is the message's first field, as in scheduler="euler"; so is the number of
+    hires_fix=2."""
     if isinstance(value, str) and target.DESCRIPTOR is parameters_pb2.LoraSpec.DESCRIPTOR:
         value = LoraSpec.parse(value)
-    if isinstance(value, str):
+    if isinstance(value, str) or (isinstance(value, int | float) and _is_number(target.DESCRIPTOR.fields[0])):
         return {target.DESCRIPTOR.fields[0].name: value}
     if is_dataclass(value):
         return {field.name: getattr(value, field.name) for field in fields(value)}
@@ -124,6 +125,10 @@ def _scalar(field: FieldDescriptor, value: Any) -> Any:
     if field.type == FieldDescriptor.TYPE_BYTES:
         return image_bytes(value)
     return value
+
+
+def _is_number(field: FieldDescriptor) -> bool:
+    return field.type == FieldDescriptor.TYPE_DOUBLE
 
 
 def _is_map(field: FieldDescriptor) -> bool:

@@ -19,6 +19,7 @@ from darkroom_client._enums import (
     ResizeModeName,
     SigmaScheduleName,
     TimestepSpacingName,
+    UpscalerName,
 )
 from darkroom_client._repr import ShortRepr
 from darkroom_client.events import Picture
@@ -31,6 +32,7 @@ __all__ = [
     "ConnectionOptions",
     "ControlSpec",
     "DisconnectPolicyName",
+    "HiresFix",
     "ImageFormatName",
     "ImageLike",
     "JobOptions",
@@ -46,6 +48,7 @@ __all__ = [
     "SigmaScheduleName",
     "SizeConditioning",
     "TimestepSpacingName",
+    "UpscalerName",
 ]
 
 
@@ -121,6 +124,18 @@ class SizeConditioning:
 
 
 @dataclass(frozen=True, slots=True)
+class HiresFix:
+    """A second stage: the picture upscaled, and denoised again at its new size."""
+
+    factor: float | None = None  # 1 to 8; None: by width or height, else 2
+    width: int | None = None  # pixels
+    height: int | None = None  # pixels
+    upscaler: UpscalerName | None = None
+    strength: float | None = None  # fraction of the steps that run, 0 to 1
+    num_inference_steps: int | None = None  # None: as the first stage
+
+
+@dataclass(frozen=True, slots=True)
 class PreviewOptions:
     """How and when previews are made."""
 
@@ -179,6 +194,9 @@ class ParameterOptions(TypedDict, total=False):
     controls: Sequence[ControlSpec | parameters_pb2.ControlSpec] | None
     size_conditioning: SizeConditioning | parameters_pb2.SizeConditioning | None
     extensions: Mapping[str, Mapping[str, Any]] | None  # by plugin name
+    hires_fix: (
+        float | HiresFix | Mapping[str, Any] | parameters_pb2.HiresFix | None
+    )  # 2.0: twice the size; not for edits
     preset: str | None  # of the model: values for what is not set here
 
 

@@ -8,6 +8,8 @@ import PIL.Image
 import PIL.PngImagePlugin
 import pytest
 
+from darkroom.v1.parameters_pb2 import HiresFix
+
 
 def files(folder):
     return sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
@@ -53,6 +55,43 @@ def test_options_reach_the_request(darkroom, scripted):
     assert dict(spec.options) == {"solver_order": 3, "lower": True}
     assert dict(parameters.extensions["vignette"]) == {"strength": 0.5, "name": "round"}
     assert (request.deterministic, request.output.format, request.preview.mode) == (True, 3, 2)
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        ("--hires-fix 1.5", HiresFix(factor=1.5)),
+        (
+            "--hires-fix 96x128 --hires-upscaler latent_bicubic --hires-strength 0 --hires-steps 9",
+            HiresFix(width=96, height=128, upscaler=3, strength=0.0, num_inference_steps=9),
+        ),
+        ("--from star.png", HiresFix(width=128, height=128, strength=0.5)),
+        ("--from star.png --hires-strength 0.25", HiresFix(width=128, height=128, strength=0.25)),
+        ("--from star.png --hires-fix 3", HiresFix(factor=3.0)),
+        ("--from star.png --no-hires-fix", None),
+    ],
+)
+def test_a_second_stage(darkroom, scripted, tmp_path, words, expected):
+    recipe = {"parameters": {"prompt": "a", "hires_fix": {"width": 128, "height": 128, "strength": 0.5}}}
+    text = PIL.PngImagePlugin.PngInfo()
+    text.add_text("darkroom", json.dumps(recipe))
+    PIL.Image.new("RGB", (8, 8)).save(tmp_path / "star.png", pnginfo=text)
+    darkroom("generate", *words.replace("star.png", str(tmp_path / "star.png")).split(), "a")
+    parameters = scripted.requests[0].parameters
+    assert (parameters.hires_fix if parameters.HasField("hires_fix") else None) == expected
+
+
+@pytest.mark.parametrize(
+    ("words", "problem"),
+    [
+        ("--hires-steps 9", "--hires-fix: must be given, too"),
+        ("--hires-fix big", "'big' is not FACTOR or WIDTHxHEIGHT in pixels"),
+        ("--hires-fix 2 --no-hires-fix", "--no-hires-fix: cannot be combined"),
+        ("--hires-fix 2 --hires-upscaler esrgan", "must be one of latent-nearest"),
+    ],
+)
+def test_a_second_stage_that_makes_no_sense(darkroom, words, problem):
+    assert problem in " ".join(darkroom("generate", "a", *words.split(), exit_code=2).stderr.replace("│", " ").split())
 
 
 @pytest.fixture

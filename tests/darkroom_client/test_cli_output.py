@@ -99,6 +99,10 @@ def test_an_unknown_name_is_answered_with_the_nearest(darkroom):
         ("parameters.controls[0].preprocessor_options.low", "--preprocess-option low"),
         ("parameters.controls[0].start", "--control-option start"),
         ("parameters.size_conditioning.crop_left", "--crop-offset"),
+        ("parameters.hires_fix.factor", "--hires-fix"),
+        ("parameters.hires_fix", "--hires-fix"),
+        ("parameters.hires_fix.num_inference_steps", "--hires-steps"),
+        ("parameters.hires_fix.upscaler", "--hires-upscaler"),
         ("parameters.extensions[vignette].strength", "--extension vignette.strength"),
         ("parameters.extensions['vignette']", "--extension vignette"),
         ("inpaint.mask", "--mask"),
@@ -119,7 +123,7 @@ def test_fields_have_the_names_of_options(field, option):
 
 
 def test_every_parameter_has_an_option(darkroom):
-    shown = darkroom("edit", "-h").stdout
+    shown = darkroom("edit", "-h").stdout + darkroom("generate", "-h").stdout
     for field in parameters_pb2.Parameters.DESCRIPTOR.fields:
         option = option_of(f"parameters.{field.name}")
         if field.name not in ("prompt", "size_conditioning"):

@@ -79,6 +79,7 @@ def test_every_keyword_reaches_its_field(request_of):
         size_conditioning=SizeConditioning(original_width=1024),
         extensions={"vignette": {"strength": 0.5}},
         preset="fast",
+        hires_fix=2,
         preview=PreviewOptions("latent-rgb", every_n_steps=2, max_edge=128, format="webp"),
         output=OutputOptions("jpeg", 90, embed_metadata=False),
         request_id="mine",
@@ -97,6 +98,7 @@ def test_every_keyword_reaches_its_field(request_of):
     spec = parameters.scheduler
     assert (spec.name, spec.sigma_schedule, spec.timestep_spacing) == ("dpmpp-2m", 2, 3)
     assert spec.options["solver_order"] == 3
+    assert parameters.hires_fix == parameters_pb2.HiresFix(factor=2.0)
     assert spec.options["nested"]["a"][1] is None
     assert [(lora.name, lora.HasField("weight")) for lora in parameters.loras] == [("a", True), ("b", False)]
     assert (parameters.controls[0].image, parameters.controls[0].scale, parameters.controls[0].end) == (b"map", 0, 0.5)
@@ -251,6 +253,7 @@ def test_address_and_token(scripted, monkeypatch):
         (options.LoraSpec, parameters_pb2.LoraSpec),
         (options.ControlSpec, parameters_pb2.ControlSpec),
         (options.SizeConditioning, parameters_pb2.SizeConditioning),
+        (options.HiresFix, parameters_pb2.HiresFix),
         (options.PreviewOptions, parameters_pb2.PreviewOptions),
         (options.OutputOptions, parameters_pb2.OutputOptions),
         (catalog.ServerInfo, catalog_service_pb2.GetServerInfoResponse),

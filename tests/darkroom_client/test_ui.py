@@ -88,6 +88,13 @@ def test_all_parameters() -> None:
     assert asked.keywords["loras"] == [LoraSpec("ink", 0.5), LoraSpec("wax", 1.0)]
 
 
+@pytest.mark.parametrize(
+    ("mode", "factor", "asked"), [("txt2img", 1.5, 1.5), ("txt2img", 1, None), ("img2img", 2, None)]
+)
+def test_hires_fix_is_for_pictures_from_text(mode: str, factor: float, asked: float | None) -> None:
+    assert request(BLANK | {"mode": mode, "hires_fix": factor, "picture": PICTURE}).keywords["hires_fix"] == asked
+
+
 def test_prompts_of_a_template(tmp_path: Path) -> None:
     (tmp_path / "colour.txt").write_text("red\nblue\n")
     all_of = {"template": "combinations", "prompt": "a {red|blue} star"}
@@ -236,6 +243,12 @@ def test_a_preset_fills_the_fields_that_the_page_has() -> None:
     given = parameters_pb2.Parameters(num_inference_steps=4, guidance_scale=0.0, clip_skip=1, scheduler=spec)
     wanted = {"num_inference_steps": 4, "guidance_scale": 0.0, "scheduler": "euler", "sigma_schedule": "karras"}
     assert preset_fields(given) == wanted
+
+
+def test_a_recipe_has_the_factor_of_its_second_stage() -> None:
+    parameters = {"width": 64, "height": 64, "hires_fix": {"width": 96, "height": 96}}
+    assert fields_of({"parameters": parameters})["hires_fix"] == 1.5
+    assert fields_of({"parameters": {}})["hires_fix"] == 1
 
 
 def test_a_job_that_was_accepted_has_a_recipe() -> None:

@@ -7,7 +7,7 @@ import typer
 
 from darkroom_client.cli._groups import with_option_groups
 from darkroom_client.cli._options import Conditions, Picture, Scheduling, Sdxl, Server, Source
-from darkroom_client.cli._run_options import Editing, Prompting, Results
+from darkroom_client.cli._run_options import Editing, Prompting, Results, SecondStage
 
 _Prompts = Annotated[
     list[str] | None,
@@ -24,6 +24,7 @@ def generate(
     scheduling: Scheduling,
     conditions: Conditions,
     sdxl: Sdxl,
+    second_stage: SecondStage,
     results: Results,
     prompting: Prompting,
     source: Source,
@@ -42,10 +43,13 @@ def generate(
     darkroom generate - --out pictures/ < prompts.txt
     darkroom generate --combinations "a {red|blue} circle on a {green|white} background" --seed 7
     darkroom generate "a green star" --animate star.webp --open
+    darkroom generate "a green star" --hires-fix 2
     """
     from darkroom_client.cli._job_options import JobRunner
 
-    JobRunner(server, source, results, prompting, picture, sdxl, scheduling, conditions).generate(prompts or [])
+    JobRunner(server, source, results, prompting, picture, sdxl, scheduling, conditions).generate(
+        prompts or [], second_stage
+    )
 
 
 @with_option_groups

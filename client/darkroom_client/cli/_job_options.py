@@ -16,7 +16,7 @@ from darkroom_client.cli._files import format_for
 from darkroom_client.cli._jobs import Job
 from darkroom_client.cli._options import Conditions, Picture, Scheduling, Sdxl, Server, Source
 from darkroom_client.cli._prompts import Prompt, read_prompts
-from darkroom_client.cli._run_options import Editing, Prompting, Results
+from darkroom_client.cli._run_options import Editing, Prompting, Results, SecondStage
 from darkroom_client.cli._values import parse_margins, parse_pairs, read_picture, usage_error
 from darkroom_client.cli._view import View
 from darkroom_client.options import JobOptions, SchedulerSpec
@@ -60,7 +60,7 @@ class JobRunner:
             "output": format_for(results.out, results.image_format),
         }
 
-    def generate(self, prompts: Sequence[str]) -> None:
+    def generate(self, prompts: Sequence[str], second_stage: SecondStage) -> None:
         """Runs a job per prompt, or one for the recipe.
 
         :raises typer.Exit: if a job fails.
@@ -69,6 +69,7 @@ class JobRunner:
             _recipes.check_generate(self._recipe, self._source, self._options["task"])
         elif not prompts:
             usage_error("PROMPT", _NO_PROMPT)
+        self._options["hires_fix"] = _hires_fix(second_stage, self._base)
         self._run(self._read(prompts), None, "")
 
     def edit(self, image: Path, prompts: Sequence[str], editing: Editing) -> None:
@@ -124,6 +125,20 @@ def _refuse_contradictions(given: Editing) -> None:
     for name in ("mask_blur", "padding_crop", "keep_unmasked"):
         if (value := getattr(given, name)) is not None and value is not False:
             usage_error(f"--{name.replace('_', '-')}", "needs --mask")
+
+
+def _hires_fix(given: SecondStage, base: parameters_pb2.Parameters) -> dict[str, Any] | None:
+    """The keyword `hires_fix`. Without --hires-fix, the other options change the recipe's."""
+    chosen = given.keyword()
+    if given.no_hires_fix:
+        if chosen is not None:
+            usage_error("--no-hires-fix", "cannot be combined with options of it")
+        base.ClearField("hires_fix")
+    if chosen is None or given.hires_fix is not None:
+        return chosen
+    if not base.HasField("hires_fix"):
+        usage_error("--hires-fix", "must be given, too")
+    return {field.name: value for field, value in base.hires_fix.ListFields()} | chosen
 
 
 def _scheduler(given: Scheduling, recipe: Recipe | None) -> SchedulerSpec | dict[str, Any] | None:

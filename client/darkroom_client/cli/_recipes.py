@@ -58,7 +58,7 @@ def adapt_to_edit(recipe: Recipe, source: Source, edit_options: dict[str, Any], 
     if given <= _KEYWORDS.get(old, set()):
         edit_options |= {name: value for name, value in recorded.items() if edit_options[name] is None}
     if old in ("", "txt2img"):
-        recipe.parameters.ClearField("width")
-        recipe.parameters.ClearField("height")
+        for field in ("width", "height", "hires_fix"):
+            recipe.parameters.ClearField(field)
     if old == "txt2img" or old in _INPUT_OPTIONS:
         recipe.parameters.ClearField("task")

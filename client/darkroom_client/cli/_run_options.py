@@ -6,8 +6,9 @@ from typing import Annotated, Any, ClassVar
 
 import typer
 
-from darkroom_client._enums import PreviewModeName, PriorityName, ResizeModeName
+from darkroom_client._enums import PreviewModeName, PriorityName, ResizeModeName, UpscalerName
 from darkroom_client.cli._options import Format, NoClobber, choice
+from darkroom_client.cli._values import parse_scaling
 
 MAX_PROMPTS = 1000  # of a template
 AT_ONCE = 8  # jobs; the server batches them together
@@ -116,6 +117,43 @@ class Results:
     def preview_mode(self) -> PreviewModeName | None:
         """The mode of --preview or --no-preview; None without either."""
         return "off" if self.no_preview else self.preview
+
+
+@dataclass(frozen=True, slots=True)
+class SecondStage:
+    """A second stage at a larger size."""
+
+    panel: ClassVar = "Hires fix"
+
+    hires_fix: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FACTOR|WxH",
+            help="Make the picture at its size, upscale it by 1 to 8 or to a size, and denoise it again there.",
+        ),
+    ] = None
+    no_hires_fix: Annotated[
+        bool, typer.Option("--no-hires-fix", help="Not so, whatever the recipe of --from says.")
+    ] = False
+    hires_upscaler: Annotated[
+        UpscalerName | None, choice(UpscalerName, metavar="NAME", after=". Default: pixel-lanczos.")
+    ] = None
+    hires_strength: Annotated[
+        float | None, typer.Option(help="How much of the upscaled picture may change, 0 to 1.")
+    ] = None
+    hires_steps: Annotated[
+        int | None, typer.Option(help="Denoising steps of the second stage. Default: as the first.")
+    ] = None
+
+    def keyword(self) -> dict[str, Any] | None:
+        """The keyword `hires_fix`: what is given of it; None without any."""
+        scaling = parse_scaling(self.hires_fix) if self.hires_fix is not None else {}
+        more = {
+            "upscaler": self.hires_upscaler,
+            "strength": self.hires_strength,
+            "num_inference_steps": self.hires_steps,
+        }
+        return {**scaling, **{name: value for name, value in more.items() if value is not None}} or None
 
 
 @dataclass(frozen=True, slots=True)

@@ -81,6 +81,13 @@ def parse_sizes(original: str | None, offset: str | None, target: str | None) ->
     return {name: each for names, pair in values.items() for name, each in zip(names, pair, strict=False)} or None
 
 
+def parse_scaling(text: str) -> dict[str, float]:
+    """Parses FACTOR or WIDTHxHEIGHT into fields of HiresFix."""
+    if _NUMBER.fullmatch(text):
+        return {"factor": float(text)}
+    return dict(zip(("width", "height"), _parse_ints(text, "x", "--hires-fix", "FACTOR or WIDTHxHEIGHT"), strict=True))
+
+
 def parse_margins(text: str) -> tuple[int, int, int, int]:
     """Parses L,T,R,B or one number for all. Pixels."""
     parts = text.split(",") if "," in text else [text] * 4

@@ -9,6 +9,9 @@ _SIZES = {"original": "--original-size", "crop": "--crop-offset", "target": "--t
 _NAMES = {"num_inference_steps": "--steps", "prompt": "PROMPT", "task": "--task"}
 _RULES: tuple[tuple[str, str | Callable[[re.Match[str]], str]], ...] = (  # of whole paths; the first that fits
     (r"parameters\.size_conditioning\.([a-z]+)_\w+", lambda match: _SIZES[match[1]]),
+    (r"parameters\.hires_fix(\.(factor|width|height))?", "--hires-fix"),
+    (r"parameters\.hires_fix\.num_inference_steps", "--hires-steps"),
+    (r"parameters\.hires_fix\.(\w+)", r"--hires-\1"),
     (r"parameters\.scheduler(\.name)?", "--scheduler"),
     (r"parameters\.scheduler\.options\.?(.*)", r"--option \1"),
     (r"parameters\.scheduler\.(\w+)", lambda match: _option(match[1])),

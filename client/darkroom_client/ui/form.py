@@ -180,6 +180,10 @@ def _control(form: Form, slot: int) -> None:
 def _further(form: Form) -> None:
     with gr.Accordion("More", open=False):
         form.add("num_images", gr.Slider(1, 4, 1, step=1, label="Pictures", elem_id="num_images"))
+        hires = gr.Slider(
+            1, 4, 1, step=0.25, label="Hires fix", info="Upscaled so many times, and denoised again; 1: off"
+        )
+        form.add("hires_fix", hires)
         form.add("sigma_schedule", gr.Dropdown([("as configured", "")], value="", label="Noise levels"))
         form.add("preview", gr.Dropdown([("the model's own", "")], value="", label="Previews"))
         weights = gr.Checkbox(False, label="Weights in the prompt: (word:1.3)", elem_id="weighted")

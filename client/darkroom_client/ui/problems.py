@@ -15,6 +15,7 @@ _RULES = (  # of paths in a request, and the field of the page; the first that f
     (r"parameters\.controls\[(\d+)\]\.(model|image|preprocessor|scale|start|end)\b.*", "control_{1}_{0}"),
     (r"parameters\.controls\[(\d+)\].*", "control_model_{}"),
     (r"parameters\.controls", "control_model_0"),
+    (r"parameters\.hires_fix\b.*", "hires_fix"),
     (r"parameters\.(\w+)", "{}"),
     (r"preview\b.*", "preview"),
     (r"image|inpaint\.mask|inpaint", "picture"),

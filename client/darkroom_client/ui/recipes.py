@@ -30,6 +30,7 @@ def fields_of(recipe: Mapping[str, Any]) -> dict[str, Any]:
         "weighted": parameters.get("prompt_syntax") == "PROMPT_SYNTAX_WEIGHTED",
         "scheduler": scheduler.get("name"),
         "sigma_schedule": _sigmas(scheduler.get("sigma_schedule", "")),
+        "hires_fix": hires["width"] / parameters["width"] if (hires := parameters.get("hires_fix")) else 1,
         "num_images": 1,
         "seed": str(parameters.get("seed", "")),
         "random_seed": False,

@@ -44,6 +44,7 @@ FIELDS = (
     "guidance_scale",
     "width",
     "height",
+    "hires_fix",
     "num_images",
     "seed",
     "random_seed",
@@ -141,6 +142,7 @@ def _parameters(fields: Mapping[str, Any]) -> dict[str, Any]:
         "seed": None if fields["random_seed"] else seed(fields["seed"]),
         "loras": loras or None,
         "preview": fields["preview"] or None,
+        "hires_fix": fields["hires_fix"] if sized and (fields["hires_fix"] or 1) > 1 else None,
         **{name: None if fields[name] is None else _whole(fields[name]) for name in whole},
     }
 
