@@ -7,11 +7,13 @@ gets the network without its weights, as the caches' keys do not depend on them,
 
 from __future__ import annotations
 
+import contextlib
 import io
 import os
 import pickle
 import subprocess
 import sys
+import tempfile
 import threading
 from collections.abc import Callable
 from typing import Any
@@ -36,19 +38,20 @@ def compile_elsewhere(network: nn.Module, args: Any, kwargs: Any) -> None:
     :raises OSError: the process does not start, or fails (`ChildProcessError`)
     """
     packed = pack(network, args, kwargs)
-    # It ends with its standard input, and so with this process.
-    with subprocess.Popen(COMMAND, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE) as process:
-        assert process.stdin is not None
-        assert process.stderr is not None
-        try:
+    with tempfile.TemporaryFile() as said:
+        # The process ends with its standard input, and so with this one. Without a reader it has ended: `said` has why.
+        with (
+            contextlib.suppress(BrokenPipeError),
+            subprocess.Popen(COMMAND, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=said) as process,
+        ):
+            assert process.stdin is not None
             process.stdin.write(len(packed).to_bytes(8, "big") + packed)
             process.stdin.flush()
-        except BrokenPipeError:
-            pass  # its standard error says why
-        said = process.stderr.read()
-    if process.returncode:
-        last = said.decode(errors="replace").strip().rpartition("\n")[2]
-        raise ChildProcessError(f"the other one ended with {process.returncode}: {last}")
+            process.wait()
+        if process.returncode:
+            said.seek(0)
+            last = said.read().decode(errors="replace").strip().rpartition("\n")[2]
+            raise ChildProcessError(f"the other one ended with {process.returncode}: {last}")
 
 
 def pack(network: nn.Module, args: Any, kwargs: Any) -> bytes:
@@ -58,7 +61,7 @@ def pack(network: nn.Module, args: Any, kwargs: Any) -> bytes:
     """
     packed = io.BytesIO()
     try:
-        _Pickler(packed).dump((network, args, kwargs, torch.get_num_threads()))
+        _Pickler(packed).dump((network, args, kwargs, _settings()))
     except CannotPack:
         raise
     except Exception as error:  # pickle raises many kinds
@@ -74,6 +77,11 @@ class _Pickler(pickle.Pickler):
             raise CannotPack(f"weights are of the class {type(value).__name__}")
         layout = tuple(value.shape), value.stride(), value.dtype, str(value.device)
         return _tensor, (layout, isinstance(value, nn.Parameter), value.is_inference())
+
+
+def _settings() -> tuple[int, bool, bool]:
+    """What code depends on of the process."""
+    return torch.get_num_threads(), torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32
 
 
 def _tensor(layout: tuple[Any, ...], parameter: bool, inference: bool) -> torch.Tensor:
@@ -100,8 +108,9 @@ def compile_packed(packed: bytes) -> None:
         return graph.forward  # type: ignore[no-any-return]  # runs without values
 
     with FakeTensorMode():
-        network, args, kwargs, threads = pickle.loads(packed)
-        torch.set_num_threads(threads)  # of the code; not part of the caches' keys
+        network, args, kwargs, settings = pickle.loads(packed)
+        threads, torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32 = settings
+        torch.set_num_threads(threads)
         configure_dynamo()
         compile_lazily(network, backend=compile_only)(*args, **kwargs)
 
