@@ -81,9 +81,10 @@ def settle() -> None:
 
 @contextlib.contextmanager
 def serving(backend: Backend, tiny_model: Path, **more: Any) -> Iterator[RunningServer]:
-    """With the model `plain` and `compiled`; the backend forgets what the check at the start compiled."""
+    """With the model `plain` and `compiled`, and one number of threads, for which code is compiled; the backend forgets
+    what the check at the start compiled."""
     models = [{"name": "compiled", "path": tiny_model, "compile": True}, {"name": "plain", "path": tiny_model}]
-    with RunningServer(models=models, **more) as server:
+    with RunningServer(models=models, threads=1, **more) as server:
         backend.compiled_by.clear()
         backend.began.clear()
         backend.run_by.clear()
@@ -159,7 +160,7 @@ def test_rows_without_loras_run_compiled_beside_others(backend: Backend, tiny_mo
 @pytest.mark.slow
 def test_loading_waits_for_the_compiler_where_that_is_asked_for(backend: Backend, tiny_model: Path) -> None:
     models, limits = [{"name": "tiny", "path": tiny_model, "compile": "load"}], {"max_batch_rows": 4}
-    with RunningServer(models=models, limits=limits) as server:
+    with RunningServer(models=models, limits=limits, threads=1) as server:
         assert "compiler" in backend.compiled_by
         compiled_by = len(backend.compiled_by)
         for count in (1, 2, 2):
