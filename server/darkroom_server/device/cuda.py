@@ -9,6 +9,7 @@ import warnings
 from collections.abc import MutableMapping
 from importlib.metadata import version
 
+allowed_tf32: bool | None = None  # as `set_tf32` was told last
 ALLOCATOR = ("PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_ALLOC_CONF")  # before torch 2.9, and since
 
 
@@ -38,6 +39,8 @@ def is_cpu(device: str) -> bool:
 def set_tf32(allow: bool | None) -> None:
     """Whether float32 products and convolutions may round their factors to TF32, 10 bits of mantissa. None: as torch
     has it, for convolutions only."""
+    global allowed_tf32
+    allowed_tf32 = allow
     if allow is None:
         return
     import torch

@@ -21,6 +21,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from darkroom_server.device import cuda
 from darkroom_server.networks.dynamo import compile_lazily, configure_dynamo
 
 COMMAND = (sys.executable, "-P", "-m", __name__)
@@ -79,9 +80,9 @@ class _Pickler(pickle.Pickler):
         return _tensor, (layout, isinstance(value, nn.Parameter), value.is_inference())
 
 
-def _settings() -> tuple[int, bool, bool]:
-    """What code depends on of the process."""
-    return torch.get_num_threads(), torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32
+def _settings() -> tuple[int, bool | None]:
+    """What code depends on of the process. The caches' keys tell a setting that was made from its default."""
+    return torch.get_num_threads(), cuda.allowed_tf32
 
 
 def _tensor(layout: tuple[Any, ...], parameter: bool, inference: bool) -> torch.Tensor:
@@ -109,8 +110,9 @@ def compile_packed(packed: bytes) -> None:
 
     with FakeTensorMode():
         network, args, kwargs, settings = pickle.loads(packed)
-        threads, torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32 = settings
+        threads, tf32 = settings
         torch.set_num_threads(threads)
+        cuda.set_tf32(tf32)
         configure_dynamo()
         compile_lazily(network, backend=compile_only)(*args, **kwargs)
 
