@@ -1,7 +1,7 @@
 """Compilation in a process of its own, into Inductor's caches on the disk.
 
 A compiler runs Python for minutes, and takes turns with the engine's thread in doing so. What another process has
-compiled the server's finds in the caches: it traces the network (about a quarter of the work) and loads the code. The process
+compiled the server's finds in the caches: it traces the network, about a quarter of the work, and loads it. The process
 gets the network without its weights, as the caches' keys do not depend on them, and allocates nothing for them.
 """
 
