@@ -112,7 +112,7 @@ clean:
 $(VENV)/ready: constraints.txt pyproject.toml plugins/examples/vignette/pyproject.toml
 	$(PYTHON) -m venv --clear $(VENV)
 	$(BIN)/python -m pip install --quiet -c constraints.txt torch
-	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[server,web,ui,prompts,ray,otel,dev]" -e plugins/examples/vignette
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[server,web,ui,prompts,ray,postgres,otel,dev]" -e plugins/examples/vignette
 	touch $@
 
 $(PROTO_ENV)/ready: Makefile

@@ -80,6 +80,16 @@ class RunningServer:
         return self.begin(coroutine).result(60)
 
     @contextlib.contextmanager
+    def frozen(self) -> Iterator[None]:
+        """The event loop stands still, as that of a process that is stopped; the connections stay."""
+        thaw = threading.Event()
+        self._loop.call_soon_threadsafe(thaw.wait)
+        try:
+            yield
+        finally:
+            thaw.set()
+
+    @contextlib.contextmanager
     def paused(self) -> Iterator[None]:
         """The engine steps nothing, so that all that is asked for meanwhile begins together."""
         pause = self.app.engine.paused()

@@ -31,6 +31,7 @@ DarkroomError                 (darkroom_plugins.errors, like all marked *)
     ├── PluginFailed *
     ├── NonFinite *
     ├── GivenUp                   a kept job, while which was done the server ended again and again
+    ├── ReplicasLost              of a cluster: each one that did the job
     └── LoadFailed                a model or an asset does not load
 """
 
@@ -175,6 +176,12 @@ class DeadlineExceeded(DarkroomError):
 
 class GivenUp(JobFailed):
     reason = "GIVEN_UP"
+
+
+class ReplicasLost(JobFailed):
+    """Each replica of a cluster that did the job was lost, so others shall not try."""
+
+    reason = "REPLICAS_LOST"
 
 
 class LoadFailed(JobFailed):

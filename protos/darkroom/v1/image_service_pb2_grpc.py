@@ -117,7 +117,8 @@ class ImageServiceServicer(object):
         With KEEP the call is idempotent: with the request_id and the very request of a job that is kept, running or ended,
         it makes no other job, and streams that one's events, from the first, as Watch does. A kept job has been accepted
         for good once `accepted` is sent: where the server has a log of jobs (its setting state_dir) it survives the end
-        of the server's process, and is run again, from its resolved seed, when the server is back.
+        of the server's process, and is run again, from its resolved seed, when the server is back. Where servers share a
+        log (job_log) another takes it up, and each of them knows the kept jobs of all.
 
         Calling with the request_id of a kept job and another request, or with that of an active job that is not kept,
         fails with ALREADY_EXISTS (REQUEST_ID_IN_USE) and does not affect that job.
@@ -160,8 +161,12 @@ class ImageServiceServicer(object):
 
         A restart of the server ends the stream with UNAVAILABLE; watch again. Where the server has a log of jobs, what was
         sent of `accepted`, `control_image`, `image` and `chunk` stays as it was, with its sequence. A job that had not
-        ended runs again: its steps and previews come again from the first step, with greater sequences; those of before
-        are no longer kept. Without a log the job is gone (NOT_FOUND).
+        ended runs again: the steps and previews of pictures that were not done come again from the first step, with greater
+        sequences; those of before may no longer be kept. Without a log the job is gone (NOT_FOUND).
+
+        Where servers share a log, a job is watched through any of them. One that another server runs shows all events up to
+        a picture when that is done, and the rest when it ends. If its server is lost, the stream goes on with the run of the
+        one that takes it up.
 
         Cancelling a Watch does not affect the job. A job is kept for ServerLimits.job_retention_seconds after its end, or
         until newer ones need its room, and can only be seen with the token that started it.

@@ -86,7 +86,7 @@ class ImageService(image_service_pb2_grpc.ImageServiceServicer):
         _require_id(request)
         if request.after_sequence < 0:
             raise InvalidRequest([Violation("after_sequence", f"must be 0 or more, not {request.after_sequence}")])
-        kept = self._keeper.find(owner(), request.request_id)
+        kept = await self._keeper.found(owner(), request.request_id)
         if kept is None:
             raise no_such_job(request.request_id)
         await self._follow(kept, request.after_sequence, context, image_service_pb2.WatchResponse)
@@ -108,9 +108,12 @@ class ImageService(image_service_pb2_grpc.ImageServiceServicer):
     ) -> image_service_pb2.CancelResponse:
         _require_id(request)
         job = self._jobs.find(owner(), request.request_id)
-        if job is None and self._keeper.find(owner(), request.request_id) is None:
+        if job is not None:
+            cancelled = self._jobs.end(job, Cancelled("the job was cancelled"))
+        elif (kept := await self._keeper.found(owner(), request.request_id)) is not None:
+            cancelled = await self._keeper.cancel(kept)
+        else:
             raise no_such_job(request.request_id, "active or kept")
-        cancelled = job is not None and self._jobs.end(job, Cancelled("the job was cancelled"))
         return image_service_pb2.CancelResponse(cancelled=cancelled)
 
     async def ListJobs(
@@ -122,6 +125,8 @@ class ImageService(image_service_pb2_grpc.ImageServiceServicer):
         self, request: image_service_pb2.GetJobRequest, context: Context
     ) -> image_service_pb2.GetJobResponse:
         _require_id(request)
+        if self._jobs.find(owner(), request.request_id) is None:
+            await self._keeper.found(owner(), request.request_id)
         return await self._list.job(owner(), request.request_id)
 
     async def _write(self, context: Context, response: Any, job: Job | None = None) -> None:

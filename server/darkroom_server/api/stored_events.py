@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 from darkroom.v1 import events_pb2
-from darkroom_server.jobs.log import LoggedEvent
+from darkroom_server.jobs.log_store import LoggedEvent
 
 BYTES = {"image": "image_bytes", "control_image": "image_bytes", "chunk": "data"}  # of a file, by kind of event
 

@@ -174,7 +174,7 @@ def _serve(settings: Settings, located: Callable[[InvalidPresets], list[str]]) -
     from darkroom_plugins.manager import PluginError
     from darkroom_server.api.listening import CannotListen
     from darkroom_server.app import run
-    from darkroom_server.jobs.log import StateDirInUse
+    from darkroom_server.jobs.log_sqlite import StateDirInUse
     from darkroom_server.models.model import InvalidPresets, ModelError
 
     diffusers.utils.logging.disable_progress_bar()  # transformers' switch would also disable the hub's
@@ -191,7 +191,7 @@ def _serve(settings: Settings, located: Callable[[InvalidPresets], list[str]]) -
 def _serve_cluster(settings: Settings) -> int:
     """The edge of a cluster, in a process without torch."""
     from darkroom_server.api.listening import CannotListen
-    from darkroom_server.jobs.log import StateDirInUse
+    from darkroom_server.jobs.log_sqlite import StateDirInUse
     from darkroom_server.observe.log import log_to_stderr
 
     log_to_stderr(settings.log_format)

@@ -17,7 +17,7 @@ from darkroom_server.api.status import error_of
 from darkroom_server.api.stored_events import resolved
 from darkroom_server.cluster.delivered import Delivered
 from darkroom_server.cluster.wire import RENEW_SECONDS, Call, ReplicaLost, Reply
-from darkroom_server.errors import Cancelled, DeviceLost, QueueFull, RequestIdInUse, ShuttingDown
+from darkroom_server.errors import Cancelled, DeviceLost, QueueFull, ReplicasLost, RequestIdInUse, ShuttingDown
 from darkroom_server.jobs.events import Ended, Forwarded
 from darkroom_server.jobs.registry import Registry
 
@@ -154,7 +154,7 @@ class ClusterBackend:
                 lost = str(error)
                 await asyncio.sleep(RETRY_SECONDS)
             except RequestIdInUse as error:  # the replica is there still, and its lease of the job ends soon
-                if not restarts:
+                if not restarts and not job.base:  # else it is an earlier run of this job, by another edge
                     raise
                 lost = str(error)
                 await asyncio.sleep(RETRY_SECONDS * 2**restarts)
@@ -162,7 +162,7 @@ class ClusterBackend:
                 return
             if delivered.accepted is not None and rpc != "Preprocess":
                 message = type(message).FromString(await self.jobs.read(resolved, message, delivered.accepted))
-        raise DeviceLost(f"the job was begun {MAX_RESTARTS + 1} times, and what did it was lost each time: {lost}")
+        raise ReplicasLost(f"the job was begun {MAX_RESTARTS + 1} times, and what did it was lost each time: {lost}")
 
     async def _run_once(self, job: Job, rpc: str, message: Any, delivered: Delivered, restarts: int) -> None:
         """Have a job done by one replica. :raises ReplicaLost: it is gone"""

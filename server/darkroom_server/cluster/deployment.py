@@ -17,7 +17,8 @@ BUILDER = "darkroom_server.cluster.deployment:build"
 ROUTER = "darkroom_server.cluster.router:ModelRouter"
 STATS_SECONDS = 2.0  # between reports of what a replica has in memory
 HEALTH_SECONDS = 5.0
-EDGES = {"engine", "listen", "http", "cors_origins", "health_while_starting", "metrics", "tls", "state_dir", "traces"}
+EDGES = {"engine", "listen", "http", "cors_origins", "health_while_starting", "metrics", "tls", "traces"}
+EDGES |= {"state_dir", "job_log"}
 UNLIMITED = 1_000_000  # calls at once: a replica refuses by itself what is too much
 
 

@@ -55,7 +55,7 @@ class Replica:
         from darkroom_plugins.manager import load_plugins
         from darkroom_server.app import App
 
-        outer = {"http": None, "metrics": None, "state_dir": None, "traces": None}
+        outer = {"http": None, "metrics": None, "state_dir": None, "job_log": None, "traces": None}
         settings = settings.model_copy(update=outer)
         door = InnerDoor()
         app = await App.open(settings, load_plugins(settings.blocked_plugins), door, owns_process)

@@ -40,6 +40,8 @@ def inconsistencies(given: Mapping[str, Any], demo: str) -> Iterator[tuple[Locat
     for key in ("http", "metrics"):
         if given.get("engine") == "ray" and given.get(key) is not None:
             yield (key,), 'is not there yet with engine = "ray": remove it'
+    if given.get("job_log") is not None and given.get("state_dir") is not None:
+        yield ("job_log",), "is the log of kept jobs in place of state_dir: remove one of them"
     tls = given.get("tls")
     if tls and _is_socket_file(given.get("listen")):
         yield ("tls",), "a unix socket is not encrypted: remove [tls], or listen on HOST:PORT"

@@ -83,6 +83,15 @@ def _collector(url: str) -> str:
     return f"{parts.scheme}://{parts.netloc}" if parts.port else f"{parts.scheme}://{parts.netloc}:{OTLP_PORT}"
 
 
+def _database(url: str) -> str:
+    """:raises ValueError: it is no database's, or the packages to speak to it are not installed"""
+    if urlsplit(url).scheme not in ("postgresql", "postgres"):  # not repeated: it may have a password
+        raise ValueError("it is no database: postgresql://USER@HOST/DATABASE is needed")
+    if find_spec("psycopg") is None:
+        raise ValueError("the packages of the extra `postgres` are missing: pip install 'darkroom-diffusion[postgres]'")
+    return url
+
+
 def _origin(text: str) -> str:
     """:raises ValueError: it is not spelled as browsers send it"""
     if text != "*" and not ORIGIN.fullmatch(text):
@@ -293,6 +302,7 @@ class Settings(BaseSettings):
     keep_results_seconds: Annotated[float, Field(ge=0)] = 3600.0
     max_kept_bytes: Annotated[ByteSize, Field(ge=MIB)] = ByteSize(1024 * MIB)
     state_dir: Path | None = None  # the log of kept jobs, which outlives the process; None: they are in memory
+    job_log: Annotated[str, AfterValidator(_database)] | None = None  # the same in a database that servers share
     drain_seconds: Annotated[float, Field(ge=0)] = 20.0  # the usual supervisors wait for 30
     # How long one piece of work may keep the engine, or a plugin a thread, until the server says that it is not
     # serving, and until it ends, for its supervisor to start it again; None: never.

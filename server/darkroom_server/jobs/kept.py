@@ -47,7 +47,13 @@ class KeptJob:
     id: int | None = None  # in the log; None: it is not there
     logged: set[int] = field(default_factory=set)  # sequences of the events that the log has
     sent: set[Any] = field(default_factory=set)  # the pictures that earlier runs have sent
-    stored_bytes: int = 0  # of the events that are in the log only
+    stored_bytes: int = 0  # of the request and the events that are in the log only
+    taken: bool = False  # another server took it up
+
+    @property
+    def elsewhere(self) -> bool:
+        """Whether another server has it, and it has not ended."""
+        return self.job is None and self.ended is None
 
     @property
     def state(self) -> JobState:

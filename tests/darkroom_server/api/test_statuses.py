@@ -43,6 +43,7 @@ TABLE: dict[type[contract.DarkroomError], tuple[str, str]] = {
     errors.ModelNotAllowed: ("PERMISSION_DENIED", "MODEL_NOT_ALLOWED"),
     errors.LoadFailed: ("INTERNAL", "LOAD_FAILED"),
     errors.GivenUp: ("INTERNAL", "GIVEN_UP"),
+    errors.ReplicasLost: ("INTERNAL", "REPLICAS_LOST"),
     contract.PluginFailed: ("INTERNAL", "PLUGIN_FAILED"),
     contract.NonFinite: ("INTERNAL", "NON_FINITE"),
 }

@@ -80,7 +80,7 @@ def test_a_job_whose_replica_is_lost_begins_again_at_another(
 def test_a_job_that_loses_every_replica_fails(edge: RunningServer, here: ReplicasHere) -> None:
     here.lost_after = [3] * (MAX_RESTARTS + 1)
     failed = refused(lambda: edge.generate(**SAME))
-    assert (failed.code, failed.reason) == (StatusCode.UNAVAILABLE, "DEVICE_LOST")
+    assert (failed.code, failed.reason) == (StatusCode.INTERNAL, "REPLICAS_LOST")
     assert here.lost_after == []
 
 

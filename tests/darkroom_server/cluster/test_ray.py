@@ -3,17 +3,26 @@
 import contextlib
 import os
 import random
+import re
 import signal
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
+import grpc
 import pytest
 
+from darkroom.v1.image_service_pb2 import WatchRequest
+from darkroom.v1.image_service_pb2_grpc import ImageServiceStub
+from tests.darkroom_server.api.test_kept_jobs import kept
 from tests.darkroom_server.cluster.test_edge import SAME, check_whole, wait_for
-from tests.support import RunningServer, generate_request
+from tests.postgres import postgres
+from tests.support import RunningServer, Stream, generate_request
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600), pytest.mark.filterwarnings("ignore:::ray")]
 
@@ -55,6 +64,51 @@ def test_a_killed_replica_loses_no_job(cluster: RunningServer) -> None:
     check_whole(stream.read(), steps=80, images=1)
     assert max(event.queued.restarts for event in stream.events) == 1
     assert cluster.start(generate_request(**request), timeout=300).read().files() == stream.files()
+    settle(cluster)
+
+
+@contextlib.contextmanager
+def edge_process(address: str, database: str, model: Path) -> Iterator[tuple[subprocess.Popen[str], ImageServiceStub]]:
+    """An edge of its own on the cluster, as `darkroom serve` starts it, with what speaks to it."""
+    command = [sys.executable, "-c", "from darkroom_client.cli import main; main()", "serve", "--engine", "ray"]
+    command += ["--ray-address", address, "--listen", "127.0.0.1:0", "--model", f"tiny={model}"]
+    environment = {**os.environ, "DARKROOM_JOB_LOG": database}
+    with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) as process:
+        try:
+            assert process.stdout is not None
+            said = process.stdout.readline()
+            found = re.search(r"ready on (\S+):", said)
+            assert found is not None, said
+            with grpc.insecure_channel(found[1]) as channel:
+                yield process, ImageServiceStub(channel)
+        finally:
+            process.kill()
+
+
+def test_kept_jobs_of_a_killed_edge_go_on_at_another(
+    cluster: RunningServer, server: RunningServer, tiny_model: Path
+) -> None:
+    import ray
+
+    settle(cluster)
+    address = ray.get_runtime_context().gcs_address
+    with (
+        postgres() as database,
+        edge_process(address, database, tiny_model) as (killed, one),
+        edge_process(address, database, tiny_model) as (_, other),
+    ):
+        done = Stream(one.Generate(kept("done", seed=3))).read()
+        streams = {}
+        for seed in range(4):
+            streams[seed] = Stream(one.Generate(kept(f"long-{seed}", seed=seed, num_inference_steps=200)))
+            streams[seed].read_until("step")
+        os.kill(killed.pid, signal.SIGKILL)
+        assert Stream(other.Watch(WatchRequest(request_id="done"))).read().files() == done.files()
+        for seed in streams:
+            stream = Stream(other.Watch(WatchRequest(request_id=f"long-{seed}"))).read()
+            assert [stream.kinds[-1], stream.kinds.count("image")] == ["completed", 1]
+            alone = {"prompt": "x", "num_inference_steps": 200, "deterministic": True, "seed": seed}
+            assert stream.files() == server.generate(**alone).files()
     settle(cluster)
 
 

@@ -90,6 +90,10 @@ WRONG = {  # the file, and the beginning of each violation
     "http for all": ('http = "0.0.0.0:8080"', ["1: http: 0.0.0.0 is reached from other machines, and no tokens are"]),
     "origin": ('cors_origins = ["https://a.b/"]', ["1: cors_origins.0: 'https://a.b/' is no origin: https://example"]),
     "collector": ('traces = "localhost:4317"', ["1: traces: 'localhost:4317' is no collector: http://HOST:PORT is"]),
+    "database": (
+        'job_log = "mysql://a:secret@b"\nstate_dir = "x"',
+        ["1: job_log: is the log of kept jobs in place of state_dir: remove one of them; or: it is no database: post"],
+    ),
     "end": ('\nx = """\nabc', ["3: Unterminated string"]),
     "twice": ("device = 'cpu'\n\ndevice = 'cpu'", ["3: Cannot overwrite a value"]),
     "same name": (PATH + "\n" + PATH, ["6: models.1.name: 'a' as that of models.0; each must have its own"]),

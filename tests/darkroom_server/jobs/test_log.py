@@ -8,8 +8,10 @@ from typing import Any
 
 import pytest
 
-from darkroom_server.errors import JobLogUnavailable
-from darkroom_server.jobs.log import DATABASE, DONE, MIGRATIONS, PICTURES, JobLog, LoggedEvent, LoggedJob, StateDirInUse
+from darkroom_server.errors import JobLogUnavailable, RequestIdInUse
+from darkroom_server.jobs.log import JobLog
+from darkroom_server.jobs.log_sqlite import DATABASE, MIGRATIONS, PICTURES, SqliteStore, StateDirInUse
+from darkroom_server.jobs.log_store import DONE, LoggedEvent, LoggedJob
 
 PICTURE = bytes(range(256)) * 40
 
@@ -29,7 +31,7 @@ def parts(*ends: int, first: int = 2) -> list[LoggedEvent]:
 
 def run(folder: Path, test: Callable[[JobLog, list[LoggedJob]], Coroutine[Any, Any, None]]) -> None:
     async def opened() -> None:
-        log = JobLog(folder)
+        log = JobLog(SqliteStore(folder))
         try:
             await test(log, await log.open())
         finally:
@@ -47,7 +49,6 @@ def test_jobs_and_events_are_there_after_it_was_closed(tmp_path: Path) -> None:
         assert jobs == []
         one = await log.add(job("one", deadline=9.0), [LoggedEvent(1, b"accepted")])
         await log.append(one, parts(4000, 8000, len(PICTURE)))
-        await log.begin_again(one)
         two = await log.add(job("two"), [LoggedEvent(1, b"accepted")])
         await log.finish(two, 6.0, 7.0, DONE, b"", [LoggedEvent(2, b"completed")])
 
@@ -55,7 +56,7 @@ def test_jobs_and_events_are_there_after_it_was_closed(tmp_path: Path) -> None:
         assert [each.request_id for each in jobs] == ["one", "two"]
         assert (jobs[0].deadline, jobs[0].runs, jobs[0].request, jobs[0].ended) == (9.0, 2, b"request", None)
         assert (jobs[1].outcome, jobs[1].started, jobs[1].ended, jobs[1].request) == (DONE, 6.0, 7.0, b"")
-        assert await log.first_event(jobs[0].id) == (b"accepted", 8 + 3 + len(PICTURE))
+        assert await log.first_event(jobs[0].id) == (b"accepted", 7 + 8 + 3 + len(PICTURE))
         events, whole = await log.events(jobs[0].id)
         assert whole
         assert b"".join(each.picture[each.start : each.stop] for each in events) == PICTURE
@@ -83,7 +84,7 @@ def test_what_fails_leaves_no_trace_and_the_others_go_on(tmp_path: Path) -> None
         await log.add(job("one"), [])
         calls = [log.add(job(name), [LoggedEvent(1, b"")]) for name in ("two", "one", "three")]  # in one commit
         outcomes = await asyncio.gather(*calls, return_exceptions=True)
-        assert [isinstance(each, JobLogUnavailable) for each in outcomes] == [False, True, False]
+        assert [isinstance(each, RequestIdInUse) for each in outcomes] == [False, True, False]
 
     run(tmp_path, test)
     with sqlite3.connect(tmp_path / DATABASE) as database:
@@ -156,7 +157,7 @@ def test_a_log_that_cannot_be_used_says_why(tmp_path: Path, damage: Callable[[Pa
 
 def test_two_servers_cannot_have_one_folder(tmp_path: Path) -> None:
     async def test(log: JobLog, _: list[LoggedJob]) -> None:
-        other = JobLog(tmp_path)
+        other = JobLog(SqliteStore(tmp_path))
         with pytest.raises(StateDirInUse, match="another server"):
             await other.open()
         other.close()

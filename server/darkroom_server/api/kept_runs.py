@@ -1,0 +1,200 @@
+"""Runs of kept jobs, without their clients: what they send goes into their histories, and into the log."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from contextlib import aclosing, suppress
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from darkroom.v1 import events_pb2
+from darkroom_plugins.errors import DarkroomError, JobFailed
+from darkroom_server.api.status import outcome_of, serialized
+from darkroom_server.api.stored_events import BYTES, picture_of, resolved, to_log
+from darkroom_server.errors import (
+    DeadlineExceeded,
+    DeviceLost,
+    JobLogFull,
+    JobLogUnavailable,
+    ShuttingDown,
+)
+from darkroom_server.jobs.log_store import DONE, LoggedJob
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Coroutine
+
+    from darkroom_server.api.backend import Backend
+    from darkroom_server.jobs.history import History
+    from darkroom_server.jobs.job import Job
+    from darkroom_server.jobs.kept import KeptJob, KeptJobs
+    from darkroom_server.jobs.log import JobLog
+
+log = logging.getLogger(__name__)
+
+# A job with which the server ends again and again is given up: it may be why. One that only waited is not.
+MAX_TURNS = 10  # runs that it had begun in
+MAX_RUNS = 100  # of a job that ends the server before that is noted
+EVENT_BYTES = 256  # of an event in memory, beside its message's
+CLOSE_SECONDS = 5.0
+INTERRUPTED = (ShuttingDown, DeviceLost, JobLogFull, JobLogUnavailable)  # not the job's own end: it is run again
+
+
+class KeptRuns:
+    """The kept jobs of a server that run here. For the event loop's thread."""
+
+    def __init__(self, backend: Backend, kept: KeptJobs, log: JobLog | None, on_end: Callable[[], None]) -> None:
+        self._backend, self._kept, self._log, self._on_end = backend, kept, log, on_end
+        self._running: set[asyncio.Task[None]] = set()
+
+    async def close(self) -> None:
+        """Write what is left to write. To be called when no job runs any more."""
+        if self._running:
+            await asyncio.wait(self._running, timeout=CLOSE_SECONDS)
+
+    def start(self, kept: KeptJob, rpc: str, message: Any, refusal: DarkroomError | None = None) -> None:
+        """Run a job whose `job` is registered in the present context, by which it has its token's limits; if it is
+        refused, it ends with that."""
+        task = asyncio.create_task(self._run(kept, rpc, message, refusal))
+        self._running.add(task)
+        task.add_done_callback(self._running.discard)
+
+    async def _run(self, kept: KeptJob, rpc: str, message: Any, refusal: DarkroomError | None) -> None:
+        """Run a job to its end, whatever happens to its watchers."""
+        job, error, last = kept.job, None, list[events_pb2.JobEvent]()
+        assert job is not None
+        timer = self._end_at(job, kept.deadline)
+        try:
+            if refusal is not None:
+                raise refusal
+            events = self._backend.events(job, rpc, message, admitted=kept.run > 1)
+            async with aclosing(events):
+                async for made in events:
+                    last = await self._take(kept, rpc, message, made)
+        except DarkroomError as failure:
+            error = failure.with_traceback(None)
+        except Exception:
+            log.exception("the kept job %s failed", kept.request_id)
+            error = JobFailed("the server failed; its log says more")
+        finally:
+            if timer is not None:
+                timer.cancel()
+            self._backend.jobs.release(job)
+        await self._end(kept, error, last)
+
+    def note_turn(self, kept: KeptJob) -> None:
+        """A job that was begun again has its first turn."""
+        assert self._log is not None
+        assert kept.id is not None
+        kept.begun += 1
+        noting = asyncio.create_task(quietly(self._log.note_turn(kept.id)))
+        self._running.add(noting)
+        noting.add_done_callback(self._running.discard)
+
+    def _end_at(self, job: Job, deadline: float | None) -> asyncio.TimerHandle | None:
+        if deadline is None:
+            return None
+        late = DeadlineExceeded("the deadline of the call that started the job has passed")
+        end = partial(self._backend.jobs.end, job, late)
+        return asyncio.get_running_loop().call_later(max(0.0, deadline - time.time()), end)
+
+    async def _take(
+        self, kept: KeptJob, rpc: str, message: Any, made: list[events_pb2.JobEvent]
+    ) -> list[events_pb2.JobEvent]:
+        """Let watchers see the messages of an event, once the log has those that it must not lose. Returns the last
+        ones, which they see after the job's end was written."""
+        made = [each for each in made if not _was_sent(kept, each)]
+        kinds = {each.WhichOneof("event") for each in made}
+        if "completed" in kinds:
+            return made
+        if "accepted" in kinds:
+            await self._accept(kept, rpc, message, made[0])
+        elif kinds & BYTES.keys():
+            await self._write(kept, made)
+        assert kept.history is not None
+        for each in made:
+            append(kept.history, each)
+        return []
+
+    async def _accept(self, kept: KeptJob, rpc: str, message: Any, accepted: events_pb2.JobEvent) -> None:
+        if self._log is not None:
+            request = await self._backend.jobs.read(resolved, message, accepted.accepted)
+            logged = LoggedJob(
+                kept.owner, kept.request_id, rpc, kept.digest, request, kept.created, deadline=kept.deadline
+            )
+            kept.id = await self._log.add(logged, to_log([accepted]))
+            kept.logged.add(accepted.sequence)
+        kept.accepted = accepted.accepted
+
+    async def _write(self, kept: KeptJob, made: list[events_pb2.JobEvent]) -> None:
+        """Write pictures to the log, with all before them. While that fails, the job goes on in memory."""
+        if self._log is None or kept.id is None:
+            return
+        events = [*self._left(kept), *made]
+        try:
+            await self._log.append(kept.id, to_log(events))
+            kept.logged.update(each.sequence for each in events)
+        except DarkroomError as error:
+            log.error("pictures of the kept job %s are not in the log yet: %s", kept.request_id, error)
+
+    async def _end(self, kept: KeptJob, error: DarkroomError | None, last: list[events_pb2.JobEvent]) -> None:
+        history = kept.history
+        assert history is not None
+        if kept.taken:
+            kept.taken, kept.job = False, None  # its watchers see what the other server writes to the log
+            return
+        given_up = kept.begun >= MAX_TURNS
+        if kept.accepted is None or (isinstance(error, INTERRUPTED) and kept.id is not None and not given_up):
+            self._kept.remove(kept)
+            history.end(error)
+            return
+        ended = time.time()
+        stored = await self._finish(kept, ended, error, last)
+        for each in last:
+            append(history, each)
+        kept.ended, kept.error, kept.job = ended, error, None
+        history.end(error)
+        if stored:
+            kept.stored_bytes, kept.request_bytes, kept.history = history.size, 0, None
+        self._on_end()
+
+    def _left(self, kept: KeptJob) -> list[events_pb2.JobEvent]:
+        """What of the history is not in the log yet."""
+        assert kept.history is not None
+        return [each for each in kept.history if each.sequence not in kept.logged]
+
+    async def _finish(
+        self, kept: KeptJob, ended: float, error: DarkroomError | None, last: list[events_pb2.JobEvent]
+    ) -> bool:
+        """Write a job's end, and all that was not written before; whether the log has it."""
+        if self._log is None or kept.id is None:
+            return False
+        left = self._left(kept)
+        outcome, status = (DONE, b"") if error is None else (outcome_of(error), serialized(error))
+        try:
+            await self._log.finish(kept.id, kept.seen.started, ended, outcome, status, to_log([*left, *last]))
+        except DarkroomError as failure:
+            log.error("the end of the kept job %s is not in the log: %s", kept.request_id, failure)
+            return False
+        return True
+
+
+async def quietly(write: Coroutine[Any, Any, None]) -> None:
+    """A write to the log that may fail: what it forgets is deleted by the next start."""
+    with suppress(JobLogFull, JobLogUnavailable):
+        await write
+
+
+def append(history: History[events_pb2.JobEvent], event: events_pb2.JobEvent) -> None:
+    """Add an event to a job's history."""
+    kind = event.WhichOneof("event")
+    key = (kind, getattr(getattr(event, kind), "image_index", 0)) if kind in ("preview", "queued", "loading") else None
+    history.append(event.sequence, event, event.ByteSize() + EVENT_BYTES, key)
+
+
+def _was_sent(kept: KeptJob, event: events_pb2.JobEvent) -> bool:
+    """Whether an earlier run sent this event, or the picture that it belongs to."""
+    if kept.run == 1:
+        return False
+    return event.HasField("accepted") or picture_of(event) in kept.sent

@@ -1,0 +1,116 @@
+"""Edges that share the log of kept jobs: what one began is found, ended and cancelled through another."""
+
+import contextlib
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from grpc import RpcError, StatusCode
+
+from darkroom.v1 import image_service_pb2 as pb
+from darkroom_server.api import keeper
+from darkroom_server.jobs import log_postgres
+from tests.darkroom_server.api.test_kept_jobs import kept, watch
+from tests.darkroom_server.cluster.conftest import ReplicasHere
+from tests.darkroom_server.cluster.test_edge import wait_for
+from tests.postgres import empty, postgres
+from tests.support import RunningServer, Stream, refused
+
+STEPS = 80
+LONG: dict[str, Any] = {"num_inference_steps": STEPS, "seed": 7}
+Open = Callable[[], contextlib.AbstractContextManager[RunningServer]]
+
+
+@pytest.fixture(scope="module")
+def database() -> Iterator[str]:
+    with postgres() as url:
+        yield url
+
+
+@pytest.fixture(scope="module")
+def open_edge(database: str, tiny_model: Path) -> Open:
+    """What opens an edge with a replica of its own."""
+    models, limits = [{"name": "tiny", "path": tiny_model}], {"chunk_bytes": 1024}
+    return lambda: RunningServer(replicas=ReplicasHere(1).open, models=models, limits=limits, job_log=database)
+
+
+@pytest.fixture(scope="module")
+def edges(open_edge: Open, database: str) -> Iterator[tuple[RunningServer, RunningServer]]:
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(log_postgres, "LEASE_SECONDS", 2.0)
+        patched.setattr(keeper, "LOOK_SECONDS", 0.2)
+        with open_edge() as one, open_edge() as other:
+            yield one, other
+    empty(database)
+
+
+def state(edge: RunningServer, request_id: str) -> Any:
+    return edge.images.GetJob(pb.GetJobRequest(request_id=request_id)).job.state
+
+
+def check_ended(stream: Stream, seed: int, server: RunningServer, steps: int) -> None:
+    """A stream that is whole, with the picture of a server that nothing disturbs."""
+    sequences = [event.sequence for event in stream.events]
+    assert sequences == sorted(set(sequences))
+    assert [stream.kinds[0], stream.kinds[-1]] == ["accepted", "completed"]
+    assert [stream.kinds.count("accepted"), stream.kinds.count("image")] == [1, 1]
+    alone = server.generate(prompt="x", num_inference_steps=steps, seed=seed, deterministic=True)
+    assert stream.files() == alone.files()
+
+
+def test_a_job_of_one_edge_is_found_through_the_other(
+    edges: tuple[RunningServer, RunningServer], server: RunningServer
+) -> None:
+    one, other = edges
+    stream = one.start(kept("found", seed=5)).read()
+    check_ended(watch(other, "found").read(), 5, server, steps=4)
+    assert state(other, "found") == pb.JOB_STATE_COMPLETED
+    assert other.start(kept("found", seed=5)).read().files() == stream.files()
+    taken = refused(lambda: other.start(kept("found", seed=6)).read())
+    assert (taken.code, taken.reason) == (StatusCode.ALREADY_EXISTS, "REQUEST_ID_IN_USE")
+
+
+def test_a_job_that_runs_at_one_edge_is_watched_and_cancelled_through_the_other(
+    edges: tuple[RunningServer, RunningServer],
+) -> None:
+    one, other = edges
+    stream = one.start(kept("cancelled", num_inference_steps=400))
+    stream.read_until("step")
+    watched = watch(other, "cancelled")
+    watched.read_until("accepted")
+    wait_for(lambda: state(other, "cancelled") == pb.JOB_STATE_RUNNING)
+    assert other.images.Cancel(pb.CancelRequest(request_id="cancelled")).cancelled
+    for each in (stream, watched):
+        with pytest.raises(RpcError) as caught:
+            each.read()
+        assert caught.value.code() is StatusCode.CANCELLED
+    assert state(other, "cancelled") == pb.JOB_STATE_CANCELLED
+    assert not other.images.Cancel(pb.CancelRequest(request_id="cancelled")).cancelled
+
+
+def test_the_jobs_of_an_edge_that_is_gone_go_on_at_another(
+    edges: tuple[RunningServer, RunningServer], server: RunningServer
+) -> None:
+    """To the other it is gone; it was only stopped for a while, and the watchers that it has see the end, too."""
+    one, other = edges
+    stream = one.start(kept("gone", **LONG))
+    stream.read_until("step")
+    watched = watch(other, "gone")
+    watched.read_until("accepted")
+    with one.frozen():
+        check_ended(watched.read(), 7, server, steps=STEPS)
+        assert state(other, "gone") == pb.JOB_STATE_COMPLETED
+        assert watched.events[-1].sequence > 2**32
+    check_ended(stream.read(), 7, server, steps=STEPS)
+    check_ended(watch(one, "gone").read(), 7, server, steps=STEPS)
+
+
+def test_the_jobs_of_an_edge_that_stops_go_on_at_once(
+    edges: tuple[RunningServer, RunningServer], open_edge: Open, server: RunningServer
+) -> None:
+    _, other = edges
+    with open_edge() as third:
+        stream = third.start(kept("stopped", **LONG))
+        stream.read_until("step")
+    check_ended(watch(other, "stopped").read(), 7, server, steps=STEPS)

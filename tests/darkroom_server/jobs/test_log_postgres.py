@@ -1,0 +1,159 @@
+"""The log of kept jobs in a database that several servers share."""
+
+import asyncio
+from collections.abc import Callable, Coroutine, Iterator
+from typing import Any
+
+import psycopg
+import pytest
+
+from darkroom_server.errors import JobLogUnavailable, RequestIdInUse
+from darkroom_server.jobs import log_postgres
+from darkroom_server.jobs.log import JobLog
+from darkroom_server.jobs.log_postgres import PostgresStore
+from darkroom_server.jobs.log_store import DONE, LoggedEvent
+from tests.darkroom_server.jobs.test_log import PICTURE, job, parts
+from tests.postgres import disconnect, empty, postgres
+
+
+@pytest.fixture(scope="module")
+def database() -> Iterator[str]:
+    with postgres() as url:
+        yield url
+
+
+@pytest.fixture
+def url(database: str) -> str:
+    empty(database)
+    return database
+
+
+def run(url: str, test: Callable[..., Coroutine[Any, Any, None]], servers: int = 2) -> None:
+    """A test of as many logs on one database, each opened before the next."""
+
+    async def opened() -> None:
+        logs = [JobLog(PostgresStore(url)) for _ in range(servers)]
+        try:
+            for each in logs:
+                assert await each.open() == []
+            await test(*logs)
+        finally:
+            for each in logs:
+                each.close()
+
+    asyncio.run(asyncio.wait_for(opened(), 60))
+
+
+def test_one_server_sees_what_another_writes(url: str) -> None:
+    async def test(one: JobLog, other: JobLog) -> None:
+        written = await one.add(job("one", deadline=9.0), [LoggedEvent(1, b"accepted")])
+        await one.append(written, parts(4000, 8000, len(PICTURE)))
+        assert (await one.look({written: 6.0}))[0].request == b"request"
+        (seen,) = await other.look()
+        assert (seen.request_id, seen.server, seen.taken, seen.started) == ("one", one.server, False, 6.0)
+        assert seen.request == b""  # which may be large, and is none of its business
+        assert await other.first_event(seen.id) == (b"accepted", 7 + 8 + 3 + len(PICTURE))
+        events, whole = await other.events(seen.id, after=1)
+        assert whole
+        assert b"".join(each.picture[each.start : each.stop] for each in events) == PICTURE
+        await one.finish(written, 6.0, 7.0, DONE, b"", [LoggedEvent(9, b"completed")])
+        (seen,) = await other.look()
+        assert (seen.outcome, seen.ended) == (DONE, 7.0)
+        assert (await other.events(seen.id, after=4))[0] == [LoggedEvent(9, b"completed")]
+        await other.forget([seen.id])
+        assert await one.events(written) == ([], True)
+
+    run(url, test)
+
+
+def test_an_id_is_one_jobs_whoever_has_it(url: str) -> None:
+    async def test(one: JobLog, other: JobLog) -> None:
+        await one.add(job("same"), [])
+        calls = [other.add(job(name), [LoggedEvent(1, b"")]) for name in ("two", "same", "three")]  # in one commit
+        outcomes = await asyncio.gather(*calls, return_exceptions=True)
+        assert [isinstance(each, RequestIdInUse) for each in outcomes] == [False, True, False]
+
+    run(url, test)
+
+
+def test_the_jobs_of_a_server_that_ends_are_taken_up_once(url: str) -> None:
+    async def test(one: JobLog, two: JobLog, three: JobLog) -> None:
+        await one.add(job("left"), [LoggedEvent(1, b"accepted")])
+        done = await one.add(job("done"), [LoggedEvent(1, b"accepted")])
+        await one.finish(done, 1.0, 2.0, DONE, b"", [])
+        one.close()
+        looks = await asyncio.gather(two.look(), three.look())
+        (taken,) = [each for look in looks for each in look if each.taken]
+        assert (taken.request_id, taken.runs, taken.request) == ("left", 2, b"request")
+
+    run(url, test, servers=3)
+
+
+def test_a_server_that_was_silent_has_lost_its_jobs(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It was only slow: what it writes now must not mix with what the other does."""
+    monkeypatch.setattr(log_postgres, "LEASE_SECONDS", 0.2)
+
+    async def test(slow: JobLog, other: JobLog) -> None:
+        slows = await slow.add(job("one"), [LoggedEvent(1, b"accepted")])
+        assert not any(each.taken for each in await other.look())
+        await asyncio.sleep(0.3)
+        (taken,) = await other.look()
+        assert (taken.taken, taken.runs) == (True, 2)
+        for late in (slow.append(slows, parts(len(PICTURE))), slow.finish(slows, 1.0, 2.0, DONE, b"", [])):
+            with pytest.raises(JobLogUnavailable, match="took the job up"):
+                await late
+        (told,) = await slow.look()
+        assert (told.server, told.taken) == (other.server, False)
+        await other.finish(taken.id, 1.0, 2.0, DONE, b"", [LoggedEvent(2**32 + 2, b"completed")])
+        assert [each.sequence for each in (await slow.events(slows))[0]] == [1, 2**32 + 2]
+
+    run(url, test)
+
+
+def test_a_cancel_reaches_the_server_that_has_the_job(url: str) -> None:
+    async def test(one: JobLog, other: JobLog) -> None:
+        written = await one.add(job("one"), [])
+        await other.cancel(written)
+        assert [each.cancelled for each in await one.look()] == [True]
+
+    run(url, test)
+
+
+def test_a_lost_connection_is_made_again(url: str) -> None:
+    async def test(log: JobLog) -> None:
+        with psycopg.connect(url, autocommit=True) as connection:
+            disconnect(connection)
+        with pytest.raises(JobLogUnavailable):
+            await log.add(job("one"), [])
+        await log.add(job("one"), [])
+
+    run(url, test, servers=1)
+
+
+def test_a_database_that_cannot_be_reached_may_be_there_later() -> None:
+    async def test() -> None:
+        log = JobLog(PostgresStore("postgresql://nobody@/none?host=/nowhere"))
+        try:
+            assert await log.open() == []
+            assert log.refusal is None
+            with pytest.raises(JobLogUnavailable, match="cannot be used"):
+                await log.look()
+        finally:
+            log.close()
+
+    asyncio.run(test())
+
+
+def test_a_later_format_is_refused(url: str) -> None:
+    async def nothing(log: JobLog) -> None:
+        pass
+
+    run(url, nothing, servers=1)
+    with psycopg.connect(url, autocommit=True) as connection:
+        connection.execute("UPDATE darkroom.format SET version = 99")
+
+    async def test(log: JobLog) -> None:
+        with pytest.raises(JobLogUnavailable, match="format 99"):
+            await log.look()
+
+    run(url, test, servers=1)
