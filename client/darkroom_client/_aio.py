@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from functools import partial
 from types import TracebackType
@@ -173,14 +173,17 @@ class AsyncClient(JobCalls[AsyncStream]):
         """
         return await self._list("Preprocessors")
 
-    async def load_model(self, model: str, on_progress: Callable[[Loading], object] | None = None) -> records.Model:
+    async def load_model(
+        self, model: str, on_progress: Callable[[Loading], object] | None = None, *, replicas: Iterable[str] = ()
+    ) -> records.Model:
         """Loads a model before its first job. Needs an operator's token.
 
         :param on_progress: called with each Loading event.
+        :param replicas: of a cluster, by name: where it is loaded; by default at one.
         :raises ModelNotFound: if there is no such model.
         :raises DarkroomError: if the call fails.
         """
-        request = catalog.LoadModelRequest(model=model)
+        request = catalog.LoadModelRequest(model=model, replicas=replicas)
         call = self._stream_call(self._connection.catalog.LoadModel, request, None)
         loaded = catalog.Model()
         try:
@@ -193,12 +196,13 @@ class AsyncClient(JobCalls[AsyncStream]):
         record: records.Model = _assembly.record(loaded)
         return record
 
-    async def unload_model(self, model: str) -> int:
+    async def unload_model(self, model: str, *, replicas: Iterable[str] = ()) -> int:
         """Unloads a model as soon as no job uses it. Returns the bytes freed. Needs an operator's token.
 
+        :param replicas: of a cluster, by name: where it is unloaded; by default at all.
         :raises ModelNotFound: if there is no such model.
         """
-        response = await self._call_catalog("UnloadModel", catalog.UnloadModelRequest(model=model))
+        response = await self._call_catalog("UnloadModel", catalog.UnloadModelRequest(model=model, replicas=replicas))
         return int(response.freed_bytes)
 
     async def rescan_assets(self) -> list[records.AssetChange]:

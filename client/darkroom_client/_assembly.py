@@ -31,6 +31,7 @@ _RECORDS: dict[Any, Any] = {  # by message
     catalog_service_pb2.GetServerInfoResponse: catalog.ServerInfo,
     catalog_service_pb2.BatchLoad: catalog.BatchLoad,
     catalog_service_pb2.WeightsLoad: catalog.WeightsLoad,
+    catalog_service_pb2.ModelReplica: catalog.ModelReplica,
     catalog_service_pb2.GetServerLoadResponse: catalog.ServerLoad,
     catalog_service_pb2.Model: catalog.Model,
     catalog_service_pb2.Preset: catalog.Preset,

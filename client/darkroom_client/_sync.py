@@ -1,6 +1,6 @@
 """The blocking client: `AsyncClient` and its streams, run in the event loop of a background thread."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from types import TracebackType
 from typing import Any, Self, Unpack
 
@@ -245,21 +245,25 @@ class Client(JobCalls[Stream]):
         """
         return self._loop.run(self._client.preprocessors())
 
-    def load_model(self, model: str, on_progress: Callable[[events.Loading], object] | None = None) -> catalog.Model:
+    def load_model(
+        self, model: str, on_progress: Callable[[events.Loading], object] | None = None, *, replicas: Iterable[str] = ()
+    ) -> catalog.Model:
         """Loads a model before its first job. Needs an operator's token.
 
         :param on_progress: called with each Loading event, in another thread.
+        :param replicas: of a cluster, by name: where it is loaded; by default at one.
         :raises ModelNotFound: if there is no such model.
         :raises DarkroomError: if the call fails.
         """
-        return self._loop.run(self._client.load_model(model, on_progress))
+        return self._loop.run(self._client.load_model(model, on_progress, replicas=replicas))
 
-    def unload_model(self, model: str) -> int:
+    def unload_model(self, model: str, *, replicas: Iterable[str] = ()) -> int:
         """Unloads a model as soon as no job uses it. Returns the bytes freed. Needs an operator's token.
 
+        :param replicas: of a cluster, by name: where it is unloaded; by default at all.
         :raises ModelNotFound: if there is no such model.
         """
-        return self._loop.run(self._client.unload_model(model))
+        return self._loop.run(self._client.unload_model(model, replicas=replicas))
 
     def rescan_assets(self) -> list[catalog.AssetChange]:
         """Has the server look into its folders of LoRAs and embeddings now. Returns what has changed. Needs an

@@ -126,6 +126,14 @@ class Preset:
 
 
 @dataclass(frozen=True, slots=True)
+class ModelReplica:
+    """A model at one replica of a cluster."""
+
+    replica: str  # the name
+    residency: ResidencyName | None
+
+
+@dataclass(frozen=True, slots=True)
 class Model:
     """A model; `model` takes its name."""
 
@@ -153,6 +161,7 @@ class Model:
     max_cache_interval: int
     max_pixels: int
     presets: tuple[Preset, ...]
+    replicas: tuple[ModelReplica, ...]  # of a cluster; empty: it is none
 
 
 @dataclass(frozen=True, slots=True)

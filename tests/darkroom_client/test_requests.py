@@ -260,6 +260,7 @@ def test_address_and_token(scripted, monkeypatch):
         (catalog.ServerLoad, catalog_service_pb2.GetServerLoadResponse),
         (catalog.BatchLoad, catalog_service_pb2.BatchLoad),
         (catalog.WeightsLoad, catalog_service_pb2.WeightsLoad),
+        (catalog.ModelReplica, catalog_service_pb2.ModelReplica),
         *((getattr(catalog, name), getattr(catalog_service_pb2, name)) for name in CATALOG),
     ],
 )

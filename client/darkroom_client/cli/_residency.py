@@ -8,11 +8,16 @@ from darkroom_client.cli._groups import with_option_groups
 from darkroom_client.cli._options import Server
 
 Model = Annotated[str, typer.Argument(metavar="MODEL", help="Model from `darkroom models`.")]
+Replicas = Annotated[
+    list[str] | None,
+    typer.Option("--replica", metavar="NAME", help="Of a cluster: at this replica, from `darkroom models --json`."),
+]
 
 
 @with_option_groups
-def load(model: Model, server: Server) -> None:
-    """Load a model into memory before its first job. Needs an operator's token.
+def load(model: Model, server: Server, replica: Replicas = None) -> None:
+    """Load a model into memory before its first job: of a cluster at one replica, or at those that are named. Needs an
+    operator's token.
 
     Examples:
     darkroom load sdxl
@@ -29,13 +34,14 @@ def load(model: Model, server: Server) -> None:
         def show(event: Loading) -> None:
             progress.update(bar, completed=event.bytes_done, total=event.bytes_total or None)
 
-        loaded = client.load_model(model, show)
+        loaded = client.load_model(model, show, replicas=replica or ())
     typer.echo(f"{loaded.name} is loaded on {loaded.device}: {loaded.weight_bytes / 1e6:.1f} MB")
 
 
 @with_option_groups
-def unload(model: Model, server: Server) -> None:
-    """Unload a model as soon as no job uses it, and free its memory. Needs an operator's token.
+def unload(model: Model, server: Server, replica: Replicas = None) -> None:
+    """Unload a model as soon as no job uses it, and free its memory: of a cluster at all replicas, or at those that are
+    named. Needs an operator's token.
 
     Examples:
     darkroom unload sdxl
@@ -43,7 +49,7 @@ def unload(model: Model, server: Server) -> None:
     from darkroom_client._sync import Client
 
     with Client(**server.keywords()) as client:
-        freed = client.unload_model(model)
+        freed = client.unload_model(model, replicas=replica or ())
     typer.echo(f"freed {freed / 1e6:.1f} MB" if freed else f"{model} was not loaded")
 
 

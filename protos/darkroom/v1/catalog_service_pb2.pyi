@@ -138,7 +138,7 @@ class ListModelsResponse(_message.Message):
     def __init__(self, models: _Optional[_Iterable[_Union[Model, _Mapping]]] = ...) -> None: ...
 
 class Model(_message.Message):
-    __slots__ = ("name", "description", "is_default", "family", "tasks", "prediction_type", "size_factor", "default_width", "default_height", "min_size", "max_size", "default_scheduler", "default_num_inference_steps", "default_guidance_scale", "preview_modes", "default_preview_mode", "residency", "weight_bytes", "device", "dtype", "safety_policy", "max_cache_interval", "max_pixels", "presets")
+    __slots__ = ("name", "description", "is_default", "family", "tasks", "prediction_type", "size_factor", "default_width", "default_height", "min_size", "max_size", "default_scheduler", "default_num_inference_steps", "default_guidance_scale", "preview_modes", "default_preview_mode", "residency", "weight_bytes", "device", "dtype", "safety_policy", "max_cache_interval", "max_pixels", "presets", "replicas")
     NAME_FIELD_NUMBER: _ClassVar[int]
     DESCRIPTION_FIELD_NUMBER: _ClassVar[int]
     IS_DEFAULT_FIELD_NUMBER: _ClassVar[int]
@@ -163,6 +163,7 @@ class Model(_message.Message):
     MAX_CACHE_INTERVAL_FIELD_NUMBER: _ClassVar[int]
     MAX_PIXELS_FIELD_NUMBER: _ClassVar[int]
     PRESETS_FIELD_NUMBER: _ClassVar[int]
+    REPLICAS_FIELD_NUMBER: _ClassVar[int]
     name: str
     description: str
     is_default: bool
@@ -187,7 +188,16 @@ class Model(_message.Message):
     max_cache_interval: int
     max_pixels: int
     presets: _containers.RepeatedCompositeFieldContainer[Preset]
-    def __init__(self, name: _Optional[str] = ..., description: _Optional[str] = ..., is_default: bool = ..., family: _Optional[str] = ..., tasks: _Optional[_Iterable[str]] = ..., prediction_type: _Optional[str] = ..., size_factor: _Optional[int] = ..., default_width: _Optional[int] = ..., default_height: _Optional[int] = ..., min_size: _Optional[int] = ..., max_size: _Optional[int] = ..., default_scheduler: _Optional[str] = ..., default_num_inference_steps: _Optional[int] = ..., default_guidance_scale: _Optional[float] = ..., preview_modes: _Optional[_Iterable[_Union[_parameters_pb2.PreviewMode, str]]] = ..., default_preview_mode: _Optional[_Union[_parameters_pb2.PreviewMode, str]] = ..., residency: _Optional[_Union[Residency, str]] = ..., weight_bytes: _Optional[int] = ..., device: _Optional[str] = ..., dtype: _Optional[str] = ..., safety_policy: _Optional[_Union[SafetyPolicy, str]] = ..., max_cache_interval: _Optional[int] = ..., max_pixels: _Optional[int] = ..., presets: _Optional[_Iterable[_Union[Preset, _Mapping]]] = ...) -> None: ...
+    replicas: _containers.RepeatedCompositeFieldContainer[ModelReplica]
+    def __init__(self, name: _Optional[str] = ..., description: _Optional[str] = ..., is_default: bool = ..., family: _Optional[str] = ..., tasks: _Optional[_Iterable[str]] = ..., prediction_type: _Optional[str] = ..., size_factor: _Optional[int] = ..., default_width: _Optional[int] = ..., default_height: _Optional[int] = ..., min_size: _Optional[int] = ..., max_size: _Optional[int] = ..., default_scheduler: _Optional[str] = ..., default_num_inference_steps: _Optional[int] = ..., default_guidance_scale: _Optional[float] = ..., preview_modes: _Optional[_Iterable[_Union[_parameters_pb2.PreviewMode, str]]] = ..., default_preview_mode: _Optional[_Union[_parameters_pb2.PreviewMode, str]] = ..., residency: _Optional[_Union[Residency, str]] = ..., weight_bytes: _Optional[int] = ..., device: _Optional[str] = ..., dtype: _Optional[str] = ..., safety_policy: _Optional[_Union[SafetyPolicy, str]] = ..., max_cache_interval: _Optional[int] = ..., max_pixels: _Optional[int] = ..., presets: _Optional[_Iterable[_Union[Preset, _Mapping]]] = ..., replicas: _Optional[_Iterable[_Union[ModelReplica, _Mapping]]] = ...) -> None: ...
+
+class ModelReplica(_message.Message):
+    __slots__ = ("replica", "residency")
+    REPLICA_FIELD_NUMBER: _ClassVar[int]
+    RESIDENCY_FIELD_NUMBER: _ClassVar[int]
+    replica: str
+    residency: Residency
+    def __init__(self, replica: _Optional[str] = ..., residency: _Optional[_Union[Residency, str]] = ...) -> None: ...
 
 class Preset(_message.Message):
     __slots__ = ("name", "description", "parameters")
@@ -340,10 +350,12 @@ class Preprocessor(_message.Message):
     def __init__(self, name: _Optional[str] = ..., description: _Optional[str] = ..., parameters_schema: _Optional[_Union[_struct_pb2.Struct, _Mapping]] = ..., plugin: _Optional[str] = ...) -> None: ...
 
 class LoadModelRequest(_message.Message):
-    __slots__ = ("model",)
+    __slots__ = ("model", "replicas")
     MODEL_FIELD_NUMBER: _ClassVar[int]
+    REPLICAS_FIELD_NUMBER: _ClassVar[int]
     model: str
-    def __init__(self, model: _Optional[str] = ...) -> None: ...
+    replicas: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, model: _Optional[str] = ..., replicas: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class LoadModelResponse(_message.Message):
     __slots__ = ("loading", "model")
@@ -354,10 +366,12 @@ class LoadModelResponse(_message.Message):
     def __init__(self, loading: _Optional[_Union[_events_pb2.LoadingEvent, _Mapping]] = ..., model: _Optional[_Union[Model, _Mapping]] = ...) -> None: ...
 
 class UnloadModelRequest(_message.Message):
-    __slots__ = ("model",)
+    __slots__ = ("model", "replicas")
     MODEL_FIELD_NUMBER: _ClassVar[int]
+    REPLICAS_FIELD_NUMBER: _ClassVar[int]
     model: str
-    def __init__(self, model: _Optional[str] = ...) -> None: ...
+    replicas: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, model: _Optional[str] = ..., replicas: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class UnloadModelResponse(_message.Message):
     __slots__ = ("freed_bytes",)

@@ -172,6 +172,10 @@ class CatalogServiceServicer(object):
         Streams `loading` as progress, and ends with one `model`, at once for a resident model. Concurrent calls for one
         model share one load. Cancelling the call does not cancel the load.
 
+        A cluster loads it at the replicas that the request names, and shows the progress of the one that is last; without
+        names at one replica: one that has the model if there is any, else the one with the fewest calls. Others load it when
+        that one has too much to do. A replica that is started later has what the server's settings preload.
+
         Fails with NOT_FOUND (MODEL_NOT_FOUND), RESOURCE_EXHAUSTED (OUT_OF_MEMORY) when models in use leave no room,
         UNAUTHENTICATED without a token, PERMISSION_DENIED with a user's, and UNIMPLEMENTED where the server does not offer
         it yet.
@@ -184,7 +188,8 @@ class CatalogServiceServicer(object):
         """UnloadModel frees the memory of a model. For operators.
 
         Waits until the jobs that use the model have ended. Idempotent: no effect on a model that is not resident. The next
-        job that names the model loads it again.
+        job that names the model loads it again. A cluster unloads it at the replicas that the request names, without names
+        at all that there are.
 
         Fails with NOT_FOUND (MODEL_NOT_FOUND), UNAUTHENTICATED without a token, PERMISSION_DENIED with a user's, and
         UNIMPLEMENTED where the server does not offer it yet.

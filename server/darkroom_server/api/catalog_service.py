@@ -136,6 +136,7 @@ class CatalogService(catalog_service_pb2_grpc.CatalogServiceServicer):
         return pb.ListPreprocessorsResponse(preprocessors=entries)
 
     async def LoadModel(self, request: pb.LoadModelRequest, context: Context) -> None:
+        _refuse_replicas(request)
         model, progress = self._named(request.model), Mailbox()
         key = ("model", model.name)
         loading = asyncio.create_task(self._resident.acquire([key], progress.put, wait=False))
@@ -155,6 +156,7 @@ class CatalogService(catalog_service_pb2_grpc.CatalogServiceServicer):
         await context.write(pb.LoadModelResponse(model=self._model(model)))
 
     async def UnloadModel(self, request: pb.UnloadModelRequest, context: Context) -> pb.UnloadModelResponse:
+        _refuse_replicas(request)
         freed = await self._resident.unload(("model", self._named(request.model).name))
         return pb.UnloadModelResponse(freed_bytes=freed)
 
@@ -258,6 +260,12 @@ class CatalogService(catalog_service_pb2_grpc.CatalogServiceServicer):
             parameters_schema=_schema(entry.Parameters),
             plugin=self._catalog.plugins.owner("schedulers", entry.name),
         )
+
+
+def _refuse_replicas(request: pb.LoadModelRequest | pb.UnloadModelRequest) -> None:
+    """:raises InvalidRequest: the request names replicas, and there are none"""
+    if request.replicas:
+        raise InvalidRequest([Violation("replicas", "must be empty: the server is no cluster")])
 
 
 def _plugin(info: PluginInfo) -> pb.Plugin:

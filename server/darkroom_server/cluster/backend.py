@@ -90,25 +90,32 @@ class ClusterBackend:
         async for made in self._read(job.mailbox):
             yield made
 
-    async def messages(self, method: str, message: Any, owner: str, model: str = "") -> AsyncGenerator[bytes, None]:
-        """The messages of a call of a replica, serialized.
+    async def messages(
+        self, method: str, message: Any, owner: str, model: str = "", replica: str = ""
+    ) -> AsyncGenerator[bytes, None]:
+        """The messages of a call of a replica, serialized: of the one of this name, or of one that has the model.
 
         :raises ReplicaLost: it is gone
         :raises DarkroomError: the call failed
         """
-        call, replica = Call(uuid.uuid4().hex, method, message.SerializeToString(), owner), ""
+        call, wanted, replica = Call(uuid.uuid4().hex, method, message.SerializeToString(), owner), replica, ""
         ended = False
         try:
-            async with aclosing(self.replicas.call(call, model or self._default_model)) as replies:
+            async with aclosing(self.replicas.call(call, model or self._default_model, wanted)) as replies:
                 async for reply in replies:
                     if isinstance(reply, str):
                         replica = reply
                         self._calls.setdefault(replica, set()).add(call.id)
+                        if wanted not in ("", replica):
+                            raise ReplicaLost(f"the replica {wanted} is gone")
                     for each in messages_of(reply):
                         yield each
             ended = True
-        except (DarkroomError, ReplicaLost):
+        except DarkroomError:
             ended = True
+            raise
+        except ReplicaLost:
+            ended = wanted in ("", replica)
             raise
         finally:
             if replica:

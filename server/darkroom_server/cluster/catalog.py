@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from contextlib import aclosing
 from typing import TYPE_CHECKING, Any
 
@@ -9,15 +10,16 @@ from google.protobuf import message_factory
 
 from darkroom.v1 import catalog_service_pb2 as pb
 from darkroom.v1 import catalog_service_pb2_grpc
+from darkroom_plugins.errors import InvalidRequest, Violation, no_such
 from darkroom_server.api.access import owner
 from darkroom_server.api.load import open_streams, summed
-from darkroom_server.cluster.backend import messages_of
-from darkroom_server.cluster.wire import Call, ReplicaLost
+from darkroom_server.cluster.wire import ReplicaLost
 from darkroom_server.errors import DeviceLost
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator
+    from collections.abc import AsyncGenerator, Sequence
 
+    from darkroom.v1 import events_pb2
     from darkroom_server.api.context import CallContext
     from darkroom_server.cluster.backend import ClusterBackend
     from darkroom_server.jobs.numbers import CallNumbers
@@ -33,36 +35,58 @@ class ClusterCatalog(catalog_service_pb2_grpc.CatalogServiceServicer):
         self._backend, self._calls = backend, calls
 
     async def ListModels(self, request: pb.ListModelsRequest, context: CallContext) -> pb.ListModelsResponse:
-        """With the best residency that any replica has for each."""
-        lists = [pb.ListModelsResponse.FromString(data) for data in await self._everywhere("ListModels", request)]
-        best = lists[0]
-        for model in best.models:
-            model.residency = max(each.residency for found in lists for each in found.models if each.name == model.name)
-        return best
+        """With the residency at each."""
+        lists = {name: each.models for name, each in (await self._everywhere("ListModels", request)).items()}
+        listed = pb.ListModelsResponse(models=next(iter(lists.values())))
+        for model in listed.models:
+            for name, models in sorted(lists.items()):
+                there = next(each.residency for each in models if each.name == model.name)
+                model.replicas.add(replica=name, residency=there)
+            model.residency = max(each.residency for each in model.replicas)
+        return listed
 
     async def LoadModel(self, request: pb.LoadModelRequest, context: CallContext) -> None:
-        """At one replica: the others load it when requests for it are more than that one takes."""
-        async for data in self._answers("LoadModel", request, request.model):
-            await context.write(pb.LoadModelResponse.FromString(data))
+        """At those that it names; else at one: the others load it when requests for it are more than that one takes."""
+        names = await self._named(request.replicas) or [""]
+        progress: asyncio.Queue[tuple[str, events_pb2.LoadingEvent] | None] = asyncio.Queue()
+
+        async def load(name: str) -> pb.Model:
+            async for data in self._answers("LoadModel", pb.LoadModelRequest(model=request.model), request.model, name):
+                update = pb.LoadModelResponse.FromString(data)
+                if update.HasField("loading"):
+                    progress.put_nowait((name, update.loading))
+            return update.model
+
+        loading = asyncio.gather(*map(load, names))
+        loading.add_done_callback(lambda _: progress.put_nowait(None))
+        newest: dict[str, events_pb2.LoadingEvent] = {}
+        try:
+            while (step := await progress.get()) is not None:
+                newest[step[0]] = step[1]
+                await context.write(pb.LoadModelResponse(loading=min(newest.values(), key=_done)))
+            model = (await loading)[0]
+        finally:
+            loading.cancel()
+        listed = await self.ListModels(pb.ListModelsRequest(), context)
+        model.replicas.extend(next(each for each in listed.models if each.name == model.name).replicas)
+        await context.write(pb.LoadModelResponse(model=model))
 
     async def UnloadModel(self, request: pb.UnloadModelRequest, context: CallContext) -> pb.UnloadModelResponse:
-        """At all replicas."""
-        answers = await self._everywhere("UnloadModel", request)
-        freed = sum(pb.UnloadModelResponse.FromString(data).freed_bytes for data in answers)
-        return pb.UnloadModelResponse(freed_bytes=freed)
+        """At those that it names, else at all."""
+        names = await self._named(request.replicas)
+        answers = await self._everywhere("UnloadModel", pb.UnloadModelRequest(model=request.model), names)
+        return pb.UnloadModelResponse(freed_bytes=sum(each.freed_bytes for each in answers.values()))
 
     async def GetServerLoad(self, request: pb.GetServerLoadRequest, context: CallContext) -> pb.GetServerLoadResponse:
         """Of all replicas, with the streams that are open here."""
-        answers = await self._everywhere("GetServerLoad", request)
-        whole = summed(map(pb.GetServerLoadResponse.FromString, answers))
+        whole = summed((await self._everywhere("GetServerLoad", request)).values())
         whole.open_streams = open_streams(self._calls)
         return whole
 
     async def RescanAssets(self, request: pb.RescanAssetsRequest, context: CallContext) -> pb.RescanAssetsResponse:
         """At all replicas; what has changed at any of them."""
         answers = await self._everywhere("RescanAssets", request)
-        changes = [each for data in answers for each in pb.RescanAssetsResponse.FromString(data).changes]
-        distinct = {each.SerializeToString(): each for each in changes}
+        distinct = {each.SerializeToString(): each for answer in answers.values() for each in answer.changes}
         return pb.RescanAssetsResponse(changes=distinct.values())
 
     async def answer(self, method: str, request: Any) -> bytes:
@@ -70,29 +94,58 @@ class ClusterCatalog(catalog_service_pb2_grpc.CatalogServiceServicer):
         async with aclosing(self._answers(method, request)) as answers:
             return await anext(answers)
 
-    async def _answers(self, method: str, request: Any, model: str = "") -> AsyncGenerator[bytes, None]:
+    async def _answers(
+        self, method: str, request: Any, model: str = "", replica: str = ""
+    ) -> AsyncGenerator[bytes, None]:
+        """Those of one replica: of this name, or of any."""
         for left in reversed(range(ATTEMPTS)):
             begun = False
             try:
-                async with aclosing(self._backend.messages(_path(method), request, owner(), model)) as messages:
+                calling = self._backend.messages(_path(method), request, owner(), model, replica)
+                async with aclosing(calling) as messages:
                     async for data in messages:
                         begun = True
                         yield data
                 return
             except ReplicaLost as error:
-                if begun or not left:
+                if begun or replica or not left:
                     raise DeviceLost("what answered the call was lost") from error
 
-    async def _everywhere(self, method: str, request: Any) -> list[bytes]:
-        """The answers of all replicas, one or more.
+    async def _everywhere(self, method: str, request: Any, names: Sequence[str] = ()) -> dict[str, Any]:
+        """The answers of the replicas of these names, by default of all; but of those that are lost meanwhile.
 
         :raises DarkroomError: of one of them, or there is none
         """
-        call = Call("", _path(method), request.SerializeToString(), owner())
-        replies = await self._backend.replicas.everywhere(call)
-        if not replies:
+        parse = message_factory.GetMessageClass(SERVICE.methods_by_name[method].output_type).FromString
+
+        async def one(name: str) -> tuple[str, Any] | None:
+            try:
+                async with aclosing(self._backend.messages(_path(method), request, owner(), replica=name)) as messages:
+                    return name, parse(await anext(messages))
+            except ReplicaLost:
+                return None
+
+        found = await asyncio.gather(*map(one, names or await self._backend.replicas.names()))
+        answers = dict(each for each in found if each is not None)
+        if not answers:
             raise DeviceLost("no replica is ready now; others are being started")
-        return [data for each in replies for reply in each for data in messages_of(reply)]
+        return answers
+
+    async def _named(self, names: Sequence[str]) -> list[str]:
+        """The names, each once. :raises InvalidRequest: there is no such replica"""
+        there = await self._backend.replicas.names() if names else ()
+        wrong = [
+            Violation(f"replicas[{index}]", no_such("replica", name, set(there)))
+            for index, name in enumerate(names)
+            if name not in there
+        ]
+        if wrong:
+            raise InvalidRequest(wrong)
+        return list(dict.fromkeys(names))
+
+
+def _done(loading: events_pb2.LoadingEvent) -> float:
+    return loading.bytes_done / max(1, loading.bytes_total)
 
 
 def _path(method: str) -> str:

@@ -42,17 +42,14 @@ class Darkroom:
         name = serve.get_replica_context().replica_id.unique_id
         self._replica = await Replica.open(name, own, owns_process=True)
 
-    async def call(self, call: Call) -> AsyncGenerator[Reply, None]:
+    async def call(self, call: Call, replica: str) -> AsyncGenerator[Reply, None]:
+        """`replica`, here and below, is for the router."""
         replies = self._replica.call(call)
         try:
             async for reply in replies:
                 yield reply
         finally:
             await replies.aclose()
-
-    async def answer(self, call: Call) -> list[Reply]:
-        """All replies to a call of few."""
-        return [reply async for reply in self._replica.call(call)]
 
     async def cancel(self, call_id: str, replica: str) -> None:
         await self._replica.cancel(call_id)

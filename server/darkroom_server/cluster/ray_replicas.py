@@ -78,9 +78,10 @@ class RayReplicas:
         """Leave the cluster, and end it if it is this process's own."""
         await asyncio.to_thread(_leave, self._own)
 
-    async def call(self, call: Call, model: str) -> AsyncGenerator[Reply, None]:
+    async def call(self, call: Call, model: str, replica: str = "") -> AsyncGenerator[Reply, None]:
         """See Replicas."""
-        response, begun = self._handle.options(stream=True, multiplexed_model_id=model).call.remote(call), False
+        handle = self._handle.options(stream=True, multiplexed_model_id=model)
+        response, begun = handle.call.remote(call, replica=replica), False
         try:
             async for reply in response:
                 begun = True
@@ -102,17 +103,13 @@ class RayReplicas:
         """See Replicas."""
         await self._control(self._handle.renew.remote(call_ids, replica=replica))
 
-    async def everywhere(self, call: Call) -> list[list[Reply]]:
+    async def names(self) -> list[str]:
         """See Replicas."""
-        return await self._all("answer", call)
+        return [each["replica"] for each in await self.describe()]
 
     async def describe(self) -> list[dict[str, Any]]:
-        """What each replica has in memory, and how much it has to do."""
-        return await self._all("describe")
-
-    async def _all(self, method: str, *arguments: Any) -> list[Any]:
-        """The results of a method of all replicas but those that are lost."""
-        found = await self._handle.broadcast(method, *arguments).results_async(return_exceptions=True)
+        """What each replica has in memory, and how much it has to do; but those that are lost."""
+        found = await self._handle.broadcast("describe").results_async(return_exceptions=True)
         for each in found:
             if isinstance(each, BaseException) and not isinstance(each, LOST):
                 raise each

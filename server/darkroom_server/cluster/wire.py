@@ -35,8 +35,9 @@ class ReplicaLost(Exception):
 class Replicas(Protocol):
     """The replicas, as an edge sees them."""
 
-    def call(self, call: Call, model: str) -> AsyncGenerator[Reply, None]:
-        """Call a replica, one where the model is loaded if possible; waits for one. To be closed.
+    def call(self, call: Call, model: str, replica: str = "") -> AsyncGenerator[Reply, None]:
+        """Call the replica of this name, if it is there; else one where the model is loaded if possible. Waits for one.
+        To be closed.
 
         :raises ReplicaLost: it is gone
         """
@@ -47,8 +48,8 @@ class Replicas(Protocol):
     async def renew(self, replica: str, call_ids: Sequence[str]) -> None:
         """Say that these calls at this replica are wanted still."""
 
-    async def everywhere(self, call: Call) -> list[list[Reply]]:
-        """Call all replicas there are; the replies of each."""
+    async def names(self) -> list[str]:
+        """Those of all replicas that are there."""
 
     async def close(self) -> None:
         """Let go of them."""

@@ -32,10 +32,12 @@ class ReplicasHere:
         for replica in self.replicas.values():
             await replica.close()
 
-    async def call(self, call: Call, model: str) -> AsyncGenerator[Reply, None]:
-        name = list(self.replicas)[len(self.called) % len(self.replicas)]
-        self.called.append((name, call))
-        left = self.lost_after.pop(0) if self.lost_after else None
+    async def call(self, call: Call, model: str, replica: str = "") -> AsyncGenerator[Reply, None]:
+        name, left = replica, None
+        if not replica:
+            name = list(self.replicas)[len(self.called) % len(self.replicas)]
+            self.called.append((name, call))
+            left = self.lost_after.pop(0) if self.lost_after else None
         replies: asyncio.Queue[Any] = asyncio.Queue()
         pump = asyncio.create_task(self._pump(name, call, replies))  # goes on if the edge dies, as a replica does
         while (reply := await replies.get()) is not None:
@@ -58,8 +60,8 @@ class ReplicasHere:
         if not self.silent:
             self.replicas[replica].renew(call_ids)
 
-    async def everywhere(self, call: Call) -> list[list[Reply]]:
-        return [[reply async for reply in replica.call(call)] for replica in self.replicas.values()]
+    async def names(self) -> list[str]:
+        return list(self.replicas)
 
     def left(self) -> int:
         """Jobs and calls of all replicas."""

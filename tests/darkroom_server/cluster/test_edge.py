@@ -150,13 +150,48 @@ def test_preprocess_and_the_catalog_are_answered(edge: RunningServer, server: Ru
     assert edge.catalog.ListSchedulers(asked) == server.catalog.ListSchedulers(asked)
 
 
+def where(model: catalog_service_pb2.Model) -> dict[str, bool]:
+    """The replicas, and whether it is in memory there."""
+    return {each.replica: each.residency == catalog_service_pb2.RESIDENCY_RESIDENT for each in model.replicas}
+
+
 def test_a_model_leaves_all_replicas_and_comes_back(edge: RunningServer, here: ReplicasHere) -> None:
     freed = edge.catalog.UnloadModel(catalog_service_pb2.UnloadModelRequest(model="tiny")).freed_bytes
     assert freed > 0
     assert [each.describe()["models"] for each in here.replicas.values()] == [[], []]
     *_, last = edge.catalog.LoadModel(catalog_service_pb2.LoadModelRequest(model="tiny"))
     assert last.model.residency == catalog_service_pb2.RESIDENCY_RESIDENT
+    assert sorted(where(last.model).values()) == [False, True]
     assert sorted(each.describe()["models"] for each in here.replicas.values()) == [[], ["tiny"]]
+
+
+def test_a_model_is_loaded_and_unloaded_where_it_is_asked_for(edge: RunningServer, here: ReplicasHere) -> None:
+    first, second = sorted(here.replicas)
+    unload, load = catalog_service_pb2.UnloadModelRequest, catalog_service_pb2.LoadModelRequest
+    edge.catalog.UnloadModel(unload(model="tiny"))
+    *progress, last = edge.catalog.LoadModel(load(model="tiny", replicas=[second]))
+    assert progress
+    assert all(each.HasField("loading") for each in progress)
+    assert where(last.model) == {first: False, second: True}
+    *_, last = edge.catalog.LoadModel(load(model="tiny", replicas=[first, second]))
+    assert where(last.model) == {first: True, second: True}
+    one = edge.catalog.UnloadModel(unload(model="tiny", replicas=[first])).freed_bytes
+    (model,) = edge.catalog.ListModels(catalog_service_pb2.ListModelsRequest()).models
+    assert where(model) == {first: False, second: True}
+    assert model.residency == catalog_service_pb2.RESIDENCY_RESIDENT
+    assert edge.catalog.UnloadModel(unload(model="tiny")).freed_bytes == one
+    assert edge.catalog.UnloadModel(unload(model="tiny", replicas=[second])).freed_bytes == 0
+
+
+def test_replicas_that_are_not_there_are_refused(edge: RunningServer, server: RunningServer) -> None:
+    unload, load = catalog_service_pb2.UnloadModelRequest, catalog_service_pb2.LoadModelRequest
+    for to, path in ((edge, "replicas[1]"), (server, "replicas")):
+        for call in (
+            lambda to=to: to.catalog.UnloadModel(unload(model="tiny", replicas=["replica-1", "nope"])),
+            lambda to=to: list(to.catalog.LoadModel(load(model="tiny", replicas=["replica-1", "nope"]))),
+        ):
+            failed = refused(call)
+            assert (failed.code, failed.paths) == (StatusCode.INVALID_ARGUMENT, {path})
 
 
 def test_a_job_that_begins_again_has_what_its_preset_said(edge: RunningServer, here: ReplicasHere) -> None:
