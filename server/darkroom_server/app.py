@@ -18,7 +18,7 @@ from darkroom_server.api.encoding import Encoder
 from darkroom_server.api.image_service import ImageService
 from darkroom_server.api.job_list import JobList
 from darkroom_server.api.keeper import Keeper
-from darkroom_server.api.listening import CannotListen
+from darkroom_server.api.listening import to_listen
 from darkroom_server.api.load import ServerLoad
 from darkroom_server.api.preset_check import check_presets
 from darkroom_server.api.submission import Submission
@@ -42,9 +42,9 @@ from darkroom_server.models.residency import ResidencyManager
 from darkroom_server.observe.metrics import Metrics
 from darkroom_server.observe.shutdown import Shutdown, until
 from darkroom_server.observe.watchdog import Watchdog
+from darkroom_server.web.opening import http_door
 
 if TYPE_CHECKING:
-    from darkroom_server.api.in_process import InProcessCalls
     from darkroom_server.web.door import HttpDoor
 
 log = logging.getLogger(__name__)
@@ -93,7 +93,7 @@ class App:
         self.keeper = Keeper(self._backend, settings, door.numbers)
         self._door, self._http = door, http
         engine.attach(self._on_device_lost, self._relieve)
-        self.metrics = Metrics(engine, self.jobs, self.residency, door.numbers)
+        self.metrics = Metrics(self.jobs, door.numbers, engine, self.residency)
         self._watchdog = Watchdog(engine, settings, door.report_stall, self._on_hang)
 
     @classmethod
@@ -138,14 +138,13 @@ class App:
     async def start(self) -> None:
         """Preload the models, take up kept jobs that had not ended, and serve.
 
+        :raises CannotListen: the metrics' port, with the system's reason
         :raises ModelError: a model does not load
         :raises StateDirInUse: another server has the log of kept jobs
         """
         if self.settings.metrics is not None:
-            try:
+            with to_listen(self.settings.metrics):
                 self.metrics.start(self.settings.metrics)
-            except OSError as error:
-                raise CannotListen(f"cannot listen on {self.settings.metrics}: {error.strerror or error}") from error
         await self._preload()
         await self.keeper.open()
         jobs = JobList(self.jobs, self.keeper, self._encoder, self.settings.tokens)
@@ -161,7 +160,7 @@ class App:
         )
         self.folders.start()
         if self._http is not None:
-            self._http.serve(self.jobs.read, self.catalog)
+            self._http.serve(self.jobs.read, self.catalog.uploads)
         await self._door.serve(images, catalog)
         self._watchdog.start()
 
@@ -228,21 +227,6 @@ class App:
         self.jobs.lose(DeviceLost(f"{why}; the server will be restarted"))
         self._farewell = self._loop.create_task(self._door.stop_serving())
         self.failed.set()
-
-
-def http_door(settings: Settings, calls: InProcessCalls) -> HttpDoor | None:
-    """HTTP's door, not open yet, if there shall be one.
-
-    :raises CannotListen: its packages are not installed
-    """
-    if settings.http is None:
-        return None
-    try:
-        from darkroom_server.web.door import HttpDoor
-    except ModuleNotFoundError as error:
-        install = "pip install 'darkroom-diffusion[web]'"
-        raise CannotListen(f"http wants the packages of the extra `web`, {error.name} for one: {install}") from error
-    return HttpDoor(settings, calls)
 
 
 def open_catalog(settings: Settings, plugins: Plugins) -> Catalog:

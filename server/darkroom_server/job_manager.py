@@ -7,10 +7,9 @@ import time
 from functools import partial
 from typing import TYPE_CHECKING, TypeVar
 
-from darkroom_server.errors import DeviceLost, SlowReader, to_domain_error
+from darkroom_server.errors import DeviceLost, to_domain_error
 from darkroom_server.jobs.admission import Admission
 from darkroom_server.jobs.events import Accepted
-from darkroom_server.jobs.mailbox import Mailbox
 from darkroom_server.jobs.registry import Registry
 
 if TYPE_CHECKING:
@@ -24,8 +23,6 @@ if TYPE_CHECKING:
     from darkroom_server.jobs.planner import Planner
     from darkroom_server.models.residency import ResidencyManager
 
-BLOCKED_SECONDS = 1.0  # an event that takes longer to write waits for its reader
-
 T = TypeVar("T")
 
 
@@ -33,24 +30,12 @@ class JobManager(Registry):
     """Admits, plans, submits and ends jobs."""
 
     def __init__(self, engine: Engine, planner: Planner, residency: ResidencyManager, settings: Settings) -> None:
-        super().__init__()
+        super().__init__(settings.max_unread_bytes)
         self._engine = engine
         self._planner = planner
         self._residency = residency
         limits = settings.limits
         self._admission = Admission(limits.max_queued_jobs, limits.queued_jobs_per_client, settings.max_waiting_bytes)
-        self._max_unread_bytes = settings.max_unread_bytes
-        self._dropped_previews = 0  # of released jobs
-
-    def counts(self) -> tuple[int, int]:
-        """How many active jobs wait for their first turn, and have had it. May be called on another thread."""
-        jobs = self.active
-        queued = sum(job.queued for job in jobs)
-        return queued, len(jobs) - queued
-
-    def dropped_previews(self) -> int:
-        """How many previews newer ones have replaced unread. May be called on another thread."""
-        return self._dropped_previews + sum(job.mailbox.dropped_previews for job in self.active)
 
     async def read(self, function: Callable[..., Any], *arguments: Any) -> Any:
         return await self._report_device_loss(self._planner.read(function, *arguments))
@@ -101,28 +86,12 @@ class JobManager(Registry):
     def release(self, job: Job) -> None:
         if job.waiting is not None:
             self._engine.cancel(job)
-        if self.find(job.token, job.request_id) is job:
-            self._dropped_previews += job.mailbox.dropped_previews
-            self._admission.remove(job)
+        self._admission.remove(job)
         super().release(job)
-
-    def _mailbox(self) -> Mailbox:
-        return Mailbox(on_picture=self._end_slow_readers)
 
     def _admit(self, job: Job, *, always: bool) -> None:
         self._admission.add(job, always=always)
         job.on_start = partial(self._admission.remove, job)
-
-    def _end_slow_readers(self) -> None:
-        """While finished pictures wait in too much memory, end the job that has the most of those whose clients do not
-        read."""
-        since = time.monotonic() - BLOCKED_SECONDS
-        slow = [job for job in self._jobs.values() if job.writing is not None and job.writing <= since]
-        slow.sort(key=lambda job: job.mailbox.unread_bytes)
-        while slow and sum(job.mailbox.unread_bytes for job in self._jobs.values()) > self._max_unread_bytes:
-            job = slow.pop()
-            job.mailbox.drop_unread(SlowReader("the pictures that wait for their readers take too much memory"))
-            self.release(job)
 
     def close(self) -> None:
         """Shut the planner's threads down."""

@@ -19,9 +19,20 @@ from typing import TYPE_CHECKING, Any, Protocol
 from darkroom_server.config.address import TcpAddress, parse_address
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from darkroom_server.api.credentials import Certificates
 
 ABSENT = (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT)  # an address of a name that this machine does not have
+
+
+@contextlib.contextmanager
+def to_listen(address: str) -> Iterator[None]:
+    """Around what listens on an address. :raises CannotListen: for an OSError, with the system's reason"""
+    try:
+        yield
+    except OSError as error:
+        raise CannotListen(f"cannot listen on {address}: {error.strerror or error}") from error
 
 
 class CannotListen(Exception):

@@ -74,11 +74,7 @@ def admit_pixels(job: Job, request: Request, active: ActiveJobs) -> None:
     :raises OverTokenLimit: never
     """
     width, height = request.final_size
-    job.pixels = width * height * request.num_images
-    if (present := caller()) is not None:
-        job.bearer = present.token.name if present.token else ""
-        present.usage.jobs += 1
-        present.usage.pixels += job.pixels
+    count_job(job, width * height * request.num_images)
     known = _token()
     if known is None or known.max_pixels is None:
         return
@@ -88,6 +84,15 @@ def admit_pixels(job: Job, request: Request, active: ActiveJobs) -> None:
     others = sum(each.pixels for each in active() if each is not job)
     if others + job.pixels > known.max_pixels:
         raise QueueFull(f"{limit}; its other jobs have {others}, and this one {job.pixels}", RETRY_SECONDS)
+
+
+def count_job(job: Job, pixels: int) -> None:
+    """Note whose a job is, and the pixels of its pictures."""
+    job.pixels = pixels
+    if (present := caller()) is not None:
+        job.bearer = present.token.name if present.token else ""
+        present.usage.jobs += 1
+        present.usage.pixels += pixels
 
 
 def _token() -> TokenSettings | None:

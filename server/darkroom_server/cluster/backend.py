@@ -4,20 +4,24 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 import uuid
 from collections.abc import AsyncGenerator, Callable, Sequence
-from contextlib import aclosing
+from contextlib import aclosing, suppress
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from google.rpc import status_pb2
 
 from darkroom.v1 import events_pb2, image_service_pb2, parameters_pb2
 from darkroom_plugins.errors import DarkroomError, JobFailed
+from darkroom_server.api import quotas
 from darkroom_server.api.status import error_of
 from darkroom_server.api.stored_events import resolved
 from darkroom_server.cluster.delivered import Delivered
 from darkroom_server.cluster.wire import RENEW_SECONDS, Call, ReplicaLost, Reply
 from darkroom_server.errors import Cancelled, DeviceLost, QueueFull, ReplicasLost, RequestIdInUse, ShuttingDown
+from darkroom_server.jobs.admission import Admission
 from darkroom_server.jobs.events import Ended, Forwarded
 from darkroom_server.jobs.registry import Registry
 
@@ -37,40 +41,50 @@ RESPONSES: dict[str, Any] = {
 }
 MAX_RESTARTS = 5  # of a job with which replicas are lost again and again
 RUN_SEQUENCES = 2**24  # of one run of a job; the next has greater ones. After a restart of the edge: the keeper's
+COUNT_SECONDS = 5.0
 RETRY_SECONDS = 0.5  # before a job is sent to another replica than the one that goes, or has it still
 
 
 class EdgeJobs(Registry):
-    """Admits as much as fits the edge's memory: replicas admit by their queues."""
+    """Admits as many jobs as the queues of all replicas take together, and what fits the edge's memory."""
 
-    def __init__(self, max_waiting_bytes: int) -> None:
-        super().__init__()
-        self._max_waiting_bytes = max_waiting_bytes
+    def __init__(self, settings: Settings) -> None:
+        super().__init__(settings.max_unread_bytes)
+        limits = settings.limits
+        self.admission = Admission(limits.max_queued_jobs, limits.queued_jobs_per_client, settings.max_waiting_bytes)
+        self._max_bytes = settings.max_waiting_bytes
 
     async def read(self, function: Callable[..., Any], *arguments: Any) -> Any:
         return await asyncio.to_thread(function, *arguments)
 
     def _admit(self, job: Job, *, always: bool) -> None:
-        held = sum(each.held_bytes for each in self.active)
-        if held and held + job.held_bytes > self._max_waiting_bytes and not always:
+        held = sum(each.held_bytes for each in self.active)  # those that run, too: they may have to begin again
+        if held and held + job.held_bytes > self._max_bytes and not always:
             raise QueueFull(f"the requests of the jobs take {held // 2**20} MiB already")
+        self.admission.add(job, always=always)
+        job.on_start = partial(self.admission.remove, job)
+
+    def release(self, job: Job) -> None:
+        self.admission.remove(job)
+        super().release(job)
 
 
 class ClusterBackend:
     """See Backend. For the event loop's thread."""
 
     def __init__(self, replicas: Replicas, settings: Settings) -> None:
-        self.jobs = EdgeJobs(settings.max_waiting_bytes)
+        self.jobs = EdgeJobs(settings)
         self.replicas = replicas
         models = settings.models
         self._default_model = settings.default_model or (models[0].name if models else "")
         self._calls: dict[str, set[str]] = {}  # the ids of those under way, by replica
         self._cancelling: set[asyncio.Task[None]] = set()
-        self._renewing = asyncio.create_task(self._renew())
+        self._caring = [asyncio.create_task(self._renew()), asyncio.create_task(self._count())]
 
     async def close(self) -> None:
         """To be called when no job runs any more."""
-        self._renewing.cancel()
+        for task in self._caring:
+            task.cancel()
         if self._cancelling:
             await asyncio.wait(self._cancelling, timeout=RENEW_SECONDS)
 
@@ -91,15 +105,25 @@ class ClusterBackend:
             yield made
 
     async def messages(
-        self, method: str, message: Any, owner: str, model: str = "", replica: str = ""
+        self,
+        method: str,
+        message: Any,
+        owner: str,
+        model: str = "",
+        replica: str = "",
+        *,
+        client: str = "",
+        seconds: float | None = None,
     ) -> AsyncGenerator[bytes, None]:
         """The messages of a call of a replica, serialized: of the one of this name, or of one that has the model.
 
+        :param client: whose share of the device it uses
+        :param seconds: until its deadline
         :raises ReplicaLost: it is gone
         :raises DarkroomError: the call failed
         """
-        call, wanted, replica = Call(uuid.uuid4().hex, method, message.SerializeToString(), owner), replica, ""
-        ended = False
+        call = Call(uuid.uuid4().hex, method, message.SerializeToString(), owner, client, seconds)
+        wanted, replica, ended = replica, "", False
         try:
             async with aclosing(self.replicas.call(call, model or self._default_model, wanted)) as replies:
                 async for reply in replies:
@@ -174,7 +198,9 @@ class ClusterBackend:
     async def _run_once(self, job: Job, rpc: str, message: Any, delivered: Delivered, restarts: int) -> None:
         """Have a job done by one replica. :raises ReplicaLost: it is gone"""
         model = message.parameters.model if rpc != "Preprocess" else ""
-        messages = self.messages(IMAGES + rpc, message, job.token, model)
+        again = bool(restarts or job.base)  # then it has been admitted, whatever its deadline
+        seconds = None if again or job.deadline is None else max(0.0, job.deadline - time.monotonic())
+        messages = self.messages(IMAGES + rpc, message, job.token, model, client=job.client, seconds=seconds)
         parse, base, done = RESPONSES[rpc].FromString, job.base + restarts * RUN_SEQUENCES, False
         try:
             async with aclosing(messages):
@@ -204,6 +230,13 @@ class ClusterBackend:
         self._cancelling.add(task)
         task.add_done_callback(self._cancelling.discard)
 
+    async def _count(self) -> None:
+        """Count the replicas, again and again. While there are none, as many as there were are awaited."""
+        while True:
+            with suppress(Exception):  # as of a cluster that does not answer now
+                self.jobs.admission.devices = len(await self.replicas.names()) or self.jobs.admission.devices
+            await asyncio.sleep(COUNT_SECONDS)
+
     async def _renew(self) -> None:
         """Renew the leases of all calls. What does not reach a replica now does so next time, or it is gone."""
         while True:
@@ -232,7 +265,7 @@ def forwarded(made: list[events_pb2.JobEvent]) -> Forwarded:
     first = made[0]
     match kind := first.WhichOneof("event"):
         case "preview":
-            return Forwarded(made, (kind, first.preview.image_index))
+            return Forwarded(made, (kind, first.preview.image_index), preview=True)
         case "queued" | "loading":
             return Forwarded(made, (kind,))
         case "image":
@@ -245,11 +278,14 @@ def note_progress(job: Job, event: events_pb2.JobEvent) -> None:
     match event.WhichOneof("event"):
         case "accepted":
             job.accepted = event.accepted
+            given = event.accepted.parameters
+            quotas.count_job(job, given.width * given.height * len(event.accepted.seeds))
         case "queued":
             job.seen.position = event.queued.position
         case "step":
             if job.queued:
                 job.begun_elsewhere(event.step.elapsed_seconds)
+                job.on_start()
             job.seen.stepped(event.step.step, event.step.elapsed_seconds, event.step.batch_rows)
         case "image":
             job.seen.images += 1

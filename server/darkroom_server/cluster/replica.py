@@ -21,6 +21,7 @@ from darkroom_server.errors import Cancelled
 from darkroom_server.models.residency import Residency
 
 if TYPE_CHECKING:
+    from darkroom_plugins.manager import Plugins
     from darkroom_server.app import App
     from darkroom_server.config.settings import Settings
 
@@ -47,7 +48,9 @@ class Replica:
         self._sweeping = asyncio.create_task(self._sweep())
 
     @classmethod
-    async def open(cls, name: str, settings: Settings, owns_process: bool = False) -> Replica:
+    async def open(
+        cls, name: str, settings: Settings, owns_process: bool = False, plugins: Plugins | None = None
+    ) -> Replica:
         """A replica with its models loaded. It has no log, doors, metrics or traces of its own: the edges have.
 
         :raises ModelError: a model or asset cannot be served as configured
@@ -58,7 +61,7 @@ class Replica:
         outer = {"http": None, "metrics": None, "state_dir": None, "job_log": None, "traces": None}
         settings = settings.model_copy(update=outer)
         door = InnerDoor()
-        app = await App.open(settings, load_plugins(settings.blocked_plugins), door, owns_process)
+        app = await App.open(settings, plugins or load_plugins(settings.blocked_plugins), door, owns_process)
         await app.start()
         return cls(name, app, door)
 
@@ -68,7 +71,7 @@ class Replica:
         token = self._tokens.get(call.owner)
         call_as(Caller(token, self._door.numbers.usage[token.name if token else ""], call.owner))
         try:
-            call_here = await self._door.calls.begin(call.method, Client(()))
+            call_here = await self._door.calls.begin(call.method, Client((), call.client, call.seconds))
         except Aborted as refusal:
             yield refusal.status
             return

@@ -22,6 +22,8 @@ class Call:
     method: str  # as gRPC names it, ``/package.Service/Method``
     request: bytes  # serialized
     owner: str  # the fingerprint of the caller's token; empty without one
+    client: str = ""  # who calls, if no token says so: gRPC's peer
+    seconds: float | None = None  # until its deadline
 
 
 class ClusterError(Exception):

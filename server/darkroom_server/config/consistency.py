@@ -37,9 +37,6 @@ def inconsistencies(given: Mapping[str, Any], demo: str) -> Iterator[tuple[Locat
         for place, name in enumerate(allowed if isinstance(allowed, list) else ()):
             if name not in names:
                 yield ("tokens", index, "models", place), no_such("model", str(name), {str(n) for n in names if n})
-    for key in ("http", "metrics"):
-        if given.get("engine") == "ray" and given.get(key) is not None:
-            yield (key,), 'is not there yet with engine = "ray": remove it'
     if given.get("job_log") is not None and given.get("state_dir") is not None:
         yield ("job_log",), "is the log of kept jobs in place of state_dir: remove one of them"
     tls = given.get("tls")

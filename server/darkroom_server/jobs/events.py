@@ -87,6 +87,7 @@ class Forwarded:
     messages: list[Any]
     key: Hashable = None
     picture_bytes: int = 0  # of a finished picture, encoded
+    preview: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -36,13 +36,13 @@ class Mailbox:
         self._count += 1
         self.unread_bytes += _picture_bytes(event)
         if (key := _key(event)) is not None:
-            self.dropped_previews += isinstance(event, PreviewMade) and key in self._newest
+            self.dropped_previews += _is_preview(event) and key in self._newest
             self._newest[key] = (self._count, event)
         else:
             self._events.append((self._count, event))
         self._ended = isinstance(event, Ended)
         self._filled.set()
-        if isinstance(event, ImageDecoded):
+        if _picture_bytes(event):
             self._on_picture()
 
     def close(self, error: Exception) -> bool:
@@ -79,6 +79,10 @@ def _key(event: Event) -> Hashable:
         return event.key
     replaceable = isinstance(event, PreviewMade | Queued | Loading)
     return (type(event).__name__, getattr(event, "image_index", 0)) if replaceable else None
+
+
+def _is_preview(event: Event) -> bool:
+    return event.preview if isinstance(event, Forwarded) else isinstance(event, PreviewMade)
 
 
 def _picture_bytes(event: Event) -> int:

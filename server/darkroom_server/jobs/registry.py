@@ -8,7 +8,7 @@ from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING
 
 from darkroom_plugins.quoting import quoted
-from darkroom_server.errors import RequestIdInUse, ShuttingDown
+from darkroom_server.errors import RequestIdInUse, ShuttingDown, SlowReader
 from darkroom_server.jobs.job import Job
 from darkroom_server.jobs.mailbox import Mailbox
 
@@ -18,11 +18,16 @@ if TYPE_CHECKING:
 
     from darkroom_plugins.errors import DarkroomError
 
+BLOCKED_SECONDS = 1.0  # an event that takes longer to write waits for its reader
+
 
 class Registry(ABC):
     """The jobs not yet released, by their token's fingerprint and their id. For the event loop's thread."""
 
-    def __init__(self) -> None:
+    def __init__(self, max_unread_bytes: int) -> None:
+        """`max_unread_bytes`: of finished pictures that wait for their readers."""
+        self._max_unread_bytes = max_unread_bytes
+        self._dropped_previews = 0  # of released jobs
         self._jobs: dict[tuple[str, str], Job] = {}  # by token and id
         self._idle = asyncio.Event()
         self._idle.set()
@@ -37,6 +42,16 @@ class Registry(ABC):
     def active(self) -> list[Job]:
         """The jobs not yet released, oldest first. May be called on another thread."""
         return list(self._jobs.values())
+
+    def counts(self) -> tuple[int, int]:
+        """How many active jobs wait for their first turn, and have had it. May be called on another thread."""
+        jobs = self.active
+        queued = sum(job.queued for job in jobs)
+        return queued, len(jobs) - queued
+
+    def dropped_previews(self) -> int:
+        """How many previews newer ones have replaced unread. May be called on another thread."""
+        return self._dropped_previews + sum(job.mailbox.dropped_previews for job in self.active)
 
     async def idle(self) -> None:
         """Wait until there are no active jobs."""
@@ -71,7 +86,7 @@ class Registry(ABC):
             raise self._closed
         if (token, request_id) in self._jobs:
             raise RequestIdInUse(f"request_id {quoted(request_id)} is in use by another job")
-        job = Job(request_id, token, time.monotonic(), held_bytes=size, mailbox=self._mailbox())
+        job = Job(request_id, token, time.monotonic(), held_bytes=size, mailbox=Mailbox(self._end_slow_readers))
         job.client, job.priority, job.deadline = client or token, priority, deadline
         self._admit(job, always=admitted)
         self._jobs[token, request_id] = job
@@ -94,6 +109,7 @@ class Registry(ABC):
         if job.waiting is not None:
             job.waiting.cancel()
         if self.find(job.token, job.request_id) is job:
+            self._dropped_previews += job.mailbox.dropped_previews
             del self._jobs[job.token, job.request_id]
         if not self._jobs:
             self._idle.set()
@@ -116,9 +132,16 @@ class Registry(ABC):
         for job in self.active:
             self.end(job, error)
 
-    def _mailbox(self) -> Mailbox:
-        """For a new job's events."""
-        return Mailbox()
+    def _end_slow_readers(self) -> None:
+        """While finished pictures wait in too much memory, end the job that has the most of those whose clients do not
+        read."""
+        since = time.monotonic() - BLOCKED_SECONDS
+        slow = [job for job in self._jobs.values() if job.writing is not None and job.writing <= since]
+        slow.sort(key=lambda job: job.mailbox.unread_bytes)
+        while slow and sum(job.mailbox.unread_bytes for job in self._jobs.values()) > self._max_unread_bytes:
+            job = slow.pop()
+            job.mailbox.drop_unread(SlowReader("the pictures that wait for their readers take too much memory"))
+            self.release(job)
 
     @abstractmethod
     def _admit(self, job: Job, *, always: bool) -> None:

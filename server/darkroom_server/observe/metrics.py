@@ -24,8 +24,8 @@ if TYPE_CHECKING:
     from prometheus_client.core import Metric
 
     from darkroom_server.engine.engine import Engine
-    from darkroom_server.job_manager import JobManager
     from darkroom_server.jobs.numbers import CallNumbers
+    from darkroom_server.jobs.registry import Registry
     from darkroom_server.models.residency import ResidencyManager
 
 LOOP_SECONDS = 0.1  # between two looks at the event loop
@@ -35,7 +35,14 @@ CANCELS = ("CLIENT", "DEADLINE", "CANCELLED", "SLOW_READER", "SHUTTING_DOWN")
 class Metrics(Collector):
     """Serves the metrics from `start` to `stop`. For the event loop, but for `collect`."""
 
-    def __init__(self, engine: Engine, jobs: JobManager, residency: ResidencyManager, calls: CallNumbers) -> None:
+    def __init__(
+        self,
+        jobs: Registry,
+        calls: CallNumbers,
+        engine: Engine | None = None,
+        residency: ResidencyManager | None = None,
+    ) -> None:
+        """Without engine and residency there are no metrics of them: they are elsewhere."""
         self._engine, self._jobs, self._residency, self._calls = engine, jobs, residency, calls
         self._delays = seconds()
         self._watching: asyncio.Task[None] | None = None
@@ -69,8 +76,10 @@ class Metrics(Collector):
     def collect(self) -> Iterable[Metric]:
         """All metrics, as they are now."""
         yield from self._of_jobs()
-        yield from self._of_engine()
-        yield from self._of_residency()
+        if self._engine is not None:
+            yield from self._of_engine(self._engine)
+        if self._residency is not None:
+            yield from self._of_residency(self._residency)
         yield from self._of_calls()
         yield _gauge("darkroom_info", "The server's version.", {(VERSION,): 1.0}, "version")
         yield _histogram(
@@ -84,9 +93,9 @@ class Metrics(Collector):
         dropped = self._jobs.dropped_previews()
         yield _counter("darkroom_previews_dropped_total", "Previews that a newer one replaced unread.", {(): dropped})
 
-    def _of_engine(self) -> Iterator[Metric]:
-        numbers = self._engine.numbers
-        waiting, active = self._engine.samples()
+    def _of_engine(self, engine: Engine) -> Iterator[Metric]:
+        numbers = engine.numbers
+        waiting, active = engine.samples()
         samples = {("waiting",): waiting, ("active",): active}
         yield _gauge(
             "darkroom_engine_samples", "Images that the engine has not begun, and has begun.", samples, "state"
@@ -97,18 +106,18 @@ class Metrics(Collector):
         yield _histogram("darkroom_step_seconds", what, dict(numbers.steps), "model", "size")
         parts = {(part,): spent for part, spent in dict(numbers.parts).items()}
         yield _counter("darkroom_tick_seconds_total", "What the engine's time is spent on.", parts, "part")
-        yield _counter("darkroom_ticks_total", "Turns of the engine.", {(): self._engine.ticks})
+        yield _counter("darkroom_ticks_total", "Turns of the engine.", {(): engine.ticks})
         yield _counter("darkroom_previews_made_total", "Previews that were decoded.", {(): numbers.previews})
         ends = {(reason,): count for reason, count in dict(numbers.ends).items()}
         yield _counter("darkroom_jobs_ended_total", "Jobs that left the engine; OK: done.", ends, "reason")
 
-    def _of_residency(self) -> Iterator[Metric]:
-        held = self._residency.held_bytes()
+    def _of_residency(self, residency: ResidencyManager) -> Iterator[Metric]:
+        held = residency.held_bytes()
         places = {("device",): held[0], ("host",): held[1]}
         yield _gauge("darkroom_weights_bytes", "Weights resident on the device, and parked.", places, "place")
-        yield _counter("darkroom_loads_total", "Models and assets that were loaded.", {(): self._residency.loads})
+        yield _counter("darkroom_loads_total", "Models and assets that were loaded.", {(): residency.loads})
         what = "Models and assets that left the device."
-        yield _counter("darkroom_evictions_total", what, {(): self._residency.evictions})
+        yield _counter("darkroom_evictions_total", what, {(): residency.evictions})
 
     def _of_calls(self) -> Iterator[Metric]:
         ends = dict(self._calls.ends)

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
     from darkroom_server.api.in_process import InProcessCalls
     from darkroom_server.config.settings import Settings
-    from darkroom_server.models.catalog import Catalog
+    from darkroom_server.pictures.uploads import Uploads
     from darkroom_server.web.images_masks import Read
 
 CLOSE_SECONDS = 1  # for answers that are on their way
@@ -104,9 +104,9 @@ class HttpDoor:
         logging.getLogger("uvicorn.error").setLevel(logging.WARNING)  # it tells that it starts and stops, as we do
         self._serving = asyncio.create_task(self._server.serve(self._sockets.found))
 
-    def serve(self, read: Read, catalog: Catalog) -> None:
+    def serve(self, read: Read, uploads: Uploads) -> None:
         """Called when the services are there, with what decodes masks of the OpenAI images API: `JobManager.read`."""
-        self._images.masks = Masks(read, catalog)
+        self._images.masks = Masks(read, uploads)
 
     async def close(self) -> None:
         """Take no more calls, give running ones a second to end, and let go of the address."""

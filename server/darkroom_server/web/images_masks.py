@@ -12,7 +12,7 @@ from darkroom_plugins.errors import InvalidRequest, Violation
 from darkroom_server.pictures.decode import BadImage
 
 if TYPE_CHECKING:
-    from darkroom_server.models.catalog import Catalog
+    from darkroom_server.pictures.uploads import Uploads
 
 Read: TypeAlias = Callable[..., Awaitable[Any]]  # runs a function off the event loop
 
@@ -20,21 +20,21 @@ Read: TypeAlias = Callable[..., Awaitable[Any]]  # runs a function off the event
 class Masks:
     """Converts masks, off the event loop."""
 
-    def __init__(self, read: Read, catalog: Catalog) -> None:
-        self._read, self._catalog = read, catalog
+    def __init__(self, read: Read, uploads: Uploads) -> None:
+        self._read, self._uploads = read, uploads
 
     async def converted(self, data: bytes) -> bytes:
         """A PNG, white where the mask is transparent.
 
         :raises InvalidRequest: it is no picture, too large, or nowhere transparent
         """
-        made: bytes = await self._read(_converted, data, self._catalog)
+        made: bytes = await self._read(_converted, data, self._uploads)
         return made
 
 
-def _converted(data: bytes, catalog: Catalog) -> bytes:
+def _converted(data: bytes, uploads: Uploads) -> bytes:
     try:
-        mask = catalog.uploads.decode("transparency", data)
+        mask = uploads.decode("transparency", data)
     except BadImage as error:
         raise InvalidRequest([Violation("mask", str(error))]) from None
     if not mask.any():

@@ -9,7 +9,7 @@ import grpc
 import pytest
 
 from darkroom.v1.catalog_service_pb2 import UnloadModelRequest
-from darkroom_server import job_manager
+from darkroom_server.jobs import registry
 from tests import noise_family
 from tests.noise_family import save_noise
 from tests.support import RunningServer, Stream, generate_request, refused, settle
@@ -57,7 +57,7 @@ def test_a_client_that_reads_nothing_loses_its_job(model: dict[str, Any]) -> Non
 
 def test_what_waits_to_be_read_is_bounded(model: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     """The job that has most loses; others go on."""
-    monkeypatch.setattr(job_manager, "BLOCKED_SECONDS", 0.0)
+    monkeypatch.setattr(registry, "BLOCKED_SECONDS", 0.0)
     with RunningServer(models=[model], plugins={"noise": noise_family}, max_unread_bytes=60 * 2**20) as server:
         slow = server.start(generate_request(**{**PICTURES, "num_images": 16}))
         slow.read_until("image")

@@ -1,12 +1,13 @@
 """Clusters: edges over replicas in this process, which tests can lose at any event; and over Ray Serve's."""
 
 import asyncio
-from collections.abc import AsyncGenerator, Iterator, Sequence
+from collections.abc import AsyncGenerator, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from darkroom_plugins.manager import load_plugins
 from darkroom_server.cluster.replica import Replica
 from darkroom_server.cluster.wire import Call, ReplicaLost, Reply
 from darkroom_server.config.settings import Settings
@@ -16,8 +17,8 @@ from tests.support import RunningServer
 class ReplicasHere:
     """Real replicas in the edge's own process. Calls go to each in turn."""
 
-    def __init__(self, count: int = 2) -> None:
-        self._count = count
+    def __init__(self, count: int = 2, plugins: Mapping[str, object] | None = None) -> None:
+        self._count, self._plugins = count, plugins
         self.replicas: dict[str, Replica] = {}
         self.called: list[tuple[str, Call]] = []  # the replica that got it
         self.lost_after: list[int] = []  # replies to the next calls, after which their replica is lost to them
@@ -25,7 +26,8 @@ class ReplicasHere:
 
     async def open(self, settings: Settings) -> "ReplicasHere":
         for number in range(self._count):
-            self.replicas[f"replica-{number}"] = await Replica.open(f"replica-{number}", settings)
+            name, plugins = f"replica-{number}", load_plugins(extra=self._plugins)
+            self.replicas[name] = await Replica.open(name, settings, plugins=plugins)
         return self
 
     async def close(self) -> None:
