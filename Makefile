@@ -54,10 +54,12 @@ soak: $(VENV)/ready
 	$(foreach each,$(SOAKS),DARKROOM_$(each)=$($(each))) $(BIN)/python -m pytest -m soak -s --timeout 0 \
 		-k "nothing $(foreach each,$(SOAKS),or $(each))" tests/darkroom_server
 
-# soak-cluster: kill replicas on Ray Serve KILLS times while clients make pictures; then cancel ten times as many jobs
+# soak-cluster: kill replicas on Ray Serve KILLS times while clients make pictures; cancel ten times as many jobs, and
+# have replicas replaced during 25 times as many
 .PHONY: soak-cluster
 soak-cluster: $(VENV)/ready
 	DARKROOM_KILLS=$(or $(KILLS),20) DARKROOM_CANCELS=$$((10 * $(or $(KILLS),20))) \
+		DARKROOM_STREAMS=$$((25 * $(or $(KILLS),20))) \
 		$(BIN)/python -m pytest tests/darkroom_server/cluster/test_ray.py -m slow --timeout 0
 
 # screenshot: write .readme/ui.png again, a picture of `darkroom ui` in a browser

@@ -35,13 +35,13 @@ class ClusterCatalog(catalog_service_pb2_grpc.CatalogServiceServicer):
         self._backend, self._calls = backend, calls
 
     async def ListModels(self, request: pb.ListModelsRequest, context: CallContext) -> pb.ListModelsResponse:
-        """With the residency at each."""
+        """With the residency at each replica that offers it: in the course of an upgrade not all do."""
         lists = {name: each.models for name, each in (await self._everywhere("ListModels", request)).items()}
         listed = pb.ListModelsResponse(models=next(iter(lists.values())))
         for model in listed.models:
             for name, models in sorted(lists.items()):
-                there = next(each.residency for each in models if each.name == model.name)
-                model.replicas.add(replica=name, residency=there)
+                for there in (each.residency for each in models if each.name == model.name):
+                    model.replicas.add(replica=name, residency=there)
             model.residency = max(each.residency for each in model.replicas)
         return listed
 
@@ -68,7 +68,7 @@ class ClusterCatalog(catalog_service_pb2_grpc.CatalogServiceServicer):
         finally:
             loading.cancel()
         listed = await self.ListModels(pb.ListModelsRequest(), context)
-        model.replicas.extend(next(each for each in listed.models if each.name == model.name).replicas)
+        model.replicas.extend(where for each in listed.models if each.name == model.name for where in each.replicas)
         await context.write(pb.LoadModelResponse(model=model))
 
     async def UnloadModel(self, request: pb.UnloadModelRequest, context: CallContext) -> pb.UnloadModelResponse:

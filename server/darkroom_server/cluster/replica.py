@@ -14,7 +14,7 @@ from darkroom_plugins.errors import DarkroomError, JobFailed
 from darkroom_server.api.access import Caller, call_as
 from darkroom_server.api.in_process import Aborted, InProcessCall
 from darkroom_server.api.in_process import Caller as Client
-from darkroom_server.api.status import DETAILS_KEY, status_of
+from darkroom_server.api.status import serialized
 from darkroom_server.cluster.inner_door import InnerDoor
 from darkroom_server.cluster.wire import LEASE_SECONDS, RENEW_SECONDS, Call, Reply, being_cancelled
 from darkroom_server.errors import Cancelled
@@ -83,14 +83,14 @@ class Replica:
         except Aborted as refusal:
             yield refusal.status
         except DarkroomError as error:
-            yield _status(error.with_traceback(None))
+            yield serialized(error.with_traceback(None))
         except asyncio.CancelledError:
             if being_cancelled():
                 raise
-            yield _status(Cancelled("the call was cancelled"))
+            yield serialized(Cancelled("the call was cancelled"))
         except Exception:
             log.exception("%s failed", call.method)
-            yield _status(JobFailed("the server failed; its log says more"))
+            yield serialized(JobFailed("the server failed; its log says more"))
         finally:
             self._leases.pop(call.id, None)
             await call_here.close()
@@ -111,8 +111,8 @@ class Replica:
         absent = (Residency.ABSENT, Residency.LEAVING)
         states = {name: self.app.residency["model", name].residency for name in self.app.catalog.models}
         here = [name for name, state in states.items() if state not in absent]
-        jobs, calls = self.app.jobs.active_jobs, len(self._leases)
-        return {"replica": self.name, "process": os.getpid(), "models": here, "jobs": jobs, "calls": calls}
+        counts = {"jobs": self.app.jobs.active_jobs, "calls": len(self._leases), "loads": self.app.residency.loads}
+        return {"replica": self.name, "process": os.getpid(), "models": here, **counts}
 
     def check(self) -> None:
         """:raises RuntimeError: the device is lost, or the engine hangs: the replica is to be started again"""
@@ -132,9 +132,3 @@ class Replica:
             for lease in [each for each in self._leases.values() if each.renewed < before]:
                 log.warning("a call's edge is gone: the call is ended")
                 await lease.call.close()
-
-
-def _status(error: DarkroomError) -> bytes:
-    status = dict(status_of(error)[2])[DETAILS_KEY]
-    assert isinstance(status, bytes)
-    return status

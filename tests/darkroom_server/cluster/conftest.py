@@ -92,12 +92,24 @@ def edge(here: ReplicasHere, tiny_model: Path, lora_folder: Path) -> Iterator[Ru
 
 
 @pytest.fixture(scope="session")
-def cluster(tiny_model: Path, tiny_v_model: Path, tiny_silent_model: Path) -> Iterator[RunningServer]:
-    """The models of `server`, by two replicas on a local cluster of Ray Serve, whose pictures come in parts."""
+def all_models(tiny_model: Path, tiny_v_model: Path, tiny_silent_model: Path) -> list[Any]:
+    """Those of `server`."""
     from darkroom_server.config.settings import demo_model
 
     folders = {"tiny": tiny_model, "tiny-v": tiny_v_model, "tiny-silent": tiny_silent_model}
-    models = [*({"name": name, "path": path} for name, path in folders.items()), demo_model()]
+    return [*({"name": name, "path": path} for name, path in folders.items()), demo_model()]
+
+
+@pytest.fixture(scope="session")
+def edge_of_all(all_models: list[Any]) -> Iterator[RunningServer]:
+    """The models of `server`, by a replica here, whose pictures come in parts."""
+    with RunningServer(replicas=ReplicasHere(1).open, models=all_models, limits={"chunk_bytes": 1024}) as running:
+        yield running
+
+
+@pytest.fixture(scope="session")
+def cluster(all_models: list[Any]) -> Iterator[RunningServer]:
+    """The models of `server`, by two replicas on a local cluster of Ray Serve, whose pictures come in parts."""
     cluster, limits = {"replicas": 2, "replica_cpus": 0.5}, {"chunk_bytes": 1024}
-    with RunningServer(engine="ray", cluster=cluster, models=models, limits=limits) as running:
+    with RunningServer(engine="ray", cluster=cluster, models=all_models, limits=limits) as running:
         yield running

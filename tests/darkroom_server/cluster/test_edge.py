@@ -127,7 +127,7 @@ def test_a_cancel_reaches_the_replica(
 
 
 def test_a_lease_ends_what_the_edge_no_longer_wants(edge: RunningServer, here: ReplicasHere) -> None:
-    stream = edge.start(generate_request(**LONG, seed=1, width=64, height=64, num_images=4))
+    stream = edge.start(generate_request(**LONG, seed=1, width=64, height=64, num_images=4), timeout=3600)
     stream.read_until("step")
     here.silent = True
     stream.call.cancel()

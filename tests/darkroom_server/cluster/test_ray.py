@@ -1,6 +1,7 @@
 """Replicas on a real local cluster of Ray Serve: the picture is that of a server, whatever is killed or cancelled."""
 
 import contextlib
+import itertools
 import os
 import random
 import re
@@ -17,6 +18,7 @@ from typing import Any
 import grpc
 import pytest
 
+from darkroom.v1.catalog_service_pb2 import ListModelsRequest
 from darkroom.v1.image_service_pb2 import WatchRequest
 from darkroom.v1.image_service_pb2_grpc import ImageServiceStub
 from tests.darkroom_server.api.test_kept_jobs import kept
@@ -26,6 +28,7 @@ from tests.support import RunningServer, Stream, generate_request
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600), pytest.mark.filterwarnings("ignore:::ray")]
 
+STREAMS = int(os.environ.get("DARKROOM_STREAMS", "6"))
 KILLS, CANCELS = int(os.environ.get("DARKROOM_KILLS", "2")), int(os.environ.get("DARKROOM_CANCELS", "40"))
 
 
@@ -151,19 +154,47 @@ def test_kills_under_load_lose_no_job(cluster: RunningServer) -> None:
     settle(cluster)
 
 
-def test_an_upgrade_under_load_loses_no_job(cluster: RunningServer) -> None:
+def deploy(cluster: RunningServer, **changed: Any) -> None:
+    """Put other replicas, of changed settings, in the place of those that there are, as `serve deploy` does."""
     from ray import serve
 
     from darkroom_server.cluster.deployment import APPLICATION, application
 
+    settings = cluster.app.settings.model_copy(update=changed)
+    serve.run(application(settings), name=APPLICATION, route_prefix=None, logging_config={"log_level": "WARNING"})
+
+
+def test_upgrades_under_load_lose_no_job(cluster: RunningServer) -> None:
     settle(cluster)
-    before = {each["replica"] for each in replicas(cluster)}
-    changed = cluster.app.settings.model_copy(update={"encoder_threads": 1})
     with load(cluster) as done:
-        serve.run(application(changed), name=APPLICATION, route_prefix=None)
-    assert len(done) >= 6
+        threads = itertools.cycle((1, 3))
+        while len(done) < STREAMS:
+            before = {each["replica"] for each in replicas(cluster)}
+            deploy(cluster, encoder_threads=next(threads))
+            wait_for(lambda: len(replicas(cluster)) == 2, seconds=180)
+            assert before.isdisjoint(each["replica"] for each in replicas(cluster))
     settle(cluster)
-    assert before.isdisjoint(each["replica"] for each in replicas(cluster))
+
+
+def test_requests_go_where_their_model_is(cluster: RunningServer) -> None:
+    """Of two models each replica has room for one. At random each second request would load another."""
+    settle(cluster)
+    listed = cluster.catalog.ListModels(ListModelsRequest()).models
+    (size,) = {each.weight_bytes for each in listed if each.name == "tiny"}
+    deploy(cluster, memory_budget=int(1.5 * size))
+    try:
+        settle(cluster)
+        before = sum(each["loads"] for each in replicas(cluster))
+        rng, requests = random.Random(3), 100
+        with ThreadPoolExecutor(4) as pool:
+            names = [rng.choice(("tiny", "tiny-v")) for _ in range(requests)]
+            made = [generate_request(prompt="x", model=name, num_inference_steps=4) for name in names]
+            for stream in pool.map(lambda request: cluster.start(request, timeout=300).read(), made):
+                assert stream.kinds[-1] == "completed"
+        assert sum(each["loads"] for each in replicas(cluster)) - before <= requests / 2 / 3
+    finally:
+        deploy(cluster)
+        settle(cluster)
 
 
 def test_random_cancels_leave_nothing(cluster: RunningServer) -> None:

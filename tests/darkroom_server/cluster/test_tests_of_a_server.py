@@ -1,4 +1,5 @@
-"""Tests of a single server that hold for a cluster, too: those that know nothing but the API."""
+"""Tests of a single server that hold for a cluster, too: those that know nothing but the API. Over a replica in this
+process, and, slowly, over those of Ray Serve."""
 
 # ruff: noqa: F401
 
@@ -49,15 +50,17 @@ from tests.darkroom_server.test_parity import BASE, CASES, MAX_LEVELS, Oracle, t
 from tests.darkroom_server.test_parity import oracle as oracle
 from tests.support import RunningServer
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(300), pytest.mark.filterwarnings("ignore:::ray")]
+pytestmark = [pytest.mark.timeout(300), pytest.mark.filterwarnings("ignore:::ray")]
 
 
-@pytest.fixture(scope="module")
-def server(cluster: RunningServer) -> RunningServer:
+@pytest.fixture(scope="module", params=["edge_of_all", pytest.param("cluster", marks=pytest.mark.slow)])
+def server(request: pytest.FixtureRequest) -> RunningServer:
     """In place of a single server."""
-    return cluster
+    found: RunningServer = request.getfixturevalue(request.param)
+    return found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", sorted(CASES)[::5])
 def test_a_picture_equals_that_of_diffusers(name: str, server: RunningServer, oracle: Oracle) -> None:
     """Some of the cases, and alone: strangers may be at the other replica."""
