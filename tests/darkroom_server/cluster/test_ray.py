@@ -181,7 +181,8 @@ def test_requests_go_where_their_model_is(cluster: RunningServer) -> None:
     settle(cluster)
     listed = cluster.catalog.ListModels(ListModelsRequest()).models
     (size,) = {each.weight_bytes for each in listed if each.name == "tiny"}
-    deploy(cluster, memory_budget=int(1.5 * size))
+    two = [each for each in cluster.app.settings.models if each.name in ("tiny", "tiny-v")]
+    deploy(cluster, models=two, memory_budget=int(1.5 * size))
     try:
         settle(cluster)
         before = sum(each["loads"] for each in replicas(cluster))
