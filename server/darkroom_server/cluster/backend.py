@@ -279,7 +279,8 @@ def note_progress(job: Job, event: events_pb2.JobEvent) -> None:
         case "accepted":
             job.accepted = event.accepted
             given = event.accepted.parameters
-            quotas.count_job(job, given.width * given.height * len(event.accepted.seeds))
+            last = given.hires_fix if given.HasField("hires_fix") else given
+            quotas.count_job(job, last.width * last.height * len(event.accepted.seeds))
         case "queued":
             job.seen.position = event.queued.position
         case "step":
