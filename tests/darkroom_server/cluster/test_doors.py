@@ -119,21 +119,17 @@ def test_what_waits_to_be_read_is_bounded(tmp_path: Path, monkeypatch: pytest.Mo
         assert (failed.code, failed.reason) == (StatusCode.RESOURCE_EXHAUSTED, "SLOW_READER")
 
 
-def test_a_deadline_that_cannot_be_met_is_refused(locked: RunningServer) -> None:
-    large = {"width": 64, "height": 64, "num_images": 4, "scheduler": "ddim", "seed": 1}
-    for _ in range(2):  # at each replica
-        start(locked, num_inference_steps=8, **large).read()
-    failed = refused(lambda: start(locked, timeout=2, num_inference_steps=500, **large).read())
-    assert failed.reason in ("DEADLINE_TOO_SHORT", "DEADLINE_UNREACHABLE")
-
-
-def test_replicas_tell_clients_apart(edge: RunningServer, here: ReplicasHere) -> None:
+def test_replicas_hear_of_clients_and_deadlines(edge: RunningServer, here: ReplicasHere) -> None:
     here.called.clear()
     edge.generate(prompt="x", num_inference_steps=1)
     with grpc.insecure_channel(edge.address, options=[("grpc.use_local_subchannel_pool", 1)]) as channel:
         images = type(edge.images)(channel)
         Stream(images.Generate(generate_request(prompt="x", num_inference_steps=1))).read()
     assert len({call.client for _, call in here.called} - {""}) == 2
+    first, second = (call.seconds for _, call in here.called)
+    assert first is not None
+    assert 0 < first <= 60
+    assert second is None
 
 
 class NoReplicas:
