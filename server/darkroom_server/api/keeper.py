@@ -61,6 +61,7 @@ class Keeper:
         self._runs = KeptRuns(backend, self._kept, self._log, self._trim)
         self._caring: list[asyncio.Task[None]] = []
         self._looking = asyncio.Lock()  # what looks say is taken in in its order
+        self._unread: list[LoggedJob] = []  # jobs of the last look: they are taken in with the next
 
     @property
     def jobs(self) -> list[KeptJob]:
@@ -182,32 +183,45 @@ class Keeper:
                 for kept in self._kept
                 if kept.job is not None and kept.id is not None and kept.seen.started is not None
             }
-            await self._take_in(await self._log.look(begun))
+            changed = await self._log.look(begun, take=not self._backend.jobs.closed)
+            known = {each.id for each in changed}
+            await self._take_in([*(each for each in self._unread if each.id not in known), *changed])
 
     async def _keep_looking(self) -> None:
+        blind = False
         while self._log is not None and self._log.shared:
             await asyncio.sleep(LOOK_SECONDS)
             try:
                 await self.look()
+                blind = False
             except DarkroomError as error:
-                log.error("kept jobs of other servers are not seen: %s", error)
+                if not blind:
+                    log.error("kept jobs of other servers are not seen: %s", error)
+                blind = True
 
     async def _take_in(self, changed: Iterable[LoggedJob]) -> None:
+        self._unread = []
         for logged in changed:
             try:
                 await self._take_in_one(logged)
             except DarkroomError as error:
                 log.error("the kept job %s cannot be read: %s", logged.request_id, error)
+                self._unread.append(logged)
 
     async def _take_in_one(self, logged: LoggedJob) -> None:
         """Take in a job of the log that is new or has changed."""
         assert self._log is not None
         kept = self._kept.find(logged.owner, logged.request_id)
+        if kept is not None and kept.job is None and kept.id != logged.id:  # another server has forgotten that one
+            if kept.history is not None:
+                kept.history.end(no_such_job(kept.request_id))
+            kept = None
         if kept is None or kept.elsewhere:
             await self._restore(kept, logged)
         elif kept.job is not None and kept.id == logged.id and logged.server != self._log.server:
             kept.taken = True
             self._backend.jobs.end(kept.job, JobLogUnavailable("another server took the job up"))
+            self._unread.append(logged)  # until it has ended here
         elif kept.job is not None and kept.id == logged.id and logged.cancelled:
             self._backend.jobs.end(kept.job, Cancelled("the job was cancelled"))
 
@@ -228,10 +242,10 @@ class Keeper:
             id=logged.id,
         )
         kept.run, kept.begun, kept.stored_bytes, kept.seen.started = logged.runs, logged.begun, size, logged.started
-        if logged.taken:
+        if logged.taken and not self._backend.jobs.closed:
             await self._begin_again(kept, logged)
         elif kept.history is not None:
-            await self._read_on(kept, kept.history)
+            await self._read_on(kept, kept.history, kept.history.last)
         if logged.ended is not None:
             kept.ended = logged.ended
             if logged.outcome != DONE:
@@ -276,11 +290,13 @@ class Keeper:
             return GivenUp("the server ended again and again while it did this job")
         return None
 
-    async def _read_on(self, kept: KeptJob, history: History[events_pb2.JobEvent]) -> list[events_pb2.JobEvent]:
-        """Add to the history what the log has of a job; the events that the log has."""
+    async def _read_on(
+        self, kept: KeptJob, history: History[events_pb2.JobEvent], after: int = 0
+    ) -> list[events_pb2.JobEvent]:
+        """Add to the history what the log has of a job; the events that the log has after this sequence."""
         assert self._log is not None
         assert kept.id is not None
-        stored = list(from_log((await self._log.events(kept.id))[0]))
+        stored = list(from_log((await self._log.events(kept.id, after))[0]))
         for event in stored:
             if event.sequence > history.last:
                 append(history, event)

@@ -72,10 +72,10 @@ class JobLog:
             self._thread.join()
         self._store.let_go()
 
-    async def look(self, started: Mapping[int, float] | None = None) -> list[LoggedJob]:
-        """Say that this server is there, and take up the jobs that no server has; all jobs that are new or have changed
-        since the last look, oldest first. `started`: since when jobs of this server run."""
-        return await self._call(self._store.look, started or {})
+    async def look(self, started: Mapping[int, float] | None = None, *, take: bool = True) -> list[LoggedJob]:
+        """Say that this server is there, and `take` up the jobs that no server has; all jobs that are new or have
+        changed since the last look, oldest first. `started`: since when jobs of this server run."""
+        return await self._call(self._store.look, started or {}, take)
 
     async def add(self, job: LoggedJob, events: Sequence[LoggedEvent]) -> int:
         """Add a job with its first events; the id of it.

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import logging
 import uuid
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -15,8 +16,9 @@ from darkroom_plugins.errors import DarkroomError
 from darkroom_server.errors import JobLogFull, JobLogUnavailable, RequestIdInUse
 from darkroom_server.jobs.log_store import COLUMNS, LoggedJob, Store, unexpected
 
+log = logging.getLogger(__name__)
+
 LEASE_SECONDS = 10.0
-OVERLAP_SECONDS = 5.0  # a transaction may take so long: what it changed is dated by its statements
 SCHEMA = "darkroom"
 # A hanging database must not keep the log's thread for long. Names are looked up in the schema.
 OPTIONS = f"-c search_path={SCHEMA} -c statement_timeout=10s -c lock_timeout=5s"
@@ -64,7 +66,15 @@ MIGRATIONS = (
         PRIMARY KEY (job, sequence)
     );
     """,
+    """
+    DROP INDEX changed;
+    ALTER TABLE jobs DROP COLUMN changed;
+    ALTER TABLE jobs ADD COLUMN changed XID8 NOT NULL DEFAULT pg_current_xact_id();
+    CREATE INDEX changed ON jobs (changed);
+    """,
 )
+# By the transaction that changed a job last: unlike a time that says what was committed since, however long it took.
+CHANGED, FIRST = "changed = pg_current_xact_id()", "0"
 LOCK = 0x6461726B  # of those that make or migrate the tables
 
 
@@ -76,7 +86,8 @@ class PostgresStore(Store):
     def __init__(self, url: str) -> None:
         self._url = url
         self._connection: psycopg.Connection[Any] | None = None
-        self._looked = 0.0
+        self._looked = FIRST  # all transactions before this one had ended by the last look
+        self._seen, self._patient = 0.0, 0.0  # by the database's clock: the last look; until when none is held silent
         self.server = uuid.uuid4().hex
 
     def connect(self) -> None:
@@ -102,6 +113,7 @@ class PostgresStore(Store):
         return self._connection.execute(statement.replace("?", "%s"), values)
 
     def roll_back(self) -> None:
+        self._looked = FIRST  # nobody heard what the look said
         with contextlib.suppress(psycopg.Error):
             if self._connection is not None:
                 self._connection.rollback()
@@ -111,39 +123,49 @@ class PostgresStore(Store):
             return RequestIdInUse("the log of kept jobs has a job of this request_id")
         if isinstance(error, psycopg.errors.DiskFull):
             return JobLogFull("the database has no room for another kept job")
+        if isinstance(error, psycopg.OperationalError | psycopg.ProgrammingError) and error.sqlstate is None:
+            log.error("the database of kept jobs: %s", error)  # names hosts and users, which is not for clients
+            return JobLogUnavailable("the log of kept jobs cannot be used: its database cannot be reached")
         if isinstance(error, psycopg.Error):
             words = str(error).strip().partition("\n")[0]
             return JobLogUnavailable(f"the log of kept jobs cannot be used: {words}")
         return unexpected(error)
 
-    def look(self, started: Mapping[int, float]) -> list[LoggedJob]:
+    def look(self, started: Mapping[int, float], take: bool) -> list[LoggedJob]:
         (now,) = self.execute(f"SELECT {NOW}").fetchone()
         renew = "INSERT INTO servers VALUES (?, ?) ON CONFLICT (id) DO UPDATE SET seen = excluded.seen"
         self.execute(renew, (self.server, now))
-        # A row that is locked is being renewed.
-        silent = "SELECT id FROM servers WHERE seen < ? FOR UPDATE SKIP LOCKED"
-        self.execute(f"DELETE FROM servers WHERE id IN ({silent})", (now - LEASE_SECONDS,))
-        take = (
-            f"UPDATE jobs SET server = ?, runs = runs + 1, changed = {NOW}"
-            " WHERE ended IS NULL AND server NOT IN (SELECT id FROM servers) RETURNING id"
-        )
-        taken = {job for (job,) in self.execute(take, (self.server,)).fetchall()}
+        if self._seen and now - self._seen > LEASE_SECONDS:
+            self._patient = now + LEASE_SECONDS  # perhaps the database was away, and the others come back, too
+        self._seen = now
+        if take:
+            self._take_up(now)
         for job, since in started.items():
-            begun = f"UPDATE jobs SET started = ?, changed = {NOW} WHERE id = ? AND server = ? AND started IS NULL"
+            begun = f"UPDATE jobs SET started = ?, {CHANGED} WHERE id = ? AND server = ? AND started IS NULL"
             self.execute(begun, (since, job, self.server))
         names = (*COLUMNS, "server", "cancelled")
         columns = ", ".join(names).replace(", request,", ", CASE WHEN server = ? THEN request ELSE '' END,")
-        changed = f"SELECT {columns} FROM jobs WHERE changed > ? ORDER BY id"
-        rows = self.execute(changed, (self.server, self._looked - OVERLAP_SECONDS)).fetchall()
-        self._looked = now
+        (looked,) = self.execute("SELECT pg_snapshot_xmin(pg_current_snapshot())::TEXT").fetchone()
+        changed = f"SELECT {columns} FROM jobs WHERE changed >= ?::XID8 ORDER BY id"
+        rows = self.execute(changed, (self.server, self._looked)).fetchall()
+        self._looked = looked
         jobs = (dict(zip(names, row, strict=True)) for row in rows)
-        return [LoggedJob(**job, taken=job["id"] in taken) for job in jobs]
+        return [LoggedJob(**job, taken=job["ended"] is None and job["server"] == self.server) for job in jobs]
+
+    def _take_up(self, now: float) -> None:
+        """Make the jobs that no server has this one's."""
+        if now >= self._patient:  # a row that is locked is being renewed
+            silent = "SELECT id FROM servers WHERE seen < ? FOR UPDATE SKIP LOCKED"
+            self.execute(f"DELETE FROM servers WHERE id IN ({silent})", (now - LEASE_SECONDS,))
+        take = f"UPDATE jobs SET server = ?, runs = runs + 1, {CHANGED}"
+        left = "ended IS NULL AND server NOT IN (SELECT id FROM servers)"
+        self.execute(f"{take} WHERE {left}", (self.server,))
 
     def cancel(self, job: int) -> None:
-        self.execute(f"UPDATE jobs SET cancelled = TRUE, changed = {NOW} WHERE id = ? AND ended IS NULL", (job,))
+        self.execute(f"UPDATE jobs SET cancelled = TRUE, {CHANGED} WHERE id = ? AND ended IS NULL", (job,))
 
     def own(self, job: int) -> None:
-        owned = f"UPDATE jobs SET changed = {NOW} WHERE id = ? AND server = ? AND ended IS NULL"
+        owned = f"UPDATE jobs SET {CHANGED} WHERE id = ? AND server = ? AND ended IS NULL"
         if not self.execute(owned, (job, self.server)).rowcount:
             raise JobLogUnavailable("another server took the job up")
 

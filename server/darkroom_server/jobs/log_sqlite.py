@@ -128,7 +128,7 @@ class SqliteStore(Store):
         words = error.strerror if isinstance(error, OSError) else str(error)
         return JobLogUnavailable(f"the log of kept jobs cannot be used: {words}")
 
-    def look(self, started: Mapping[int, float]) -> list[LoggedJob]:
+    def look(self, started: Mapping[int, float], take: bool) -> list[LoggedJob]:
         if self._looked:
             return []  # nobody else writes
         self._looked = True

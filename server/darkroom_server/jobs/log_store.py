@@ -37,7 +37,7 @@ class LoggedJob:
     # Not in the log of a single server:
     server: str = ""  # that has it, or had it when it ended
     cancelled: bool = False  # another server was asked to cancel it
-    taken: bool = False  # this server took it up just now: it is to run it
+    taken: bool = False  # it is this server's, and has not ended: it is to be run here
 
 
 SHARED_ONLY = ("server", "cancelled", "taken")
@@ -92,7 +92,7 @@ class Store(ABC):
         """What an error means."""
 
     @abstractmethod
-    def look(self, started: Mapping[int, float]) -> list[LoggedJob]:
+    def look(self, started: Mapping[int, float], take: bool) -> list[LoggedJob]:
         """See JobLog."""
 
     @abstractmethod
@@ -127,7 +127,8 @@ class Store(ABC):
         names = {id(event.picture): self.keep(job, event.picture) for event in events if event.picture}
         for each in events:
             row = (job, each.sequence, each.data, names.get(id(each.picture)), each.start, each.stop)
-            self.execute("INSERT INTO events VALUES (?, ?, ?, ?, ?, ?)", row)
+            # One that is there was written by a commit of which the answer was lost.
+            self.execute("INSERT INTO events VALUES (?, ?, ?, ?, ?, ?) ON CONFLICT DO NOTHING", row)
 
     def finish(self, job: int, end: Sequence[Any], events: Sequence[LoggedEvent]) -> None:
         """See JobLog."""

@@ -39,6 +39,11 @@ class Registry(ABC):
         return len(self._jobs)
 
     @property
+    def closed(self) -> bool:
+        """Whether new jobs are refused for good."""
+        return self._closed is not None
+
+    @property
     def active(self) -> list[Job]:
         """The jobs not yet released, oldest first. May be called on another thread."""
         return list(self._jobs.values())

@@ -10,6 +10,7 @@ from grpc import RpcError, StatusCode
 
 from darkroom.v1 import image_service_pb2 as pb
 from darkroom_server.api import keeper
+from darkroom_server.errors import JobLogUnavailable
 from darkroom_server.jobs import log_postgres
 from tests.darkroom_server.api.test_kept_jobs import kept, watch
 from tests.darkroom_server.cluster.conftest import ReplicasHere
@@ -114,3 +115,29 @@ def test_the_jobs_of_an_edge_that_stops_go_on_at_once(
         stream = third.start(kept("stopped", **LONG))
         stream.read_until("step")
     check_ended(watch(other, "stopped").read(), 7, server, steps=STEPS)
+
+
+def test_a_job_that_cannot_be_read_when_it_is_taken_up_is_tried_again(
+    edges: tuple[RunningServer, RunningServer],
+    open_edge: Open,
+    server: RunningServer,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    _, other = edges
+    job_log, failures = other.app.keeper._log, [JobLogUnavailable("it takes too long")] * 5
+    first_event = job_log.first_event
+
+    async def failing(job: int) -> tuple[bytes, int]:
+        if failures:
+            raise failures.pop()
+        found: tuple[bytes, int] = await first_event(job)
+        return found
+
+    with open_edge() as third:
+        stream = third.start(kept("unread", **LONG))
+        stream.read_until("step")
+        watched = watch(other, "unread")
+        watched.read_until("accepted")
+        monkeypatch.setattr(job_log, "first_event", failing)
+    check_ended(watched.read(), 7, server, steps=STEPS)
+    assert not failures

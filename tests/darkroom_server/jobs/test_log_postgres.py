@@ -1,7 +1,8 @@
 """The log of kept jobs in a database that several servers share."""
 
 import asyncio
-from collections.abc import Callable, Coroutine, Iterator
+import contextlib
+from collections.abc import Callable, Coroutine, Iterator, Sequence
 from typing import Any
 
 import psycopg
@@ -110,6 +111,81 @@ def test_a_server_that_was_silent_has_lost_its_jobs(url: str, monkeypatch: pytes
     run(url, test)
 
 
+def test_what_takes_long_to_write_is_seen_however_late(url: str) -> None:
+    async def test(one: JobLog, other: JobLog) -> None:
+        written = await one.add(job("one"), [LoggedEvent(1, b"accepted")])
+        assert len(await other.look()) == 1
+        with psycopg.connect(url) as slow:  # as a server that sends a large picture
+            slow.execute("SET search_path = darkroom")
+            slow.execute("UPDATE jobs SET ended = 2, changed = DEFAULT WHERE id = %s", (written,))
+            for _ in range(3):
+                assert all(each.ended is None for each in await other.look())
+            slow.commit()
+        assert [each.ended for each in await other.look()] == [2.0]
+        await other.look()
+        assert await other.look() == []
+
+    run(url, test)
+
+
+def test_what_was_written_though_the_answer_was_lost_can_be_written_again(url: str) -> None:
+    """The look that took a job up, too: it is said again."""
+
+    async def test(one: JobLog, two: JobLog) -> None:
+        written = await one.add(job("one"), [LoggedEvent(1, b"accepted")])
+        with lost_answers(one), pytest.raises(JobLogUnavailable):
+            await one.append(written, parts(len(PICTURE)))
+        await one.append(written, parts(len(PICTURE)))
+        assert [each.sequence for each in (await one.events(written))[0]] == [1, 2]
+        one.close()
+        with lost_answers(two), pytest.raises(JobLogUnavailable):
+            await two.look()
+        assert [(each.request_id, each.taken) for each in await two.look()] == [("one", True)]
+
+    run(url, test)
+
+
+@contextlib.contextmanager
+def lost_answers(log: JobLog) -> Iterator[None]:
+    """Commits are done, and the connection is lost with their answers."""
+    execute = log._store.execute
+
+    def losing(statement: str, values: Sequence[Any] = ()) -> Any:
+        found = execute(statement, values)
+        if statement == "COMMIT":
+            raise psycopg.OperationalError("the connection is lost")
+        return found
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(log._store, "execute", losing)
+        yield
+
+
+def test_servers_that_were_cut_off_together_keep_their_jobs(url: str) -> None:
+    """As by a restart of the database: the first that is back must not take the jobs of all."""
+
+    async def test(first: JobLog, later: JobLog) -> None:
+        await later.add(job("later"), [])
+        with psycopg.connect(url, autocommit=True) as connection:
+            connection.execute("UPDATE darkroom.servers SET seen = seen - 60")
+        first._store._seen -= 60  # type: ignore[attr-defined]
+        for _ in range(2):
+            assert not any(each.taken for each in await first.look())
+        assert [each.taken for each in await later.look()] == [True]
+
+    run(url, test)
+
+
+def test_a_server_that_ends_takes_up_no_jobs(url: str) -> None:
+    async def test(one: JobLog, two: JobLog) -> None:
+        await one.add(job("one"), [])
+        one.close()
+        assert not any(each.taken for each in await two.look(take=False))
+        assert [each.taken for each in await two.look()] == [True]
+
+    run(url, test)
+
+
 def test_a_cancel_reaches_the_server_that_has_the_job(url: str) -> None:
     async def test(one: JobLog, other: JobLog) -> None:
         written = await one.add(job("one"), [])
@@ -136,8 +212,9 @@ def test_a_database_that_cannot_be_reached_may_be_there_later() -> None:
         try:
             assert await log.open() == []
             assert log.refusal is None
-            with pytest.raises(JobLogUnavailable, match="cannot be used"):
+            with pytest.raises(JobLogUnavailable, match="cannot be used") as caught:
                 await log.look()
+            assert "nowhere" not in str(caught.value)  # clients are told
         finally:
             log.close()
 
