@@ -84,11 +84,24 @@ def _collector(url: str) -> str:
 
 
 def _database(url: str) -> str:
-    """:raises ValueError: it is no database's, or the packages to speak to it are not installed"""
-    if urlsplit(url).scheme not in ("postgresql", "postgres"):  # not repeated: it may have a password
+    """It is not repeated, as it may have a password, nor what others say of it.
+
+    :raises ValueError: it is no database's, or the packages to speak to it are not installed
+    """
+    if not url.startswith(("postgresql://", "postgres://")):
         raise ValueError("it is no database: postgresql://USER@HOST/DATABASE is needed")
     if find_spec("psycopg") is None:
         raise ValueError("the packages of the extra `postgres` are missing: pip install 'darkroom-diffusion[postgres]'")
+    from psycopg import Error, conninfo
+
+    try:
+        parts = conninfo.conninfo_to_dict(url)
+    except Error:
+        parts = {"host": "@"}
+    # Else a part of the password is taken for a host or a port, and said where that is not found.
+    ports = str(parts.get("port", "")).replace(",", "")
+    if "@" in str(parts.get("host", "")) or (ports and not ports.isdecimal()):
+        raise ValueError("it cannot be read: what is special in a password is written as %40 for @, %2F for /")
     return url
 
 
