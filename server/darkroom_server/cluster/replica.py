@@ -17,7 +17,7 @@ from darkroom_server.api.in_process import Caller as Client
 from darkroom_server.api.status import serialized
 from darkroom_server.cluster.inner_door import InnerDoor
 from darkroom_server.cluster.wire import LEASE_SECONDS, RENEW_SECONDS, Call, Reply, being_cancelled
-from darkroom_server.errors import Cancelled
+from darkroom_server.errors import Cancelled, Unauthenticated
 from darkroom_server.models.residency import Residency
 
 if TYPE_CHECKING:
@@ -69,6 +69,9 @@ class Replica:
         """The replies to a call. To be closed."""
         yield self.name
         token = self._tokens.get(call.owner)
+        if token is None and (call.owner or self._tokens):  # whose limits are not known
+            yield serialized(Unauthenticated("the replicas' settings have not this token: deploy those of the edge"))
+            return
         call_as(Caller(token, self._door.numbers.usage[token.name if token else ""], call.owner))
         try:
             call_here = await self._door.calls.begin(call.method, Client((), call.client, call.seconds))

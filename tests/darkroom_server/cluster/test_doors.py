@@ -132,6 +132,25 @@ def test_replicas_hear_of_clients_and_deadlines(edge: RunningServer, here: Repli
     assert second is None
 
 
+@pytest.mark.parametrize("known", [["other"], []])
+def test_a_token_that_replicas_do_not_have_has_no_rights_there(known: list[str], tiny_model: Path) -> None:
+    """Its limits are theirs to keep: that they do not know them must not mean that there are none."""
+    tokens = {
+        name: {"name": name, "role": "user", "sha256": hashlib.sha256(name.encode()).hexdigest(), "models": ["noise"]}
+        for name in ("t0ken", "other")
+    }
+
+    class Older(ReplicasHere):
+        async def open(self, settings: Settings) -> ReplicasHere:
+            own = [each for each in settings.tokens if each.name in known]
+            return await super().open(settings.model_copy(update={"tokens": own}))
+
+    models = [{"name": name, "path": tiny_model} for name in ("tiny", "noise")]
+    with RunningServer(replicas=Older(1).open, models=models, tokens=list(tokens.values())) as edge:
+        failed = refused(start(edge, prompt="x", model="tiny").read)
+        assert failed.code is StatusCode.UNAUTHENTICATED
+
+
 class NoReplicas:
     """A cluster whose replicas are still being started."""
 
