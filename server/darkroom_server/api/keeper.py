@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import logging
-from contextvars import copy_context
+from contextvars import Context, copy_context
 from typing import TYPE_CHECKING, Any
 
 from google.rpc.status_pb2 import Status
@@ -136,8 +136,9 @@ class Keeper:
         """
         async with self._looking:
             if kept.elsewhere and kept.history is None:
-                kept.history = History()
-                await self._read_on(kept, kept.history)
+                history: History[events_pb2.JobEvent] = History()
+                await self._read_on(kept, history)
+                kept.history = history
         if kept.history is not None:
             return kept.history
         assert self._log is not None
@@ -147,7 +148,7 @@ class Keeper:
             self._kept.remove(kept)
             await self._log.forget([kept.id])
             raise no_such_job(kept.request_id)
-        history: History[events_pb2.JobEvent] = History()
+        history = History()
         for event in from_log(stored):
             append(history, event)
         history.end(kept.error)
@@ -175,15 +176,17 @@ class Keeper:
 
         :raises JobLogUnavailable: it cannot be used now
         """
-        if self._log is None or not self._log.shared:
-            return
+        if self._log is not None and self._log.shared:  # whoever asked may go, and in whose name is not for other jobs
+            await asyncio.shield(asyncio.create_task(self._look(self._log), context=Context()))
+
+    async def _look(self, job_log: JobLog) -> None:
         async with self._looking:
             begun = {
                 kept.id: kept.seen.started
                 for kept in self._kept
                 if kept.job is not None and kept.id is not None and kept.seen.started is not None
             }
-            changed = await self._log.look(begun, take=not self._backend.jobs.closed)
+            changed = await job_log.look(begun, take=not self._backend.jobs.closed)
             known = {each.id for each in changed}
             await self._take_in([*(each for each in self._unread if each.id not in known), *changed])
 
