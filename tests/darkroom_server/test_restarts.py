@@ -6,6 +6,7 @@ import itertools
 import random
 import sqlite3
 import subprocess
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,8 @@ import pytest
 from darkroom.v1 import image_service_pb2 as pb
 from darkroom.v1 import image_service_pb2_grpc, parameters_pb2
 from darkroom_client import AsyncClient, Client, Completed, Image, Step
+from darkroom_server.api import keeper
+from darkroom_server.errors import JobLogFull
 from tests.killable import KillableServer, many
 from tests.support import RunningServer, Stream, edit_request, generate_request, png, preview, refused
 
@@ -30,6 +33,35 @@ def start(tiny_model: Path, tmp_path: Path) -> Callable[..., RunningServer]:
     return lambda **settings: RunningServer(
         models=[{"name": "tiny", "path": tiny_model}], **{"state_dir": tmp_path / "state", **settings}
     )
+
+
+def test_an_end_that_could_not_be_written_is_written_later(
+    start: Callable[..., RunningServer], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else the next server does the job again."""
+    monkeypatch.setattr(keeper, "SWEEP_SECONDS", 0.2)
+    with start() as server:
+        job_log, failures = server.app.keeper._log, [JobLogFull("the disk is full")]
+        assert job_log is not None
+        finish = job_log.finish
+
+        async def failing(*given: Any) -> None:
+            if failures:
+                raise failures.pop()
+            await finish(*given)
+
+        monkeypatch.setattr(job_log, "finish", failing)
+        files = server.start(kept("late", num_inference_steps=2)).read().files()
+        late = server.app.keeper.find("", "late")
+        assert late is not None
+        for _ in range(500):
+            if late.history is None:  # the log has it
+                break
+            time.sleep(0.02)
+    with start() as server:
+        (job,) = server.images.ListJobs(pb.ListJobsRequest()).jobs
+        assert job.state == pb.JOB_STATE_COMPLETED
+        assert watch(server, "late").read().files() == files
 
 
 @pytest.fixture

@@ -315,6 +315,7 @@ class Keeper:
         while True:
             await asyncio.sleep(min(SWEEP_SECONDS, max(0.1, self._kept.keep_seconds / 4)))
             self._trim()
+            await self._runs.finish_again()
 
     def _trim(self) -> None:
         """Forget what need not be kept any more."""

@@ -156,8 +156,21 @@ class KeptRuns:
         kept.ended, kept.error, kept.job = ended, error, None
         history.end(error)
         if stored:
-            kept.stored_bytes, kept.request_bytes, kept.history = history.size, 0, None
+            self._drop_history(kept)
         self._on_end()
+
+    async def finish_again(self) -> None:
+        """Write the ends of jobs that could not be written when they came: else a restart does these jobs again."""
+        for kept in self._kept:
+            if kept.ended is None or kept.history is None or kept.id is None:
+                continue
+            if await self._finish(kept, kept.ended, kept.error, []):
+                self._drop_history(kept)
+
+    def _drop_history(self, kept: KeptJob) -> None:
+        """The log has all of it."""
+        assert kept.history is not None
+        kept.stored_bytes, kept.request_bytes, kept.history = kept.history.size, 0, None
 
     def _left(self, kept: KeptJob) -> list[events_pb2.JobEvent]:
         """What of the history is not in the log yet."""

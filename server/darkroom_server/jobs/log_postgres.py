@@ -76,6 +76,7 @@ MIGRATIONS = (
 # By the transaction that changed a job last: unlike a time that says what was committed since, however long it took.
 CHANGED, FIRST = "changed = pg_current_xact_id()", "0"
 LOCK = 0x6461726B  # of those that make or migrate the tables
+TAKING_LOCK = LOCK + 1
 
 
 class PostgresStore(Store):
@@ -153,7 +154,10 @@ class PostgresStore(Store):
         return [LoggedJob(**job, taken=job["ended"] is None and job["server"] == self.server) for job in jobs]
 
     def _take_up(self, now: float) -> None:
-        """Make the jobs that no server has this one's."""
+        """Make the jobs that no server has this one's: one server at a time, as each must see who the others are."""
+        (alone,) = self.execute("SELECT pg_try_advisory_xact_lock(?)", (TAKING_LOCK,)).fetchone()
+        if not alone:
+            return
         if now >= self._patient:  # a row that is locked is being renewed
             silent = "SELECT id FROM servers WHERE seen < ? FOR UPDATE SKIP LOCKED"
             self.execute(f"DELETE FROM servers WHERE id IN ({silent})", (now - LEASE_SECONDS,))

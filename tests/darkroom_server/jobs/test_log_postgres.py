@@ -90,6 +90,28 @@ def test_the_jobs_of_a_server_that_ends_are_taken_up_once(url: str) -> None:
     run(url, test, servers=3)
 
 
+def test_servers_that_start_together_take_a_job_up_once(url: str) -> None:
+    """None is known to the others before it has committed."""
+
+    async def test(one: JobLog) -> None:
+        await one.add(job("left"), [])
+        one.close()
+        with psycopg.connect(url, options="-c search_path=darkroom") as starting:  # it has not committed
+            starting.execute("SELECT pg_advisory_xact_lock(%s)", (log_postgres.TAKING_LOCK,))
+            starting.execute("INSERT INTO servers VALUES ('starting', 1e12)")
+            starting.execute("UPDATE jobs SET server = 'starting'")
+            other = JobLog(PostgresStore(url))
+            opening = asyncio.create_task(other.open())
+            await asyncio.sleep(0.5)
+            starting.commit()
+        try:
+            assert not any(each.taken for each in [*await opening, *await other.look()])
+        finally:
+            other.close()
+
+    run(url, test, servers=1)
+
+
 def test_a_server_that_was_silent_has_lost_its_jobs(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """It was only slow: what it writes now must not mix with what the other does."""
 
