@@ -44,6 +44,10 @@ class _Entry(NamedTuple):
     job: Job | None
     kept: KeptJob | None
 
+    @property
+    def ended(self) -> bool:
+        return self.kept is not None and self.kept.ended is not None
+
 
 class JobList:
     """The jobs that there are, active and kept."""
@@ -59,7 +63,7 @@ class JobList:
         """
         if not 0 <= size <= MOST:
             raise InvalidRequest([Violation("page_size", f"must be from 0 to {MOST}, not {size}")])
-        entries = [each for each in self._visible(owner) if each.job is not None or not active_only]
+        entries = [each for each in self._visible(owner) if not (active_only and each.ended)]
         place = _place(entries, token) if token else 0
         shown = entries[place : place + (size or DEFAULT_PAGE)]
         rest = entries[place + len(shown) :]

@@ -81,6 +81,8 @@ def test_a_job_that_runs_at_one_edge_is_watched_and_cancelled_through_the_other(
     watched = watch(other, "cancelled")
     watched.read_until("accepted")
     wait_for(lambda: state(other, "cancelled") == pb.JOB_STATE_RUNNING)
+    listed = other.images.ListJobs(pb.ListJobsRequest(active_only=True)).jobs
+    assert [each.request_id for each in listed] == ["cancelled"]
     assert other.images.Cancel(pb.CancelRequest(request_id="cancelled")).cancelled
     for each in (stream, watched):
         with pytest.raises(RpcError) as caught:
