@@ -106,6 +106,8 @@ class ClusterCatalog(catalog_service_pb2_grpc.CatalogServiceServicer):
                     async for data in messages:
                         begun = True
                         yield data
+                if not begun:
+                    raise ReplicaLost("the replica's stream ended before its answer")
                 return
             except ReplicaLost as error:
                 if begun or replica or not left:
@@ -121,9 +123,11 @@ class ClusterCatalog(catalog_service_pb2_grpc.CatalogServiceServicer):
         async def one(name: str) -> tuple[str, Any] | None:
             try:
                 async with aclosing(self._backend.messages(_path(method), request, owner(), replica=name)) as messages:
-                    return name, parse(await anext(messages))
+                    async for data in messages:
+                        return name, parse(data)
             except ReplicaLost:
-                return None
+                pass
+            return None
 
         found = await asyncio.gather(*map(one, names or await self._backend.replicas.names()))
         answers = dict(each for each in found if each is not None)

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from darkroom_plugins.errors import DarkroomError
+from darkroom_server.errors import JobLogUnavailable
 from darkroom_server.jobs.log_store import LoggedEvent, LoggedJob
 
 if TYPE_CHECKING:
@@ -67,6 +68,7 @@ class JobLog:
 
     def close(self) -> None:
         """Wait for what is under way, and let go of the store."""
+        self.refusal = self.refusal or JobLogUnavailable("the server is shutting down")  # what comes now would wait on
         if self._thread.is_alive():
             self._calls.put(None)
             self._thread.join()

@@ -16,6 +16,7 @@ from grpc import StatusCode
 from PIL import Image
 
 from darkroom.v1 import edits_pb2
+from darkroom.v1.catalog_service_pb2 import ListModelsRequest, ListTasksRequest
 from darkroom.v1.image_service_pb2 import CancelRequest
 from darkroom_server.cluster.wire import Call, Reply
 from darkroom_server.config.settings import Settings
@@ -149,6 +150,26 @@ def test_a_token_that_replicas_do_not_have_has_no_rights_there(known: list[str],
     with RunningServer(replicas=Older(1).open, models=models, tokens=list(tokens.values())) as edge:
         failed = refused(start(edge, prompt="x", model="tiny").read)
         assert failed.code is StatusCode.UNAUTHENTICATED
+
+
+def test_a_call_whose_replica_ends_before_its_answer_is_tried_again(tiny_model: Path) -> None:
+    class Ending(ReplicasHere):
+        ending = 2
+
+        async def call(self, call: Call, model: str, replica: str = "") -> AsyncGenerator[Reply, None]:
+            if self.ending:
+                self.ending -= 1
+                yield replica or next(iter(self.replicas))
+                return
+            async for reply in super().call(call, model, replica):
+                yield reply
+
+    replicas = Ending(1)
+    with RunningServer(replicas=replicas.open, models=[{"name": "tiny", "path": tiny_model}]) as edge:
+        assert edge.catalog.ListTasks(ListTasksRequest()).tasks
+        replicas.ending = 1
+        failed = refused(lambda: edge.catalog.ListModels(ListModelsRequest()))
+        assert failed.reason == "DEVICE_LOST"
 
 
 class NoReplicas:

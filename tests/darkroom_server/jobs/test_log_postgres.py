@@ -198,6 +198,15 @@ def test_servers_that_were_cut_off_together_keep_their_jobs(url: str) -> None:
     run(url, test)
 
 
+def test_nothing_waits_for_a_log_that_is_closed(url: str) -> None:
+    async def test(log: JobLog) -> None:
+        log.close()
+        with pytest.raises(JobLogUnavailable, match="shutting down"):
+            await asyncio.wait_for(log.look(), 5)
+
+    run(url, test, servers=1)
+
+
 def test_a_server_that_ends_takes_up_no_jobs(url: str) -> None:
     async def test(one: JobLog, two: JobLog) -> None:
         await one.add(job("one"), [])
