@@ -21,7 +21,6 @@ from darkroom_server.api.stored_events import from_log, picture_of
 from darkroom_server.errors import (
     Cancelled,
     GivenUp,
-    JobLogUnavailable,
     NotFound,
     RequestIdInUse,
     Unauthenticated,
@@ -31,7 +30,7 @@ from darkroom_server.jobs.job import Seen
 from darkroom_server.jobs.kept import KeptJob, KeptJobs
 from darkroom_server.jobs.log import JobLog
 from darkroom_server.jobs.log_sqlite import SqliteStore
-from darkroom_server.jobs.log_store import DONE, LoggedJob
+from darkroom_server.jobs.log_store import DONE, JobTakenUp, LoggedJob
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -222,8 +221,7 @@ class Keeper:
         if kept is None or kept.elsewhere:
             await self._restore(kept, logged)
         elif kept.job is not None and kept.id == logged.id and logged.server != self._log.server:
-            kept.taken = True
-            self._backend.jobs.end(kept.job, JobLogUnavailable("another server took the job up"))
+            self._backend.jobs.end(kept.job, JobTakenUp())
             self._unread.append(logged)  # until it has ended here
         elif kept.job is not None and kept.id == logged.id and logged.cancelled:
             self._backend.jobs.end(kept.job, Cancelled("the job was cancelled"))

@@ -20,7 +20,7 @@ from darkroom_server.errors import (
     JobLogUnavailable,
     ShuttingDown,
 )
-from darkroom_server.jobs.log_store import DONE, LoggedJob
+from darkroom_server.jobs.log_store import DONE, JobTakenUp, LoggedJob
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
@@ -128,21 +128,26 @@ class KeptRuns:
         kept.accepted = accepted.accepted
 
     async def _write(self, kept: KeptJob, made: list[events_pb2.JobEvent]) -> None:
-        """Write pictures to the log, with all before them. While that fails, the job goes on in memory."""
+        """Write pictures to the log, with all before them. While that fails, the job goes on in memory.
+
+        :raises JobTakenUp: another server does the job again
+        """
         if self._log is None or kept.id is None:
             return
         events = [*self._left(kept), *made]
         try:
             await self._log.append(kept.id, to_log(events))
             kept.logged.update(each.sequence for each in events)
+        except JobTakenUp:
+            raise
         except DarkroomError as error:
             log.error("pictures of the kept job %s are not in the log yet: %s", kept.request_id, error)
 
     async def _end(self, kept: KeptJob, error: DarkroomError | None, last: list[events_pb2.JobEvent]) -> None:
         history = kept.history
         assert history is not None
-        if kept.taken:
-            kept.taken, kept.job = False, None  # its watchers see what the other server writes to the log
+        if isinstance(error, JobTakenUp):
+            kept.job = None  # its watchers see what the other server writes to the log
             return
         given_up = kept.begun >= MAX_TURNS
         if kept.accepted is None or (isinstance(error, INTERRUPTED) and kept.id is not None and not given_up):
@@ -150,7 +155,11 @@ class KeptRuns:
             history.end(error)
             return
         ended = time.time()
-        stored = await self._finish(kept, ended, error, last)
+        try:
+            stored = await self._finish(kept, ended, error, last)
+        except JobTakenUp:
+            kept.job = None
+            return
         for each in last:
             append(history, each)
         kept.ended, kept.error, kept.job = ended, error, None
@@ -164,8 +173,9 @@ class KeptRuns:
         for kept in self._kept:
             if kept.ended is None or kept.history is None or kept.id is None:
                 continue
-            if await self._finish(kept, kept.ended, kept.error, []):
-                self._drop_history(kept)
+            with suppress(JobTakenUp):  # which watchers here need not know: they have seen the end
+                if await self._finish(kept, kept.ended, kept.error, []):
+                    self._drop_history(kept)
 
     def _drop_history(self, kept: KeptJob) -> None:
         """The log has all of it."""
@@ -180,13 +190,18 @@ class KeptRuns:
     async def _finish(
         self, kept: KeptJob, ended: float, error: DarkroomError | None, last: list[events_pb2.JobEvent]
     ) -> bool:
-        """Write a job's end, and all that was not written before; whether the log has it."""
+        """Write a job's end, and all that was not written before; whether the log has it.
+
+        :raises JobTakenUp: another server does the job again
+        """
         if self._log is None or kept.id is None:
             return False
         left = self._left(kept)
         outcome, status = (DONE, b"") if error is None else (outcome_of(error), serialized(error))
         try:
             await self._log.finish(kept.id, kept.seen.started, ended, outcome, status, to_log([*left, *last]))
+        except JobTakenUp:
+            raise
         except DarkroomError as failure:
             log.error("the end of the kept job %s is not in the log: %s", kept.request_id, failure)
             return False

@@ -48,7 +48,6 @@ class KeptJob:
     logged: set[int] = field(default_factory=set)  # sequences of the events that the log has
     sent: set[Any] = field(default_factory=set)  # the pictures that earlier runs have sent
     stored_bytes: int = 0  # of the request and the events that are in the log only
-    taken: bool = False  # another server took it up
 
     @property
     def elsewhere(self) -> bool:

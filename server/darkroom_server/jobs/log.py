@@ -87,13 +87,16 @@ class JobLog:
         return await self._call(self._store.add, job, events)
 
     async def append(self, job: int, events: Sequence[LoggedEvent]) -> None:
-        """Add events of a job of this server."""
+        """Add events of a job of this server. :raises JobTakenUp: it is another's by now"""
         await self._call(self._store.append, job, events)
 
     async def finish(
         self, job: int, started: float | None, ended: float, outcome: str, status: bytes, events: Sequence[LoggedEvent]
     ) -> None:
-        """End a job of this server, with its last events. Its request is no longer needed."""
+        """End a job of this server, with its last events. Its request is no longer needed.
+
+        :raises JobTakenUp: it is another's by now
+        """
         await self._call(self._store.finish, job, (started, ended, outcome, status), events)
 
     async def note_turn(self, job: int) -> None:

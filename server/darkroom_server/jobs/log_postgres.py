@@ -14,7 +14,7 @@ import psycopg
 
 from darkroom_plugins.errors import DarkroomError
 from darkroom_server.errors import JobLogFull, JobLogUnavailable, RequestIdInUse
-from darkroom_server.jobs.log_store import COLUMNS, LoggedJob, Store, unexpected
+from darkroom_server.jobs.log_store import COLUMNS, JobTakenUp, LoggedJob, Store, unexpected
 
 log = logging.getLogger(__name__)
 
@@ -171,7 +171,7 @@ class PostgresStore(Store):
     def own(self, job: int) -> None:
         owned = f"UPDATE jobs SET {CHANGED} WHERE id = ? AND server = ? AND ended IS NULL"
         if not self.execute(owned, (job, self.server)).rowcount:
-            raise JobLogUnavailable("another server took the job up")
+            raise JobTakenUp
 
     def keep(self, job: int, picture: bytes) -> str:
         name = hashlib.sha256(picture).hexdigest()

@@ -16,6 +16,13 @@ log = logging.getLogger(__name__)
 UNFINISHED, DONE = "", "done"  # outcomes; a job that failed has the class of its error
 
 
+class JobTakenUp(JobLogUnavailable):
+    """Another server has the job."""
+
+    def __init__(self) -> None:
+        super().__init__("another server took the job up")
+
+
 @dataclass(frozen=True, slots=True)
 class LoggedJob:
     """A job as the log has it. Times are those of `time.time`."""
@@ -101,7 +108,7 @@ class Store(ABC):
 
     @abstractmethod
     def own(self, job: int) -> None:
-        """Note that a job changes. :raises JobLogUnavailable: another server took it up"""
+        """Note that a job changes. :raises JobTakenUp: it is another server's"""
 
     @abstractmethod
     def keep(self, job: int, picture: bytes) -> str:

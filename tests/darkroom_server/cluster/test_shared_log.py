@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import psycopg
 import pytest
 from grpc import RpcError, StatusCode
 
@@ -107,6 +108,26 @@ def test_the_jobs_of_an_edge_that_is_gone_go_on_at_another(
         assert watched.events[-1].sequence > 2**32
     check_ended(stream.read(), 7, server, steps=STEPS)
     check_ended(watch(one, "gone").read(), 7, server, steps=STEPS)
+
+
+def test_a_picture_that_comes_late_is_not_shown(
+    edges: tuple[RunningServer, RunningServer], database: str, server: RunningServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another edge has taken the job up, of which this one has not heard: it makes the picture again."""
+    one, other = edges
+
+    async def blind(*_: Any, **__: Any) -> None:
+        raise JobLogUnavailable("it takes too long")
+
+    stream = one.start(kept("late", **LONG))
+    stream.read_until("step")
+    monkeypatch.setattr(one.app.keeper._log, "look", blind)
+    with psycopg.connect(database, options="-c search_path=darkroom") as connection:
+        take = "UPDATE jobs SET server = %s, runs = 2, changed = DEFAULT WHERE request_id = 'late'"
+        connection.execute(take, (other.app.keeper._log.server,))
+    wait_for(lambda: one.app.keeper.find("", "late").elsewhere)
+    monkeypatch.undo()
+    check_ended(stream.read(), 7, server, steps=STEPS)
 
 
 def test_the_jobs_of_an_edge_that_stops_go_on_at_once(
