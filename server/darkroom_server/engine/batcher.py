@@ -358,7 +358,8 @@ class Batcher:
 
 
 def evaluations_left(slot: Slot) -> int:
-    """How many evaluations its sample still takes; at least one."""
-    steps = slot.plan.steps
-    done = steps.first if slot.sample is None else slot.sample.evaluation
+    """How many evaluations its sample still takes; at least one. May be called on another thread, while the slot goes
+    on to a stage."""
+    steps, sample = slot.plan.steps, slot.sample
+    done = steps.first if sample is None else sample.evaluation
     return max(1, len(steps.timesteps) - done)

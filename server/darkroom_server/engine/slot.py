@@ -37,10 +37,9 @@ class Slot:
 
     @property
     def rows(self) -> int:
-        """Its number of rows in the next batch."""
-        if self.sample is None or self.sample.done:
-            return len(self.plan.prompts)
-        return len(self.sample.conditions)
+        """Its number of rows in the next batch. May be read on another thread, while the slot goes on to a stage."""
+        sample = self.sample
+        return len(self.plan.prompts if sample is None or sample.done else sample.conditions)
 
     @property
     def steps_before(self) -> int:

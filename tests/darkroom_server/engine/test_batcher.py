@@ -9,7 +9,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from darkroom_server.engine.batcher import Batcher, Lane
+from darkroom_server.engine.batcher import Batcher, Lane, evaluations_left
 from darkroom_server.engine.slot import Slot
 from darkroom_server.jobs.job import Job
 from darkroom_server.jobs.shares import WEIGHTS
@@ -162,6 +162,24 @@ def test_one_that_moves_joins_those_of_its_next_stage() -> None:
     made.drop_job(small)
     made.drop_job(large)
     assert not made
+
+
+def test_another_thread_may_read_a_slot_that_goes_on_to_a_stage() -> None:
+    class Moving:
+        """The engine takes its sample away after the first read."""
+
+        plan = job("large").plan
+
+        def __init__(self) -> None:
+            self._reads = iter([SimpleNamespace(done=False, conditions=(None,), evaluation=4)])
+
+        @property
+        def sample(self) -> Any:
+            return next(self._reads)
+
+    slots: Any = [Moving(), Moving()]
+    assert vars(Slot)["rows"].fget(slots[0]) == 1
+    assert evaluations_left(slots[1]) == 6
 
 
 # -------------------------------------------------------------------------------------------------- between clients
