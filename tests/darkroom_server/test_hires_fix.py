@@ -14,6 +14,8 @@ from PIL import Image
 
 from darkroom.v1 import parameters_pb2 as pb
 from darkroom.v1.image_service_pb2 import GenerateRequest, ListJobsRequest
+from darkroom_plugins import hookimpl
+from darkroom_plugins.contract import Inspector
 from tests.darkroom_server.test_deterministic import SameLayout, request
 from tests.darkroom_server.test_edit_parity import DEPTH, EDGES, MAX_LEVELS, PICTURE, SIZE, STEPS, Job, Oracle
 from tests.darkroom_server.test_parity import CLASSES
@@ -240,3 +242,35 @@ def test_pictures_that_would_not_even_fit_in_tiles_are_refused(folder: Path) -> 
     with RunningServer(models=[model], max_decode_bytes=2**20) as server:
         refusal = refused(lambda: server.start(two_stage_request(hires_fix=pb.HiresFix(factor=4))).read())
     assert "MiB to decode" in refusal.violations["parameters.hires_fix.width"]
+
+
+class OfText(Inspector):
+    """Looks at pictures that are made from text alone."""
+
+    name = "of-text"
+
+    def wants(self, request: Any, parameters: Any) -> bool:
+        return request.task == "txt2img" and request.edit is None
+
+    def inspect(self, samples: Any, pictures: Any) -> Any:
+        return [list(picture.shape) for picture in pictures]
+
+    def finish(self, picture: Any, request: Any, parameters: Any) -> Any:
+        assert picture.findings[self.name] == [64, 64, 3]
+        return picture
+
+
+class OfTextPlugin:
+    darkroom_api_version = 1
+
+    @hookimpl
+    def darkroom_finishers(self) -> list[Any]:
+        return [OfText()]
+
+
+def test_finishers_are_those_of_the_whole_request() -> None:
+    """Not of the second stage, which is an edit."""
+    asked = generate_request(prompt="a", width=32, height=32, num_inference_steps=2, hires_fix=pb.HiresFix())
+    with RunningServer({"of-text": OfTextPlugin()}) as server:
+        made = server.start(asked).read()
+    assert made.of("image")[0].metadata["of-text"] == [64, 64, 3]

@@ -88,7 +88,8 @@ class Planner:
         """
         plan, second = await self._plan_stage(request, "parameters"), request.second_stage
         if second is not None:
-            plan = replace(plan, following=await self._plan_stage(second, "parameters.hires_fix"))
+            following = await self._plan_stage(second, "parameters.hires_fix")
+            plan = replace(plan, following=replace(following, finishers=plan.finishers))  # which see the whole request
         _refuse_unused_extensions(request, plan)
         return plan
 
