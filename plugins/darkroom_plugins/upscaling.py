@@ -30,12 +30,14 @@ def upscaled(sample: Sample) -> torch.Tensor:
     """The first stage's latents at the sample's size, by the request's upscaler: (1, channels, h, w). Those that
     upscale pixels draw from the sample's generator, as `Family.encode`.
 
-    :raises NonFinite: the first stage's picture has NaN or infinity
+    :raises NonFinite: the first stage's result has NaN or infinity; latents on a device are not looked at
     """
     request, latents = sample.request, sample.first_stage
     assert latents is not None
     assert request.hires_fix is not None
     if mode := OF_LATENTS.get(request.hires_fix.upscaler):
+        if latents.device.type == "cpu":  # elsewhere it would synchronise
+            _refuse_non_finite(latents)
         size = sample.model.latent_shape(request.width, request.height)[1:]
         return torch.nn.functional.interpolate(latents.float(), size, mode=mode).to(latents.dtype)
     picture = Image.fromarray(_pixels(sample.model.decode(latents)))
@@ -45,7 +47,11 @@ def upscaled(sample: Sample) -> torch.Tensor:
 
 def _pixels(images: torch.Tensor) -> Pixels:
     """(1, 3, height, width) in -1 to 1 to (height, width, 3) uint8, rounded as diffusers' `numpy_to_pil` does."""
-    if not images.isfinite().all():
-        raise NonFinite("the first stage's picture has NaN or infinity")
+    _refuse_non_finite(images)
     picture: Pixels = (images[0].float() / 2 + 0.5).clamp(0, 1).permute(1, 2, 0).cpu().numpy()
     return (picture * 255).round().astype("uint8")
+
+
+def _refuse_non_finite(result: torch.Tensor) -> None:
+    if not result.isfinite().all():
+        raise NonFinite("the first stage's result has NaN or infinity")

@@ -10,7 +10,7 @@ import torch
 from grpc import StatusCode
 from safetensors.torch import load_file, save_file
 
-from darkroom.v1.parameters_pb2 import LoraSpec
+from darkroom.v1.parameters_pb2 import HiresFix, LoraSpec
 from tests.failing import SECRET, FailingServer
 from tests.support import RunningServer, Stream, generate_request, output, preview, refused, settle
 from tests.tiny import save_lora
@@ -175,12 +175,15 @@ def test_a_request_id_in_use(failing_server: FailingServer, alone: np.ndarray) -
     settle(server)
 
 
-def test_a_result_that_is_not_finite(tiny_model: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("second", [None, "PIXEL_LANCZOS", "LATENT_BICUBIC"])
+def test_a_result_that_is_not_finite(second: str | None, tiny_model: Path, tmp_path: Path) -> None:
     """By a LoRA whose product overflows."""
+    hires_fix = HiresFix(upscaler=f"UPSCALER_{second}") if second else None
     file = save_lora(tmp_path / "huge.safetensors", tiny_model, seed=1)
     save_file({name: tensor * 1e25 for name, tensor in load_file(file).items()}, file)
     with RunningServer(models=[{"name": "tiny", "path": tiny_model}], loras=[{"name": "huge", "path": file}]) as server:
-        failed = refused(lambda: server.generate(prompt="x", num_inference_steps=4, loras=[LoraSpec(name="huge")]))
+        asked = {"prompt": "x", "num_inference_steps": 4, "loras": [LoraSpec(name="huge")], "hires_fix": hires_fix}
+        failed = refused(lambda: server.generate(**asked))
     assert (failed.code, failed.reason) == (StatusCode.INTERNAL, "NON_FINITE")
 
 
