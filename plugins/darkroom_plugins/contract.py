@@ -344,7 +344,8 @@ class Conditioner(AssetUser, ABC):
         """Condition an evaluation of the rows in whose samples it is active, no others: replace `evaluation.prompts` by
         a tensor of the same shape, or call `evaluation.add_residuals`. KEYED and SOLO ones may also set
         `evaluation.arguments`, further arguments of the denoiser's forward for all rows. Must not change samples, nor
-        write into the evaluation's tensors. When out of memory, an evaluation may hold some of a sample's rows only."""
+        write into the evaluation's tensors. An evaluation may hold a row several times, or not all of a sample's rows:
+        to have one of few sizes, or when out of memory."""
 
 
 class Adapter(AssetUser, ABC):

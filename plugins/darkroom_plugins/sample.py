@@ -131,8 +131,9 @@ class Row:
 
 @dataclass(slots=True, eq=False)
 class Evaluation:
-    """One forward of the denoiser over rows of one or more samples: all rows of each, when out of memory some. Its
-    tensors are shared with other evaluations: a conditioner may replace `prompts`, but not write into any."""
+    """One forward of the denoiser over rows of one or more samples: as a rule all rows of each, once; see
+    `Conditioner.condition`. Its tensors are shared with other evaluations: a conditioner may replace `prompts`, but not
+    write into any."""
 
     rows: list[Row]
     latents: torch.Tensor  # (rows, channels, h, w), after scale_model_input

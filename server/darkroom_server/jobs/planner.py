@@ -160,7 +160,9 @@ class Planner:
             bucket=row_bucket(model.family.device, self._deterministic_rows)
             if request.deterministic and not solo
             else 0,
-            row_buckets=row_buckets(model.family.device, self._catalog.limits.max_batch_rows, self._row_buckets),
+            row_buckets=()
+            if solo
+            else row_buckets(model.family.device, self._catalog.limits.max_batch_rows, self._row_buckets),
             preview_by_network=previews is not None and previews.component is not None,
         )
 

@@ -2,13 +2,16 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
 from darkroom.v1.parameters_pb2 import ControlSpec, LoraSpec
+from darkroom_plugins import hookimpl
 from darkroom_plugins.builtin.families.unet import UNetFamily
+from darkroom_plugins.contract import BatchContract, Conditioner
 from darkroom_plugins.sample import Evaluation
 from darkroom_server.device.resources import row_buckets
 from darkroom_server.engine.buckets import in_sizes, next_size
@@ -100,3 +103,27 @@ def test_each_is_warmed_up_while_the_model_loads(
         counts.clear()
         server.generate(prompt="x", num_inference_steps=3, num_images=2)
         assert set(counts) == {4}
+
+
+class Alone(Conditioner):
+    """Shares evaluations with nothing."""
+
+    name = "alone"
+    contract = BatchContract.SOLO
+
+    def wants(self, request: Any, parameters: Any) -> bool:
+        return True
+
+
+class AlonePlugin:
+    darkroom_api_version = 1
+
+    @hookimpl
+    def darkroom_conditioners(self) -> list[Any]:
+        return [Alone()]
+
+
+def test_those_of_solo_contributions_have_their_own_rows_alone(counts: list[int]) -> None:
+    with RunningServer({"alone": AlonePlugin()}, row_buckets=[4]) as server:
+        server.generate(prompt="x", num_inference_steps=2, guidance_scale=4.0)
+    assert set(counts) == {2}
