@@ -26,6 +26,7 @@ from darkroom_server.networks.dynamo import compile_lazily, configure_dynamo
 
 COMMAND = (sys.executable, "-P", "-m", __name__)
 PLAIN = (torch.Tensor, nn.Parameter)
+PATIENCE = 3600.0  # seconds, after which the process hangs
 
 
 class CannotPack(ValueError):
@@ -36,19 +37,25 @@ def compile_elsewhere(network: nn.Module, args: Any, kwargs: Any) -> None:
     """Compile a network for a call like this, into the caches. Returns when the other process is done.
 
     :raises CannotPack: the network is of classes that cannot be pickled, or has quantised weights
-    :raises OSError: the process does not start, or fails (`ChildProcessError`)
+    :raises OSError: the process does not start, or fails or hangs (`ChildProcessError`)
     """
     packed = pack(network, args, kwargs)
     with tempfile.TemporaryFile() as said:
-        # The process ends with its standard input, and so with this one. Without a reader it has ended: `said` has why.
+        # The process ends with its standard input, and so with this one: not by Ctrl-C before, whereupon this one would
+        # compile while it drains. Without a reader it has ended: `said` has why.
         with (
             contextlib.suppress(BrokenPipeError),
-            subprocess.Popen(COMMAND, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=said) as process,
+            subprocess.Popen(
+                COMMAND, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=said, process_group=0
+            ) as process,
         ):
             assert process.stdin is not None
             process.stdin.write(len(packed).to_bytes(8, "big") + packed)
             process.stdin.flush()
-            process.wait()
+            try:
+                process.wait(PATIENCE)
+            except subprocess.TimeoutExpired:
+                process.kill()
         if process.returncode:
             said.seek(0)
             last = said.read().decode(errors="replace").strip().rpartition("\n")[2]

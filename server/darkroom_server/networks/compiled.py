@@ -67,7 +67,7 @@ class _Compiled:
         ]
         self._copy = _weight_sharing_copy(network)
         self._compiled = compile_lazily(self._copy)
-        self._kinds: set[Hashable] = set()  # of calls, for which the caches have code
+        self._kinds: set[Hashable] = set()  # of calls, for which another process has compiled or has failed to
         self._too_many = too_many_versions()
         self._compiled_shapes: set[Hashable] = set()
         self._failed_shapes: set[Hashable] = set()

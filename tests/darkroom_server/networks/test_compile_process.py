@@ -81,6 +81,20 @@ def test_a_compiler_that_ends_early_is_of_no_harm(
     assert _compiled_here(NETWORK, monkeypatch, caplog).endswith("ended with 1: no room")
 
 
+def test_a_compiler_that_hangs_is_killed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(compile_process, "COMMAND", (sys.executable, "-c", "import time; time.sleep(20)"))
+    monkeypatch.setattr(compile_process, "PATIENCE", 0.1)
+    with pytest.raises(ChildProcessError, match="ended with -9"):
+        compile_process.compile_elsewhere(NETWORK, (torch.randn(3, 8),), {})
+
+
+def test_the_terminals_signals_are_not_the_compilers(monkeypatch: pytest.MonkeyPatch) -> None:
+    alone = "import os; raise SystemExit('alone' if os.getpgrp() == os.getpid() else 'beside the server')"
+    monkeypatch.setattr(compile_process, "COMMAND", (sys.executable, "-c", alone))
+    with pytest.raises(ChildProcessError, match="alone"):
+        compile_process.compile_elsewhere(NETWORK, (torch.randn(3, 8),), {})
+
+
 @torch.inference_mode()
 def _compiled_here(network: nn.Module, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> str:
     """What the log says, once it has been compiled for a call by a stand-in for Inductor."""
