@@ -191,6 +191,8 @@ def test_what_does_not_go_together_is_refused(edit_server: RunningServer) -> Non
     assert refused(lambda: edit_server.start(edit).read()).violations == {
         "parameters.hires_fix": "is for Generate, not for Edit"
     }
+    refusal = refused(lambda: edit_server.start(two_stage_request(model="sd-9")).read())
+    assert refusal.paths == {"parameters.task", "parameters.hires_fix"}
     refusal = refused(lambda: edit_server.start(two_stage_request(scheduler="ipndm")).read())
     assert (refusal.reason, refusal.paths) == ("UNSUPPORTED_COMBINATION", {"parameters.scheduler"})
 

@@ -40,8 +40,11 @@ class HiresFixCheck:
         if rpc != "Generate":
             self.findings.invalid(PATH, f"is for Generate, not for {rpc}")
             return None
-        if "img2img" not in self.catalog.plugins.tasks:
+        task = self.catalog.plugins.tasks.get("img2img")
+        if task is None:
             self.findings.unsupported(PATH, "the server's operator has blocked the plugin img2img")
+        elif model is not None and (incompatibility := task.incompatibility(model.info)):
+            self.findings.unsupported(PATH, f"with the model {model.name} it cannot be used: {incompatibility}")
         spec, limits = given.hires_fix, self.catalog.limits
         steps = self.catalog.step_range(scheduler.name) if scheduler else (1, limits.max_inference_steps)
         upscaler = self.findings.enum(f"{PATH}.upscaler", parameters_pb2.Upscaler, spec.upscaler)
