@@ -284,6 +284,7 @@ class Batcher:
         it goes before those that have not begun. Returns the lane."""
         self._leave(slot)
         slot.plan, slot.sample, slot.first_stage = plan, None, latents
+        slot.batch_cache.clear()
         lane = self._lane(plan)
         lane.resume(slot)
         return lane

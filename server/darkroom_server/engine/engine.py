@@ -122,7 +122,7 @@ class Engine:
         """How many images the engine has not begun, and has begun. May be called on another thread, and is then out of
         date."""
         slots = [slot for lane in self._batcher.lanes() for slot in lane.slots]
-        waiting = sum(slot.sample is None for slot in slots)
+        waiting = sum(slot.sample is None and slot.first_stage is None for slot in slots)
         return waiting, len(slots) - waiting
 
     @property

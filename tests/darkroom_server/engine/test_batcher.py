@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from darkroom_server.engine.batcher import Batcher, Lane, evaluations_left
+from darkroom_server.engine.engine import Engine
 from darkroom_server.engine.slot import Slot
 from darkroom_server.jobs.job import Job
 from darkroom_server.jobs.shares import WEIGHTS
@@ -153,9 +154,13 @@ def test_one_that_moves_joins_those_of_its_next_stage() -> None:
     slots, latents = made.lane_of(("small",)).slots, torch.zeros(1)
     for left in (slots[1:], []):
         moved = slots[1 - len(left)]
+        moved.batch_cache.get_or_make("of the first stage", torch.cat, [latents])
         assert made.move(moved, large.plan, latents) is made.lane_of(("large",))
         assert (moved.plan, moved.sample, moved.first_stage) == (large.plan, None, latents)
         assert [slot for lane in made.lanes() if lane is not made.lane_of(("large",)) for slot in lane.slots] == left
+        assert not vars(moved.batch_cache)["_made"]
+    engine: Any = SimpleNamespace(_batcher=made)
+    assert Engine.samples(engine) == (1, 2), "in a second stage it has begun"
     lane = made.lane_of(("large",))
     assert [slot.job for slot in lane.order()] == [small, small, large], "it waits behind those that came later"
     lane.begin_turn(lane.select_batch(100), 0.0)
