@@ -110,7 +110,8 @@ def _mapping(target: Any, value: Any) -> Mapping[str, Any]:
     hires_fix=2."""
     if isinstance(value, str) and target.DESCRIPTOR is parameters_pb2.LoraSpec.DESCRIPTOR:
         value = LoraSpec.parse(value)
-    if isinstance(value, str) or (isinstance(value, int | float) and _is_number(target.DESCRIPTOR.fields[0])):
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    if isinstance(value, str) or (number and target.DESCRIPTOR.fields[0].type == FieldDescriptor.TYPE_DOUBLE):
         return {target.DESCRIPTOR.fields[0].name: value}
     if is_dataclass(value):
         return {field.name: getattr(value, field.name) for field in fields(value)}
@@ -125,10 +126,6 @@ def _scalar(field: FieldDescriptor, value: Any) -> Any:
     if field.type == FieldDescriptor.TYPE_BYTES:
         return image_bytes(value)
     return value
-
-
-def _is_number(field: FieldDescriptor) -> bool:
-    return field.type == FieldDescriptor.TYPE_DOUBLE
 
 
 def _is_map(field: FieldDescriptor) -> bool:

@@ -305,6 +305,12 @@ def test_both_clients_offer_the_same():
     assert public(Stream).keys() == public(AsyncStream).keys() - {"next_event", "hang_up"}
 
 
+def test_true_is_no_factor(client):
+    with pytest.raises(InvalidRequest) as refused:
+        client.generate("a", hires_fix=True)
+    assert [str(each) for each in refused.value.violations] == ["parameters.hires_fix: cannot be made from bool"]
+
+
 def test_values_that_do_not_fit_their_field_are_named_all_at_once(client):
     values = {"seed": 2**64, "width": "64", "num_inference_steps": 1.5, "guidance_scale": "x", "negative_prompt": 3}
     with pytest.raises(InvalidRequest) as refused:
