@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Hashable, Sequence
-from functools import partial
 from itertools import islice
 from typing import TypeAlias
 
@@ -28,8 +28,14 @@ def predict(
 ) -> list[Outcome[list[torch.Tensor]]]:
     """The denoiser's output for each row of each sample, (1, channels, h, w) each."""
     rows = [(slot, row) for slot, sample in begun for row in rows_of(sample)]
-    evaluate = partial(_predict, buckets)
-    found = recovery.each(work("denoise", begun[0][1].request), evaluate, rows, suspected=_suspected)
+    denoising = work("denoise", begun[0][1].request)
+    fitting = recovery.limits.of(denoising, sys.maxsize)
+
+    def evaluate(part: Sequence[SlotRow]) -> list[torch.Tensor]:
+        # After a failure no rows are repeated, which may be why there was no memory.
+        return _predict(buckets, part, fitting if len(part) == len(rows) else len(part))
+
+    found = recovery.each(denoising, evaluate, rows, suspected=_suspected)
     outcomes = iter(found)
     return [_sample_outputs(list(islice(outcomes, len(sample.conditions)))) for _, sample in begun]
 
@@ -50,7 +56,8 @@ def _suspected(error: DarkroomError, row: SlotRow) -> bool:
     return culprit in (*sample.conditioners, *sample.adapters)
 
 
-def _predict(buckets: Buckets, rows: Sequence[SlotRow]) -> list[torch.Tensor]:
+def _predict(buckets: Buckets, rows: Sequence[SlotRow], most: int) -> list[torch.Tensor]:
+    """`most`: rows to evaluate at once, repeated ones included; deterministic ones at least in their bucket."""
     parts: dict[tuple[Hashable, Company, bool], list[SlotRow]] = {}  # by structure, company, and whether it is adapted
     for slot, row in rows:
         company = _company(row) if slot.plan.bucket else ()
@@ -60,7 +67,7 @@ def _predict(buckets: Buckets, rows: Sequence[SlotRow]) -> list[torch.Tensor]:
     outputs = {
         row: output
         for (structure, company, _), part in parts.items()
-        for (_, row), output in zip(part, _outputs(part, structure, company, buckets), strict=True)
+        for (_, row), output in zip(part, _outputs(part, structure, company, buckets, most), strict=True)
     }
     return [outputs[row] for _, row in rows]
 
@@ -76,16 +83,17 @@ def _company(row: Row) -> Company:
 
 
 def _outputs(
-    rows: Sequence[SlotRow], structure: Hashable, company: Company, buckets: Buckets
+    rows: Sequence[SlotRow], structure: Hashable, company: Company, buckets: Buckets, most: int
 ) -> Sequence[torch.Tensor]:
     """The outputs of rows of one structure; of deterministic ones in buckets."""
     plan, first = rows[0][0].plan, rows[0][1]
+    sizes = [size for size in plan.row_buckets if size <= most]
     if not plan.bucket:
-        return in_sizes(_evaluate, rows, plan.row_buckets)
+        return in_sizes(_evaluate, rows, sizes)
     with eagerly():
         if any(each is first.sample for _, each in company):  # of plugins that nothing is known of
             return _evaluate(filled(rows, max(len(rows), plan.bucket)))[: len(rows)]
-        return buckets.run((*plan.batch_key, structure, company), _evaluate, rows, plan.bucket, plan.row_buckets)
+        return buckets.run((*plan.batch_key, structure, company), _evaluate, rows, plan.bucket, sizes)
 
 
 def _evaluate(rows: Sequence[SlotRow]) -> list[torch.Tensor]:

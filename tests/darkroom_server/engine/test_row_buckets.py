@@ -15,6 +15,7 @@ from darkroom_plugins.contract import BatchContract, Conditioner
 from darkroom_plugins.sample import Evaluation
 from darkroom_server.device.resources import row_buckets
 from darkroom_server.engine.buckets import in_sizes, next_size
+from darkroom_server.engine.recovery import RowLimits
 from tests.support import RunningServer, generate_request, png
 from tests.tiny import save_controlnet, save_lora
 
@@ -127,3 +128,30 @@ def test_those_of_solo_contributions_have_their_own_rows_alone(counts: list[int]
     with RunningServer({"alone": AlonePlugin()}, row_buckets=[4]) as server:
         server.generate(prompt="x", num_inference_steps=2, guidance_scale=4.0)
     assert set(counts) == {2}
+
+
+@pytest.mark.parametrize(("buckets", "expected"), [([4], [4, 1, 1]), ([1, 2, 4, 8], [2, 1, 1])])
+def test_no_rows_are_repeated_that_do_not_fit_into_memory(
+    buckets: list[int], expected: list[int], counts: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    predict = UNetFamily.predict
+
+    def small(family: UNetFamily, evaluation: Evaluation) -> torch.Tensor:
+        output = predict(family, evaluation)
+        if len(output) > 1:
+            raise torch.cuda.OutOfMemoryError
+        return output
+
+    monkeypatch.setattr(UNetFamily, "predict", small)
+    with RunningServer(row_buckets=buckets) as server:
+        made = server.generate(prompt="x", num_inference_steps=2, guidance_scale=4.0)
+    assert made.kinds[-1] == "completed"
+    assert counts[:3] == expected
+    assert set(counts[3:]) == {1}
+
+
+def test_learnt_limits_hold_for_repeated_rows(counts: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(RowLimits, "of", lambda limits, work, most: min(most, 6))
+    with RunningServer(row_buckets=[2, 4, 8]) as server:
+        server.generate(prompt="x", num_inference_steps=1, num_images=3, guidance_scale=4.0)
+    assert counts == [4, 2]
