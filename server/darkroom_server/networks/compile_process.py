@@ -26,23 +26,29 @@ from darkroom_server.networks.dynamo import compile_lazily, configure_dynamo
 
 COMMAND = (sys.executable, "-P", "-m", __name__)
 PLAIN = (torch.Tensor, nn.Parameter)
-PATIENCE = 3600.0  # seconds, after which the process hangs
+PATIENCE = 3600.0  # seconds: a process that takes longer is taken to hang, and killed
 
 
 class CannotPack(ValueError):
     """What is to be compiled cannot be sent to another process."""
 
 
+class CompilerKilled(ChildProcessError):
+    """A signal ended the process: for want of memory, by a fault of the compiler, or as it hung. This one is not to try
+    the same."""
+
+
 def compile_elsewhere(network: nn.Module, args: Any, kwargs: Any) -> None:
     """Compile a network for a call like this, into the caches. Returns when the other process is done.
 
     :raises CannotPack: the network is of classes that cannot be pickled, or has quantised weights
-    :raises OSError: the process does not start, or fails or hangs (`ChildProcessError`)
+    :raises CompilerKilled: a signal ended the process
+    :raises OSError: the process does not start, or fails (`ChildProcessError`)
     """
     packed = pack(network, args, kwargs)
     with tempfile.TemporaryFile() as said:
-        # The process ends with its standard input, and so with this one: not by Ctrl-C before, whereupon this one would
-        # compile while it drains. Without a reader it has ended: `said` has why.
+        # The process ends with its standard input, and so with this one: not by Ctrl-C before, which would look like
+        # its own failure. Without a reader it has ended: `said` has why.
         with (
             contextlib.suppress(BrokenPipeError),
             subprocess.Popen(
@@ -59,7 +65,8 @@ def compile_elsewhere(network: nn.Module, args: Any, kwargs: Any) -> None:
         if process.returncode:
             said.seek(0)
             last = said.read().decode(errors="replace").strip().rpartition("\n")[2]
-            raise ChildProcessError(f"the other one ended with {process.returncode}: {last}")
+            kind = CompilerKilled if process.returncode < 0 else ChildProcessError
+            raise kind(f"the other one ended with {process.returncode}: {last}")
 
 
 def pack(network: nn.Module, args: Any, kwargs: Any) -> bytes:

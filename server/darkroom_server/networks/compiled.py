@@ -17,7 +17,7 @@ from torch import nn
 
 from darkroom_server.device.threads import lower_thread_priority
 from darkroom_server.errors import OutOfMemory, classify
-from darkroom_server.networks.compile_process import compile_elsewhere
+from darkroom_server.networks.compile_process import CompilerKilled, compile_elsewhere
 from darkroom_server.networks.dynamo import compile_lazily, configure_dynamo, too_many_versions
 from darkroom_server.networks.tensors import mapped
 
@@ -67,7 +67,7 @@ class _Compiled:
         ]
         self._copy = _weight_sharing_copy(network)
         self._compiled = compile_lazily(self._copy)
-        self._kinds: set[Hashable] = set()  # of calls, for which another process has compiled or has failed to
+        self._kinds: set[Hashable] = set()  # of calls, for which another process has compiled, or cannot
         self._too_many = too_many_versions()
         self._compiled_shapes: set[Hashable] = set()
         self._failed_shapes: set[Hashable] = set()
@@ -113,9 +113,15 @@ class _Compiled:
     def _in_background(self, threads: int, shapes: Hashable, args: Any, kwargs: Any) -> None:
         lower_thread_priority()
         torch.set_num_threads(threads)
-        if (kind := (threads, _kind((args, kwargs)))) not in self._kinds:
+        kind = threads, _kind((args, kwargs))
+        if kind not in self._kinds:
+            try:
+                _fill_caches(self._copy, args, kwargs)
+            except CompilerKilled as error:
+                self._give_up(shapes, error)
+                self._compiling.release()
+                return
             self._kinds.add(kind)
-            _fill_caches(self._copy, args, kwargs)
         self._compile(shapes, args, kwargs)
 
     @torch.inference_mode()
@@ -142,9 +148,14 @@ class _Compiled:
 
 
 def _fill_caches(network: nn.Module, args: Any, kwargs: Any) -> None:
-    """Compile in another process, so that this one needs only load the code. Where that fails this one compiles."""
+    """Compile in another process, so that this one needs only load the code. Where that fails this one compiles.
+
+    :raises CompilerKilled: what ended the other one might end this one
+    """
     try:
         compile_elsewhere(network, args, kwargs)
+    except CompilerKilled:
+        raise
     except Exception as error:
         log.info("compiling in the server's own process: %s", error)
 

@@ -88,6 +88,24 @@ def test_a_compiler_that_hangs_is_killed(monkeypatch: pytest.MonkeyPatch) -> Non
         compile_process.compile_elsewhere(NETWORK, (torch.randn(3, 8),), {})
 
 
+@torch.inference_mode()
+def test_what_kills_the_compiler_is_not_tried_here(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """For instance want of memory."""
+    killed = "import os, signal; os.kill(os.getpid(), signal.SIGKILL)"
+    monkeypatch.setattr(compile_process, "COMMAND", (sys.executable, "-c", killed))
+    tried = list[Any]()
+    monkeypatch.setattr("darkroom_server.networks.compiled.compile_lazily", lambda network: tried.append)
+    network, rows = nn.Sequential(*NETWORK), torch.randn(3, 8)
+    network.forward = compiled(network, background=True)  # type: ignore[method-assign]
+    torch.testing.assert_close(made(network, rows), NETWORK(rows))
+    assert not tried
+    [record] = caplog.records
+    assert "it runs eagerly" in record.getMessage()
+    assert "ended with -9" in caplog.text
+
+
 def test_the_terminals_signals_are_not_the_compilers(monkeypatch: pytest.MonkeyPatch) -> None:
     alone = "import os; raise SystemExit('alone' if os.getpgrp() == os.getpid() else 'beside the server')"
     monkeypatch.setattr(compile_process, "COMMAND", (sys.executable, "-c", alone))
