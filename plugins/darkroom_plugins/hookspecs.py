@@ -18,9 +18,13 @@ The life of a sample:
 4. For each sample: classifier-free guidance, the scheduler's step, `Task.after_evaluation`. Generator, scheduler and
    latents are committed together, after all three succeeded.
 5. If a preview is due, the preview decoder decodes the clean-image estimate as `Task.estimate` returns it.
-6. After the last evaluation `Family.decode` makes the picture, within `Family.tiling` where it would cost too much
+6. With a second stage (hires fix) another sample goes on after the last evaluation, as in 2 to 5: that of
+   `Request.second_stage`, an `ImageToImage` of another size without an input picture. It was planned as in 1, too; its
+   task begins it with `Sample.first_stage`.
+7. After the last evaluation `Family.decode` makes the picture, within `Family.tiling` where it would cost too much
    whole; each active inspector inspects it, the canvas restores it to its frame, and each active finisher finishes it:
-   those with parameters before those without, each in order of name.
+   those with parameters before those without, each in order of name. `finish` gets the request of the first stage,
+   `inspect` samples of the last.
 
 A contribution is active if its `wants` says so. A sample that is cancelled or fails is dropped between two of these
 calls; nothing is called for it then.
