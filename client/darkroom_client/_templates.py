@@ -83,6 +83,8 @@ def _prompts(generate: Callable[[], list[str]], template: str) -> list[str]:
 
 def _unknown(name: str, folder: Path | None, known: set[str]) -> str:
     where = (
-        f"in {folder}; there are: {', '.join(sorted(known)) or 'none'}" if folder else "as no folder of them is given"
+        f"in {folder.name or folder}; there are: {', '.join(sorted(known)) or 'none'}"  # visitors of a page see this
+        if folder
+        else "as no folder of them is given"
     )
     return f"there is no wildcard {name!r}{did_you_mean(name, known)} {where}"

@@ -122,6 +122,7 @@ def test_what_is_no_template(template: str, problem: str, tmp_path: Path, capfd:
     (violation,) = caught.value.violations
     assert violation.field == "parameters.prompt"
     assert problem in violation.description
+    assert str(tmp_path) not in violation.description, "visitors see where the folder lies"
     assert capfd.readouterr().err == ""
 
 
