@@ -17,7 +17,7 @@ from darkroom_client.cli import app
 from darkroom_client.errors import Cancelled, DarkroomError, InvalidRequest, QueueFull, Violation
 from darkroom_client.options import ControlSpec, LoraSpec, SchedulerSpec
 from darkroom_client.ui import view
-from darkroom_client.ui.history import Window
+from darkroom_client.ui.history import Made, Window
 from darkroom_client.ui.problems import problems
 from darkroom_client.ui.recipes import fields_of, preset_fields, recipe_of
 from darkroom_client.ui.runs import Job, Run
@@ -250,6 +250,14 @@ def test_a_recipe_has_the_factor_of_its_second_stage() -> None:
     parameters = {"width": 64, "height": 64, "hires_fix": {"width": 96, "height": 96}}
     assert fields_of({"parameters": parameters})["hires_fix"] == 1.5
     assert fields_of({"parameters": {}})["hires_fix"] == 1
+
+
+def test_a_picture_tells_from_which_size_it_was_made() -> None:
+    parameters: dict[str, Any] = {"width": 64, "height": 96, "prompt": "a"}
+    made = Made("a.png", "a", 1, 128, 192, {"parameters": parameters})
+    assert "64" not in view.details(made)
+    parameters["hires_fix"] = {"width": 128, "height": 192}
+    assert "<dt>Hires fix</dt><dd>from 64 × 96</dd>" in view.details(made)  # noqa: RUF001
 
 
 def test_a_job_that_was_accepted_has_a_recipe() -> None:

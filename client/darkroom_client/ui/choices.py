@@ -101,6 +101,7 @@ class Choices:
             groups["inpaint"]: gr.update(visible=mode == INPAINT),
             groups["outpaint"]: gr.update(visible=mode == OUTPAINT),
             groups["size"]: gr.update(visible=mode == TEXT),
+            self._form.fields["hires_fix"]: gr.update(visible=mode == TEXT),
             self._form.fields["strength"]: gr.update(visible=mode in STRENGTHS, value=STRENGTHS.get(mode, 0.8)),
         }
 

@@ -145,7 +145,8 @@ def details(made: Made) -> str:
         "Steps": parameters.get("num_inference_steps"),
         "Guidance": parameters.get("guidance_scale"),
         "Seed": made.seed,
-        "Size": f"{made.width} × {made.height}",  # noqa: RUF001
+        "Size": _size({"width": made.width, "height": made.height}),
+        "Hires fix": f"from {_size(parameters)}" if "hires_fix" in parameters else None,
         "LoRAs": loras,
         "ControlNets": ", ".join(each["model"] for each in parameters.get("controls", ())),
         "Negative": parameters.get("negative_prompt"),
@@ -158,6 +159,10 @@ def details(made: Made) -> str:
     )
     kind = f" <em>{html.escape(task)}</em>" if task not in ("", "txt2img") else ""
     return f'<div class="recipe"><p>{html.escape(made.prompt)}{kind}</p><dl>{shown}</dl></div>'
+
+
+def _size(fields: Mapping[str, Any]) -> str:
+    return f"{fields['width']} × {fields['height']}"  # noqa: RUF001
 
 
 def _spelled(sigma_schedule: str | None) -> str:
