@@ -80,7 +80,7 @@ class World:
         server was killed."""
         self.counts[f"{who}: {how}"] += 1
         if how in hostile.UNREASONED and not (killing and how in ("UNAVAILABLE", "SILENCE", "UNREADABLE")):
-            self.faults.append(f"{who}: {how}")
+            self.faults.append(f"{who}: {how}" + " beside kills" * killing)
 
 
 async def keep(world: World, chance: random.Random) -> None:
@@ -189,8 +189,9 @@ async def be_hostile(world: World, chance: random.Random) -> None:
         killing = world.killing
         answers = await hostile.send(world.server.address, str(world.http), 20, chance.getrandbits(30), together=2)
         for answer, count in answers.items():
+            door, _, how = answer.partition(" ")
             for _ in range(count):
-                world.ended("hostile", answer.partition(" ")[2].strip(), killing)
+                world.ended(f"hostile {door}", how.strip(), killing)
 
 
 async def kill(world: World, chance: random.Random) -> None:
