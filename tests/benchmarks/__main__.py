@@ -120,12 +120,15 @@ def main() -> None:
     began = time.perf_counter()
     try:
         bench.settle_threads()
-        parts = {name: part(bench) for name, part in PARTS.items() if not options.only or name in options.only}
+        parts: dict[str, Any] = {}
+        for name, part in PARTS.items():
+            if not options.only or name in options.only:
+                parts[name] = part(bench)
+                write(bench, parts, time.perf_counter() - began)  # what is done is kept, whatever comes
     finally:
         bench.stop()
     if bench.bars:
         bench.table("bars", bench.bars)
-    write(bench, parts, time.perf_counter() - began)
 
 
 def _cuda() -> bool:
