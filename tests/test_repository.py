@@ -96,8 +96,10 @@ def test_the_top_level_is_the_layout() -> None:
     assert not (ROOT / "protos/darkroom/__init__.py").exists()
 
 
-def test_the_readme_is_short() -> None:
-    assert len((ROOT / "README.md").read_text().splitlines()) <= 150
+def test_the_readme_is_short_and_shows_how_to_try_and_to_test() -> None:
+    lines = (ROOT / "README.md").read_text().splitlines()
+    assert len(lines) <= 150
+    assert {"make demo", "make test"} <= {line.partition("#")[0].strip() for line in lines}
 
 
 def test_each_threat_names_a_test_that_is_there() -> None:
