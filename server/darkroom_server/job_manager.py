@@ -8,7 +8,6 @@ from functools import partial
 from typing import TYPE_CHECKING, TypeVar
 
 from darkroom_server.errors import DeviceLost, to_domain_error
-from darkroom_server.jobs.admission import Admission
 from darkroom_server.jobs.events import Accepted
 from darkroom_server.jobs.registry import Registry
 
@@ -30,12 +29,10 @@ class JobManager(Registry):
     """Admits, plans, submits and ends jobs."""
 
     def __init__(self, engine: Engine, planner: Planner, residency: ResidencyManager, settings: Settings) -> None:
-        super().__init__(settings.max_unread_bytes)
+        super().__init__(settings)
         self._engine = engine
         self._planner = planner
         self._residency = residency
-        limits = settings.limits
-        self._admission = Admission(limits.max_queued_jobs, limits.queued_jobs_per_client, settings.max_waiting_bytes)
 
     async def read(self, function: Callable[..., Any], *arguments: Any) -> Any:
         return await self._report_device_loss(self._planner.read(function, *arguments))
@@ -48,8 +45,8 @@ class JobManager(Registry):
         job.plan = await self._report_device_loss(self._planner.plan(request))
         job.held_bytes = job.plan.held_bytes
         if not admitted:
-            self._admission.refuse_if_large(job)
-        self._admission.resize(job)
+            self.admission.refuse_if_large(job)
+        self.admission.resize(job)
 
     def accept(self, job: Job, *, admitted: bool = False) -> None:
         """Tell a planned job that it is accepted, and when it will begin and be done.
@@ -61,8 +58,8 @@ class JobManager(Registry):
             found = self._engine.estimate(job)
         start, end = found or (None, None)
         if not admitted and job.deadline is not None:
-            self._admission.refuse_if_late(job, end, self._engine.seconds_alone(job), now)
-        self._admission.accepted(start, now)
+            self.admission.refuse_if_late(job, end, self._engine.seconds_alone(job), now)
+        self.admission.accepted(start, now)
         job.seen.expect(start, end)
         job.mailbox.put(Accepted(start, end))
 
@@ -86,12 +83,7 @@ class JobManager(Registry):
     def release(self, job: Job) -> None:
         if job.waiting is not None:
             self._engine.cancel(job)
-        self._admission.remove(job)
         super().release(job)
-
-    def _admit(self, job: Job, *, always: bool) -> None:
-        self._admission.add(job, always=always)
-        job.on_start = partial(self._admission.remove, job)
 
     def close(self) -> None:
         """Shut the planner's threads down."""

@@ -8,7 +8,6 @@ import time
 import uuid
 from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import aclosing, suppress
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from google.rpc import status_pb2
@@ -21,7 +20,6 @@ from darkroom_server.api.stored_events import resolved
 from darkroom_server.cluster.delivered import Delivered
 from darkroom_server.cluster.wire import RENEW_SECONDS, Call, ReplicaLost, Reply
 from darkroom_server.errors import Cancelled, DeviceLost, QueueFull, ReplicasLost, RequestIdInUse, ShuttingDown
-from darkroom_server.jobs.admission import Admission
 from darkroom_server.jobs.events import Ended, Forwarded
 from darkroom_server.jobs.registry import Registry
 
@@ -49,9 +47,7 @@ class EdgeJobs(Registry):
     """Admits as many jobs as the queues of all replicas take together, and what fits the edge's memory."""
 
     def __init__(self, settings: Settings) -> None:
-        super().__init__(settings.max_unread_bytes)
-        limits = settings.limits
-        self.admission = Admission(limits.max_queued_jobs, limits.queued_jobs_per_client, settings.max_waiting_bytes)
+        super().__init__(settings)
         self._max_bytes = settings.max_waiting_bytes
 
     async def read(self, function: Callable[..., Any], *arguments: Any) -> Any:
@@ -61,12 +57,7 @@ class EdgeJobs(Registry):
         held = sum(each.held_bytes for each in self.active)  # those that run, too: they may have to begin again
         if held and held + job.held_bytes > self._max_bytes and not always:
             raise QueueFull(f"the requests of the jobs take {held // 2**20} MiB already")
-        self.admission.add(job, always=always)
-        job.on_start = partial(self.admission.remove, job)
-
-    def release(self, job: Job) -> None:
-        self.admission.remove(job)
-        super().release(job)
+        super()._admit(job, always=always)
 
 
 class ClusterBackend:

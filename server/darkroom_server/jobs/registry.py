@@ -5,10 +5,12 @@ from __future__ import annotations
 import asyncio
 import time
 from abc import ABC, abstractmethod
+from functools import partial
 from typing import TYPE_CHECKING
 
 from darkroom_plugins.quoting import quoted
 from darkroom_server.errors import RequestIdInUse, ShuttingDown, SlowReader
+from darkroom_server.jobs.admission import Admission
 from darkroom_server.jobs.job import Job
 from darkroom_server.jobs.mailbox import Mailbox
 
@@ -17,6 +19,7 @@ if TYPE_CHECKING:
     from typing import Any
 
     from darkroom_plugins.errors import DarkroomError
+    from darkroom_server.config.settings import Settings
 
 BLOCKED_SECONDS = 1.0  # an event that takes longer to write waits for its reader
 
@@ -24,9 +27,10 @@ BLOCKED_SECONDS = 1.0  # an event that takes longer to write waits for its reade
 class Registry(ABC):
     """The jobs not yet released, by their token's fingerprint and their id. For the event loop's thread."""
 
-    def __init__(self, max_unread_bytes: int) -> None:
-        """`max_unread_bytes`: of finished pictures that wait for their readers."""
-        self._max_unread_bytes = max_unread_bytes
+    def __init__(self, settings: Settings) -> None:
+        limits = settings.limits
+        self.admission = Admission(limits.max_queued_jobs, limits.queued_jobs_per_client, settings.max_waiting_bytes)
+        self._max_unread_bytes = settings.max_unread_bytes
         self._dropped_previews = 0  # of released jobs
         self._jobs: dict[tuple[str, str], Job] = {}  # by token and id
         self._idle = asyncio.Event()
@@ -111,6 +115,7 @@ class Registry(ABC):
 
     def release(self, job: Job) -> None:
         """Unregister a job whose stream is over, and cancel what is left of it."""
+        self.admission.remove(job)
         if job.waiting is not None:
             job.waiting.cancel()
         if self.find(job.token, job.request_id) is job:
@@ -148,6 +153,7 @@ class Registry(ABC):
             job.mailbox.drop_unread(SlowReader("the pictures that wait for their readers take too much memory"))
             self.release(job)
 
-    @abstractmethod
     def _admit(self, job: Job, *, always: bool) -> None:
-        """A job comes. `always`: it has been let in before. :raises QueueFull: it is refused"""
+        """Let a new job in, `always` if it has been before. :raises QueueFull: not now"""
+        self.admission.add(job, always=always)
+        job.on_start = partial(self.admission.remove, job)
