@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 TRIAL = 3  # evaluations with each of two numbers of threads, in turns
 GAIN = 0.9  # of the time: the other number of threads must take less
 FIRST_PAUSE, LONGEST_PAUSE = 10.0, 300.0  # seconds between trials: doubled after each that changed nothing
-COST = 20  # a trial is followed by a pause of so many times its length, at least
+COST = 20  # a pause is so many times as long as what precedes it, at least: a trial, or the first evaluation of a kind
 CHANGED = 2.0  # an evaluation that takes so many times longer than usual is followed by a trial
 
 
@@ -28,7 +28,7 @@ class _Kind:
     other: int | None = None  # in a trial: the other number of threads
     samples: dict[int, list[float]] = field(default_factory=dict)  # of the trial, seconds by threads
     usual: float | None = None  # seconds, a moving average
-    trial_at: float = 0.0  # time.monotonic
+    trial_at: float | None = None  # time.monotonic; None before the first evaluation, which is no part of a trial
     pause: float = FIRST_PAUSE
     fewer: bool = True  # whether the next trial is with fewer threads
 
@@ -71,7 +71,7 @@ class ThreadTuner:
         self._record(known, threads, self._clock() - began)
 
     def _choose(self, known: _Kind, now: float) -> int:
-        if known.other is None and now >= known.trial_at:
+        if known.other is None and known.trial_at is not None and now >= known.trial_at:
             known.other = self._neighbour(known)
             known.samples = {known.threads: [], known.other: []}
         if known.other is None:
@@ -89,6 +89,8 @@ class ThreadTuner:
             known.samples[threads].append(seconds)
             if all(len(each) >= TRIAL for each in known.samples.values()):
                 self._decide(known)
+        elif known.trial_at is None:
+            known.trial_at = self._clock() + max(known.pause, COST * seconds)
         elif known.usual is not None and seconds > CHANGED * known.usual:
             known.trial_at, known.usual = 0.0, seconds
         else:

@@ -1,6 +1,8 @@
 """The number of threads that compute, chosen by a tuner with a clock of the test's own."""
 
 from collections.abc import Callable
+from functools import partial
+from operator import truediv
 
 from darkroom_server.device.thread_tuner import LONGEST_PAUSE, ThreadTuner
 
@@ -27,6 +29,12 @@ def test_all_threads_stay_where_they_are_fastest() -> None:
     assert machine.run(10)[-4:] == [8] * 4
     machine.run(10_000)
     assert machine.threads.count(8) / len(machine.threads) > 0.95
+
+
+def test_the_first_pictures_of_a_kind_have_all_threads() -> None:
+    for seconds in (0.01, 1.0, 100.0):
+        machine = Machine(2, partial(truediv, seconds))
+        assert machine.run(20, "one size") == machine.run(20, "another") == [2] * 20
 
 
 def test_one_thread_where_others_only_wait() -> None:
