@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import logging
+from contextlib import suppress
 from contextvars import Context, copy_context
 from typing import TYPE_CHECKING, Any
 
@@ -215,8 +216,7 @@ class Keeper:
         assert self._log is not None
         kept = self._kept.find(logged.owner, logged.request_id)
         if kept is not None and kept.job is None and kept.id != logged.id:  # another server has forgotten that one
-            if kept.history is not None:
-                kept.history.end(no_such_job(kept.request_id))
+            self._drop(kept)
             kept = None
         if kept is None or kept.elsewhere:
             await self._restore(kept, logged)
@@ -314,6 +314,22 @@ class Keeper:
             await asyncio.sleep(min(SWEEP_SECONDS, max(0.1, self._kept.keep_seconds / 4)))
             self._trim()
             await self._runs.finish_again()
+            with suppress(DarkroomError):  # looks say so
+                await self._end_forgotten()
+
+    async def _end_forgotten(self) -> None:
+        """End other servers' jobs that the log has no longer: they ended, and were forgotten, between two looks."""
+        elsewhere = {kept.id: kept for kept in self._kept if kept.elsewhere and kept.id is not None}
+        if not elsewhere or self._log is None:
+            return
+        known = await self._log.known(elsewhere)
+        for kept in (each for id, each in elsewhere.items() if id not in known):
+            self._drop(kept)
+
+    def _drop(self, kept: KeptJob) -> None:
+        self._kept.remove(kept)
+        if kept.history is not None:
+            kept.history.end(no_such_job(kept.request_id))
 
     def _trim(self) -> None:
         """Forget what need not be kept any more."""

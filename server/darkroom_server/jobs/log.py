@@ -116,6 +116,10 @@ class JobLog:
         """The data of a job's first event, and the bytes of its request and all of its events."""
         return await self._call(self._store.first_event, job)
 
+    async def known(self, jobs: Iterable[int]) -> set[int]:
+        """Those of some jobs that are in the log."""
+        return await self._call(self._store.known, list(jobs))
+
     async def forget(self, jobs: Iterable[int]) -> None:
         """Delete jobs, and their pictures."""
         await self._call(self._store.forget, list(jobs))

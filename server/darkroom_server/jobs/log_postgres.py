@@ -184,17 +184,24 @@ class PostgresStore(Store):
 
 
 def _prepare(connection: psycopg.Connection[Any]) -> None:
-    """Bring the tables to the format of today. :raises psycopg.DatabaseError: it is of a later version"""
+    """Bring the tables to the format of today. What is there needs no right to make it.
+
+    :raises psycopg.DatabaseError: the format is of a later version
+    """
     with connection.transaction():
         connection.execute("SELECT pg_advisory_xact_lock(%s)", (LOCK,))
-        connection.execute(f"CREATE SCHEMA IF NOT EXISTS {SCHEMA}")
-        connection.execute("CREATE TABLE IF NOT EXISTS format (version INTEGER NOT NULL)")
-        found = connection.execute("SELECT version FROM format").fetchone()
-        version = found[0] if found is not None else 0
+        there = "SELECT to_regnamespace(%s) IS NOT NULL, to_regclass('format') IS NOT NULL"
+        schema, table = connection.execute(there, (SCHEMA,)).fetchone() or (False, False)
+        if not schema:
+            connection.execute(f"CREATE SCHEMA {SCHEMA}")
+        if not table:
+            connection.execute("CREATE TABLE format (version INTEGER NOT NULL)")
+            connection.execute("INSERT INTO format VALUES (0)")
+        (version,) = connection.execute("SELECT version FROM format").fetchone() or (0,)
         if version > len(MIGRATIONS):
             words = f"its format {version} is of a later version of Darkroom; this one knows {len(MIGRATIONS)}"
             raise psycopg.DatabaseError(words)
         for script in MIGRATIONS[version:]:
             connection.execute(script)
-        connection.execute("DELETE FROM format")
-        connection.execute("INSERT INTO format VALUES (%s)", (len(MIGRATIONS),))
+        if version < len(MIGRATIONS):
+            connection.execute("UPDATE format SET version = %s", (len(MIGRATIONS),))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, NamedTuple
 
@@ -122,8 +122,7 @@ class Store(ABC):
         """See JobLog."""
         values = {name: getattr(job, name) for name in COLUMNS if name != "id"}
         values |= {"server": self.server} if self.shared else {}
-        marks = ", ".join("?" * len(values))
-        insert = f"INSERT INTO jobs ({', '.join(values)}) VALUES ({marks}) RETURNING id"
+        insert = f"INSERT INTO jobs ({', '.join(values)}) VALUES ({_marks(values)}) RETURNING id"
         added: int = self.execute(insert, list(values.values())).fetchone()[0]
         self.append(added, events)
         return added
@@ -168,9 +167,17 @@ class Store(ABC):
         request = self.execute("SELECT LENGTH(request) FROM jobs WHERE id = ?", (job,)).fetchone()
         return first[0] if first else b"", int(size or 0) + (request[0] if request else 0)
 
+    def known(self, jobs: Sequence[int]) -> set[int]:
+        """See JobLog."""
+        return {row[0] for row in self.execute(f"SELECT id FROM jobs WHERE id IN ({_marks(jobs)})", jobs)}
+
     def forget(self, jobs: Sequence[int]) -> None:
         """See JobLog."""
-        self.execute(f"DELETE FROM jobs WHERE id IN ({', '.join('?' * len(jobs))})", jobs)
+        self.execute(f"DELETE FROM jobs WHERE id IN ({_marks(jobs)})", jobs)
+
+
+def _marks(values: Collection[Any]) -> str:
+    return ", ".join("?" * len(values))
 
 
 def unexpected(error: Exception) -> DarkroomError:

@@ -42,6 +42,7 @@ def edges(open_edge: Open, database: str) -> Iterator[tuple[RunningServer, Runni
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(log_postgres, "LEASE_SECONDS", 2.0)
         patched.setattr(keeper, "LOOK_SECONDS", 0.2)
+        patched.setattr(keeper, "SWEEP_SECONDS", 0.2)
         with open_edge() as one, open_edge() as other:
             yield one, other
     empty(database)
@@ -128,6 +129,23 @@ def test_a_picture_that_comes_late_is_not_shown(
     wait_for(lambda: one.app.keeper.find("", "late").elsewhere)
     monkeypatch.undo()
     check_ended(stream.read(), 7, server, steps=STEPS)
+
+
+def test_a_job_that_is_gone_from_the_log_ends_for_its_watchers(
+    edges: tuple[RunningServer, RunningServer], database: str
+) -> None:
+    """Its edge has forgotten it, or an operator has deleted it, before the other had heard of its end."""
+    one, other = edges
+    stream = one.start(kept("forgotten", **LONG))
+    stream.read_until("step")
+    watched = watch(other, "forgotten")
+    watched.read_until("accepted")
+    with one.frozen():
+        with psycopg.connect(database, options="-c search_path=darkroom") as connection:
+            connection.execute("DELETE FROM jobs WHERE request_id = 'forgotten'")
+        gone = refused(watched.read)
+    assert (gone.code, gone.reason) == (StatusCode.NOT_FOUND, "REQUEST_NOT_FOUND")
+    assert refused(lambda: watch(other, "forgotten").read()).code is StatusCode.NOT_FOUND
 
 
 def test_the_jobs_of_an_edge_that_stops_go_on_at_once(

@@ -252,6 +252,24 @@ def test_a_database_that_cannot_be_reached_may_be_there_later() -> None:
     asyncio.run(test())
 
 
+def test_what_is_there_needs_no_right_to_make_it(url: str) -> None:
+    async def test(log: JobLog) -> None:
+        with psycopg.connect(url, autocommit=True) as connection:
+            for statement in (
+                "CREATE ROLE guest LOGIN",
+                "GRANT USAGE ON SCHEMA darkroom TO guest",
+                "GRANT SELECT, INSERT, UPDATE, DELETE ON ALL TABLES IN SCHEMA darkroom TO guest",
+            ):
+                connection.execute(statement)
+        guest = JobLog(PostgresStore(url.replace("darkroom@", "guest@")))
+        assert await guest.open() == []
+        added = await guest.add(job("one"), [])
+        guest.close()
+        assert await log.known([added, added + 1]) == {added}
+
+    run(url, test, servers=1)
+
+
 def test_a_later_format_is_refused(url: str) -> None:
     async def nothing(log: JobLog) -> None:
         pass
