@@ -58,8 +58,8 @@ class QueuePositions:
         self.stale = False  # set when a job is admitted, starts or ends
 
     def updates(self, now: float, within_turn: bool = False) -> Iterator[tuple[Job, Queued]]:
-        """The jobs whose position has changed since their last update. Within a turn those wait, too, that would be in
-        their lane's next batch."""
+        """The jobs whose position has changed since their last update, or that can be estimated only now. Within a turn
+        those wait, too, that would be in their lane's next batch."""
         if not self.stale or now < self._next:
             return
         self.stale, self._next = False, now + INTERVAL
@@ -70,9 +70,11 @@ class QueuePositions:
             waiting = [job for job in turns if job.progress.started is None]
             self._next += len(waiting) * INTERVAL_PER_JOB
             seconds = self._turn_seconds(lane, waiting[0], limit) if waiting else None  # they fill the batch
+            known = seconds is not None
+            self.stale |= not known and bool(waiting)  # until the first of their kind have been measured
             for position, job in enumerate(job for job in waiting if job not in active):
-                if job.progress.position != position:
-                    job.progress.position = position
+                if job.progress.position != position or (known and not job.progress.estimated):
+                    job.progress.position, job.progress.estimated = position, known
                     found = self._estimate(job, turns[job], seconds, at_least=1)
                     yield job, Queued(position, *(found or (None, None)))
 

@@ -25,6 +25,7 @@ class Progress:
     slots_left: int = 0
     swaps: int = 0  # its model's network swaps when the job started
     position: int | None = None  # in the queue, in the latest Queued event
+    estimated: bool = False  # whether that event says when it begins
     ended: bool = False
     then: Callable[[], None] | None = None  # for the event loop, once the engine no longer uses the job's model
     warnings: list[str] = field(default_factory=list)

@@ -77,6 +77,22 @@ def test_it_is_what_the_batcher_does(made: list[tuple[int, int, int]], row_limit
     assert foretold == {each: Turns(began[each], ended[each]) for each in jobs}
 
 
+def test_who_waits_hears_of_estimates_once_there_are_any() -> None:
+    batcher, speeds = Batcher(), Speeds()
+    jobs = [job(10), job(10)]
+    for each in jobs:
+        batcher.add(each)
+    positions = QueuePositions(batcher, lambda lane: 2, speeds)
+    positions.stale = True
+    assert list(positions.updates(1.0)) == [(jobs[1], Queued(0, None, None))]
+    assert list(positions.updates(2.0)) == []
+    for _ in range(2):
+        speeds.evaluation_took(jobs[0].plan, 2, seconds=0.5)
+    assert list(positions.updates(3.0)) == [(jobs[1], Queued(0, 5.0, 10.0))]
+    assert list(positions.updates(4.0)) == []
+    assert not positions.stale
+
+
 def test_estimates_are_in_seconds_from_turn_to_turn() -> None:
     batcher = Batcher()
     running, first, second = jobs = [job(30), job(30), job(30)]
