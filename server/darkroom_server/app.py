@@ -39,7 +39,7 @@ from darkroom_server.models.catalog import Catalog
 from darkroom_server.models.holdings import holdings
 from darkroom_server.models.model import Model, ModelError
 from darkroom_server.models.residency import ResidencyManager
-from darkroom_server.observe.metrics import Metrics
+from darkroom_server.observe.metrics import Metrics, of_engine
 from darkroom_server.observe.shutdown import Shutdown, until
 from darkroom_server.observe.watchdog import Watchdog
 from darkroom_server.web.opening import http_door
@@ -93,7 +93,7 @@ class App:
         self.keeper = Keeper(self._backend, settings, door.numbers)
         self._door, self._http = door, http
         engine.attach(self._on_device_lost, self._relieve)
-        self.metrics = Metrics(self.jobs, door.numbers, engine, self.residency)
+        self.metrics = Metrics(self.jobs, door.numbers, lambda: of_engine(engine, self.residency))
         self._watchdog = Watchdog(engine, settings, door.report_stall, self._on_hang)
 
     @classmethod

@@ -18,7 +18,7 @@ from darkroom_server.api import quotas
 from darkroom_server.api.status import error_of
 from darkroom_server.api.stored_events import resolved
 from darkroom_server.cluster.delivered import Delivered
-from darkroom_server.cluster.wire import RENEW_SECONDS, Call, ReplicaLost, Reply
+from darkroom_server.cluster.wire import RENEW_SECONDS, Call, ReplicaLost, Reply, Residence
 from darkroom_server.errors import Cancelled, DeviceLost, QueueFull, ReplicasLost, RequestIdInUse, ShuttingDown
 from darkroom_server.jobs.events import Ended, Forwarded
 from darkroom_server.jobs.registry import Registry
@@ -118,8 +118,8 @@ class ClusterBackend:
         try:
             async with aclosing(self.replicas.call(call, model or self._default_model, wanted)) as replies:
                 async for reply in replies:
-                    if isinstance(reply, str):
-                        replica = reply
+                    if isinstance(reply, Residence):
+                        replica = reply.replica
                         self._calls.setdefault(replica, set()).add(call.id)
                         if wanted not in ("", replica):
                             raise ReplicaLost(f"the replica {wanted} is gone")
@@ -221,11 +221,19 @@ class ClusterBackend:
         self._cancelling.add(task)
         task.add_done_callback(self._cancelling.discard)
 
+    async def names(self) -> list[str]:
+        """Those of the replicas that are there."""
+        return [each["replica"] for each in await self.replicas.describe()]
+
     async def _count(self) -> None:
-        """Count the replicas, again and again. While there are none, as many as there were are awaited."""
+        """Count the replicas and the jobs that wait at them, again and again. While there are no replicas, as many as
+        there were are awaited."""
+        admission = self.jobs.admission
         while True:
             with suppress(Exception):  # as of a cluster that does not answer now
-                self.jobs.admission.devices = len(await self.replicas.names()) or self.jobs.admission.devices
+                there = await self.replicas.describe()
+                admission.devices = len(there) or admission.devices
+                admission.elsewhere = max(0, sum(each["queued"] for each in there) - self.jobs.counts()[0])
             await asyncio.sleep(COUNT_SECONDS)
 
     async def _renew(self) -> None:

@@ -36,7 +36,12 @@ class ClusterCatalog(catalog_service_pb2_grpc.CatalogServiceServicer):
 
     async def ListModels(self, request: pb.ListModelsRequest, context: CallContext) -> pb.ListModelsResponse:
         """With the residency at each replica that offers it: in the course of an upgrade not all do."""
-        lists = {name: each.models for name, each in (await self._everywhere("ListModels", request)).items()}
+        answers = await self._everywhere("ListModels", request)
+        if not answers:
+            await self.answer("ListModels", request)  # waits for a replica
+            if not (answers := await self._everywhere("ListModels", request)):
+                raise DeviceLost("no replica is ready now; others are being started")
+        lists = {name: each.models for name, each in answers.items()}
         listed = pb.ListModelsResponse(models=next(iter(lists.values())))
         for model in listed.models:
             for name, models in sorted(lists.items()):
@@ -114,9 +119,10 @@ class ClusterCatalog(catalog_service_pb2_grpc.CatalogServiceServicer):
                     raise DeviceLost("what answered the call was lost") from error
 
     async def _everywhere(self, method: str, request: Any, names: Sequence[str] = ()) -> dict[str, Any]:
-        """The answers of the replicas of these names, by default of all; but of those that are lost meanwhile.
+        """The answers of the replicas of these names, by default of all; but of those that are lost meanwhile. Empty:
+        there is none.
 
-        :raises DarkroomError: of one of them, or there is none
+        :raises DarkroomError: of one of them
         """
         parse = message_factory.GetMessageClass(SERVICE.methods_by_name[method].output_type).FromString
 
@@ -129,15 +135,12 @@ class ClusterCatalog(catalog_service_pb2_grpc.CatalogServiceServicer):
                 pass
             return None
 
-        found = await asyncio.gather(*map(one, names or await self._backend.replicas.names()))
-        answers = dict(each for each in found if each is not None)
-        if not answers:
-            raise DeviceLost("no replica is ready now; others are being started")
-        return answers
+        found = await asyncio.gather(*map(one, names or await self._backend.names()))
+        return dict(each for each in found if each is not None)
 
     async def _named(self, names: Sequence[str]) -> list[str]:
         """The names, each once. :raises InvalidRequest: there is no such replica"""
-        there = await self._backend.replicas.names() if names else ()
+        there = await self._backend.names() if names else ()
         wrong = [
             Violation(f"replicas[{index}]", no_such("replica", name, set(there)))
             for index, name in enumerate(names)

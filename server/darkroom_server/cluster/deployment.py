@@ -10,11 +10,14 @@ from ray import serve
 from darkroom_server.cluster.wire import Call, Reply
 
 if TYPE_CHECKING:
-    from darkroom_server.config.settings import Settings
+    from darkroom_server.config.settings import ClusterSettings, Settings
 
 APPLICATION, DEPLOYMENT = "darkroom", "Darkroom"
 BUILDER = "darkroom_server.cluster.deployment:build"
 ROUTER = "darkroom_server.cluster.router:ModelRouter"
+SCALING = "darkroom_server.cluster.scaling:Scaling"
+REPORT_SECONDS = 1.0  # between reports of what the number of replicas goes by
+UP_SECONDS = 2.0  # for which more replicas are wanted, until they are started
 STATS_SECONDS = 2.0  # between reports of what a replica has in memory
 HEALTH_SECONDS = 5.0
 EDGES = {"engine", "listen", "http", "cors_origins", "health_while_starting", "metrics", "tls", "traces"}
@@ -60,9 +63,16 @@ class Darkroom:
     async def describe(self) -> dict[str, Any]:
         return self._replica.describe()
 
+    async def metrics(self, reader: str) -> tuple[str, str]:
+        return self._replica.name, self._replica.metrics(reader)
+
     async def record_routing_stats(self) -> dict[str, Any]:
         """Called by Ray Serve."""
         return self._replica.describe()
+
+    async def record_autoscaling_stats(self) -> dict[str, float]:
+        """Called by Ray Serve."""
+        return self._replica.load()
 
     async def check_health(self) -> None:
         """Called by Ray Serve."""
@@ -79,7 +89,7 @@ def application(settings: Settings) -> serve.Application:
     cluster = settings.cluster
     deploy = serve.deployment(
         name=DEPLOYMENT,
-        num_replicas=cluster.replicas,
+        **_number(cluster),
         ray_actor_options={"num_cpus": cluster.replica_cpus, "num_gpus": cluster.replica_gpus},
         max_ongoing_requests=UNLIMITED,
         graceful_shutdown_timeout_s=max(1.0, settings.drain_seconds),
@@ -90,6 +100,23 @@ def application(settings: Settings) -> serve.Application:
         request_router_config={"request_router_class": ROUTER, "request_routing_stats_period_s": STATS_SECONDS},
     )
     return deploy(Darkroom).bind(inner(settings))
+
+
+def _number(cluster: ClusterSettings) -> dict[str, Any]:
+    """How many replicas there are."""
+    if cluster.max_replicas is None:
+        return {"num_replicas": cluster.replicas}
+    scaling = {
+        "min_replicas": cluster.min_replicas,
+        "initial_replicas": max(cluster.min_replicas, cluster.replicas),
+        "max_replicas": cluster.max_replicas,
+        "metrics_interval_s": REPORT_SECONDS,
+        "look_back_period_s": 3 * REPORT_SECONDS,
+        "upscale_delay_s": UP_SECONDS,
+        "downscale_delay_s": cluster.idle_seconds,
+        "policy": {"policy_function": SCALING, "policy_kwargs": {"wait_seconds": cluster.wait_seconds}},
+    }
+    return {"autoscaling_config": scaling}
 
 
 def inner(settings: Settings, exclude_defaults: bool = False) -> dict[str, Any]:

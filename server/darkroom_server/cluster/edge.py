@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import uuid
 from typing import TYPE_CHECKING
 
 from darkroom_server.api.door import Door
@@ -14,20 +15,24 @@ from darkroom_server.api.listening import to_listen
 from darkroom_server.api.traced import open_tracing
 from darkroom_server.cluster.backend import ClusterBackend
 from darkroom_server.cluster.catalog import ClusterCatalog
-from darkroom_server.observe.metrics import Metrics
+from darkroom_server.observe.metrics import Metrics, labelled
 from darkroom_server.observe.shutdown import Shutdown, until
 from darkroom_server.pictures.encode import encode_thumbnail
 from darkroom_server.pictures.uploads import Uploads
 from darkroom_server.web.opening import http_door
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    from collections.abc import Awaitable, Callable, Iterable
+
+    from prometheus_client.core import Metric
 
     from darkroom_server.cluster.wire import Replicas
     from darkroom_server.config.settings import Settings
     from darkroom_server.web.door import HttpDoor
 
 log = logging.getLogger(__name__)
+
+METRICS_SECONDS = 5.0  # that replicas have to tell their metrics
 
 
 class EdgeThumbnails:
@@ -49,11 +54,12 @@ class Edge:
             settings.limits, settings.reader_threads, settings.upload_memory, settings.upload_seconds
         )
         self._hurry = asyncio.Event()
+        self._loop, self._name = asyncio.get_running_loop(), uuid.uuid4().hex
         self.backend = ClusterBackend(replicas, settings)
         self._tracing = open_tracing(settings.traces)
         self._traced = self._tracing.of(self.backend) if self._tracing is not None else self.backend
         self.keeper = Keeper(self._traced, settings, door.numbers)
-        self.metrics = Metrics(self.backend.jobs, door.numbers)
+        self.metrics = Metrics(self.backend.jobs, door.numbers, self._of_replicas)
 
     @classmethod
     async def open(cls, settings: Settings, replicas: Callable[[Settings], Awaitable[Replicas]] | None = None) -> Edge:
@@ -103,6 +109,15 @@ class Edge:
         await self.replicas.close()
         if self._tracing is not None:
             await self._tracing.close()
+
+    def _of_replicas(self) -> Iterable[Metric]:
+        """Their metrics. For the thread on which metrics are read."""
+        asking = asyncio.run_coroutine_threadsafe(self.replicas.metrics(self._name), self._loop)
+        try:
+            return labelled(asking.result(METRICS_SECONDS), "replica")
+        except Exception as error:  # the edge's own are to be seen all the same
+            log.warning("the replicas do not tell their metrics: %s", error)
+            return ()
 
     def hurry(self) -> None:
         """End the drain."""

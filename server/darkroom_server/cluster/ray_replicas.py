@@ -13,10 +13,19 @@ os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 
 import ray
 from ray import exceptions, serve
-from ray.serve.exceptions import RayServeException
+from ray.serve.exceptions import DeploymentUnavailableError, RayServeException
 
 from darkroom_server.cluster.deployment import APPLICATION, DEPLOYMENT, application
-from darkroom_server.cluster.wire import RENEW_SECONDS, Call, ClusterError, ReplicaLost, Reply, being_cancelled
+from darkroom_server.cluster.router import PLACEMENT
+from darkroom_server.cluster.wire import (
+    RENEW_SECONDS,
+    Call,
+    ClusterError,
+    ReplicaLost,
+    Reply,
+    Residence,
+    being_cancelled,
+)
 
 if TYPE_CHECKING:
     from darkroom_server.config.settings import Settings
@@ -55,7 +64,7 @@ class RayReplicas:
             if cluster.address is None:
                 ray.init(
                     address="local",
-                    num_cpus=max(os.cpu_count() or 1, math.ceil(cluster.replicas * cluster.replica_cpus)),
+                    num_cpus=max(os.cpu_count() or 1, math.ceil(cluster.most_replicas * cluster.replica_cpus)),
                     include_dashboard=False,
                     object_store_memory=OBJECT_STORE_BYTES,
                     log_to_driver=False,
@@ -85,6 +94,8 @@ class RayReplicas:
         try:
             async for reply in response:
                 begun = True
+                if isinstance(reply, Residence):
+                    PLACEMENT.hear(reply)
                 yield reply
         except LOST as error:
             raise ReplicaLost(_words(error)) from None
@@ -103,13 +114,20 @@ class RayReplicas:
         """See Replicas."""
         await self._control(self._handle.renew.remote(call_ids, replica=replica))
 
-    async def names(self) -> list[str]:
-        """See Replicas."""
-        return [each["replica"] for each in await self.describe()]
-
     async def describe(self) -> list[dict[str, Any]]:
-        """What each replica has in memory, and how much it has to do; but those that are lost."""
-        found = await self._handle.broadcast("describe").results_async(return_exceptions=True)
+        """See Replicas."""
+        return await self._all("describe")
+
+    async def metrics(self, reader: str) -> dict[str, str]:
+        """See Replicas."""
+        return dict(await self._all("metrics", reader))
+
+    async def _all(self, method: str, *arguments: Any) -> list[Any]:
+        """The answers of all, but those that are lost."""
+        try:
+            found = await self._handle.broadcast(method, *arguments).results_async(return_exceptions=True)
+        except DeploymentUnavailableError:  # there is none
+            return []
         for each in found:
             if isinstance(each, BaseException) and not isinstance(each, LOST):
                 raise each

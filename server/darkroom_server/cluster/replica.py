@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import os
 import time
 from collections.abc import AsyncGenerator, Sequence
@@ -16,9 +17,11 @@ from darkroom_server.api.in_process import Aborted, InProcessCall
 from darkroom_server.api.in_process import Caller as Client
 from darkroom_server.api.status import serialized
 from darkroom_server.cluster.inner_door import InnerDoor
-from darkroom_server.cluster.wire import LEASE_SECONDS, RENEW_SECONDS, Call, Reply, being_cancelled
+from darkroom_server.cluster.scaling import TAKEN, WAITING
+from darkroom_server.cluster.wire import LEASE_SECONDS, RENEW_SECONDS, Call, Reply, Residence, being_cancelled
 from darkroom_server.errors import Cancelled, Unauthenticated
 from darkroom_server.models.residency import Residency
+from darkroom_server.observe.metrics import of_engine, text_of
 
 if TYPE_CHECKING:
     from darkroom_plugins.manager import Plugins
@@ -26,6 +29,8 @@ if TYPE_CHECKING:
     from darkroom_server.config.settings import Settings
 
 log = logging.getLogger(__name__)
+
+READER_SECONDS = 90.0  # without an edge that reads metrics, until another one may
 
 
 @dataclass
@@ -45,6 +50,7 @@ class Replica:
         self._door = door
         self._tokens = {each.sha256.lower(): each for each in app.settings.tokens}
         self._leases: dict[str, _Lease] = {}  # by the call's id
+        self._reader, self._read = "", -math.inf  # who read the metrics last, and when
         self._sweeping = asyncio.create_task(self._sweep())
 
     @classmethod
@@ -67,7 +73,8 @@ class Replica:
 
     async def call(self, call: Call) -> AsyncGenerator[Reply, None]:
         """The replies to a call. To be closed."""
-        yield self.name
+        changes = self._changes
+        yield self.residence()
         token = self._tokens.get(call.owner)
         if token is None and (call.owner or self._tokens):  # whose limits are not known
             yield serialized(Unauthenticated("the replicas' settings have not this token: deploy those of the edge"))
@@ -82,6 +89,9 @@ class Replica:
         try:
             call_here.send(call.request)
             async for message in call_here.messages():
+                if changes != self._changes:
+                    changes = self._changes
+                    yield self.residence()
                 yield [message.SerializeToString()]
         except Aborted as refusal:
             yield refusal.status
@@ -111,11 +121,37 @@ class Replica:
 
     def describe(self) -> dict[str, Any]:
         """What routers go by: the models that are in memory, and the numbers of jobs and calls."""
+        counts = {"jobs": self.app.jobs.active_jobs, "queued": self.app.jobs.counts()[0], "calls": len(self._leases)}
+        counts["loads"] = self.app.residency.loads
+        return {"replica": self.name, "process": os.getpid(), "residence": self.residence(), **counts}
+
+    def residence(self) -> Residence:
+        """What is in memory now."""
         absent = (Residency.ABSENT, Residency.LEAVING)
         states = {name: self.app.residency["model", name].residency for name in self.app.catalog.models}
-        here = [name for name, state in states.items() if state not in absent]
-        counts = {"jobs": self.app.jobs.active_jobs, "calls": len(self._leases), "loads": self.app.residency.loads}
-        return {"replica": self.name, "process": os.getpid(), "models": here, **counts}
+        here = (name for name, state in states.items() if state not in absent)
+        return Residence(self.name, time.monotonic(), tuple(here))
+
+    @property
+    def _changes(self) -> int:
+        """How often something has come into memory, or left it."""
+        return self.app.residency.loads + self.app.residency.evictions
+
+    def load(self) -> dict[str, float]:
+        """What the number of replicas goes by, see Scaling."""
+        _, begun = self.app.engine.samples()
+        begun = max(begun, min(1, self.app.jobs.active_jobs))  # one that is loaded for is work, too
+        places = self.app.settings.limits.max_batch_rows // 2
+        return {WAITING: self.app.jobs.longest_wait(), TAKEN: min(1.0, begun / places)}
+
+    def metrics(self, reader: str) -> str:
+        """Those of engine and weights, in Prometheus's text format. They are told to one edge, until it no longer asks:
+        what two tell would be counted twice."""
+        now = time.monotonic()
+        if reader != self._reader and now < self._read + READER_SECONDS:
+            return ""
+        self._reader, self._read = reader, now
+        return text_of(of_engine(self.app.engine, self.app.residency))
 
     def check(self) -> None:
         """:raises RuntimeError: the device is lost, or the engine hangs: the replica is to be started again"""

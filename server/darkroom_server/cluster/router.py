@@ -2,16 +2,28 @@
 
 from __future__ import annotations
 
-from typing import Any
+import asyncio
+from functools import partial
+from typing import TYPE_CHECKING
 
 from ray.serve.request_router import PendingRequest, RequestRouter, RunningReplica
 
-SPILL = 8  # calls by which the replicas that have a model may be ahead before another one loads it
+from darkroom_server.cluster.placement import Placement
+
+if TYPE_CHECKING:
+    from ray.serve._private.common import ReplicaID
+
+PLACEMENT = Placement()  # of this process, whose handles all lead to the same replicas
+
+
+def _forget_unsent(call: str, chosen: asyncio.Future[RunningReplica]) -> None:
+    if chosen.cancelled():
+        PLACEMENT.end(call)
 
 
 class ModelRouter(RequestRouter):
-    """Replicas where the request's model is in memory come first, and within a rank the one with the fewest calls. A
-    call with `replica` is for the one of that name, if it is there."""
+    """The replica that Placement chooses comes first, else any. A call with `replica` is for the one of that name, if
+    it is there."""
 
     async def choose_replicas(
         self, candidate_replicas: list[RunningReplica], pending_request: PendingRequest | None = None
@@ -19,19 +31,22 @@ class ModelRouter(RequestRouter):
         if pending_request is None:
             return [candidate_replicas]
         pending_request.routing_context.should_backoff = True
+        named = {each.replica_id.unique_id: each for each in candidate_replicas}
         if name := pending_request.kwargs.get("replica"):
-            named = [each for each in candidate_replicas if each.replica_id.unique_id == name]
-            return [named or candidate_replicas]
-        model = pending_request.metadata.multiplexed_model_id
-        having: list[RunningReplica] = []
-        others: list[RunningReplica] = []
-        for each in candidate_replicas:
-            (having if model in each.routing_stats.get("models", ()) else others).append(each)
-        if having and others and self._least(having) >= self._least(others) + SPILL:
-            return [others, having]
-        return [rank for rank in (having, others) if rank]
+            return [[named[name]] if name in named else candidate_replicas]
+        busy = {}
+        for name, each in named.items():
+            busy[name] = self.replica_queue_len_cache.get(each.replica_id) or 0
+            if said := each.routing_stats.get("residence"):
+                PLACEMENT.hear(said)
+        call = pending_request.metadata.internal_request_id
+        chosen = PLACEMENT.choose(call, pending_request.metadata.multiplexed_model_id, busy)
+        pending_request.future.add_done_callback(partial(_forget_unsent, call))
+        return [[named[chosen]], candidate_replicas]
 
-    def _least(self, replicas: list[RunningReplica]) -> int:
-        """The fewest calls of any of them, as far as is known."""
-        known: Any = (self.replica_queue_len_cache.get(each.replica_id) for each in replicas)
-        return min(calls or 0 for calls in known)
+    def update_replicas(self, replicas: list[RunningReplica]) -> None:
+        super().update_replicas(replicas)
+        PLACEMENT.keep(each.replica_id.unique_id for each in replicas)
+
+    def on_request_completed(self, replica_id: ReplicaID, internal_request_id: str) -> None:
+        PLACEMENT.end(internal_request_id)

@@ -5,13 +5,23 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass
-from typing import Protocol
-
-# A replica's reply to a call: first its own name, then serialized messages, those that were there together in one list;
-# at last, if the call failed, its google.rpc.Status, serialized.
-Reply = str | list[bytes] | bytes
+from typing import Any, Protocol
 
 RENEW_SECONDS, LEASE_SECONDS = 1.0, 5.0  # between an edge's signs of life, and after the last of which its calls end
+
+
+@dataclass(frozen=True)
+class Residence:
+    """What a replica has in memory."""
+
+    replica: str  # its name
+    at: float  # when it was so, by the replica's time.monotonic
+    models: tuple[str, ...]  # those that are there, or are being loaded
+
+
+# A reply to a call: first who the replica is, and again whenever that has changed; serialized messages, those that were
+# there together in one list; at last, if the call failed, its google.rpc.Status, serialized.
+Reply = Residence | list[bytes] | bytes
 
 
 @dataclass(frozen=True)
@@ -50,8 +60,11 @@ class Replicas(Protocol):
     async def renew(self, replica: str, call_ids: Sequence[str]) -> None:
         """Say that these calls at this replica are wanted still."""
 
-    async def names(self) -> list[str]:
-        """Those of all replicas that are there."""
+    async def describe(self) -> list[dict[str, Any]]:
+        """What each replica that is there says of itself, see Replica.describe. Empty: there is none."""
+
+    async def metrics(self, reader: str) -> dict[str, str]:
+        """What each tells Prometheus of its engine, by its name, see Replica.metrics."""
 
     async def close(self) -> None:
         """Let go of them."""

@@ -257,9 +257,30 @@ class ClusterSettings(BaseModel, extra="forbid"):
 
     address: str | None = None  # of the cluster's head; None: a local one is started, and ends with the server
     replicas: Annotated[int, Field(ge=1, le=10_000)] = 1
+    # With a maximum their number follows the load, from `replicas` on.
+    min_replicas: Annotated[int, Field(ge=0, le=10_000)] = 1
+    max_replicas: Annotated[int, Field(ge=1, le=10_000)] | None = None
+    wait_seconds: Annotated[float, Field(gt=0)] = 5.0  # of waiting work for each replica, above which more are started
+    idle_seconds: Annotated[float, Field(ge=0)] = 300.0  # for which fewer would do, until there are fewer
     # What each takes of a machine, in Ray's units. CPUs are only counted: `threads` says how many threads compute.
     replica_cpus: Annotated[float, Field(ge=0)] = 1.0
     replica_gpus: Annotated[float, Field(ge=0)] = 0.0
+
+    @model_validator(mode="after")
+    def _in_order(self) -> Self:
+        if self.max_replicas is None:
+            if "min_replicas" in self.model_fields_set and self.min_replicas != 1:
+                raise ValueError("min_replicas is for replicas that follow the load: set max_replicas, too")
+            return self
+        for name in ("min_replicas", "replicas"):
+            if (least := getattr(self, name)) > self.max_replicas:
+                raise ValueError(f"{name}, {least}, is more than max_replicas, {self.max_replicas}")
+        return self
+
+    @property
+    def most_replicas(self) -> int:
+        """How many there may be."""
+        return self.max_replicas or self.replicas
 
 
 class Settings(BaseSettings):

@@ -27,6 +27,7 @@ class Admission:
         """`max_bytes`: of their input pictures."""
         self._max_jobs, self._max_jobs_per_client, self._max_bytes = max_jobs, max_jobs_per_client, max_bytes
         self.devices = 1  # that jobs wait for: the numbers of jobs are those for each
+        self.elsewhere = 0  # jobs that came by other ways and wait for the same devices
         self._waiting: dict[Job, int] = {}  # bytes
         self._of_client: Counter[str] = Counter()
         self._bytes = 0
@@ -94,8 +95,8 @@ class Admission:
         return round(random.uniform(1 - JITTER, 1 + JITTER) * min(max(seconds, LEAST), MOST), 3)
 
     def _refuse_if_full(self, job: Job) -> None:
-        if len(self._waiting) >= self._max_jobs * self.devices:
-            raise QueueFull(f"{len(self._waiting)} jobs are waiting already", self.retry_after())
+        if (waiting := len(self._waiting) + self.elsewhere) >= self._max_jobs * self.devices:
+            raise QueueFull(f"{waiting} jobs are waiting already", self.retry_after())
         own = self._of_client[job.client]
         if own >= self._max_jobs_per_client * self.devices:
             raise QueueFull(f"{own} jobs of this client are waiting already", self.retry_after())

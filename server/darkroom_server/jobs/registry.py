@@ -58,6 +58,11 @@ class Registry(ABC):
         queued = sum(job.queued for job in jobs)
         return queued, len(jobs) - queued
 
+    def longest_wait(self) -> float:
+        """Seconds until all jobs that wait now will have begun, as far as has been estimated."""
+        starts = [job.seen.estimated_start for job in self.active if job.queued and job.seen.estimated_start]
+        return max(0.0, max(starts) - time.time()) if starts else 0.0
+
     def dropped_previews(self) -> int:
         """How many previews newer ones have replaced unread. May be called on another thread."""
         return self._dropped_previews + sum(job.mailbox.dropped_previews for job in self.active)

@@ -9,8 +9,9 @@ import asyncio
 import time
 from typing import TYPE_CHECKING
 
-from prometheus_client import CollectorRegistry, start_http_server
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
+from prometheus_client import CollectorRegistry, generate_latest, start_http_server
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
+from prometheus_client.parser import text_string_to_metric_families
 from prometheus_client.registry import Collector
 
 from darkroom_plugins.version import VERSION
@@ -18,10 +19,8 @@ from darkroom_server.config.address import TcpAddress, parse_address
 from darkroom_server.jobs.numbers import Distribution, seconds
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping
+    from collections.abc import Callable, Iterable, Iterator, Mapping
     from typing import Any
-
-    from prometheus_client.core import Metric
 
     from darkroom_server.engine.engine import Engine
     from darkroom_server.jobs.numbers import CallNumbers
@@ -39,11 +38,10 @@ class Metrics(Collector):
         self,
         jobs: Registry,
         calls: CallNumbers,
-        engine: Engine | None = None,
-        residency: ResidencyManager | None = None,
+        of_engines: Callable[[], Iterable[Metric]],
     ) -> None:
-        """Without engine and residency there are no metrics of them: they are elsewhere."""
-        self._engine, self._jobs, self._residency, self._calls = engine, jobs, residency, calls
+        """`of_engines` has the metrics of what does the jobs, here or elsewhere; it is called on another thread."""
+        self._jobs, self._calls, self._of_engines = jobs, calls, of_engines
         self._delays = seconds()
         self._watching: asyncio.Task[None] | None = None
         self._server: Any = None
@@ -76,10 +74,7 @@ class Metrics(Collector):
     def collect(self) -> Iterable[Metric]:
         """All metrics, as they are now."""
         yield from self._of_jobs()
-        if self._engine is not None:
-            yield from self._of_engine(self._engine)
-        if self._residency is not None:
-            yield from self._of_residency(self._residency)
+        yield from self._of_engines()
         yield from self._of_calls()
         yield _gauge("darkroom_info", "The server's version.", {(VERSION,): 1.0}, "version")
         yield _histogram(
@@ -92,32 +87,6 @@ class Metrics(Collector):
         yield _gauge("darkroom_jobs", "Jobs that wait for their first turn, and that have had it.", states, "state")
         dropped = self._jobs.dropped_previews()
         yield _counter("darkroom_previews_dropped_total", "Previews that a newer one replaced unread.", {(): dropped})
-
-    def _of_engine(self, engine: Engine) -> Iterator[Metric]:
-        numbers = engine.numbers
-        waiting, active = engine.samples()
-        samples = {("waiting",): waiting, ("active",): active}
-        yield _gauge(
-            "darkroom_engine_samples", "Images that the engine has not begun, and has begun.", samples, "state"
-        )
-        yield _histogram("darkroom_queue_wait_seconds", "From a job's arrival to its first turn.", {(): numbers.waits})
-        yield _histogram("darkroom_batch_rows", "Rows of an evaluation.", {(): numbers.rows})
-        what = "An evaluation with its scheduler steps, by model and size (the edge of a square of as many pixels)."
-        yield _histogram("darkroom_step_seconds", what, dict(numbers.steps), "model", "size")
-        parts = {(part,): spent for part, spent in dict(numbers.parts).items()}
-        yield _counter("darkroom_tick_seconds_total", "What the engine's time is spent on.", parts, "part")
-        yield _counter("darkroom_ticks_total", "Turns of the engine.", {(): engine.ticks})
-        yield _counter("darkroom_previews_made_total", "Previews that were decoded.", {(): numbers.previews})
-        ends = {(reason,): count for reason, count in dict(numbers.ends).items()}
-        yield _counter("darkroom_jobs_ended_total", "Jobs that left the engine; OK: done.", ends, "reason")
-
-    def _of_residency(self, residency: ResidencyManager) -> Iterator[Metric]:
-        held = residency.held_bytes()
-        places = {("device",): held[0], ("host",): held[1]}
-        yield _gauge("darkroom_weights_bytes", "Weights resident on the device, and parked.", places, "place")
-        yield _counter("darkroom_loads_total", "Models and assets that were loaded.", {(): residency.loads})
-        what = "Models and assets that left the device."
-        yield _counter("darkroom_evictions_total", what, {(): residency.evictions})
 
     def _of_calls(self) -> Iterator[Metric]:
         ends = dict(self._calls.ends)
@@ -136,6 +105,57 @@ class Metrics(Collector):
         jobs, pixels = ({(name,): getattr(each, kind) for name, each in usage.items()} for kind in ("jobs", "pixels"))
         yield _counter("darkroom_token_jobs_total", "Jobs of a token that were checked.", jobs, "token")
         yield _counter("darkroom_token_pixels_total", "Pixels of their pictures.", pixels, "token")
+
+
+def of_engine(engine: Engine, residency: ResidencyManager) -> Iterator[Metric]:
+    """Those of an engine and its weights. May be called on another thread."""
+    numbers = engine.numbers
+    waiting, active = engine.samples()
+    samples = {("waiting",): waiting, ("active",): active}
+    yield _gauge("darkroom_engine_samples", "Images that the engine has not begun, and has begun.", samples, "state")
+    yield _histogram("darkroom_queue_wait_seconds", "From a job's arrival to its first turn.", {(): numbers.waits})
+    yield _histogram("darkroom_batch_rows", "Rows of an evaluation.", {(): numbers.rows})
+    what = "An evaluation with its scheduler steps, by model and size (the edge of a square of as many pixels)."
+    yield _histogram("darkroom_step_seconds", what, dict(numbers.steps), "model", "size")
+    parts = {(part,): spent for part, spent in dict(numbers.parts).items()}
+    yield _counter("darkroom_tick_seconds_total", "What the engine's time is spent on.", parts, "part")
+    yield _counter("darkroom_ticks_total", "Turns of the engine.", {(): engine.ticks})
+    yield _counter("darkroom_previews_made_total", "Previews that were decoded.", {(): numbers.previews})
+    ends = {(reason,): count for reason, count in dict(numbers.ends).items()}
+    yield _counter("darkroom_jobs_ended_total", "Jobs that left the engine; OK: done.", ends, "reason")
+    held = residency.held_bytes()
+    places = {("device",): held[0], ("host",): held[1]}
+    yield _gauge("darkroom_weights_bytes", "Weights resident on the device, and parked.", places, "place")
+    yield _counter("darkroom_loads_total", "Models and assets that were loaded.", {(): residency.loads})
+    what = "Models and assets that left the device."
+    yield _counter("darkroom_evictions_total", what, {(): residency.evictions})
+
+
+def labelled(texts: Mapping[str, str], label: str) -> Iterator[Metric]:
+    """The metrics that several processes have told, in Prometheus's text format; a label says whose each is.
+
+    :param texts: by the label's value
+    """
+    families: dict[str, Metric] = {}
+    for value, text in texts.items():
+        for told in text_string_to_metric_families(text):
+            family = families.setdefault(told.name, Metric(told.name, told.documentation, told.type))
+            for each in told.samples:
+                family.add_sample(each.name, {**each.labels, label: value}, each.value)
+    yield from families.values()
+
+
+def text_of(metrics: Iterable[Metric]) -> str:
+    """Metrics in Prometheus's text format."""
+    return generate_latest(_Given(metrics)).decode()
+
+
+class _Given(Collector):
+    def __init__(self, metrics: Iterable[Metric]) -> None:
+        self._metrics = metrics
+
+    def collect(self) -> Iterable[Metric]:
+        return self._metrics
 
 
 def _gauge(name: str, what: str, values: Mapping[Any, float], *labels: str) -> Metric:

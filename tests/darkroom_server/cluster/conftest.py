@@ -62,8 +62,11 @@ class ReplicasHere:
         if not self.silent:
             self.replicas[replica].renew(call_ids)
 
-    async def names(self) -> list[str]:
-        return list(self.replicas)
+    async def metrics(self, reader: str) -> dict[str, str]:
+        return {name: each.metrics(reader) for name, each in self.replicas.items()}
+
+    async def describe(self) -> list[dict[str, Any]]:
+        return [each.describe() for each in self.replicas.values()]
 
     def left(self) -> int:
         """Jobs and calls of all replicas."""

@@ -1,5 +1,6 @@
 """What is handed to Ray Serve: its configuration, and the example for Kubernetes."""
 
+import inspect
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import yaml
 from typer.testing import CliRunner
 
 from darkroom_server.cli.commands import deploy
+from darkroom_server.cluster.scaling import TAKEN, WAITING, Scaling
 from darkroom_server.config.settings import ClusterSettings, Settings, TlsSettings
 
 MANIFEST = Path(__file__).parents[3] / "server/deploy/rayservice.yaml"
@@ -38,6 +40,63 @@ def test_settings_come_through() -> None:
     assert (options["num_cpus"], options["num_gpus"]) == (2, 1)
     (given,) = deployment.init_args
     assert Settings(**given) == Settings(threads=2, cluster=cluster, idle_seconds=5.0)
+
+
+def test_their_number_follows_the_load_within_bounds() -> None:
+    from darkroom_server.cluster.deployment import serve_config
+
+    cluster = ClusterSettings(min_replicas=0, max_replicas=4, wait_seconds=2, idle_seconds=60)
+    deployment = built(yaml.safe_load(yaml.safe_dump(serve_config(Settings(cluster=cluster)))))
+    scaling = deployment._deployment_config.autoscaling_config
+    assert [scaling.min_replicas, scaling.initial_replicas, scaling.max_replicas] == [0, 1, 4]
+    assert scaling.downscale_delay_s == 60
+    policy = scaling.policy.get_policy()(**scaling.policy.policy_kwargs)
+    assert policy(context(here=1, waiting=[7.0], taken=[1.0]))[0] == 4
+
+
+def context(here: int, waiting: list[float], taken: list[float]) -> Any:
+    """What Ray Serve tells a policy of replicas that have reported."""
+    from ray.serve.config import AutoscalingContext
+
+    told = {name: dict(enumerate(values)) for name, values in ((WAITING, waiting), (TAKEN, taken))}
+    names = inspect.signature(AutoscalingContext).parameters
+    given = {"current_num_replicas": here, "aggregated_metrics": {name: each for name, each in told.items() if each}}
+    return AutoscalingContext(**{**dict.fromkeys(names), **given})
+
+
+@pytest.mark.parametrize(
+    ("here", "waiting", "taken", "wanted"),
+    [
+        (1, [0.0], [1.0], 1),  # full, but nobody waits
+        (1, [4.9], [1.0], 1),
+        (1, [5.1], [1.0], 2),
+        (2, [30.0, 0.0], [1.0, 1.0], 6),
+        (3, [1.0, 1.0, 1.0], [1.0, 1.0, 1.0], 3),
+        (3, [0.0, 0.0, 0.0], [0.3, 0.3, 0.1], 1),  # one takes them all
+        (2, [0.0, 0.0], [0.5, 0.4], 2),
+        (2, [0.0], [0.1], 2),  # one has not said yet
+        (1, [], [], 1),
+        (1, [0.0], [0.01], 1),
+        (2, [0.0, 0.0], [0.0, 0.0], 0),
+    ],
+)
+def test_more_replicas_for_what_waits_and_fewer_for_what_has_places(
+    here: int, waiting: list[float], taken: list[float], wanted: int
+) -> None:
+    assert Scaling(5.0)(context(here, waiting, taken)) == (wanted, {})
+
+
+@pytest.mark.parametrize(
+    ("wrong", "says"),
+    [
+        ({"min_replicas": 3, "max_replicas": 2}, "min_replicas, 3, is more than max_replicas, 2"),
+        ({"replicas": 3, "max_replicas": 2}, "replicas, 3, is more than max_replicas, 2"),
+        ({"min_replicas": 0}, "set max_replicas, too"),
+    ],
+)
+def test_numbers_that_contradict_each_other_are_refused(wrong: dict[str, int], says: str) -> None:
+    with pytest.raises(ValueError, match=says):
+        ClusterSettings.model_validate(wrong)
 
 
 def test_the_command_prints_it(tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ from PIL import Image
 from darkroom.v1 import edits_pb2
 from darkroom.v1.catalog_service_pb2 import ListModelsRequest, ListTasksRequest
 from darkroom.v1.image_service_pb2 import CancelRequest
-from darkroom_server.cluster.wire import Call, Reply
+from darkroom_server.cluster.wire import Call, Reply, Residence
 from darkroom_server.config.settings import Settings
 from darkroom_server.jobs import registry
 from tests import noise_family
@@ -85,7 +85,7 @@ def test_a_mask_of_the_images_api_is_decoded_at_the_edge(http: httpx2.Client, se
     assert base64.b64decode(answer.json()["data"][0]["b64_json"]) == expected.files()[0]
 
 
-def test_metrics_are_those_of_calls_and_jobs(locked: RunningServer) -> None:
+def test_metrics_are_those_of_calls_jobs_and_replicas(locked: RunningServer) -> None:
     before = read(locked)
     start(locked, num_inference_steps=2, num_images=2).read()
     refused(lambda: start(locked, width=13).read())
@@ -100,7 +100,14 @@ def test_metrics_are_those_of_calls_and_jobs(locked: RunningServer) -> None:
         name.partition(" ")[0].removesuffix("_bucket").removesuffix("_count").removesuffix("_sum") for name in moved
     }
     assert all(f"`{name}`" in manual for name in kinds)
-    assert not any(name.startswith(("darkroom_engine", "darkroom_weights")) for name in moved)
+    rows = [moved[f"darkroom_batch_rows_sum replica=replica-{number}"] for number in range(2)]
+    assert (min(rows), max(rows) >= 8) == (0, True)
+
+
+def test_one_edge_tells_the_metrics_of_replicas(locked: RunningServer) -> None:
+    for _ in range(2):
+        assert read(locked)["darkroom_weights_bytes place=device replica=replica-0"] > 0
+        assert locked.run(locked.app.replicas.metrics("another")) == {"replica-0": "", "replica-1": ""}
 
 
 def test_what_waits_to_be_read_is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -159,7 +166,7 @@ def test_a_call_whose_replica_ends_before_its_answer_is_tried_again(tiny_model: 
         async def call(self, call: Call, model: str, replica: str = "") -> AsyncGenerator[Reply, None]:
             if self.ending:
                 self.ending -= 1
-                yield replica or next(iter(self.replicas))
+                yield Residence(replica or next(iter(self.replicas)), 0.0, ())
                 return
             async for reply in super().call(call, model, replica):
                 yield reply
@@ -167,9 +174,28 @@ def test_a_call_whose_replica_ends_before_its_answer_is_tried_again(tiny_model: 
     replicas = Ending(1)
     with RunningServer(replicas=replicas.open, models=[{"name": "tiny", "path": tiny_model}]) as edge:
         assert edge.catalog.ListTasks(ListTasksRequest()).tasks
-        replicas.ending = 1
+        replicas.ending = 2
+        assert edge.catalog.ListModels(ListModelsRequest()).models
+        replicas.ending = 4
         failed = refused(lambda: edge.catalog.ListModels(ListModelsRequest()))
         assert failed.reason == "DEVICE_LOST"
+
+
+class Taken(ReplicasHere):
+    """A replica where a job of another edge waits."""
+
+    async def describe(self) -> list[dict[str, Any]]:
+        return [{**each, "queued": each["queued"] + 1} for each in await super().describe()]
+
+
+def test_jobs_of_other_edges_count(tiny_model: Path) -> None:
+    models, limits = [{"name": "tiny", "path": tiny_model}], {"max_queued_jobs": 1, "max_queued_jobs_per_client": 1}
+    replicas = Taken(1)
+    with RunningServer(replicas=replicas.open, models=models, limits=limits) as edge:
+        wait_for(lambda: edge.app.backend.jobs.admission.elsewhere == 1)
+        failed = refused(lambda: edge.generate(prompt="x"))
+        assert failed.reason == "QUEUE_FULL"
+        assert replicas.called == []
 
 
 class NoReplicas:
@@ -180,9 +206,9 @@ class NoReplicas:
 
     async def call(self, call: Call, model: str, replica: str = "") -> AsyncGenerator[Reply, None]:
         await asyncio.Event().wait()
-        yield ""
+        yield []
 
-    async def names(self) -> list[str]:
+    async def describe(self) -> list[dict[str, Any]]:
         return []
 
     async def close(self) -> None:

@@ -18,6 +18,7 @@ from darkroom.v1.image_service_pb2 import (
     WatchRequest,
 )
 from darkroom_server.cluster.backend import MAX_RESTARTS, RUN_SEQUENCES
+from darkroom_server.cluster.scaling import TAKEN, WAITING
 from darkroom_server.cluster.wire import LEASE_SECONDS
 from tests.darkroom_server.cluster.conftest import ReplicasHere
 from tests.support import RunningServer, Stream, generate_request, png, refused
@@ -101,6 +102,18 @@ def test_refusals_come_as_they_are(edge: RunningServer, server: RunningServer) -
         assert (one.reason, one.paths) == (other.reason, other.paths)
 
 
+def test_replicas_say_how_much_there_is_to_do(edge: RunningServer, here: ReplicasHere) -> None:
+    def said(name: str) -> list[float]:
+        return [each.load()[name] for each in here.replicas.values()]
+
+    assert [said(WAITING), said(TAKEN)] == [[0, 0], [0, 0]]
+    streams = [edge.start(generate_request(**LONG)) for _ in range(50)]
+    wait_for(lambda: said(TAKEN) == [1, 1] and min(said(WAITING)) > 0, seconds=60)
+    for stream in streams:
+        stream.call.cancel()
+    wait_for(lambda: [said(WAITING), said(TAKEN)] == [[0, 0], [0, 0]])
+
+
 def by_leaving(edge: RunningServer, stream: Stream) -> None:
     stream.call.cancel()
 
@@ -158,11 +171,11 @@ def where(model: catalog_service_pb2.Model) -> dict[str, bool]:
 def test_a_model_leaves_all_replicas_and_comes_back(edge: RunningServer, here: ReplicasHere) -> None:
     freed = edge.catalog.UnloadModel(catalog_service_pb2.UnloadModelRequest(model="tiny")).freed_bytes
     assert freed > 0
-    assert [each.describe()["models"] for each in here.replicas.values()] == [[], []]
+    assert [list(each.residence().models) for each in here.replicas.values()] == [[], []]
     *_, last = edge.catalog.LoadModel(catalog_service_pb2.LoadModelRequest(model="tiny"))
     assert last.model.residency == catalog_service_pb2.RESIDENCY_RESIDENT
     assert sorted(where(last.model).values()) == [False, True]
-    assert sorted(each.describe()["models"] for each in here.replicas.values()) == [[], ["tiny"]]
+    assert sorted(list(each.residence().models) for each in here.replicas.values()) == [[], ["tiny"]]
 
 
 def test_a_model_is_loaded_and_unloaded_where_it_is_asked_for(edge: RunningServer, here: ReplicasHere) -> None:

@@ -18,15 +18,20 @@ from typing import Any
 import grpc
 import pytest
 
-from darkroom.v1.catalog_service_pb2 import ListModelsRequest
-from darkroom.v1.image_service_pb2 import WatchRequest
+from darkroom.v1.catalog_service_pb2 import GetServerLoadRequest, ListModelsRequest
+from darkroom.v1.image_service_pb2 import JOB_STATE_QUEUED, GetJobRequest, ListJobsRequest, WatchRequest
 from darkroom.v1.image_service_pb2_grpc import ImageServiceStub
+from darkroom_server.config.settings import ClusterSettings
 from tests.darkroom_server.api.test_kept_jobs import kept
 from tests.darkroom_server.cluster.test_edge import SAME, check_whole, wait_for
 from tests.postgres import postgres
 from tests.support import RunningServer, Stream, generate_request
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(600), pytest.mark.filterwarnings("ignore:::ray")]
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.timeout(0 if "DARKROOM_KILLS" in os.environ else 600),
+    pytest.mark.filterwarnings("ignore:::ray"),
+]
 
 STREAMS = int(os.environ.get("DARKROOM_STREAMS", "6"))
 KILLS, CANCELS = int(os.environ.get("DARKROOM_KILLS", "2")), int(os.environ.get("DARKROOM_CANCELS", "40"))
@@ -116,8 +121,8 @@ def test_kept_jobs_of_a_killed_edge_go_on_at_another(
 
 
 @contextlib.contextmanager
-def load(cluster: RunningServer) -> Iterator[list[int]]:
-    """Six clients that make one of four pictures again and again, each time whole and the same; the seeds of those that
+def load(cluster: RunningServer, clients: int = 6) -> Iterator[list[int]]:
+    """Clients that make one of four pictures again and again, each time whole and the same; the seeds of those that
     are done."""
     expected = {
         seed: cluster.start(generate_request(**SAME, seed=seed), timeout=300).read().files() for seed in range(4)
@@ -132,13 +137,13 @@ def load(cluster: RunningServer) -> Iterator[list[int]]:
             assert stream.files() == expected[seed]
             done.append(seed)
 
-    with ThreadPoolExecutor(6) as pool:
-        clients = [pool.submit(client, number) for number in range(6)]
+    with ThreadPoolExecutor(clients) as pool:
+        running = [pool.submit(client, number) for number in range(clients)]
         try:
             yield done
         finally:
             over.set()
-        for each in clients:
+        for each in running:
             each.result()
 
 
@@ -154,7 +159,7 @@ def test_kills_under_load_lose_no_job(cluster: RunningServer) -> None:
     settle(cluster)
 
 
-def deploy(cluster: RunningServer, **changed: Any) -> None:
+def deploy(cluster: RunningServer, /, **changed: Any) -> None:
     """Put other replicas, of changed settings, in the place of those that there are, as `serve deploy` does."""
     from ray import serve
 
@@ -193,6 +198,28 @@ def test_requests_go_where_their_model_is(cluster: RunningServer) -> None:
             for stream in pool.map(lambda request: cluster.start(request, timeout=300).read(), made):
                 assert stream.kinds[-1] == "completed"
         assert sum(each["loads"] for each in replicas(cluster)) - before <= requests / 2 / 3
+    finally:
+        deploy(cluster)
+        settle(cluster)
+
+
+def test_their_number_follows_the_load(cluster: RunningServer) -> None:
+    settle(cluster)
+    bounds = ClusterSettings(min_replicas=0, max_replicas=2, replica_cpus=0.5, wait_seconds=0.1, idle_seconds=3)
+    deploy(cluster, cluster=bounds)
+    try:
+        wait_for(lambda: replicas(cluster) == [], seconds=180)
+        stream = cluster.start(generate_request(prompt="x", seed=1, request_id="first"), timeout=300)
+        wait_for(lambda: len(cluster.images.ListJobs(ListJobsRequest()).jobs) == 1)
+        assert cluster.images.GetJob(GetJobRequest(request_id="first")).job.state == JOB_STATE_QUEUED
+        assert stream.read().kinds[-1] == "completed"
+        assert len(cluster.catalog.ListModels(ListModelsRequest()).models[0].replicas) == 1
+        with load(cluster, clients=30):  # of two pictures each
+            wait_for(lambda: len(replicas(cluster)) == 2, seconds=180)
+        wait_for(lambda: replicas(cluster) == [], seconds=180)
+        assert cluster.catalog.GetServerLoad(GetServerLoadRequest()).running_jobs == 0  # which brings none
+        assert replicas(cluster) == []
+        assert cluster.catalog.ListModels(ListModelsRequest()).models  # but this does
     finally:
         deploy(cluster)
         settle(cluster)
