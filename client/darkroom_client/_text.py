@@ -19,6 +19,8 @@ def os_error(error: OSError) -> str:
         return f"there is no file {name}"
     if isinstance(error, IsADirectoryError):
         return f"{name} is a folder, not a file"
+    if isinstance(error, FileExistsError | NotADirectoryError):
+        return f"{name} is no folder"
     return f"{name}: {error.strerror.lower()}"
 
 

@@ -114,7 +114,8 @@ def test_an_unknown_name_is_answered_with_the_nearest(darkroom):
         ("output.format", "--format"),
         ("preprocessor", "NAME"),
         ("preprocessor_options.low", "--option low"),
-        ("request_id", "request_id"),
+        ("request_id", "ID"),
+        ("model", "MODEL"),
         ("preview.max_edge", "preview.max_edge"),
     ],
 )
@@ -139,6 +140,36 @@ def test_an_error_of_one_field_is_one_line(darkroom, scripted, abort_call):
         [("parameters.num_inference_steps", "must be from 1 to 500")],
     )
     assert darkroom("generate", "a", exit_code=1).stderr == "error: --steps: must be from 1 to 500\n"
+
+
+@pytest.mark.parametrize(
+    ("options", "problem", "exit_code"),
+    [
+        ("--timeout -1", "--timeout: must be a number of seconds above 0", 1),
+        ("--address host:99999", "--address 'host:99999' has no such port", 2),
+        ("--root-certificate none.pem", "--root-certificate: none.pem cannot be read", 2),
+        ("--client-key none.pem", "--client-key: none.pem cannot be read", 2),
+        ("--out .venv", ".venv is no folder", 1),
+    ],
+)
+def test_keywords_have_the_names_of_options(darkroom, scripted, tmp_path, options, problem, exit_code):
+    (tmp_path / ".venv").touch()
+    result = darkroom("generate", "a", *options.split(), exit_code=exit_code)
+    assert result.stderr.startswith(f"error: {problem}")
+
+
+def test_an_option_of_several_fields_is_told_once(darkroom, scripted, abort_call, tmp_path):
+    (tmp_path / "a.png").write_bytes(png())
+    sides = [(f"outpaint.{side}", "must be from 0 to 64") for side in ("left", "top")]
+    size = ("outpaint", "makes too large a picture; set parameters.width and parameters.height")
+    scripted.script = lambda request, context: abort_call(
+        context, grpc.StatusCode.INVALID_ARGUMENT, "INVALID_REQUEST", "no", [*sides, size]
+    )
+    result = darkroom("edit", "a.png", "a", "--outpaint", "99", exit_code=1)
+    assert result.stderr.splitlines()[1:] == [
+        "  --outpaint: must be from 0 to 64",
+        "  --outpaint: makes too large a picture; set --width and --height",
+    ]
 
 
 @pytest.mark.parametrize("command", ["generate", "edit"])

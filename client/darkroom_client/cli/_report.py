@@ -29,7 +29,7 @@ def handle_errors(command: Callable[_P, _R]) -> Callable[_P, _R]:
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             raise typer.Exit(1) from None
         except InvalidOptions as error:
-            print_error(str(error))
+            print_error(in_options_words(error))
             raise typer.Exit(USAGE) from None
         except DarkroomError as error:
             fail(in_options_words(error))

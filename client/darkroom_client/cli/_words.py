@@ -33,17 +33,23 @@ _RULES: tuple[tuple[str, str | Callable[[re.Match[str]], str]], ...] = (  # of w
     (r"image", "IMAGE"),
     (r"preprocessor", "NAME"),
     (r"preprocessor_options\.?(.*)", r"--option \1"),
+    (r"request_id", "ID"),
+    (r"model", "MODEL"),
 )
+# Keywords of the client, with which its own errors begin.
+_KEYWORDS = "address|token|root_certificate|client_certificate|client_key|timeout"
 
 
 def in_options_words(error: DarkroomError) -> str:
-    """An error's text with options in place of fields."""
+    """An error's text with options in place of fields and keywords."""
     text = str(error)
-    fields = {violation.field for violation in error.violations} - {""}
-    if not fields:
-        return text
-    paths = "|".join(map(re.escape, sorted(fields, key=len, reverse=True)))
-    return re.sub(rf"(?<![\w.\]])({paths})(?=: )", lambda match: option_of(match[1]), text)
+    if not error.code:  # no call was made
+        text = re.sub(rf"^({_KEYWORDS})\b", lambda match: _option(match[1]), text)
+    if fields := {violation.field for violation in error.violations} - {""}:
+        paths = "|".join(map(re.escape, sorted(fields, key=len, reverse=True)))
+        text = re.sub(rf"(?<![\w.\]])({paths})(?=: )", lambda match: option_of(match[1]), text)
+    text = re.sub(r"(?<![\w.\[])parameters(\.\w+)+", lambda match: option_of(match[0]), text)
+    return "\n".join(dict.fromkeys(text.splitlines()))  # several fields may be of one option
 
 
 def option_of(field: str) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +12,7 @@ import grpc
 from google.rpc import error_details_pb2
 
 from darkroom_plugins.quoting import printable
+from darkroom_server.api.validation.violations import problem_of
 
 if TYPE_CHECKING:
     from pydantic import ValidationError
@@ -120,8 +121,5 @@ def param_of(path: str) -> str:
 
 def _violations(error: ValidationError) -> Iterator[tuple[str, str]]:
     for each in error.errors():
-        details: Mapping[str, Any] = each
-        words = str(details["msg"]).removeprefix("Value error, ")
-        words = "must be set" if details["type"] == "missing" else words
-        words = "is not a field of this API" if details["type"] == "extra_forbidden" else words
-        yield ".".join(str(part) for part in details["loc"]) or "the request", words
+        words = {"missing": "must be set", "extra_forbidden": "is not a field of this API"}.get(each["type"])
+        yield ".".join(map(str, each["loc"])) or "the request", words or problem_of(each)

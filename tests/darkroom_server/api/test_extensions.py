@@ -119,6 +119,17 @@ def test_the_published_schema_is_what_the_server_accepts(
     assert all(path.startswith("parameters.extensions[vignette].") for path in violations)
 
 
+def test_what_is_wrong_with_a_value_is_told_as_of_other_fields(server: RunningServer) -> None:
+    for values, problem in (
+        ({"strenght": 1}, "there is no option 'strenght' (did you mean 'strength'?); there are: strength"),
+        ({"strength": 7}, "must be less than or equal to 1, not 7"),
+        ({"strength": "much"}, 'must be a valid number, not "much"'),
+    ):
+        with pytest.raises(grpc.RpcError) as caught:
+            server.generate(**{**BASE, "extensions": {"vignette": values}})
+        assert [*details(caught.value)[1].values()] == [problem]
+
+
 def test_extensions_go_into_the_message_as_they_are(server: RunningServer) -> None:
     """As a client of another language would send them: JSON."""
     parameters = parameters_pb2.Parameters()

@@ -58,7 +58,7 @@ LINES = {
     "24: models.1.presets.slow.loras.inc: there is no lora 'inc' (did you mean 'ink'?); there are: ink, other",
     "24: models.1.presets.slow.loras.other: with the model tiny it cannot be used: ",
     "24: models.1.presets.slow.loras.ink: must be from -10 to 10, not 20.0",
-    "26: models.1.presets.slow.scheduler_options.solver_order: Input should be less than or equal to 3",
+    "26: models.1.presets.slow.scheduler_options.solver_order: must be less than or equal to 3, not",
 }
 
 

@@ -186,7 +186,7 @@ def _made(config: Mapping[str, Any]) -> torch.nn.Module:
 def _config(path: Path) -> dict[str, Any]:
     config = read_json(path / "config.json")
     if config.get("_class_name") != CLASS:
-        raise ValueError(f"it is a {config.get('_class_name')}, not a {CLASS}")
+        raise ValueError(f"it is a {config.get('_class_name', 'network of no named class')}, not a {CLASS}")
     return config
 
 

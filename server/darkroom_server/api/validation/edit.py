@@ -120,7 +120,6 @@ class EditCheck:
         most = self.catalog.max_pixels(model)
         if not sized and (max(wide, tall) > high or wide * tall > most):
             path = "outpaint" if isinstance(edit, Outpaint) else "image"
-            limits = f"more than {high} on a side or {most} in all"
-            problem = f"makes a picture of {width} x {height} pixels, {limits}; set parameters.width and height"
-            self.findings.invalid(path, problem)
+            problem = f"makes a picture of {width} x {height} pixels, more than {high} on a side or {most} in all"
+            self.findings.invalid(path, f"{problem}; set parameters.width and parameters.height")
         return wide, tall

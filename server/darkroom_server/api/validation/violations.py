@@ -9,6 +9,7 @@ from typing import Any
 
 from google.protobuf.struct_pb2 import Struct, Value
 from pydantic import BaseModel, ValidationError
+from pydantic_core import ErrorDetails
 
 from darkroom_plugins.errors import InvalidRequest, UnsupportedCombination, Violation, no_such
 from darkroom_plugins.quoting import printable
@@ -75,8 +76,9 @@ class Findings:
             plain = json.dumps(_plain(struct))
             return parameters.model_validate_json(plain, strict=True) if parameters else None
         except ValidationError as error:
-            for each in error.errors(include_url=False, include_context=False, include_input=False):
-                self.invalid(".".join([path, *map(str, each["loc"])]), each["msg"].removeprefix("Value error, "))
+            for each in error.errors(include_url=False, include_context=False):
+                known = parameters.model_fields if parameters else ()
+                self.invalid(".".join([path, *map(str, each["loc"])]), problem_of(each, known))
         except ValueError as error:
             self.invalid(path, str(error))
         return None
@@ -94,6 +96,18 @@ class Findings:
             raise NotFound(self._unknown[0][0], every)
         if self._unsupported:
             raise UnsupportedCombination(every)
+
+
+def problem_of(error: ErrorDetails, known: Iterable[str] = ()) -> str:
+    """What pydantic finds wrong with a client's value, in the words of the other checks. `known`: what may be named at
+    the top."""
+    if error["type"] == "extra_forbidden":
+        at_top = len(error["loc"]) == 1
+        return no_such("option", str(error["loc"][-1]), known if at_top else (), listed=at_top)
+    words = error["msg"].removeprefix("Value error, ")
+    if words.startswith("Input should be "):
+        return f"{words.replace('Input should be', 'must be', 1)}, not {json.dumps(error['input'], default=str)}"
+    return words
 
 
 def _violation(path: str, problem: str, limit: int = MAX_TEXT) -> Violation:
