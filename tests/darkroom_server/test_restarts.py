@@ -17,6 +17,7 @@ import pytest
 
 from darkroom.v1 import image_service_pb2 as pb
 from darkroom.v1 import image_service_pb2_grpc, parameters_pb2
+from darkroom.v1.events_pb2 import JobEvent
 from darkroom_client import AsyncClient, Client, Completed, Image, Step
 from darkroom_server.api import keeper
 from darkroom_server.errors import JobLogFull
@@ -107,6 +108,20 @@ def test_unfinished_jobs_are_taken_up_and_ended_ones_are_there(start: Callable[.
         same = server.generate(prompt="x", num_inference_steps=40, deterministic=True, seed=seed)
         assert watch(server, "generated").read().files() == same.files()
         assert [job.state for job in server.images.ListJobs(pb.ListJobsRequest()).jobs] == [pb.JOB_STATE_COMPLETED] * 3
+
+
+def test_a_picture_of_which_the_log_has_but_steps(start: Callable[..., RunningServer], tmp_path: Path) -> None:
+    """They are written with another picture of the job."""
+    with start() as server, server.paused():
+        accepted = server.start(kept("two", num_inference_steps=2, num_images=2)).read_until("accepted")
+    step = JobEvent(request_id="two", sequence=9, step={"image_index": 1, "step": 1, "step_count": 2})
+    with sqlite3.connect(tmp_path / "state/jobs.sqlite") as database:
+        database.execute("INSERT INTO events VALUES (1, 9, ?, NULL, 0, 0)", [step.SerializeToString()])
+    database.close()
+    with start() as server:
+        stream = watch(server, "two").read()
+    assert stream.events[:2] == [JobEvent(request_id="two", sequence=1, accepted=accepted), step]
+    assert [image.image_index for image in stream.of("image")] == [0, 1]
 
 
 def test_a_request_is_run_again_as_it_was_resolved(tiny_model: Path, tmp_path: Path) -> None:

@@ -16,9 +16,9 @@ from darkroom_plugins.errors import DarkroomError, Violation
 from darkroom_plugins.quoting import quoted
 from darkroom_server.api import quotas
 from darkroom_server.api.access import call_as, caller_of
-from darkroom_server.api.kept_runs import MAX_RUNS, MAX_TURNS, KeptRuns, append, quietly
+from darkroom_server.api.kept_runs import MAX_RUNS, MAX_TURNS, KeptRuns, append, quietly, unless_small
 from darkroom_server.api.status import error_of
-from darkroom_server.api.stored_events import from_log, picture_of
+from darkroom_server.api.stored_events import BYTES, from_log, picture_of
 from darkroom_server.errors import (
     Cancelled,
     GivenUp,
@@ -45,7 +45,6 @@ log = logging.getLogger(__name__)
 
 REQUESTS: dict[str, Any] = {"Generate": image_service_pb2.GenerateRequest, "Edit": image_service_pb2.EditRequest}
 RUN_SEQUENCES = 2**32  # sequences of one run; those of the next are greater
-SMALL = 64 * 1024  # bytes of a message that is hashed on the event loop
 SWEEP_SECONDS = 60.0
 LOOK_SECONDS = 1.0  # between looks at what other servers have written to the log
 
@@ -121,7 +120,7 @@ class Keeper:
         :raises RequestIdInUse: the id is that of another request
         :raises DarkroomError: no job can be kept now
         """
-        digest = await self._digest(message)
+        digest = await unless_small(self._backend.jobs.read, message, _digest, message)
         kept = await self.found(owner, message.request_id)
         if kept is None:
             return self._begin(rpc, message, job_of, digest, seconds)
@@ -262,8 +261,8 @@ class Keeper:
         history = kept.history or History()
         for event in await self._read_on(kept, history):
             kept.logged.add(event.sequence)
-            if (picture := picture_of(event)) is not None:
-                kept.sent.add(picture)
+            if event.WhichOneof("event") in BYTES:
+                kept.sent.add(picture_of(event))
         message = REQUESTS[logged.rpc].FromString(logged.request)
         job = self._backend.jobs.register(kept.owner, kept.request_id, len(logged.request), admitted=True)
         job.priority = quotas.PRIORITIES.get(message.priority, "normal")
@@ -302,12 +301,6 @@ class Keeper:
             if event.sequence > history.last:
                 append(history, event)
         return stored
-
-    async def _digest(self, message: Any) -> bytes:
-        if message.ByteSize() <= SMALL:
-            return _digest(message)
-        digest: bytes = await self._backend.jobs.read(_digest, message)
-        return digest
 
     async def _sweep(self) -> None:
         while True:

@@ -36,6 +36,7 @@ log = logging.getLogger(__name__)
 # A job with which the server ends again and again is given up: it may be why. One that only waited is not.
 MAX_TURNS = 10  # runs that it had begun in
 MAX_RUNS = 100  # of a job that ends the server before that is noted
+SMALL = 64 * 1024  # bytes of a message that is worked on on the event loop
 EVENT_BYTES = 256  # of an event in memory, beside its message's
 CLOSE_SECONDS = 5.0
 INTERRUPTED = (ShuttingDown, DeviceLost, JobLogFull, JobLogUnavailable)  # not the job's own end: it is run again
@@ -71,7 +72,7 @@ class KeptRuns:
             events = self._backend.events(job, rpc, message, admitted=kept.run > 1)
             async with aclosing(events):
                 async for made in events:
-                    last = await self._take(kept, rpc, message, made)
+                    last += await self._take(kept, rpc, message, made)
         except DarkroomError as failure:
             error = failure.with_traceback(None)
         except Exception:
@@ -103,10 +104,11 @@ class KeptRuns:
         self, kept: KeptJob, rpc: str, message: Any, made: list[events_pb2.JobEvent]
     ) -> list[events_pb2.JobEvent]:
         """Let watchers see the messages of an event, once the log has those that it must not lose. Returns the last
-        ones, which they see after the job's end was written."""
+        ones, which the log gets together with the job's end, and watchers see after that."""
+        assert kept.job is not None
         made = [each for each in made if not _was_sent(kept, each)]
         kinds = {each.WhichOneof("event") for each in made}
-        if "completed" in kinds:
+        if "completed" in kinds or (kinds & BYTES.keys() and kept.job.mailbox.at_end):
             return made
         if "accepted" in kinds:
             await self._accept(kept, rpc, message, made[0])
@@ -119,7 +121,7 @@ class KeptRuns:
 
     async def _accept(self, kept: KeptJob, rpc: str, message: Any, accepted: events_pb2.JobEvent) -> None:
         if self._log is not None:
-            request = await self._backend.jobs.read(resolved, message, accepted.accepted)
+            request = await unless_small(self._backend.jobs.read, message, resolved, message, accepted.accepted)
             logged = LoggedJob(
                 kept.owner, kept.request_id, rpc, kept.digest, request, kept.created, deadline=kept.deadline
             )
@@ -164,6 +166,7 @@ class KeptRuns:
             append(history, each)
         kept.ended, kept.error, kept.job = ended, error, None
         history.end(error)
+        self._kept.end(kept)
         if stored:
             self._drop_history(kept)
         self._on_end()
@@ -181,6 +184,7 @@ class KeptRuns:
         """The log has all of it."""
         assert kept.history is not None
         kept.stored_bytes, kept.request_bytes, kept.history = kept.history.size, 0, None
+        self._kept.end(kept)
 
     def _left(self, kept: KeptJob) -> list[events_pb2.JobEvent]:
         """What of the history is not in the log yet."""
@@ -206,6 +210,11 @@ class KeptRuns:
             log.error("the end of the kept job %s is not in the log: %s", kept.request_id, failure)
             return False
         return True
+
+
+async def unless_small(read: Callable[..., Any], message: Any, function: Callable[..., Any], *arguments: Any) -> Any:
+    """The result of a function of a message, by `read` if that is not small."""
+    return function(*arguments) if message.ByteSize() <= SMALL else await read(function, *arguments)
 
 
 async def quietly(write: Coroutine[Any, Any, None]) -> None:

@@ -24,7 +24,7 @@ class History(Generic[T]):
         self._sequences: list[int] = []
         self._events: dict[int, tuple[T, int]] = {}  # by sequence, with its size
         self._newest: dict[Hashable, int] = {}  # sequence by key
-        self._changed = asyncio.Event()
+        self._waiting: set[asyncio.Future[None]] = set()  # watchers that have read all
         self.ended = False
         self.error: DarkroomError | None = None  # that it ended with; None: it succeeded, or has not ended
         self.size = 0  # bytes
@@ -72,7 +72,7 @@ class History(Generic[T]):
             elif self.ended:
                 break
             else:
-                await self._changed.wait()
+                await self._news()
         if self.error is not None:
             raise self.error
 
@@ -81,7 +81,17 @@ class History(Generic[T]):
             del self._sequences[bisect_left(self._sequences, sequence)]
             self.size -= self._events.pop(sequence)[1]
 
+    async def _news(self) -> None:
+        waiting = asyncio.get_running_loop().create_future()
+        self._waiting.add(waiting)
+        try:
+            await waiting
+        finally:
+            self._waiting.discard(waiting)
+
     def _wake(self) -> None:
         """Wake those that wait now; whoever comes later waits for the next event."""
-        self._changed.set()
-        self._changed = asyncio.Event()
+        for waiting in self._waiting:
+            if not waiting.done():
+                waiting.set_result(None)
+        self._waiting.clear()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from bisect import insort
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from enum import Enum
@@ -76,6 +77,10 @@ class KeptJobs:
         self.keep_seconds = keep_seconds
         self._max_bytes = max_bytes
         self._jobs: dict[tuple[str, str], KeptJob] = {}  # oldest first
+        self._active: set[KeptJob] = set()
+        self._ended: list[KeptJob] = []  # the first that ended first
+        self._sizes: dict[KeptJob, int] = {}  # bytes, of those
+        self._ended_bytes = 0
 
     def __iter__(self) -> Iterator[KeptJob]:
         return iter(list(self._jobs.values()))
@@ -89,28 +94,50 @@ class KeptJobs:
 
         :raises KeptJobsFull: those that have not ended take too many bytes already
         """
-        held = sum(each.size for each in self._jobs.values() if each.ended is None)
+        held = sum(each.size for each in self._active)
         if held and held + kept.size > self._max_bytes:
             raise KeptJobsFull(f"the kept jobs that have not ended take {held / 2**20:.1f} MiB already")
         self.restore(kept)
 
     def restore(self, kept: KeptJob) -> None:
-        """Keep one of the log."""
+        """Keep one of the log, in place of one of the same id."""
+        other = self._jobs.get((kept.owner, kept.request_id))
+        if other is not None and other is not kept:
+            self.remove(other)
         self._jobs[kept.owner, kept.request_id] = kept
+        self._active.add(kept)
+        if kept.ended is not None:
+            self.end(kept)
+
+    def end(self, kept: KeptJob) -> None:
+        """One that is kept has ended, or takes fewer bytes since."""
+        if self._jobs.get((kept.owner, kept.request_id)) is not kept:
+            return
+        self._active.discard(kept)
+        if kept not in self._sizes:
+            insort(self._ended, kept, key=_end_of)
+        self._ended_bytes += kept.size - self._sizes.get(kept, 0)
+        self._sizes[kept] = kept.size
 
     def remove(self, kept: KeptJob) -> None:
         """Keep it no longer."""
-        if self._jobs.get((kept.owner, kept.request_id)) is kept:
-            del self._jobs[kept.owner, kept.request_id]
+        if self._jobs.get((kept.owner, kept.request_id)) is not kept:
+            return
+        del self._jobs[kept.owner, kept.request_id]
+        self._active.discard(kept)
+        if kept in self._sizes:
+            self._ended_bytes -= self._sizes.pop(kept)
+            self._ended.remove(kept)
 
     def trim(self) -> list[KeptJob]:
         """Remove ended jobs: those whose time is over, then the first that ended while all take too many bytes."""
-        ended = sorted((each for each in self if each.ended is not None), key=lambda each: each.ended or 0)
-        size, before = sum(each.size for each in self), time.time() - self.keep_seconds
+        most, before = self._max_bytes - sum(each.size for each in self._active), time.time() - self.keep_seconds
         removed = []
-        for kept in ended:
-            if (kept.ended or 0) <= before or size > self._max_bytes:
-                size -= kept.size
-                self.remove(kept)
-                removed.append(kept)
+        while self._ended and (_end_of(self._ended[0]) <= before or self._ended_bytes > most):
+            removed.append(self._ended[0])
+            self.remove(self._ended[0])
         return removed
+
+
+def _end_of(kept: KeptJob) -> float:
+    return kept.ended or 0.0

@@ -9,7 +9,6 @@ import hashlib
 import logging
 import os
 import sqlite3
-import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -112,6 +111,10 @@ class SqliteStore(Store):
         assert self._database is not None
         return self._database.execute(statement, values)
 
+    def execute_each(self, statement: str, rows: Sequence[Sequence[Any]]) -> None:
+        assert self._database is not None
+        self._database.executemany(statement, rows)
+
     def roll_back(self) -> None:
         with contextlib.suppress(sqlite3.Error):
             if self._database is not None and self._database.in_transaction:
@@ -145,19 +148,20 @@ class SqliteStore(Store):
         pass
 
     def keep(self, job: int, picture: bytes) -> str:
-        """The name of the picture's file, which is on the disk under it, whole."""
+        """The name of the picture's file, which is on the disk, whole: what is left of one that was not is swept, as no
+        event has it."""
         name = hashlib.sha256(picture).hexdigest()
-        if (self._pictures / name).exists():
+        path = self._pictures / name
+        if path.exists():
             return name
-        with tempfile.NamedTemporaryFile(dir=self._pictures, prefix=".", delete=False) as file:
-            try:
+        try:
+            with path.open("wb") as file:
                 file.write(picture)
                 file.flush()
                 os.fsync(file.fileno())
-                os.replace(file.name, self._pictures / name)
-            except BaseException:
-                os.unlink(file.name)
-                raise
+        except BaseException:
+            path.unlink(missing_ok=True)
+            raise
         _sync_folder(self._pictures)
         return name
 

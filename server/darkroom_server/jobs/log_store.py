@@ -91,6 +91,10 @@ class Store(ABC):
         """The cursor of a statement, whose values are written as ``?``."""
 
     @abstractmethod
+    def execute_each(self, statement: str, rows: Sequence[Sequence[Any]]) -> None:
+        """Run a statement with each row of values."""
+
+    @abstractmethod
     def roll_back(self) -> None:
         """Undo what the transaction did, if there is one and the database is there."""
 
@@ -131,10 +135,9 @@ class Store(ABC):
         """See JobLog."""
         self.own(job)
         names = {id(event.picture): self.keep(job, event.picture) for event in events if event.picture}
-        for each in events:
-            row = (job, each.sequence, each.data, names.get(id(each.picture)), each.start, each.stop)
-            # One that is there was written by a commit of which the answer was lost.
-            self.execute("INSERT INTO events VALUES (?, ?, ?, ?, ?, ?) ON CONFLICT DO NOTHING", row)
+        rows = [(job, each.sequence, each.data, names.get(id(each.picture)), each.start, each.stop) for each in events]
+        # One that is there was written by a commit of which the answer was lost.
+        self.execute_each("INSERT INTO events VALUES (?, ?, ?, ?, ?, ?) ON CONFLICT DO NOTHING", rows)
 
     def finish(self, job: int, end: Sequence[Any], events: Sequence[LoggedEvent]) -> None:
         """See JobLog."""

@@ -45,6 +45,11 @@ class Mailbox:
         if _picture_bytes(event):
             self._on_picture()
 
+    @property
+    def at_end(self) -> bool:
+        """Whether the next event is the last."""
+        return self._ended and len(self._events) == 1 and not self._newest
+
     def close(self, error: Exception) -> bool:
         """End with this error; unread events are dropped. Returns False if it has ended already."""
         if self._ended:

@@ -260,3 +260,14 @@ def test_closing_wakes_whoever_reads() -> None:
         assert reader_gets(await reader.read()) is error
 
     asyncio.run(close())
+
+
+def test_what_comes_before_the_end_is_known() -> None:
+    mailbox = Mailbox()
+    for event in (step(0, 1), preview(0, 1), Ended()):
+        assert not mailbox.at_end
+        mailbox.put(event)
+    for _ in range(2):
+        assert not mailbox.at_end
+        asyncio.run(mailbox.get())
+    assert mailbox.at_end
