@@ -12,12 +12,13 @@ from ray.serve._private.common import ReplicaID
 from ray.serve._private.request_router.common import ReplicaQueueLengthCache
 
 from darkroom_server.cluster.deployment import APPLICATION, HEALTH_SECONDS, ROUTER, STATS_SECONDS
-from darkroom_server.cluster.router import ModelRouter
+from darkroom_server.cluster.router import PLACEMENT, ModelRouter
+from darkroom_server.cluster.wire import Residence
 from tests.benchmarks.bench import Bench
 
 FEW, MANY, SECONDS = 2, 12, 20.0
 CANDIDATES = (10, 100, 1000)
-MODELS = [f"model-{number}" for number in range(4)]  # that a replica has
+MODELS = tuple(f"model-{number}" for number in range(4))  # that a replica has
 
 
 def measure(bench: Bench) -> dict[str, Any]:
@@ -38,7 +39,8 @@ class Idle:
     """A replica that does nothing."""
 
     async def record_routing_stats(self) -> dict[str, Any]:
-        return {"replica": "", "process": 0, "models": MODELS, "jobs": 0, "calls": 0}
+        said = Residence("", 0.0, MODELS)
+        return {"replica": "", "process": 0, "residence": said, "jobs": 0, "queued": 0, "calls": 0, "loads": 0}
 
     async def check_health(self) -> None: ...
 
@@ -84,11 +86,12 @@ async def _route(count: int, calls: int) -> float:
     router._replica_queue_len_cache = cache
     replicas: list[Any] = []
     for number in range(count):
-        stats = {"models": MODELS if number % 10 == 0 else MODELS[1:]}
-        replicas.append(SimpleNamespace(replica_id=ReplicaID(str(number), APPLICATION), routing_stats=stats))
+        PLACEMENT.hear(Residence(str(number), 0.0, MODELS if number % 10 == 0 else MODELS[1:]))
+        replicas.append(SimpleNamespace(replica_id=ReplicaID(str(number), APPLICATION)))
         cache.update(replicas[-1].replica_id, number % 7)
-    metadata = SimpleNamespace(multiplexed_model_id=MODELS[0])
-    pending: Any = SimpleNamespace(routing_context=SimpleNamespace(), kwargs={}, metadata=metadata)
+    metadata = SimpleNamespace(multiplexed_model_id=MODELS[0], internal_request_id="")
+    future = asyncio.get_running_loop().create_future()
+    pending: Any = SimpleNamespace(routing_context=SimpleNamespace(), kwargs={}, metadata=metadata, future=future)
     began = time.process_time()
     for _ in range(calls):
         ranks = await router.choose_replicas(replicas, pending)

@@ -32,17 +32,22 @@ class Placement:
     def models(self, replica: str) -> set[str]:
         """Those that are in memory there, or soon will be."""
         said = self._said.get(replica)
-        return {*(said.models if said else ()), *self._models[replica]}
+        return {*(said.models if said else ()), *self._models.get(replica, ())}
+
+    def _has(self, replica: str, model: str) -> bool:
+        said = self._said.get(replica)
+        return (said is not None and model in said.models) or model in self._models.get(replica, ())
 
     def choose(self, call: str, model: str, busy: Mapping[str, int]) -> str:
         """The replica for a call, which is under way there from now on. `busy`: those to choose from, with the numbers
         of their calls."""
-        models = {name: self.models(name) for name in busy}
-        having = [name for name in busy if model in models[name]]
-        others = [name for name in busy if model not in models[name]]
-        if not having or (others and min(map(busy.__getitem__, having)) >= min(map(busy.__getitem__, others)) + SPILL):
-            having = others
-        chosen = min(having, key=lambda name: (busy[name], len(models[name]), random.random()))
+        here = {name for name in busy if self._has(name, model)}
+        others = busy.keys() - here
+        if not here or (others and _least(here, busy) >= _least(others, busy) + SPILL):
+            here = others
+        least = _least(here, busy)
+        free = (name for name in here if busy[name] == least)
+        chosen = min(free, key=lambda name: (len(self.models(name)), random.random()))
         self.end(call)
         self._calls[call] = chosen, model
         self._models[chosen][model] += 1
@@ -53,7 +58,7 @@ class Placement:
         if (found := self._calls.pop(call, None)) is not None:
             replica, model = found
             self._models[replica][model] -= 1
-            self._models[replica] += Counter()  # without those of which there is none
+            self._models[replica] += Counter()  # without those that are none
 
     def keep(self, replicas: Iterable[str]) -> None:
         """Forget what was said by others."""
@@ -61,3 +66,7 @@ class Placement:
             self._said.pop(gone, None)
             if not self._models[gone]:
                 del self._models[gone]
+
+
+def _least(replicas: Iterable[str], busy: Mapping[str, int]) -> int:
+    return min(map(busy.__getitem__, replicas))

@@ -34,19 +34,18 @@ class ModelRouter(RequestRouter):
         named = {each.replica_id.unique_id: each for each in candidate_replicas}
         if name := pending_request.kwargs.get("replica"):
             return [[named[name]] if name in named else candidate_replicas]
-        busy = {}
-        for name, each in named.items():
-            busy[name] = self.replica_queue_len_cache.get(each.replica_id) or 0
-            if said := each.routing_stats.get("residence"):
-                PLACEMENT.hear(said)
+        busy = {name: self.replica_queue_len_cache.get(each.replica_id) or 0 for name, each in named.items()}
         call = pending_request.metadata.internal_request_id
         chosen = PLACEMENT.choose(call, pending_request.metadata.multiplexed_model_id, busy)
         pending_request.future.add_done_callback(partial(_forget_unsent, call))
         return [[named[chosen]], candidate_replicas]
 
     def update_replicas(self, replicas: list[RunningReplica]) -> None:
-        super().update_replicas(replicas)
         PLACEMENT.keep(each.replica_id.unique_id for each in replicas)
+        for each in replicas:
+            if said := each.routing_stats.get("residence"):
+                PLACEMENT.hear(said)
+        super().update_replicas(replicas)
 
     def on_request_completed(self, replica_id: ReplicaID, internal_request_id: str) -> None:
         PLACEMENT.end(internal_request_id)
