@@ -1,7 +1,9 @@
 """Replicas on Ray Serve against a single server: throughput of two, and what the edge adds to a job and an event."""
 
 import contextlib
+import os
 import statistics
+import time
 from functools import partial
 from typing import Any
 
@@ -21,7 +23,8 @@ WAYS = {
 
 def measure(bench: Bench) -> dict[str, Any]:
     """One thread each. Images/s of each way; seconds that a job and an event take longer than from a single server;
-    seconds of the edge's CPU for 1,000 events."""
+    seconds of the edge's CPU for 1,000 events; `shared_s`: seconds of CPU for a picture that are not the engine's, but
+    the edge's, Ray's and the clients'."""
     with contextlib.ExitStack() as stack:
         served = {name: _serve(bench, settings) for name, settings in WAYS.items()}
         for each in served.values():
@@ -34,16 +37,17 @@ def measure(bench: Bench) -> dict[str, Any]:
             steps: bench.turns({name: partial(_alone, bench, each, steps) for name, each in served.items()}, 2)
             for steps in (FEW, MANY)
         }
-        edge = _cpu(bench, served["1 replica"])
+        edge, shared = _cpu(bench, served["1 replica"]), _beside_engines(bench, served["1 replica"])
     factor = throughput.over("2 replicas", "1 replica")
     few, many = (_added(latencies[steps]) for steps in (FEW, MANY))
     event = max(0.0, (many - few) / (MANY - FEW))
     rows = [{"system": name, "images/s": throughput[name].images_per_s} for name in WAYS]
     bench.table("a cluster, one thread each", rows)
     figures = {"2 replicas / 1": factor, "ms added a job": few * 1000, "ms added an event": event * 1000}
-    bench.table("what the edge adds", [{**figures, "edge's CPU s / 1,000 events": edge}])
+    bench.table("what the edge adds", [{**figures, "edge's CPU s / 1,000 events": edge, "CPU s / picture": shared}])
     bench.hold("throughput of 2 replicas over 1", factor, at_least={"cpu": 1.8})
-    return {"rows": rows, **figures, "edge_cpu_s": edge}
+    cores = len(os.sched_getaffinity(0))
+    return {"rows": rows, **figures, "edge_cpu_s": edge, "shared_s": shared, "cores": cores}
 
 
 def _serve(bench: Bench, settings: dict[str, str]) -> Served:
@@ -68,3 +72,10 @@ def _cpu(bench: Bench, served: Served) -> float:
     run = served.run(Traffic(bench.orders(uniform, 32), 16), "full-vae")
     events = sum(len(record.rows) + record.previews + 3 for record in run.records)
     return (served.cpu_seconds - before) / events * 1000
+
+
+def _beside_engines(bench: Bench, served: Served) -> float:
+    """Seconds of CPU for a picture without previews, of all that is no engine."""
+    before = served.cpu_seconds_beside_engines + time.process_time()
+    run = served.run(bench.traffic(uniform, 32, 16))
+    return (served.cpu_seconds_beside_engines + time.process_time() - before) / len(run.records)

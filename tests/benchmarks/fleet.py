@@ -1,9 +1,9 @@
 """A discrete-event model of a fleet: devices that step batches and keep models within a budget, behind a router.
 
 It has the server's step-level batching (`engine.batcher`) for jobs of one client, its queue for models
-(`models.residency`), the bound of its queue, and the choice of `cluster.router` with what Ray Serve makes of it: the
-first of equals is taken, and what replicas have in memory is known as of their last reports. It has not: fair shares
-between clients, cancels, failures, pictures of several sizes.
+(`models.residency`), the bound of its queue, and the choice of `cluster.placement` by what replicas have in memory and
+the models of their calls, but that the first of equals is taken. It has not: fair shares between clients, cancels,
+failures, pictures of several sizes.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from tests.benchmarks.driving import percentile
 ROWS = 2  # of a picture, with guidance
 STEPS = (12, 16, 20, 24, 28)  # of pictures, equally often
 BURST, BURST_SHARE, CYCLE = 2.5, 0.2, 20.0  # times the mean rate, for this share of the cycle's seconds
-STATS_SECONDS, SPILL = 2.0, 8  # of `cluster.deployment` and `cluster.router`
+SPILL = 8  # of `cluster.placement`
 Process = Generator[simpy.Event, Any, None]
 
 
@@ -38,6 +38,7 @@ class Speeds:
     load: float = 0.0  # loading a model
     beside: float = 1.0  # how many times as long a tick takes while another device computes, if they share a machine
     event: float = 0.0  # by how much a job's event lengthens a tick, if the edge shares the machine
+    shared: float = 0.0  # what a job's step takes of the machine's cores beside its tick: of edge, cluster and clients
 
     def images_per_s(self, rows: int, steps: float) -> float:
         """Of a device with one model and always so many rows."""
@@ -72,6 +73,7 @@ class Device:
         self.resident = dict.fromkeys(number % fleet.models for number in held)  # least recently used first
         self._users: Counter[int] = Counter()
         self.loading: int | None = None
+        self.wanted: Counter[int] = Counter()  # the models of its calls
         self._idle: simpy.Event | None = None
         self.loads, self.rows, self.ticks, self.busy, self.loading_s = 0, 0, 0, 0.0, 0.0
         self._env.process(self._run())
@@ -132,8 +134,11 @@ class Device:
 
     def _seconds(self, batch: list[Job]) -> float:
         speeds = self._fleet.speeds
-        tick = speeds.tick(ROWS * len(batch)) * (speeds.beside if self._fleet.computing else 1.0)
-        return tick + len(batch) * speeds.event + sum(job.left == 1 for job in batch) * speeds.picture
+        others = self._fleet.computing
+        tick = speeds.tick(ROWS * len(batch)) * (speeds.beside if others else 1.0)
+        crowded = others + 1 >= self._fleet.cores  # no core is left for what comes besides
+        events = len(batch) * (speeds.event + crowded * speeds.shared)
+        return tick + events + sum(job.left == 1 for job in batch) * speeds.picture
 
     def _step(self, model: int, batch: list[Job]) -> None:
         for job in batch:
@@ -194,6 +199,7 @@ class Fleet:
     queue: int = 1000  # jobs that wait at a device
     warm: float = 0.0
     seed: int = 0
+    cores: float = float("inf")  # that devices of one thread each have together, with all else
     computing: int = 0  # devices, now
     refused: int = 0
     latencies: list[float] = field(default_factory=list)
@@ -202,11 +208,12 @@ class Fleet:
         self.env = simpy.Environment()
         self.rng, self.coin = random.Random(self.seed), random.Random(self.seed + 1)  # of arrivals, of routing
         self.calls = np.zeros(self.size)
-        self.known = np.zeros((self.models, self.size), dtype=bool)  # which device has which model, as reported
+        self.known = np.zeros((self.models, self.size), dtype=bool)  # which device has which model, or is to
         self.devices = [Device(self, index) for index in range(self.size)]
         self._popularity = list(itertools.accumulate(1 / rank for rank in range(1, self.models + 1)))  # Zipf's
         self._jobs, self._job_seconds, self._since, self._before = 0, 0.0, 0.0, Counter[str]()
-        self.env.process(self._report())
+        for index in range(self.size):
+            self._hear(index)
         self.env.process(self._warm_up())
 
     def job(self, steps: int | None = None, done: simpy.Event | None = None) -> Job:
@@ -218,30 +225,30 @@ class Fleet:
         """At the router."""
         index = self.policy(self, job.model)
         if self.devices[index].submit(job):
-            self._count(index, 1)
+            self._count(index, job.model, 1)
         else:
             self.refused += 1
 
     def end(self, job: Job, index: int) -> None:
         """Called by a device when a picture is made."""
-        self._count(index, -1)
+        self._count(index, job.model, -1)
         self.latencies.append(self.env.now - job.arrived + self.speeds.job)
         if job.done is not None:
             job.done.succeed()
 
-    def _count(self, index: int, more: int) -> None:
-        """A device has more jobs, or less."""
+    def _count(self, index: int, model: int, more: int) -> None:
+        """A device has more jobs of a model, or less."""
+        self.devices[index].wanted[model] += more
+        self._hear(index)
         self._job_seconds += self._jobs * (self.env.now - self._since)
         self._jobs, self._since = self._jobs + more, self.env.now
         self.calls[index] += more
 
-    def _report(self) -> Process:
-        while True:
-            self.known[:] = False
-            for index, device in enumerate(self.devices):
-                here = [*device.resident, *([] if device.loading is None else [device.loading])]
-                self.known[here, index] = True
-            yield self.env.timeout(STATS_SECONDS)
+    def _hear(self, index: int) -> None:
+        device = self.devices[index]
+        wanted = (model for model, calls in device.wanted.items() if calls)
+        self.known[:, index] = False
+        self.known[[*device.resident, *([] if device.loading is None else [device.loading]), *wanted], index] = True
 
     def _warm_up(self) -> Process:
         yield self.env.timeout(self.warm)

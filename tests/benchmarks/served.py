@@ -89,6 +89,16 @@ class Served:
         times = psutil.Process(self._process.pid).cpu_times()
         return times.user + times.system
 
+    @property
+    def cpu_seconds_beside_engines(self) -> float:
+        """Of the edge of a cluster of this machine and of all its processes so far, without those of the engines: the
+        busiest thread of each replica."""
+        edge, seconds = psutil.Process(self._process.pid), 0.0
+        for each in (edge, *edge.children(recursive=True)):
+            threads = [thread.user_time + thread.system_time for thread in each.threads()]
+            seconds += sum(threads) - (max(threads) if "ServeReplica" in each.name() else 0.0)
+        return seconds
+
     def stop(self) -> None:
         self._process.terminate()
         self._process.wait(60)

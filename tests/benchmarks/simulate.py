@@ -131,15 +131,17 @@ def panels(plan: Plan) -> list[chart.Panel]:
 
 
 def check(recorded: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """A real cluster's images/s beside those of the model, which has the ticks of servers without a cluster, and what
-    job and event of one client take longer through the edge."""
+    """A real cluster's images/s beside those of the model, which has the ticks of servers without a cluster, what job
+    and event of one client take longer through the edge, and the CPU seconds of all else that one replica brings."""
     cluster = recorded["cluster"]
     single = speeds_of(recorded["steps"])
-    edge = replace(single, job=single.job + cluster["ms added a job"] / 1000, event=cluster["ms added an event"] / 1000)
+    added = {"job": single.job + cluster["ms added a job"] / 1000, "event": cluster["ms added an event"] / 1000}
+    edge = replace(single, **added, shared=cluster["shared_s"] / CHECK_STEPS)
     rows = []
     for row in cluster["rows"]:
         size = 2 if row["system"] == "2 replicas" else 1
-        fleet = Fleet(single if row["system"] == "single server" else edge, size, least_loaded)
+        speeds = single if row["system"] == "single server" else edge
+        fleet = Fleet(speeds, size, least_loaded, cores=cluster["cores"])
         clients = [fleet.env.process(client(fleet, PICTURES // CLIENTS, CHECK_STEPS)) for _ in range(CLIENTS)]
         fleet.env.run(until=fleet.env.all_of(clients))
         real, model = row["images/s"], PICTURES / fleet.env.now
@@ -152,6 +154,8 @@ def _recorded(file: str) -> dict[str, Any]:
         recorded = json.loads(Path(file).read_text())
         if missing := {"steps", "cluster"} - recorded.keys():
             sys.exit(f"{file} lacks the part {' and '.join(sorted(missing))}")
+        if "shared_s" not in recorded["cluster"]:
+            sys.exit(f"{file} does not say what edge and clients take of the cores: measure the part cluster again")
         return recorded  # type: ignore[no-any-return]
     with tempfile.TemporaryDirectory() as folder:
         command = [sys.executable, "-m", "tests.benchmarks", "--only", "steps,cluster", "--out", folder]
