@@ -108,6 +108,16 @@ class DiffusersEntry(SchedulerEntry):
         return _parameters(self.scheduler, [o for o in OPTIONS if o in self._arguments and o not in self.options])
 
 
+class LmsEntry(DiffusersEntry):
+    """That of `lms`."""
+
+    @cached_property
+    def scheduler(self) -> type[Any]:
+        from darkroom_plugins.builtin.lms import LMSDiscreteScheduler
+
+        return LMSDiscreteScheduler
+
+
 def _parameters(scheduler: type[Any], options: Sequence[str]) -> type[BaseModel] | None:
     if not options:
         return None
@@ -165,7 +175,7 @@ ENTRIES = (
     DiffusersEntry(
         "kdpm2-ancestral", "KDPM2AncestralDiscreteScheduler", "DPM2 with noise added at each step.", "dpm2_a"
     ),
-    DiffusersEntry("lms", "LMSDiscreteScheduler", "Linear multistep, as in k-diffusion."),
+    LmsEntry("lms", "LMSDiscreteScheduler", "Linear multistep, as in k-diffusion."),
     DiffusersEntry("deis", "DEISMultistepScheduler", "Zhang and Chen 2022: exponential integrator."),
     DiffusersEntry(
         "ipndm", "IPNDMScheduler", "Zhang and Chen 2022: improved PNDM; for models trained on its time scale."

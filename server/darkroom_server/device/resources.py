@@ -36,9 +36,9 @@ def row_bucket(device: torch.device, configured: int | None = None) -> int:
 
 def row_buckets(device: torch.device, most: int, configured: Sequence[int] | None = None) -> tuple[int, ...]:
     """The numbers of rows that batches of up to `most` have; none: any. On CUDA each costs a choice of kernels when it
-    comes up first, up to a second; elsewhere it costs nothing."""
+    comes up first, up to a second: there they are powers of two, and `most`. Elsewhere it costs nothing."""
     if configured is None and device.type == "cuda":
-        return tuple(1 << power for power in range(most.bit_length()))
+        return (*(1 << power for power in range((most - 1).bit_length())), most)
     return tuple(sorted(configured or ()))
 
 

@@ -5,7 +5,7 @@ On CUDA each number of rows costs a choice of kernels the first time, so all bat
 The last bits of a row's output depend on the number of rows, as kernels are chosen by shape. Deterministic rows are
 therefore evaluated in the numbers of rows that give the bytes of the smallest one, the bucket, in which a row's bytes
 depend neither on its company nor on its place. Which do is not assumed: the first time that a number comes up, its rows
-are evaluated in buckets, too, and compared.
+are evaluated in smaller numbers that are known to, too, and compared.
 """
 
 from __future__ import annotations
@@ -22,7 +22,9 @@ import torch
 
 log = logging.getLogger(__name__)
 
-LONG_SECONDS = 0.25  # per bucket: above, larger batches gain nothing, and comparing them would take minutes
+# Of the thread for a bucket: above, larger batches gain nothing, and comparing them would take minutes. Not of a clock,
+# which on a busy machine would tell so of any.
+LONG_SECONDS = 0.25
 KINDS = 256  # whose row counts are remembered
 # Repeated rows for which batches are not divided: up to this part of the others, and in batches of up to so many rows,
 # which cost a GPU hardly more than fewer.
@@ -37,8 +39,13 @@ class _Kind:
     """What is known of evaluations of one kind."""
 
     proven: set[int] = field(default_factory=set)  # numbers of rows that give the bucket's bytes
-    most: int = sys.maxsize  # rows to try
+    above: int = sys.maxsize  # from where on none is tried: this one gave others, or is too slow to compare
     alone: bool = False  # not even in a bucket do rows keep their bytes beside others
+
+    @property
+    def most(self) -> int:
+        """Rows to try: halfway to where bytes change."""
+        return (max(count for count in self.proven if count < self.above) + self.above) // 2
 
 
 class Buckets:
@@ -62,7 +69,8 @@ class Buckets:
         outputs: list[torch.Tensor] = []
         while left := len(rows) - len(outputs):
             parts = -(-left // known.most)  # as equal as can be: few rows cost as much as a few more
-            size = max(bucket, min(known.most, next_size(-(-left // parts), sizes)))
+            fitting = [size for size in sizes if size <= known.most]
+            size = max(bucket, next_size(-(-left // parts), fitting))
             part = rows[len(outputs) :][: min(size, -(-left // parts))]
             outputs += self._part(kind, known, evaluate, part, size, bucket)
         return outputs
@@ -78,9 +86,9 @@ class Buckets:
         self, kind: Hashable, known: _Kind, evaluate: Evaluate[S], rows: Sequence[S], bucket: int
     ) -> None:
         """Compare each of the first rows, alone in a bucket, with itself at other places and beside others."""
-        first, began = filled(rows[:bucket], bucket), time.monotonic()
+        first, began = filled(rows[:bucket], bucket), time.thread_time()
         alone = [evaluate([row] * bucket) for row in first]
-        seconds = (time.monotonic() - began) / bucket
+        seconds = (time.thread_time() - began) / bucket
         expected = [outputs[0] for outputs in alone]
         copies = [same_bytes(each, outputs[0]) for outputs in alone for each in outputs]
         turned = [[*first[turn:], *first[:turn]] for turn in range(bucket if bucket > 1 else 0)]
@@ -95,7 +103,7 @@ class Buckets:
             return
         known.proven.add(bucket)
         if seconds > LONG_SECONDS:
-            known.most = bucket
+            known.above = bucket + 1
 
     def _part(
         self, kind: Hashable, known: _Kind, evaluate: Evaluate[S], part: Sequence[S], count: int, bucket: int
@@ -103,16 +111,11 @@ class Buckets:
         outputs = evaluate(filled(part, count))[: len(part)]
         if count in known.proven:
             return outputs
-        starts = range(0, len(part), bucket)
-        expected = [
-            output
-            for start in starts
-            for output in evaluate(filled(part[start : start + bucket], bucket))[: len(part) - start]
-        ]
+        expected = in_sizes(evaluate, part, [each for each in known.proven if each < count])
         if all(map(same_bytes, outputs, expected)):
             known.proven.add(count)
             return outputs
-        known.most = max(bucket, count * 3 // 4)
+        known.above = count
         log.info("%s: batches of %d rows give other bytes than buckets of %d", kind, count, bucket)
         return expected
 

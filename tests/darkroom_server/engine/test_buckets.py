@@ -1,5 +1,6 @@
 """Row buckets find out which numbers of rows keep a row's bytes."""
 
+import time
 from collections.abc import Sequence
 
 import pytest
@@ -48,6 +49,46 @@ def test_a_number_of_rows_of_another_class_is_divided() -> None:
     assert values(buckets.run("kind", kernels, [*map(float, range(9))], 2)) == alone
     assert max(kernels.counts) < 6
     assert sum(kernels.counts) <= 10  # nothing is evaluated twice any more
+
+
+def test_the_largest_number_of_rows_of_a_class_is_found() -> None:
+    buckets, kernels = Buckets(), Kernels(classes=(2, 16))
+    for rows in (32, 32, 26, 30, 26, 28, 30):
+        buckets.run("kind", kernels, [*map(float, range(rows))], 2)
+    kernels.counts.clear()
+    buckets.run("kind", kernels, [*map(float, range(30))], 2)
+    assert kernels.counts == [15, 15]
+
+
+def test_a_number_of_rows_is_compared_with_the_largest_that_is_known() -> None:
+    buckets, kernels = Buckets(), Kernels()
+    for rows in (2, 16):
+        buckets.run("kind", kernels, [*map(float, range(rows))], 2)
+    kernels.counts.clear()
+    buckets.run("kind", kernels, [*map(float, range(18))], 2)
+    assert kernels.counts == [18, 16, 2]
+
+
+def test_parts_of_other_classes_have_the_numbers_of_rows_that_are_asked_for() -> None:
+    buckets, kernels, sizes = Buckets(), Kernels(classes=(2, 8)), (1, 2, 4, 8)
+    for rows in (8, 5, 6, 7, 8):
+        kernels.counts.clear()
+        buckets.run("kind", kernels, [*map(float, range(rows))], 2, sizes)
+        assert {*kernels.counts} <= {*sizes}
+
+
+def test_a_busy_machine_does_not_make_evaluations_long(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("darkroom_server.engine.buckets.LONG_SECONDS", 0.05)
+    buckets, kernels = Buckets(), Kernels()
+
+    def waiting(rows: Sequence[float]) -> list[torch.Tensor]:
+        time.sleep(0.06)
+        return kernels(rows)
+
+    buckets.run("kind", waiting, [1.0, 2.0], 2)
+    kernels.counts.clear()
+    buckets.run("kind", kernels, [*map(float, range(9))], 2)
+    assert max(kernels.counts) == 9
 
 
 @pytest.mark.parametrize("kernels", [Kernels(by_place=True), Kernels(by_company=True)])

@@ -44,10 +44,17 @@ def test_other_sizes() -> None:
 
 
 def test_they_are_the_default_on_cuda_alone() -> None:
-    assert row_buckets(torch.device("cuda", 1), 40) == POWERS
+    assert row_buckets(torch.device("cuda", 1), 32) == POWERS
     assert row_buckets(torch.device("cuda"), 32, []) == ()
     assert row_buckets(torch.device("cpu"), 32) == ()
     assert row_buckets(torch.device("cpu"), 32, [8, 2]) == (2, 8)
+
+
+@pytest.mark.parametrize(("most", "more"), [(1, ()), (2, (2,)), (3, (2, 3)), (33, (2, 4, 8, 16, 32, 33))])
+def test_a_full_batch_is_one_of_them(most: int, more: Sequence[int]) -> None:
+    sizes = row_buckets(torch.device("cuda"), most)
+    assert sizes == (1, *more)
+    assert next_size(most, sizes) == most
 
 
 @pytest.fixture
