@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import AsyncGenerator, Sequence
+from contextlib import aclosing
 from typing import TYPE_CHECKING, Any
 
 from ray import serve
 
+from darkroom_server.cluster.streaming import Batch, Outbox
 from darkroom_server.cluster.wire import Call, Reply
 
 if TYPE_CHECKING:
@@ -44,15 +47,25 @@ class Darkroom:
 
         name = serve.get_replica_context().replica_id.unique_id
         self._replica = await Replica.open(name, own, owns_process=True)
+        self._outboxes: defaultdict[str, Outbox] = defaultdict(Outbox)  # by edge
 
-    async def call(self, call: Call, replica: str) -> AsyncGenerator[Reply, None]:
-        """`replica`, here and below, is for the router."""
-        replies = self._replica.call(call)
+    async def call(self, call: Call, edge: str, replica: str) -> AsyncGenerator[Reply, None]:
+        """The first reply; the others are among the `replies` to this edge. `replica`, here and below, is for the
+        router."""
+        outbox = self._outboxes[edge]
         try:
-            async for reply in replies:
-                yield reply
+            async with aclosing(self._replica.call(call)) as replies, aclosing(outbox.begin(call.id, replies)) as first:
+                async for reply in first:
+                    yield reply
         finally:
-            await replies.aclose()
+            if not outbox.calls and self._outboxes.get(edge) is outbox:
+                del self._outboxes[edge]
+
+    async def replies(self, edge: str, replica: str) -> AsyncGenerator[Batch, None]:
+        """To all calls of an edge, until they have ended."""
+        if replica == self._replica.name and edge in self._outboxes:  # else it is another one's that is gone
+            async for batch in self._outboxes[edge].batches():
+                yield batch
 
     async def cancel(self, call_id: str, replica: str) -> None:
         await self._replica.cancel(call_id)

@@ -6,7 +6,10 @@ import asyncio
 import logging
 import math
 import os
-from collections.abc import AsyncGenerator, Sequence
+import uuid
+from collections.abc import AsyncGenerator, Iterator, Sequence
+from contextlib import aclosing, contextmanager
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
@@ -17,6 +20,7 @@ from ray.serve.exceptions import DeploymentUnavailableError, RayServeException
 
 from darkroom_server.cluster.deployment import APPLICATION, DEPLOYMENT, application
 from darkroom_server.cluster.router import PLACEMENT
+from darkroom_server.cluster.streaming import Batch, Inbox
 from darkroom_server.cluster.wire import (
     RENEW_SECONDS,
     Call,
@@ -48,6 +52,8 @@ class RayReplicas:
     def __init__(self, handle: Any, own: bool) -> None:
         """Called by `open`. `own`: the cluster is to end with this process."""
         self._handle, self._own = handle, own
+        self._edge = uuid.uuid4().hex
+        self._inboxes: dict[str, Inbox] = {}  # by replica
 
     @classmethod
     async def open(cls, settings: Settings) -> RayReplicas:
@@ -85,26 +91,40 @@ class RayReplicas:
 
     async def close(self) -> None:
         """Leave the cluster, and end it if it is this process's own."""
+        for inbox in self._inboxes.values():
+            inbox.close()
         await asyncio.to_thread(_leave, self._own)
 
     async def call(self, call: Call, model: str, replica: str = "") -> AsyncGenerator[Reply, None]:
         """See Replicas."""
         handle = self._handle.options(stream=True, multiplexed_model_id=model)
-        response, begun = handle.call.remote(call, replica=replica), False
+        response = handle.call.remote(call, self._edge, replica=replica)
         try:
-            async for reply in response:
-                begun = True
+            with _losing():
+                first = await anext(response)
+        except asyncio.CancelledError:
+            response.cancel()
+            raise
+        PLACEMENT.hear(first)
+        yield first
+        async with aclosing(self._inbox(first.replica).replies(call.id)) as replies:
+            async for reply in replies:
                 if isinstance(reply, Residence):
                     PLACEMENT.hear(reply)
                 yield reply
-        except LOST as error:
-            raise ReplicaLost(_words(error)) from None
-        except asyncio.CancelledError:
-            if not begun:
-                response.cancel()
-            if being_cancelled():
-                raise
-            raise ReplicaLost("the call was cancelled at the replica") from None
+
+    def _inbox(self, replica: str) -> Inbox:
+        if replica not in self._inboxes:
+            self._inboxes = {name: inbox for name, inbox in self._inboxes.items() if not inbox.idle}
+            self._inboxes[replica] = Inbox(partial(self._batches, replica))
+        return self._inboxes[replica]
+
+    async def _batches(self, replica: str) -> AsyncGenerator[Batch, None]:
+        """All that a replica sends to this edge. :raises ReplicaLost: it is gone"""
+        response = self._handle.options(stream=True).replies.remote(self._edge, replica=replica)
+        with _losing():
+            async for batch in response:
+                yield batch
 
     async def cancel(self, replica: str, call_id: str) -> None:
         """See Replicas."""
@@ -140,6 +160,21 @@ class RayReplicas:
                 await response
         except (*LOST, TimeoutError) as error:
             log.info("a replica does not hear: %s", _words(error))
+
+
+@contextmanager
+def _losing() -> Iterator[None]:
+    """Around what a replica is heard by. :raises ReplicaLost: it is gone"""
+    try:
+        yield
+    except LOST as error:
+        raise ReplicaLost(_words(error)) from None
+    except StopAsyncIteration:
+        raise ReplicaLost("the call was ended at the replica") from None
+    except asyncio.CancelledError:
+        if being_cancelled():
+            raise
+        raise ReplicaLost("the call was cancelled at the replica") from None
 
 
 def _words(error: BaseException) -> str:
