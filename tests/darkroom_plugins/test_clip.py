@@ -232,3 +232,9 @@ def test_what_is_cut_off_of_an_embedding_is_told_by_its_name(model: StableDiffus
         read = reader(request, TextualInversion(), name=Embedding((torch.zeros(3, 32),)))
         (warning,) = model.prompt_keys(request, read)[1].warnings
         assert warning.endswith(f"of a prompt of {count + 4} this was cut off: '<name> y'")
+
+
+def test_what_is_cut_off_begins_with_a_whole_character(model: StableDiffusion) -> None:
+    request = a_request(prompt="\N{BLUE HEART}" * 20, negative_prompt="")  # four tokens each
+    (warning,) = model.prompt_keys(request, reader(request))[1].warnings
+    assert warning.endswith("of a prompt of 80 this was cut off: '\N{BLUE HEART}'")

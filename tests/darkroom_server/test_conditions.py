@@ -343,8 +343,8 @@ def unusable(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator
     weights = load_file(where / "torn-net" / "diffusion_pytorch_model.safetensors")
     weights.pop("conv_in.weight")
     save_file(weights, where / "torn-net" / "diffusion_pytorch_model.safetensors")
-    files = [*where.glob("*.safetensors"), folder / "sd-kohya.safetensors"]
-    nets = [where / "no-net", where / "torn-net", where, folder / "sd-edges"]
+    files = [*where.glob("*.safetensors"), where / "gone.safetensors", folder / "sd-kohya.safetensors"]
+    nets = [where / "no-net", where / "torn-net", where / "gone-net", where, folder / "sd-edges"]
     with RunningServer(
         models=[{"name": "sd", "path": folder / "sd"}],
         loras=[{"name": file.stem, "path": file} for file in files],
@@ -358,7 +358,9 @@ REASONS = {
     "oft": "it has lora_unet_conv_in.oft_blocks, which is of OFT; that is not supported",
     "vae": "it has vae.conv_in.lora_A.bias, which is no LoRA's matrix",
     "unet": "which is no LoRA's matrix of a UNet or a text encoder",
+    "gone": "there is nothing at gone.safetensors",
     "sd-kohya": "",
+    "gone-net": "there is nothing at gone-net",
     "no-net": "it is a UNet2DConditionModel, not a ControlNetModel",
     "torn-net": "its weights are not those of its ControlNetModel: no conv_in.weight",
     "sd-edges": "",

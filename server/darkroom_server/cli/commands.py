@@ -224,6 +224,7 @@ def check(config: Config = None) -> None:
     settings = _settings({}, config)
     from darkroom_plugins.manager import PluginError, load_plugins
     from darkroom_server.cli.overview import overview
+    from darkroom_server.cli.tables import print_tables
     from darkroom_server.models.model import InvalidPresets, ModelError
 
     _quiet_libraries()
@@ -235,7 +236,7 @@ def check(config: Config = None) -> None:
     except (ModelError, PluginError) as error:
         _say(str(error))
         raise typer.Exit(1) from None
-    _print(*tables)
+    print_tables(*tables)
     if not usable:
         raise typer.Exit(1)
 
@@ -325,12 +326,14 @@ def plugins(
         return
     from rich.table import Table
 
+    from darkroom_server.cli.tables import print_tables
+
     table = Table("name", "version", "contributes", "parameters", "")
     for info in infos:
         parameters = ", ".join(info.parameters.model_fields) if info.parameters else ""
         hooks = "\n".join(hook.removeprefix("darkroom_") for hook in info.hooks)
         table.add_row(info.name, info.version, hooks, parameters, "built in" if info.builtin else "")
-    _print(table)
+    print_tables(table)
 
 
 def _plugin_json(info: PluginInfo) -> dict[str, Any]:
@@ -361,15 +364,6 @@ def _quiet_libraries(log_format: Literal["console", "json"] = "console") -> None
         os.environ[f"{library}_VERBOSITY"] = "error"
     logging.getLogger("httpx2").setLevel(logging.WARNING)  # logs each request to the hub
     logging.getLogger("transformers").setLevel(logging.ERROR)
-
-
-def _print(*tables: Any) -> None:
-    from rich.console import Console
-
-    console = Console()
-    if not console.is_terminal:  # no terminal width: do not truncate columns
-        console.width = 1000
-    console.print(*tables, sep="\n")
 
 
 def _say(text: str) -> None:

@@ -42,16 +42,21 @@ NAME, MAX_NAME = r"^[A-Za-z0-9._/-]+$", 128
 Name = Annotated[str, Field(pattern=NAME, max_length=MAX_NAME)]
 
 
-def _readable(path: Path) -> Path:
+def _weights(path: Path) -> Path:
     if path.suffix.lower() in PICKLES:
         raise ValueError(f"{path.name}: {REFUSED}; convert it to safetensors")
     if hub_place(path):
         return path
     path = path.expanduser()
-    if not path.exists():
-        raise ValueError(f"there is nothing at {path}")
     if path.is_file() and path.suffix != ".safetensors":
         raise ValueError(f"{path.name} is neither a folder nor a safetensors file")
+    return path
+
+
+def _existing_weights(path: Path) -> Path:
+    path = _weights(path)
+    if not hub_place(path) and not path.exists():
+        raise ValueError(f"there is nothing at {path}")
     return path
 
 
@@ -113,7 +118,9 @@ def _origin(text: str) -> str:
 
 
 # An existing folder or safetensors file; or hub:OWNER/NAME@REVISION, or hub:OWNER/NAME@REVISION/FILE.
-WeightsPath = Annotated[Path, AfterValidator(_readable)]
+WeightsPath = Annotated[Path, AfterValidator(_existing_weights)]
+# The same of an asset, which is listed as unusable where there is nothing: no single file keeps a server from starting.
+AssetPath = Annotated[Path, AfterValidator(_weights)]
 
 
 class MemoryOptions(BaseModel, extra="forbid"):
@@ -200,7 +207,7 @@ class AssetSettings(BaseModel, extra="forbid"):
     """A ControlNet (a diffusers folder), or a LoRA or embedding (a safetensors file); or one of the hub."""
 
     name: Name
-    path: WeightsPath
+    path: AssetPath
     description: str = ""
     preprocessor: str | None = None  # ControlNets only: makes maps as in its training
 

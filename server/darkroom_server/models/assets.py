@@ -174,6 +174,8 @@ class AssetFiles:
         except (OSError, ValueError) as error:  # the hub may answer at the next start
             raise ModelError(f"{kind} {settings.name!r}: {error}") from error
         try:
+            if not path.exists():
+                raise FileNotFoundError(f"there is nothing at {path}")
             info = user.describe_asset(path)
         except Exception as error:  # safetensors has its own error class
             unusable = _reason(error, path)

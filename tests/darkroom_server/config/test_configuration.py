@@ -6,11 +6,13 @@ import subprocess
 import sys
 import tomllib
 from hashlib import sha256
+from io import StringIO
 from pathlib import Path
 from typing import Annotated
 
 import pytest
 from pydantic import TypeAdapter
+from rich.console import Console
 from typer.testing import CliRunner
 
 from darkroom_client.cli._app import app
@@ -466,6 +468,18 @@ def test_check_tells_what_cannot_be_used(folder, tiny_model):
     assert result.exit_code == 1
     assert "none: torn.safetensors is not a whole safetensors file" in result.stdout
     assert "little (default)" in result.stdout
+
+
+def test_check_can_be_read_at_80_columns(folder, tiny_model, monkeypatch):
+    output = StringIO()
+    monkeypatch.setattr("rich.console.Console", lambda: Console(file=output, force_terminal=True, width=80))
+    Path("darkroom.toml").write_text(f"[[models]]\nname = 'little'\npath = '{tiny_model}'\ndevice = 'cpu'\n")
+    CliRunner().invoke(app, ["check"])
+    shown = re.sub(r"\x1b\[[0-9;]*m", "", output.getvalue())
+    assert max(map(len, shown.splitlines())) <= 80
+    assert "model little (default)" in shown.splitlines()
+    assert "family sd; dtype float32; device cpu;" in " ".join(shown.split())
+    assert "│ listen        │" in shown
 
 
 @pytest.mark.parametrize(("settings", "most"), [({}, 32), ({"limits": {"max_batch_rows": 8}}, 8)])

@@ -90,13 +90,13 @@ class ClipEncoder:
         return chunks, (f"the text encoder takes {self.capacity} tokens; {problem}",)
 
     def _cut_off(self, read: Sequence[tuple[PromptPiece, list[Token]]]) -> str:
-        """The text beyond the capacity; embeddings by their names."""
+        """The text beyond the capacity; embeddings by their names, without the rest of a character that was cut."""
         room, texts = self.capacity, []
         for piece, tokens in read:
             if cut := tokens[room:]:
                 texts.append(piece.text if piece.embedding else self.tokenizer.decode([token.id for token in cut]))
             room = max(0, room - len(tokens))
-        return " ".join(texts)
+        return " ".join(texts).lstrip("\ufffd")
 
     def chunked(self, pieces: Sequence[PromptPiece]) -> tuple[Chunk, ...]:
         """As many chunks as needed, as in AUTOMATIC1111's web UI: what follows a full chunk's last comma, if it is
