@@ -50,6 +50,7 @@ class Replica:
         self._door = door
         self._tokens = {each.sha256.lower(): each for each in app.settings.tokens}
         self._leases: dict[str, _Lease] = {}  # by the call's id
+        self._asked = time.monotonic()  # for the last time what it has
         self._reader, self._read = "", -math.inf  # who read the metrics last, and when
         self._sweeping = asyncio.create_task(self._sweep())
 
@@ -121,6 +122,7 @@ class Replica:
 
     def describe(self) -> dict[str, Any]:
         """What routers go by: the models that are in memory, and the numbers of jobs and calls."""
+        self._asked = time.monotonic()
         counts = {"jobs": self.app.jobs.active_jobs, "queued": self.app.jobs.counts()[0], "calls": len(self._leases)}
         counts["loads"] = self.app.residency.loads
         return {"replica": self.name, "process": os.getpid(), "residence": self.residence(), **counts}
@@ -164,10 +166,11 @@ class Replica:
         await self.app.stop()
 
     async def _sweep(self) -> None:
-        """End the calls of edges that are gone."""
+        """End the calls of edges that are gone. A replica that is to stop when its calls have ended is asked nothing
+        any more, and no edge can reach it: it lets them run."""
         while True:
             await asyncio.sleep(RENEW_SECONDS)
-            before = time.monotonic() - LEASE_SECONDS
+            before = self._asked - LEASE_SECONDS
             for lease in [each for each in self._leases.values() if each.renewed < before]:
                 log.warning("a call's edge is gone: the call is ended")
                 await lease.call.close()

@@ -23,6 +23,7 @@ class ReplicasHere:
         self.called: list[tuple[str, Call]] = []  # the replica that got it
         self.lost_after: list[int] = []  # replies to the next calls, after which their replica is lost to them
         self.silent = False  # nothing that the edge says reaches a replica: as if it were dead
+        self.stopping = False  # the replicas, when their calls have ended
 
     async def open(self, settings: Settings) -> "ReplicasHere":
         for number in range(self._count):
@@ -66,7 +67,7 @@ class ReplicasHere:
         return {name: each.metrics(reader) for name, each in self.replicas.items()}
 
     async def describe(self) -> list[dict[str, Any]]:
-        return [each.describe() for each in self.replicas.values()]
+        return [] if self.stopping else [each.describe() for each in self.replicas.values()]
 
     def left(self) -> int:
         """Jobs and calls of all replicas."""

@@ -150,6 +150,20 @@ def test_a_lease_ends_what_the_edge_no_longer_wants(edge: RunningServer, here: R
         here.silent = False
 
 
+def test_a_replica_that_is_to_stop_ends_its_jobs_first(
+    edge: RunningServer, here: ReplicasHere, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("darkroom_server.cluster.replica.LEASE_SECONDS", 0.01)
+    monkeypatch.setattr("darkroom_server.cluster.replica.RENEW_SECONDS", 0.01)
+    here.silent = here.stopping = True
+    try:
+        stream = edge.generate(**LONG)
+    finally:
+        here.silent = here.stopping = False
+    check_whole(stream, steps=400, images=1)
+    assert max(event.queued.restarts for event in stream.events) == 0
+
+
 def test_preprocess_and_the_catalog_are_answered(edge: RunningServer, server: RunningServer) -> None:
     import numpy as np
 
