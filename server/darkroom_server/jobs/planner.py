@@ -16,7 +16,7 @@ from darkroom_plugins import calls
 from darkroom_plugins.contract import BatchContract, Contribution, SchedulerEntry, Task
 from darkroom_plugins.errors import InvalidRequest, UnsupportedCombination, Violation
 from darkroom_plugins.files import LOADING
-from darkroom_plugins.request import Pixels, Request, SchedulerChoice
+from darkroom_plugins.request import Pixels, Request
 from darkroom_server.device.resources import row_bucket, row_buckets, total_memory
 from darkroom_server.device.threads import single_threaded_pool
 from darkroom_server.errors import LoadFailed, to_domain_error
@@ -24,7 +24,7 @@ from darkroom_server.jobs.plan import Plan
 from darkroom_server.networks.decode_cost import DecodeCosts
 from darkroom_server.schedulers.schedule import ZERO_SNR, Steps, count_steps, lacks_zero_snr
 from darkroom_server.schedulers.scheduler import copy_scheduler
-from darkroom_server.schedulers.tables import Tables, make_table
+from darkroom_server.schedulers.tables import Table, Tables, make_table
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -98,8 +98,7 @@ class Planner:
         inputs = await _run(self._readers, self._prepare_inputs, request)
         plan: Plan = await _run(self._thread, self._plan, request, inputs, path)
         table = await self._tables.of(plan.scheduler, plan.steps.first, request.eta)
-        if not table.finite:
-            raise _divides_by_zero(request.scheduler, plan.model.info.prediction_type)
+        _refuse_faulty(table, request, plan.model, path)
         return plan if request.deterministic else replace(plan, table=table)
 
     def close(self) -> None:
@@ -212,8 +211,7 @@ def check_scheduler(request: Request, model: Model, entries: Mapping[str, Schedu
     entry = entries[request.scheduler.name]
     _refuse_scheduler_without_zero_snr(model, entry, entries)
     scheduler = _with_timesteps(_build_scheduler(request, model, entry), request, entry)
-    if not make_table(scheduler, 0, request.eta).finite:
-        raise _divides_by_zero(request.scheduler, model.info.prediction_type)
+    _refuse_faulty(make_table(scheduler, 0, request.eta), request, model, "parameters")
 
 
 class EmbeddingCache:
@@ -338,14 +336,23 @@ def _refuse_scheduler_without_zero_snr(
         raise UnsupportedCombination([Violation("parameters.scheduler", problem)])
 
 
-def _divides_by_zero(choice: SchedulerChoice, prediction_type: str) -> InvalidRequest:
-    """The refusal of a scheduler that would end in pictures without finite values."""
+def _refuse_faulty(table: Table, request: Request, model: Model, path: str) -> None:
+    """`path`: of the message that has the number of steps.
+
+    :raises InvalidRequest: the scheduler would fail, or end in pictures without finite values
+    """
+    choice, count, kind = request.scheduler, request.num_inference_steps, model.info.prediction_type
+    if table.fault is None:
+        return
+    if table.fault == "fails":
+        problem = f"{choice.name} cannot take {count} steps with these options on the model {model.name}, but fewer"
+        raise InvalidRequest([Violation(f"{path}.num_inference_steps", problem)])
     options = choice.options.model_dump(exclude_none=True) if choice.options else {}
     chosen = {f"options.{name}": value for name, value in options.items()}
     chosen |= {"sigma_schedule": choice.sigma_schedule, "timestep_spacing": choice.timestep_spacing}
     fields = [f"parameters.scheduler.{name}" for name, value in chosen.items() if value is not None]
-    problem = f"{choice.name} divides by zero with this on a model that predicts {prediction_type}"
-    return InvalidRequest([Violation(field, problem) for field in fields or ["parameters.scheduler"]])
+    problem = f"{choice.name} divides by zero with this in {count} steps on a model that predicts {kind}"
+    raise InvalidRequest([Violation(field, problem) for field in fields or ["parameters.scheduler"]])
 
 
 def _build_scheduler(request: Request, model: Model, entry: SchedulerEntry) -> Any:

@@ -14,7 +14,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Hashable, Iterator
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
 import torch
@@ -44,6 +44,9 @@ class NotFinite(NotLinear):
     """A scheduler's step divides by zero."""
 
 
+OFF_SCHEDULE = (IndexError, AssertionError)  # of diffusers' schedulers that step beyond the end of what they keep
+
+
 @dataclass(frozen=True, slots=True)
 class TensorRef:
     """Placeholder for a tensor: an index into a step's terms, followed by its results."""
@@ -70,7 +73,7 @@ class Table:
 
     first: int = 0
     steps: tuple[Step, ...] = ()
-    finite: bool = True  # False: the step after the last one divides by zero
+    fault: Literal["divides by zero", "fails"] | None = None  # of the object's step after the last one
 
     def at(self, evaluation: int) -> Step | None:
         """The step of this evaluation, at least `first`; None beyond the table."""
@@ -113,14 +116,16 @@ class Tables:
 def make_table(scheduler: Any, first: int, eta: float) -> Table:
     """The table of a scheduler, up to the first step that is not linear. Does not change the scheduler."""
     steps: list[Step] = []
-    finite = True
+    fault: Literal["divides by zero", "fails"] | None = None
     try:
         steps.extend(tabulate(scheduler, first, eta))
     except NotFinite:
-        finite = False
+        fault = "divides by zero"
+    except OFF_SCHEDULE:
+        fault = "fails"
     except Exception as error:  # schedulers of plugins may raise anything
         log.info("%s is stepped by its object, without a table: %r", type(scheduler).__name__, error)
-    return Table(first, tuple(steps), finite)
+    return Table(first, tuple(steps), fault)
 
 
 def tabulate(scheduler: Any, first: int, eta: float) -> Iterator[Step]:

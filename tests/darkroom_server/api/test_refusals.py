@@ -148,3 +148,15 @@ def test_options_of_unipc_that_end_in_a_division_by_zero_are_refused(
         StatusCode.INVALID_ARGUMENT,
         {f"parameters.scheduler.options.{next(iter(option))}"},
     )
+
+
+@pytest.mark.parametrize("deterministic", [False, True])
+def test_more_steps_than_a_schedule_has_are_refused(tiny_model: Path, deterministic: bool) -> None:
+    """With the timestep spacing and the offset of Stable Diffusion, step 1 of 1,000 begins beyond the noise."""
+    models = [{"name": "tiny", "path": tiny_model}]
+    with RunningServer(models=models, limits={"max_inference_steps": 1000}) as server:
+        for name in ("pndm", "ddim"):
+            request: dict[str, Any] = {"scheduler": name, "deterministic": deterministic, "num_inference_steps": 1000}
+            failed = refused(lambda request=request: server.generate(**request))
+            assert (failed.code, failed.reason) == (StatusCode.INVALID_ARGUMENT, "INVALID_REQUEST")
+            assert f"{name} cannot take 1000 steps" in failed.violations["parameters.num_inference_steps"]
