@@ -14,7 +14,7 @@ from grpc import StatusCode
 
 from darkroom.v1 import catalog_service_pb2 as catalog_pb
 from darkroom.v1 import image_service_pb2 as pb
-from darkroom.v1.parameters_pb2 import DISCONNECT_POLICY_KEEP, LoraSpec, Parameters
+from darkroom.v1.parameters_pb2 import DISCONNECT_POLICY_KEEP, UPSCALER_LATENT_BICUBIC, HiresFix, LoraSpec, Parameters
 from tests.support import RunningServer, Stream, generate_request, png, refused, spec
 from tests.tiny import save_lora
 from tests.tiny_sdxl import save_sdxl
@@ -37,6 +37,12 @@ FAST = {
     "height": 16,
     "loras": {"a": 0.5, "b": 0.25},
 }
+LATENTS: dict[str, Any] = {
+    "factor": 2.0,
+    "upscaler": UPSCALER_LATENT_BICUBIC,
+    "strength": 0.75,
+    "num_inference_steps": 3,
+}
 
 
 @pytest.fixture(scope="module")
@@ -48,7 +54,8 @@ def assets(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> list[d
 
 @pytest.fixture(scope="module")
 def preset_server(tiny_model: Path, assets: list[dict[str, Any]]) -> Iterator[RunningServer]:
-    presets = {"fast": FAST, "spaced": {"timestep_spacing": "trailing"}, "empty": {}}
+    sharp = {"hires_fix": {**LATENTS, "upscaler": "latent-bicubic"}}
+    presets = {"fast": FAST, "spaced": {"timestep_spacing": "trailing"}, "empty": {}, "sharp": sharp}
     models = [{"name": "tiny", "path": tiny_model, "presets": presets}, {"name": "plain", "path": tiny_model}]
     with RunningServer(models=models, loras=assets) as running:
         yield running
@@ -123,6 +130,21 @@ def test_without_a_name_the_models_own_scheduler_is_meant(preset_server: Running
         assert resolved.scheduler == spec("pndm", timestep_spacing="TIMESTEP_SPACING_TRAILING")
 
 
+def test_a_second_stage(preset_server: RunningServer) -> None:
+    asked = {"width": 24, "height": 16, "num_inference_steps": 2, "seed": 7}
+    by_preset = preset_server.generate(preset="sharp", **asked)
+    by_hand = preset_server.generate(hires_fix=HiresFix(**LATENTS), **asked)
+    assert accepted(by_preset) == accepted(by_hand)
+    assert by_preset.pixels.shape == (1, 32, 48, 3)
+    assert np.abs(by_preset.pixels - by_hand.pixels).max() <= MAX_LEVELS
+    resolved = accepted(preset_server.generate(preset="sharp", hires_fix=HiresFix(height=40, strength=0.5), **asked))
+    assert resolved.hires_fix == HiresFix(
+        width=64, height=40, upscaler=LATENTS["upscaler"], strength=0.5, num_inference_steps=3
+    )
+    edited = preset_server.edit(image=png(np.full((16, 24, 3), 90, np.uint8)), preset="sharp", num_inference_steps=2)
+    assert edited.pixels.shape == (1, 16, 24, 3)
+
+
 def test_an_edit_keeps_its_pictures_size(preset_server: RunningServer) -> None:
     picture = png(np.full((40, 32, 3), 90, np.uint8))
     edited = preset_server.edit(image=picture, preset="fast")
@@ -135,7 +157,7 @@ def test_an_unknown_preset_is_refused_with_those_there_are(preset_server: Runnin
     assert failed.paths == {"parameters.preset", "parameters.num_inference_steps"}
     failed = refused(lambda: preset_server.generate(preset="fats"))
     assert (failed.code, failed.reason) == (StatusCode.NOT_FOUND, "PRESET_NOT_FOUND")
-    said = "there is no preset 'fats' (did you mean 'fast'?); there are: empty, fast, spaced"
+    said = "there is no preset 'fats' (did you mean 'fast'?); there are: empty, fast, sharp, spaced"
     assert failed.violations == {"parameters.preset": said}
     failed = refused(lambda: preset_server.generate(model="plain", preset="fast"))
     assert failed.violations == {"parameters.preset": "there is no preset 'fast'; there are none"}
@@ -144,11 +166,12 @@ def test_an_unknown_preset_is_refused_with_those_there_are(preset_server: Runnin
 def test_models_are_listed_with_their_presets(preset_server: RunningServer) -> None:
     plain, tiny = preset_server.catalog.ListModels(catalog_pb.ListModelsRequest()).models
     assert not plain.presets
-    empty, fast, spaced = tiny.presets
+    empty, fast, sharp, spaced = tiny.presets
     assert (empty.name, empty.parameters) == ("empty", Parameters())
     assert (fast.name, fast.description, fast.parameters.guidance_scale) == ("fast", "Quick.", 2.0)
     assert not fast.parameters.HasField("guidance_end")
     assert weights(fast.parameters) == {"a": 0.5, "b": 0.25}
+    assert sharp.parameters == Parameters(hires_fix=HiresFix(**LATENTS))
     assert spaced.parameters == Parameters(scheduler={"timestep_spacing": "TIMESTEP_SPACING_TRAILING"})
 
 

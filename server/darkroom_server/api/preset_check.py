@@ -62,4 +62,6 @@ def _key(path: str, preset: PresetSettings) -> Location:
         return "loras", list(preset.loras)[int(found["lora"])]
     key = SCHEDULER.get(found["spec"] or "", found["field"])
     inner = tuple((found["rest"] or "").split(".")) if found["spec"] == "options" and found["rest"] else ()
+    if key == "hires_fix" and found["rest"] in preset.values.get(key, ()):
+        inner = (found["rest"],)
     return (key, *inner) if key in preset.values else ()

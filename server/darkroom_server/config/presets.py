@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, BeforeValidator, Field, JsonValue
 
-from darkroom_plugins.request import PromptSyntax, SigmaSchedule, TimestepSpacing
+from darkroom_plugins.request import PromptSyntax, SigmaSchedule, TimestepSpacing, Upscaler
 
 Count = Annotated[int, Field(ge=0, lt=2**31)]
 
@@ -15,6 +15,17 @@ Count = Annotated[int, Field(ge=0, lt=2**31)]
 def spelled(name: Any) -> Any:
     """The one spelling of a name: ``latent-rgb`` for ``LATENT_RGB``."""
     return name.lower().replace("_", "-") if isinstance(name, str) else name
+
+
+class HiresFixSettings(BaseModel, extra="forbid"):
+    """The second stage of new pictures."""
+
+    factor: float | None = None
+    width: Count | None = None
+    height: Count | None = None
+    upscaler: Annotated[Upscaler | None, BeforeValidator(spelled)] = None
+    strength: float | None = None
+    num_inference_steps: Count | None = None
 
 
 class PresetSettings(BaseModel, extra="forbid"):
@@ -38,6 +49,7 @@ class PresetSettings(BaseModel, extra="forbid"):
     prompt_syntax: Annotated[PromptSyntax | None, BeforeValidator(spelled)] = None
     width: Count | None = None  # pixels; of Generate, as an edit has its picture's size
     height: Count | None = None
+    hires_fix: HiresFixSettings | None = None  # of Generate
     loras: dict[str, float] = {}  # weights by name
 
     @property

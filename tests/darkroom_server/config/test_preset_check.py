@@ -38,6 +38,7 @@ guidance_scale = nan
 eta = 0.5
 height = 7
 loras = { inc = 1.0, other = 1.0, ink = 20.0 }
+hires_fix = { factor = 1.5, strength = 1.5 }
 [models.presets.slow.scheduler_options]
 solver_order = 9
 
@@ -58,7 +59,8 @@ LINES = {
     "24: models.1.presets.slow.loras.inc: there is no lora 'inc' (did you mean 'ink'?); there are: ink, other",
     "24: models.1.presets.slow.loras.other: with the model tiny it cannot be used: ",
     "24: models.1.presets.slow.loras.ink: must be from -10 to 10, not 20.0",
-    "26: models.1.presets.slow.scheduler_options.solver_order: must be less than or equal to 3, not",
+    "25: models.1.presets.slow.hires_fix.strength: must be from 0 to 1, not 1.5",
+    "27: models.1.presets.slow.scheduler_options.solver_order: must be less than or equal to 3, not",
 }
 
 

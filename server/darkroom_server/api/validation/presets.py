@@ -15,7 +15,8 @@ SCHEDULER = {  # keys of a preset, by the fields of SchedulerSpec
     "timestep_spacing": "timestep_spacing",
     "options": "scheduler_options",
 }
-SIZE = ("width", "height")
+SCALING = ("factor", "width", "height")  # of a second stage
+SIZE = ("width", "height", "hires_fix")
 
 
 def parameters_of(preset: PresetSettings) -> parameters_pb2.Parameters:
@@ -23,9 +24,15 @@ def parameters_of(preset: PresetSettings) -> parameters_pb2.Parameters:
     values = dict(preset.values)
     spec = {field: values.pop(key) for field, key in SCHEDULER.items() if key in values}
     loras: dict[str, float] = values.pop("loras", {})
-    for scope, field in ((values, "prompt_syntax"), (spec, "sigma_schedule"), (spec, "timestep_spacing")):
+    hires = values.get("hires_fix", {})
+    for scope, field in (
+        (values, "prompt_syntax"),
+        (spec, "sigma_schedule"),
+        (spec, "timestep_spacing"),
+        (hires, "upscaler"),
+    ):
         if field in scope:
-            scope[field] = f"{field}_{scope[field]}".upper()
+            scope[field] = f"{field}_{scope[field]}".upper().replace("-", "_")
     parameters = parameters_pb2.Parameters(**values)
     if (options := spec.pop("options", None)) is not None:
         parameters.scheduler.options.update(options)
@@ -43,13 +50,17 @@ def filled(
     sized: bool,
     same_scheduler: bool,
 ) -> parameters_pb2.Parameters:
-    """A request's parameters, with the preset's where they are unset: its size if `sized`, and its scheduler's fields
-    if the request has the `same_scheduler`. The request's LoRAs come first."""
+    """A request's parameters, with the preset's where they are unset: its sizes if `sized`, and its scheduler's fields
+    if the request has the `same_scheduler`. The request's LoRAs come first. A size of a second stage, or its factor,
+    goes before both of the preset's."""
     result = parameters_pb2.Parameters()
     result.CopyFrom(preset)
     left_out = (*(() if sized else SIZE), *(() if same_scheduler else ("scheduler",)), "loras")
     for field in left_out:
         result.ClearField(field)
+    if any(given.hires_fix.HasField(field) for field in SCALING):
+        for field in SCALING:
+            result.hires_fix.ClearField(field)
     result.MergeFrom(given)
     named = {lora.name for lora in given.loras}
     result.loras.extend(lora for lora in preset.loras if lora.name not in named)
