@@ -25,6 +25,7 @@ export class Desk {
   text = async (id) => (await this.page.locator(`#${id}`).first().textContent()).trim();
   press = (id) => this.page.locator(`#${id}`).click();
   mode = (name) => this.page.locator("#mode label").filter({ hasText: name }).click();
+  kind = (name) => this.page.locator("#template label").filter({ hasText: name }).click();
   unfold = (title) => this.page.getByText(title, { exact: true }).first().click();
 
   // A number beside a slider is taken when its field loses the focus.

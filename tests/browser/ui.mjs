@@ -127,6 +127,27 @@ export async function reload(given) {
   return seen;
 }
 
+// A picture waits in the queue behind those of another window, and develops when they are stopped.
+export async function queue(given) {
+  const [first, second] = [await Desk.at(given), await Desk.at(given)];
+  await first.unfold("Many prompts from one");
+  await first.kind("All of them");
+  await first.unfold("More");
+  await first.number("num_images", 8);
+  await first.ask("a {red|green|blue} circle", 150); // 16 pictures fill the batch; the third job waits
+  await first.press("generate");
+  await first.says("0 of 24 pictures, ");
+  await second.ask("a large yellow star on a purple background", 6);
+  await second.press("generate");
+  await second.says("1 job ahead in the queue");
+  const [waiting, early] = [await second.text("status"), await second.page.locator("#view img").count()];
+  await second.picture("queue");
+  await first.press("stop");
+  await second.shown("picture");
+  await second.says("Done");
+  return { waiting, early, details: await second.text("details") };
+}
+
 // A preset is chosen, and shows its values.
 export async function preset(given) {
   const desk = await Desk.at(given);
@@ -163,9 +184,8 @@ export async function conditions(given) {
 // The prompts of a template side by side: all, or some; what is no template is refused.
 export async function templates(given) {
   const desk = await Desk.at(given);
-  const kind = (name) => desk.page.locator("#template label").filter({ hasText: name }).click();
   await desk.unfold("Many prompts from one");
-  await kind("All of them");
+  await desk.kind("All of them");
   await desk.ask("a {red|blue} {circle|", 4);
   await desk.press("generate");
   await desk.beside("prompt", "cannot be read");
@@ -175,7 +195,7 @@ export async function templates(given) {
   await desk.says("Done");
   await desk.picture("templates");
   const combinations = await desk.labels();
-  await kind("Some by chance");
+  await desk.kind("Some by chance");
   await desk.number("samples", 2);
   await desk.write("prompt", "a __colour__ {circle|star|heart}");
   await desk.press("generate");

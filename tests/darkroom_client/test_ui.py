@@ -291,6 +291,7 @@ def test_what_a_run_is_at() -> None:
     assert view.describe(running()) == "Waiting for its turn"
     assert view.describe(running(events.Queued("job", 2, 1, 12.4))) == "1 job ahead in the queue, about 12 s"
     assert view.describe(running(events.Queued("job", 2, 3, None))) == "3 jobs ahead in the queue"
+    assert view.describe(running(events.Queued("job", 2, 0, 80.0))) == "Next in the queue, about 1 min 20 s"
     loading = events.Loading("job", 2, "sd15", "unet", None, 40, 100)
     assert view.describe(running(loading)) == "Loading sd15, 40% (unet)"
     assert view.describe(running(loading, step(3, 70))) == "Step 3 of 10, about 1 min 10 s left"

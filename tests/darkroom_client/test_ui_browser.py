@@ -133,6 +133,14 @@ def test_two_windows_at_once(drive: Callable[..., Any]) -> None:
     assert seen == {"together": [1, 1], "prompts": ["a red circle", "a green star"], "galleries": [1, 1]}
 
 
+def test_a_picture_waits_in_the_queue(drive: Callable[..., Any], demo: RunningServer) -> None:
+    seen = drive("queue")
+    assert re.match(r"1 job ahead in the queue(, about |$)", seen["waiting"])
+    assert seen["early"] == 0
+    assert "a large yellow star" in seen["details"]
+    settle(demo)
+
+
 def test_a_reload_finds_the_running_job(drive: Callable[..., Any], new_jobs: Callable[[], list[Job]]) -> None:
     seen = drive("reload")
     assert seen == {"running": {"alt": "a red heart", "generate": False}, "gallery": 1, "prompt": "a red heart"}

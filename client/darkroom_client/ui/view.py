@@ -99,8 +99,8 @@ def describe(run: Run) -> str:
     job = open_jobs[0]
     match job.waiting:
         case events.Queued(position=position, estimated_wait_seconds=wait) if position > 0 or wait:
-            ahead = f"{position} {'job' if position == 1 else 'jobs'} ahead in the queue"
-            return ahead + (f", about {_duration(wait)}" if wait else "")
+            ahead = f"{position} {'job' if position == 1 else 'jobs'} ahead" if position else "Next"
+            return f"{ahead} in the queue" + (f", about {_duration(wait)}" if wait else "")
         case events.Loading(model=model, component=component, bytes_done=done, bytes_total=total):
             share = f", {done / total:.0%}" if total else ""
             return f"Loading {model}{share}" + (f" ({component})" if component else "")
