@@ -52,6 +52,7 @@ NOT_RUN = {
 }
 # Programs that the commands want beside a shell's; where one is missing, its commands are left out.
 PROGRAMS = ("buf", "curl", "grpcurl", "jq")
+ENVIRONMENT = Path(sys.executable).parent
 # Pictures that a page makes.
 MADE = {
     "README.md": {"heart.png", "again.jpg", "shapes.png", "edited.png"},
@@ -178,6 +179,7 @@ def check_words(command: Sequence[str]) -> None:
 @pytest.mark.parametrize("page", [page for page in PAGES if page not in ELSEWHERE])
 def test_page(page: str, shapes: RunningServer, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     found = blocks(page)
+    monkeypatch.setenv("PATH", f"{os.environ['PATH']}:{ENVIRONMENT}")  # grpcurl comes with the development extra
     if shutil.which("npm") and any(command.startswith("buf ") for block in found for command in block.commands):
         tools = built(ROOT / "client/examples/typescript", "build") / "node_modules/.bin"
         monkeypatch.setenv("PATH", f"{tools}:{os.environ['PATH']}")
@@ -196,6 +198,18 @@ def test_page(page: str, shapes: RunningServer, folder: Path, monkeypatch: pytes
         Image.open(picture).load()
     if reader.missing:
         pytest.skip(f"all was run but what needs {', '.join(sorted(reader.missing))}")
+
+
+def test_grpcurl_shows_what_is_wrong(shapes: RunningServer) -> None:
+    grpcurl = shutil.which("grpcurl", path=f"{ENVIRONMENT}:{os.environ['PATH']}")
+    if grpcurl is None:
+        pytest.skip("no grpcurl")
+    asked = '{"parameters": {"prompt": "a red circle", "seed": -1}}'
+    command = [grpcurl, "-plaintext", "-d", asked, shapes.address, "darkroom.v1.ImageService/Generate"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 64 + grpc.StatusCode.INVALID_ARGUMENT.value[0]
+    assert '"reason":"INVALID_REQUEST"' in done.stderr
+    assert '{"field":"parameters.seed","description":"must be from 0 to 9223372036854775807, not -1"}' in done.stderr
 
 
 def modules_of(found: Sequence[Block], monkeypatch: pytest.MonkeyPatch) -> Mapping[str, ModuleType]:
