@@ -8,7 +8,7 @@ from PIL import Image
 
 from darkroom.v1 import catalog_service_pb2 as catalog_pb
 from darkroom.v1.edits_pb2 import ImageToImage, Inpaint, Outpaint
-from darkroom.v1.parameters_pb2 import ControlSpec, LoraSpec
+from darkroom.v1.parameters_pb2 import ControlSpec, HiresFix, LoraSpec
 from darkroom_demo.edges import canny, edge_f1
 from darkroom_demo.measure import measure, style_strength
 from tests.support import RunningServer, png
@@ -103,6 +103,22 @@ def test_a_style_is_turned_up(demo: RunningServer, style: str) -> None:
     assert strengths == sorted(strengths)
     assert strengths[0] < 0.1
     assert strengths[2] > 0.6
+
+
+def edge_width(picture: Image.Image) -> float:
+    """Of the edges, in pixels: how far they reach for their steepness."""
+    pixels = np.asarray(picture.convert("RGB"), float)
+    down, across = (np.abs(np.diff(pixels, axis=axis)).max(axis=2) / 255 for axis in (0, 1))
+    steepness = np.hypot(down[:, :-1], across[:-1])
+    return float(steepness.sum() / (steepness**2).sum())
+
+
+def test_a_second_stage_is_the_first_with_sharper_edges(demo: RunningServer, circle: Image.Image) -> None:
+    second = HiresFix(width=96, height=96, strength=0.2)
+    (made,) = demo.generate(prompt=PROMPT, seed=7, hires_fix=second).pictures()
+    assert edge_width(made) < 0.8 * edge_width(circle.resize((96, 96), Image.Resampling.LANCZOS))
+    ((before,), (after,)) = (measure(each).blobs for each in (circle, made))
+    assert (before.colour, before.shape, before.position) == (after.colour, after.shape, after.position)
 
 
 def test_all_of_it_in_one_request(demo: RunningServer, circle: Image.Image) -> None:
