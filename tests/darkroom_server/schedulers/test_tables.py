@@ -364,6 +364,7 @@ def test_what_divides_by_zero_is_known_before(entry: SchedulerEntry) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(600)
 @pytest.mark.parametrize("entry", EACH)
 def test_what_cannot_take_its_most_steps_is_known_before(entry: SchedulerEntry) -> None:
     plain = SchedulerChoice(name=entry.name)
