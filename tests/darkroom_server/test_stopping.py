@@ -13,7 +13,7 @@ import pytest
 from darkroom_client import Client, DarkroomError
 
 # A server in whose engine jobs of the prompt "hang" never end a step, and others take their time; or one that never
-# is ready.
+# is ready, or whose process stays after it has stopped.
 SERVER = """
 import sys, threading, time
 from darkroom_plugins.builtin.tasks import txt2img
@@ -34,6 +34,14 @@ if sys.argv[2] == "hang while opening":
         threading.Event().wait()
 
     StableDiffusion.detect = detect
+if sys.argv[2] == "hang at exit":
+    import atexit
+
+    @atexit.register
+    def leave():
+        print("leaving", file=sys.stderr, flush=True)
+        while True:  # what waits in one call misses signals that another thread gets
+            time.sleep(0.05)
 from darkroom_client.cli import main
 sys.argv = ["darkroom", "serve", "--listen", "127.0.0.1:0", "--config", sys.argv[1]]
 main()
@@ -157,6 +165,15 @@ def test_the_third_exits_at_once(serve: Callable[..., Served]) -> None:
     served = serve(600)
     Job(served, "hang", steps=5)
     served.signal(signal.SIGINT, signal.SIGINT, signal.SIGINT)
+    assert served.status() == 130
+
+
+def test_a_process_that_is_leaving_heeds_signals_as_before(serve: Callable[..., Served]) -> None:
+    served = serve(600, start="hang at exit")
+    served.signal(signal.SIGTERM)
+    served.await_said("leaving")
+    served.process.send_signal(signal.SIGTERM)
+    served.process.send_signal(signal.SIGINT)
     assert served.status() == 130
 
 

@@ -27,7 +27,8 @@ class Shutdown:
     once. If the process is `owned`, it ends `GRACE_SECONDS` after the drain, whatever its threads do; with status 0
     before it is `serving`: models that are being opened or loaded are not worth waiting for.
 
-    A context manager: the signals' handlers are those of before when it ends."""
+    A context manager: the signals' handlers are those of before when it ends; but an owned process that ends keeps
+    these, for signals that come until it has."""
 
     def __init__(self, drain_seconds: float, owned: bool) -> None:
         self.asked, self.hurried = asyncio.Event(), asyncio.Event()
@@ -45,7 +46,8 @@ class Shutdown:
     def __exit__(self, *_: object) -> None:
         for name, old in self._before.items():
             self._loop.remove_signal_handler(name)  # a closed uvloop would leave its own (0.23)
-            signal.signal(name, old)
+            ending = self._owned and self.asked.is_set()
+            signal.signal(name, (lambda number, _: self._on_signal(signal.Signals(number))) if ending else old)
 
     def _on_signal(self, name: signal.Signals) -> None:
         if self.hurried.is_set():
