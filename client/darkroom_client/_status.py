@@ -71,6 +71,8 @@ def to_exception(error: Exception, address: str, *, connected: bool) -> errors.D
     kind = _BY_REASON.get(fields["reason"]) or _BY_CODE.get(code, errors.DarkroomError)
     if kind is errors.ServerUnreachable:
         message = _unreachable(message, address, connected=connected)
+    elif kind is errors.DeadlineExceeded and "Deadline Exceeded" in message:  # in gRPC's words, at this end
+        message = f"the time-out passed before the Darkroom server at {address} was done"
     return kind(message, code=code.name, **fields)
 
 

@@ -255,7 +255,7 @@ class TestWhatStopsAJob:
 
     def test_the_timeout(self, scripted, client):
         stream = client.generate("endless", timeout=0.3)
-        with pytest.raises(DeadlineExceeded):
+        with pytest.raises(DeadlineExceeded, match=f"^the time-out passed before .* at {client.address} was done$"):
             stream.image()
         scripted.wait_ended(stream.request_id)
 
