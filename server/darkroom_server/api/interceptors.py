@@ -37,13 +37,18 @@ def answering_errors(call: Call, method: str) -> Call:
             failure = JobFailed("the server failed; its log says more")
         code, message, trailers = status_of(failure)
         log.info("%s: %s: %s", method, code.name, message)
-        return await context.abort(code, message, trailers)
+        try:
+            return await context.abort(code, message, trailers)
+        except Exception as error:
+            if client_is_gone(error):
+                return None
+            raise
 
     return answering
 
 
 def client_is_gone(error: Exception) -> bool:
-    """Whether a write failed because the call was cancelled or its connection lost."""
+    """Whether a write, of a message or the status, failed because the call was cancelled or its connection lost."""
     return type(error).__name__ in ("ExecuteBatchError", "UsageError")
 
 

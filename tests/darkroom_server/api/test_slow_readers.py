@@ -1,5 +1,6 @@
 """Clients that do not read their streams: what waits for them is bounded, and keeps nobody else waiting."""
 
+import logging
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -53,6 +54,17 @@ def test_a_client_that_reads_nothing_loses_its_job(model: dict[str, Any]) -> Non
         failed = refused(stream.read)
         assert (failed.code, failed.reason) == (grpc.StatusCode.RESOURCE_EXHAUSTED, "SLOW_READER")
         assert "0.5 seconds" in failed.message
+
+
+def test_one_that_leaves_before_it_hears_of_that_is_no_fault(
+    model: dict[str, Any], caplog: pytest.LogCaptureFixture
+) -> None:
+    with RunningServer(models=[model], plugins={"noise": noise_family}, slow_reader_seconds=0.5) as server:
+        stream = server.start(generate_request(**PICTURES))
+        stream.read_until("image")
+        settle(server)
+        stream.call.cancel()
+    assert [record for record in caplog.records if record.levelno >= logging.ERROR] == []
 
 
 def test_what_waits_to_be_read_is_bounded(model: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
