@@ -245,7 +245,7 @@ async def _respond(handler: Any, messages: AsyncIterator[Any], context: Any) -> 
         try:
             request = await anext(messages)
         except StopAsyncIteration:
-            raise InvalidRequest(message="the request is missing") from None
+            raise InvalidRequest(message="the request is missing, or far too large") from None
     if handler.response_streaming:
         made = behaviour(request, context)
         if hasattr(made, "__aiter__"):
