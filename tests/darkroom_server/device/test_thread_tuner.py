@@ -8,19 +8,20 @@ from darkroom_server.device.thread_tuner import LONGEST_PAUSE, ThreadTuner
 
 
 class Machine:
-    """Evaluations on it take as long as `seconds` says for a number of threads."""
+    """Evaluations on it take as long as `seconds` says for a number of threads, of which each runs for a `share`."""
 
-    def __init__(self, most: int, seconds: Callable[[int], float], adaptive: bool = True) -> None:
-        self.now, self.seconds = 0.0, seconds
+    def __init__(self, most: int, seconds: Callable[[int], float], adaptive: bool = True, share: float = 1.0) -> None:
+        self.now, self.ran, self.seconds, self.share = 0.0, 0.0, seconds, share
         self.threads: list[int] = []  # of each evaluation
-        self.tuner = ThreadTuner(most, self.threads.append, adaptive, clock=lambda: self.now)
+        self.tuner = ThreadTuner(most, self.threads.append, adaptive, lambda: self.now, lambda: self.ran)
 
     def run(self, evaluations: int, kind: str = "kind", fixed: bool = False) -> list[int]:
         """The numbers of threads of these evaluations."""
         before = len(self.threads)
         for _ in range(evaluations):
             with self.tuner.evaluation(kind, fixed):
-                self.now += self.seconds(self.threads[-1])
+                seconds = self.seconds(self.threads[-1])
+                self.now, self.ran = self.now + seconds, self.ran + self.share * seconds
         return self.threads[before:]
 
 
@@ -41,6 +42,15 @@ def test_one_thread_where_others_only_wait() -> None:
     machine = Machine(16, lambda threads: 0.1 * threads)
     machine.run(1000)
     assert machine.run(1000).count(1) > 950
+
+
+def test_a_busy_machine_is_noticed_at_once_and_more_threads_are_not_tried_on_it() -> None:
+    machine = Machine(2, lambda threads: 20.0 if threads == 2 else 0.2, share=0.05)
+    assert machine.run(10) == [2] + [2, 1] + [1] * 7
+    machine.now += 100 * LONGEST_PAUSE
+    assert machine.run(50) + machine.run(50, "another") == [1] * 100
+    machine.seconds, machine.share = lambda threads: 1 / threads, 1.0
+    assert machine.run(1000)[-1] == 2
 
 
 def test_as_many_as_are_fastest() -> None:
