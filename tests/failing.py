@@ -33,7 +33,8 @@ def stumble(place: str, prompt: str) -> None:
 
 
 class Gate:
-    """Holds the engine in the middle of a job of the prompt `patient`, until the test lets it go on."""
+    """Holds the engine in the middle of a job of the prompt `patient`, and threads with those of `patient planning` and
+    `patient finish`, until the test lets them go on."""
 
     def __init__(self) -> None:
         self._open = threading.Event()
@@ -76,8 +77,13 @@ class FailingTask(Txt2Img):
 class FailingConditioner(Conditioner):
     name = "failing"
 
+    def __init__(self, gate: Gate) -> None:
+        self.gate = gate
+
     def wants(self, request: Any, parameters: Any) -> bool:
         stumble("wants", request.prompt)
+        if request.prompt == "patient planning":
+            self.gate.wait()
         return request.task == "failing"
 
     def begin(self, sample: Any, parameters: Any) -> None:
@@ -120,8 +126,13 @@ class FailingAdapter(Adapter):
 class FailingFinisher(Finisher):
     name = "failing"
 
+    def __init__(self, gate: Gate) -> None:
+        self.gate = gate
+
     def finish(self, picture: Any, request: Any, parameters: None) -> Any:
         stumble("finish", request.prompt)
+        if request.prompt == "patient finish":
+            self.gate.wait()
         if request.prompt == "no picture":
             return None
         if request.prompt == "no JSON":
@@ -148,7 +159,7 @@ class Failing:
 
     @hookimpl
     def darkroom_conditioners(self) -> list[Any]:
-        return [FailingConditioner(), KeyedConditioner()]
+        return [FailingConditioner(self.gate), KeyedConditioner()]
 
     @hookimpl
     def darkroom_adapters(self) -> list[Any]:
@@ -156,7 +167,7 @@ class Failing:
 
     @hookimpl
     def darkroom_finishers(self) -> list[Any]:
-        return [FailingFinisher()]
+        return [FailingFinisher(self.gate)]
 
     @hookimpl
     def darkroom_schedulers(self) -> list[Any]:

@@ -220,7 +220,7 @@ class App:
         self._loop.call_soon_threadsafe(self._give_up)
 
     def _on_hang(self) -> None:
-        self._give_up("the engine hangs")
+        self._give_up("the server's work hangs")
 
     def _give_up(self, why: str = "the device is lost") -> None:
         log.error(why)

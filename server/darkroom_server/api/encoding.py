@@ -79,7 +79,7 @@ class Encoder:
     async def fields(self, job: Job, event: Event, encode_seconds: float) -> list[dict[str, Any]]:
         """The messages of one event."""
         if isinstance(event, PreviewMade | ImageDecoded) and not event.picture.ready:
-            await self._run(self._arrivals[type(event)], _wait, event.picture)
+            await self._run(job, self._arrivals[type(event)], _wait, event.picture)
         match event:
             case Started() | Forwarded():  # the latter is of other processes' jobs
                 return []
@@ -90,13 +90,13 @@ class Encoder:
             case Loading():
                 return [{"loading": messages.loading(event)}]
             case ControlMade():
-                return await self._run(self._pool, _control, event, self._chunk_bytes)
+                return await self._run(job, self._pool, _control, event, self._chunk_bytes)
             case StepDone():
                 return [{"step": messages.step(event)}]
             case PreviewMade():
-                return await self._run(self._pool, _preview, job, event)
+                return await self._run(job, self._pool, _preview, job, event)
             case ImageDecoded():
-                return await self._run(self._pool, _image, job, event, self._chunk_bytes)
+                return await self._run(job, self._pool, _image, job, event, self._chunk_bytes)
             case Ended():
                 return [{"completed": messages.completed(event, job, encode_seconds, time.monotonic())}]
 
@@ -104,12 +104,16 @@ class Encoder:
         """A small JPEG of a picture that this server made."""
         return await asyncio.get_running_loop().run_in_executor(self._pool, encode_thumbnail, data, edge)
 
-    async def _run(self, pool: Executor, function: Callable[..., Any], *arguments: Any) -> list[dict[str, Any]]:
+    async def _run(
+        self, job: Job, pool: Executor, function: Callable[..., Any], *arguments: Any
+    ) -> list[dict[str, Any]]:
+        making = asyncio.get_running_loop().run_in_executor(pool, function, *arguments)
         try:
-            made: list[dict[str, Any]] = await asyncio.get_running_loop().run_in_executor(pool, function, *arguments)
+            made: list[dict[str, Any]] = await job.mailbox.unless_ended(making)
             return made
         except DeviceLost as error:
-            self._on_lost(error)
+            if not making.cancelled():  # else the job was ended with it
+                self._on_lost(error)
             raise
 
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, Callable, Coroutine
+from collections.abc import AsyncGenerator, Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 from darkroom.v1 import events_pb2
 from darkroom_plugins.errors import UnsupportedCombination, Violation
@@ -15,7 +15,7 @@ from darkroom_server.api import messages, quotas
 from darkroom_server.api.preprocess import preprocess
 from darkroom_server.api.validation.request import check_edit, check_generate
 from darkroom_server.errors import LoadFailed
-from darkroom_server.jobs.events import ControlMade, Ended
+from darkroom_server.jobs.events import ControlMade
 
 if TYPE_CHECKING:
     from darkroom_plugins.errors import DarkroomError
@@ -25,7 +25,6 @@ if TYPE_CHECKING:
     from darkroom_server.jobs.job import Job
     from darkroom_server.models.catalog import Catalog
 
-T = TypeVar("T")
 CHECKS: dict[str, Callable[[Any, Catalog], Request]] = {"Generate": check_generate, "Edit": check_edit}
 
 
@@ -44,10 +43,10 @@ class Submission:
         request = None
         try:
             quotas.admit_model(message.parameters.model, self.catalog.default_model)
-            request = await self.jobs.read(CHECKS[rpc], message, self.catalog)
+            request = await job.mailbox.unless_ended(self.jobs.read(CHECKS[rpc], message, self.catalog))
             others: quotas.ActiveJobs = tuple if admitted else partial(self.jobs.of_token, job.token)
             quotas.admit_pixels(job, request, others)
-            await self.jobs.plan(job, request, admitted=admitted)
+            await job.mailbox.unless_ended(self.jobs.plan(job, request, admitted=admitted))
             self.jobs.accept(job, admitted=admitted)
             for control in _control_images(job):
                 job.mailbox.put(control)
@@ -60,31 +59,12 @@ class Submission:
 
     async def preprocess(self, job: Job, message: Any) -> AsyncGenerator[list[events_pb2.JobEvent], None]:
         """See Backend."""
-        made = await _unless_ended(job, self.jobs.read(preprocess, message, self.catalog))
+        made = await job.mailbox.unless_ended(self.jobs.read(preprocess, message, self.catalog))
         fields = [{"accepted": {}}, *made, {"completed": messages.took(time.monotonic() - job.arrived)}]
         yield [
             events_pb2.JobEvent(request_id=job.request_id, sequence=number, **each)
             for number, each in enumerate(fields, 1)
         ]
-
-
-async def _unless_ended(job: Job, work: Coroutine[Any, Any, T]) -> T:
-    """What the work of a job returns that nothing else sends events to.
-
-    :raises DarkroomError: the job is ended before
-    """
-    doing, ended = asyncio.ensure_future(work), asyncio.ensure_future(job.mailbox.get())
-    try:
-        await asyncio.wait({doing, ended}, return_when=asyncio.FIRST_COMPLETED)
-        if ended.done():
-            _, event = ended.result()
-            assert isinstance(event, Ended)
-            assert event.error is not None
-            raise event.error
-        return doing.result()
-    finally:
-        doing.cancel()
-        ended.cancel()
 
 
 def _control_images(job: Job) -> list[ControlMade]:

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Callable, Hashable
+from collections.abc import Awaitable, Callable, Hashable
+from typing import TypeVar
 
 from darkroom_server.jobs.events import Ended, Event, Forwarded, ImageDecoded, PreviewMade, Queued
 from darkroom_server.models.residency import Loading
+
+T = TypeVar("T")
 
 
 class Mailbox:
@@ -26,6 +29,8 @@ class Mailbox:
         self._filled = asyncio.Event()
         self._count = 0
         self._ended = False
+        self._error: Exception | None = None  # with which it was ended from outside
+        self._breaking_off: asyncio.Future[None] | None = None  # of `unless_ended`
         self.dropped_previews = 0  # replaced by newer ones
         self.unread_bytes = 0  # of finished pictures, 8 bits a channel
 
@@ -63,6 +68,26 @@ class Mailbox:
         self._newest.clear()
         self.unread_bytes, self._ended = 0, False
         self.put(Ended(error))
+        self._error = error
+        if self._breaking_off is not None and not self._breaking_off.done():
+            self._breaking_off.set_result(None)
+
+    async def unless_ended(self, work: Awaitable[T]) -> T:
+        """What the work of the job's reader returns: a thread that hangs does not keep it from the job's end.
+
+        :raises Exception: the error with which the job is ended before
+        """
+        doing = asyncio.ensure_future(work)
+        self._breaking_off = asyncio.get_running_loop().create_future()
+        try:
+            if self._error is None:
+                await asyncio.wait({doing, self._breaking_off}, return_when=asyncio.FIRST_COMPLETED)
+            if self._error is not None and not doing.done():
+                raise self._error
+            return doing.result()
+        finally:
+            self._breaking_off = None
+            doing.cancel()
 
     async def get(self) -> tuple[int, Event]:
         """The oldest unread event with its number, from 1, in the order in which events were made: coalesced ones leave

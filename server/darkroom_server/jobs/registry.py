@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from darkroom_plugins.errors import DarkroomError
     from darkroom_server.config.settings import Settings
 
+FINISH_SECONDS = 0.5  # for pictures that are being encoded and written when the server stops
 BLOCKED_SECONDS = 1.0  # an event that takes longer to write waits for its reader
 
 
@@ -36,6 +37,7 @@ class Registry(ABC):
         self._idle = asyncio.Event()
         self._idle.set()
         self._closed: DarkroomError | None = None  # why new jobs are refused
+        self._finishing: list[tuple[Job, DarkroomError]] = []  # done when they were to be ended with these errors
 
     @property
     def active_jobs(self) -> int:
@@ -130,13 +132,18 @@ class Registry(ABC):
             self._idle.set()
 
     async def drain(self, seconds: float, hurry: asyncio.Event) -> None:
-        """Refuse new jobs, wait for the active ones, and end those left after `seconds`, or when `hurry` is set."""
+        """Refuse new jobs, wait for the active ones, and end those left after `seconds`, or when `hurry` is set. Those
+        that are done have `FINISH_SECONDS` more: a plugin may hang over their pictures."""
         self._closed = self._closed or ShuttingDown("the server is shutting down")
         waits = [asyncio.ensure_future(event.wait()) for event in (self._idle, hurry)]
         await asyncio.wait(waits, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
         for wait in waits:
             wait.cancel()
         self._end_all(ShuttingDown("the server stopped before the job was done"))
+        if self._finishing:
+            await asyncio.sleep(FINISH_SECONDS)
+        for job, error in self._finishing:
+            job.mailbox.drop_unread(error)
 
     def lose(self, error: DarkroomError) -> None:
         """End all jobs with this error, and refuse new ones."""
@@ -144,8 +151,7 @@ class Registry(ABC):
         self._end_all(error)
 
     def _end_all(self, error: DarkroomError) -> None:
-        for job in self.active:
-            self.end(job, error)
+        self._finishing += [(job, error) for job in self.active if not self.end(job, error)]
 
     def _end_slow_readers(self) -> None:
         """While finished pictures wait in too much memory, end the job that has the most of those whose clients do not

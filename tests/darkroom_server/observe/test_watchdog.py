@@ -1,5 +1,6 @@
 """The watchdog: alone, and in a server whose engine a plugin holds."""
 
+import asyncio
 import logging
 from pathlib import Path
 from types import SimpleNamespace
@@ -79,6 +80,17 @@ def test_an_engine_that_hangs_ends_the_server(tiny_model: Path) -> None:
             held = server.patient()
             failed = refused(held.read)
             server.run(server.app.failed.wait())
+        assert (failed.code, failed.reason) == (grpc.StatusCode.UNAVAILABLE, "DEVICE_LOST")
+
+
+@pytest.mark.parametrize("prompt", ["patient planning", "patient finish"])
+def test_a_job_whose_hook_hangs_on_another_thread_ends_with_the_reason(tiny_model: Path, prompt: str) -> None:
+    with FailingServer(tiny_model, stall_seconds=0.5, stall_exit_seconds=1.0) as server:
+        with server.gate.closed():
+            held = server.start(server.request(prompt))
+            server.run(server.app.failed.wait())
+            server.run(server.app.jobs.drain(0, asyncio.Event()))
+            failed = refused(held.read)
         assert (failed.code, failed.reason) == (grpc.StatusCode.UNAVAILABLE, "DEVICE_LOST")
 
 
