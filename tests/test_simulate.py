@@ -121,7 +121,8 @@ def test_a_plan_is_simulated() -> None:
 def test_the_model_is_compared_with_a_real_run() -> None:
     steps = {"tick_s": {"2": 0.02, "32": 0.13}, "picture_s": 0.01, "job_s": 0.0, "beside": 1.6}
     rows = [{"system": name, "images/s": 5.0} for name in ("single server", "1 replica", "2 replicas")]
-    cluster = {"ms added a job": 3.0, "ms added an event": 0.5, "shared_s": 0.0, "cores": 2, "rows": rows}
+    workload = {"clients": 16, "pictures": 32, "cores": 2}
+    cluster = {"ms added a job": 3.0, "ms added an event": 0.5, "shared_s": 0.0, **workload, "rows": rows}
     single, one, two = check({"steps": steps, "cluster": cluster})
     assert single["model"] == pytest.approx(speeds_of(steps).images_per_s(32, 20))
     assert 0.9 * single["model"] < one["model"] < single["model"]

@@ -4,6 +4,8 @@ import contextlib
 import os
 import statistics
 import time
+from collections import defaultdict
+from collections.abc import Iterator
 from functools import partial
 from typing import Any
 
@@ -13,6 +15,7 @@ from tests.benchmarks.served import Served
 from tests.benchmarks.workload import Traffic, uniform
 
 FEW, MANY = 2, 50  # steps
+CLIENTS, PICTURES = 32, 96  # twice as many clients as fill one replica's batches: so those of two are full, too
 RAY = {"DARKROOM_ENGINE": "ray", "DARKROOM_CLUSTER__REPLICA_CPUS": "0.5"}
 WAYS = {
     "single server": {},
@@ -22,17 +25,17 @@ WAYS = {
 
 
 def measure(bench: Bench) -> dict[str, Any]:
-    """One thread each. Images/s of each way; seconds that a job and an event take longer than from a single server;
-    seconds of the edge's CPU for 1,000 events; `shared_s`: seconds of CPU for a picture that are not the engine's, but
-    the edge's, Ray's and the clients'."""
+    """One thread each. Images/s of each way, with all batches full: half-filled ones cost more CPU seconds a picture,
+    which two replicas would bear alone. CPU seconds of a picture, by process, and what this machine's cores allow by
+    them. What a job and an event take longer than from a single server; seconds of the edge's CPU for 1,000 events.
+    `shared_s`: seconds of CPU for a picture that are not the engine's, but the edge's, Ray's and the clients'.
+
+    The throughput is without previews, as those are encoded by further threads: one replica would have two cores.
+    """
+    spent = {name: defaultdict[str, float](float) for name in WAYS}
+    throughput = bench.turns({name: partial(_throughput, bench, WAYS[name], spent[name]) for name in WAYS}, 2)
     with contextlib.ExitStack() as stack:
-        served = {name: _serve(bench, settings) for name, settings in WAYS.items()}
-        for each in served.values():
-            stack.callback(each.stop)
-            each.run(Traffic(bench.orders(uniform, 16), 16))
-        throughput = bench.turns(
-            {name: lambda each=each: each.run(bench.traffic(uniform, 32, 16)) for name, each in served.items()}, 2
-        )
+        served = {name: stack.enter_context(_serve(bench, WAYS[name])) for name in ("single server", "1 replica")}
         latencies = {
             steps: bench.turns({name: partial(_alone, bench, each, steps) for name, each in served.items()}, 2)
             for steps in (FEW, MANY)
@@ -43,16 +46,48 @@ def measure(bench: Bench) -> dict[str, Any]:
     event = max(0.0, (many - few) / (MANY - FEW))
     rows = [{"system": name, "images/s": throughput[name].images_per_s} for name in WAYS]
     bench.table("a cluster, one thread each", rows)
+    shares = {name: _of_a_picture(spent[name]) for name in ("1 replica", "2 replicas")}
+    cores = len(os.sched_getaffinity(0))
+    allowed = min(2.0, cores / sum(shares["2 replicas"].values()) / throughput["1 replica"].images_per_s)
+    bench.table(
+        "CPU seconds of a picture",
+        [{"system": name, **share, "all": sum(share.values())} for name, share in shares.items()],
+        f"by those of two replicas {cores} cores allow {allowed:.2f} times the throughput of one",
+    )
     figures = {"2 replicas / 1": factor, "ms added a job": few * 1000, "ms added an event": event * 1000}
     bench.table("what the edge adds", [{**figures, "edge's CPU s / 1,000 events": edge, "CPU s / picture": shared}])
     bench.hold("throughput of 2 replicas over 1", factor, at_least={"cpu": 1.8})
-    cores = len(os.sched_getaffinity(0))
-    return {"rows": rows, **figures, "edge_cpu_s": edge, "shared_s": shared, "cores": cores}
+    workload = {"clients": CLIENTS, "pictures": PICTURES, "cores": cores}
+    used = {"edge_cpu_s": edge, "shared_s": shared, "cpu_s": shares, "cores_allow": allowed}
+    return {"rows": rows, **figures, **workload, **used}
 
 
-def _serve(bench: Bench, settings: dict[str, str]) -> Served:
+@contextlib.contextmanager
+def _serve(bench: Bench, settings: dict[str, str]) -> Iterator[Served]:
     own = {"DARKROOM_THREADS": "1", **settings}
-    return Served(None if bench.demo else bench.model, bench.options.device, bench.options.dtype, settings=own)
+    served = Served(None if bench.demo else bench.model, bench.options.device, bench.options.dtype, settings=own)
+    try:
+        served.run(Traffic(bench.orders(uniform, CLIENTS), CLIENTS))
+        yield served
+    finally:
+        served.stop()
+
+
+def _throughput(bench: Bench, settings: dict[str, str], spent: dict[str, float]) -> Run:
+    """Of a server that is alone on the machine: a cluster takes CPU time while it waits, too. Adds to `spent` the CPU
+    seconds by process, and the pictures."""
+    with _serve(bench, settings) as served:
+        before = served.cluster_cpu_seconds
+        run = served.run(bench.traffic(uniform, PICTURES, CLIENTS))
+        after = served.cluster_cpu_seconds
+    for of in after:
+        spent[of] += after[of] - before[of]
+    spent["pictures"] += len(run.records)
+    return run
+
+
+def _of_a_picture(spent: dict[str, float]) -> dict[str, float]:
+    return {of: seconds / spent["pictures"] for of, seconds in spent.items() if of != "pictures"}
 
 
 def _alone(bench: Bench, served: Served, steps: int) -> Run:
@@ -77,5 +112,5 @@ def _cpu(bench: Bench, served: Served) -> float:
 def _beside_engines(bench: Bench, served: Served) -> float:
     """Seconds of CPU for a picture without previews, of all that is no engine."""
     before = served.cpu_seconds_beside_engines + time.process_time()
-    run = served.run(bench.traffic(uniform, 32, 16))
+    run = served.run(bench.traffic(uniform, PICTURES, CLIENTS))
     return (served.cpu_seconds_beside_engines + time.process_time() - before) / len(run.records)

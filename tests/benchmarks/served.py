@@ -1,5 +1,6 @@
 """`darkroom serve` in its own process, and its clients."""
 
+import contextlib
 import json
 import os
 import re
@@ -86,8 +87,18 @@ class Served:
     @property
     def cpu_seconds(self) -> float:
         """Of the process so far, without those of a cluster's other processes."""
-        times = psutil.Process(self._process.pid).cpu_times()
-        return times.user + times.system
+        return _cpu_seconds(psutil.Process(self._process.pid))
+
+    @property
+    def cluster_cpu_seconds(self) -> dict[str, float]:
+        """Of all of a cluster's processes so far: replicas, the rest of Ray, the edge and the clients."""
+        server = psutil.Process(self._process.pid)
+        found = {"replicas": 0.0, "Ray": 0.0, "edge": _cpu_seconds(server), "clients": _cpu_seconds(psutil.Process())}
+        for process in server.children(recursive=True):
+            with contextlib.suppress(psutil.NoSuchProcess):
+                replica = "ServeReplica" in " ".join(process.cmdline())
+                found["replicas" if replica else "Ray"] += _cpu_seconds(process)
+        return found
 
     @property
     def cpu_seconds_beside_engines(self) -> float:
@@ -115,6 +126,11 @@ class Served:
         async with self.channel() as channel:
             await channel.channel_ready()
             return await drive(partial(_make, Stub(channel), PREVIEWS[preview]), traffic)
+
+
+def _cpu_seconds(process: psutil.Process) -> float:
+    times = process.cpu_times()
+    return float(times.user + times.system)
 
 
 def _environment(model: Path | None, options: Mapping[str, object]) -> dict[str, str]:
