@@ -6,6 +6,7 @@ import heapq
 import time
 from collections.abc import Callable, Hashable, Iterator
 from dataclasses import dataclass
+from itertools import islice
 from typing import TYPE_CHECKING, NamedTuple
 
 from darkroom_server.engine.batcher import Batcher, Lane, evaluations_left
@@ -20,6 +21,7 @@ PATIENCE = 50  # times what it takes to compute estimates, until they are comput
 MANY = 64  # images of a lane: with fewer, estimates are always computed anew
 REMEMBERED = 1024  # estimates
 INTERVAL_PER_JOB = 0.004  # seconds; fifty times the cost of one update
+AT_ONCE = 16  # updates: their streams write them all before the event loop comes to anything else
 
 
 class Turns(NamedTuple):
@@ -54,15 +56,23 @@ class QueuePositions:
         self._row_limit = row_limit
         self._speeds = speeds
         self._next = 0.0  # time.monotonic of the next round
+        self._round: Iterator[tuple[Job, Queued]] = iter(())  # what is left of the last one
+        self._now = 0.0  # time.monotonic
         self._latest: dict[Hashable, _Foretold] = {}  # by batch key and client; for the event loop
         self.stale = False  # set when a job is admitted, starts or ends
 
-    def updates(self, now: float, within_turn: bool = False) -> Iterator[tuple[Job, Queued]]:
-        """The jobs whose position has changed since their last update, or that can be estimated only now. Within a turn
-        those wait, too, that would be in their lane's next batch."""
-        if not self.stale or now < self._next:
-            return
-        self.stale, self._next = False, now + INTERVAL
+    def updates(self, now: float, within_turn: bool = False) -> list[tuple[Job, Queued]]:
+        """The jobs whose position has changed since their last update, or that can be estimated only now; of many the
+        next few. Within a turn those wait, too, that would be in their lane's next batch."""
+        self._now = now
+        found = list(islice(self._round, AT_ONCE))
+        if not found and self.stale and now >= self._next:
+            self.stale, self._next = False, now + INTERVAL
+            self._round = self._updates(now, within_turn)
+            found = list(islice(self._round, AT_ONCE))
+        return found
+
+    def _updates(self, began: float, within_turn: bool) -> Iterator[tuple[Job, Queued]]:
         for lane in self._batcher.lanes():
             limit = self._row_limit(lane)
             active = set() if within_turn else {slot.job for slot in lane.select_batch(limit)}
@@ -73,10 +83,14 @@ class QueuePositions:
             known = seconds is not None
             self.stale |= not known and bool(waiting)  # until the first of their kind have been measured
             for position, job in enumerate(job for job in waiting if job not in active):
+                if job.progress.started is not None or job.progress.ended:  # since the round began
+                    continue
                 if job.progress.position != position or (known and not job.progress.estimated):
                     job.progress.position, job.progress.estimated = position, known
                     found = self._estimate(job, turns[job], seconds, at_least=1)
-                    yield job, Queued(position, *(found or (None, None)))
+                    passed = self._now - began
+                    start, end = (max(0.0, each - passed) for each in found) if found else (None, None)
+                    yield job, Queued(position, start, end)
 
     def estimate(self, job: Job, row_limit: int, now: float) -> Estimate | None:
         """When a job would begin and be done that came now; None if nothing like it has been measured. May be called on

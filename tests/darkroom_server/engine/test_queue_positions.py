@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from darkroom_server.engine.batcher import Batcher, Lane
-from darkroom_server.engine.queue_positions import QueuePositions, Turns, foretell
+from darkroom_server.engine.queue_positions import AT_ONCE, QueuePositions, Turns, foretell
 from darkroom_server.jobs.events import Queued
 from darkroom_server.jobs.job import Job
 from darkroom_server.jobs.speeds import Speeds
@@ -109,6 +109,27 @@ def test_estimates_are_in_seconds_from_turn_to_turn() -> None:
         first: Queued(0, pytest.approx(15.0), pytest.approx(30.0)),
         second: Queued(1, pytest.approx(30.0), pytest.approx(45.0)),
     }
+
+
+def test_many_hear_of_it_a_few_at_a_time() -> None:
+    """Else the event loop does nothing else meanwhile."""
+    batcher = Batcher()
+    jobs = [job(30) for _ in range(40)]
+    for each in jobs:
+        batcher.add(each)
+    positions = QueuePositions(batcher, lambda lane: 2, measured(r2=0.1))
+    positions.stale = True
+    first = positions.updates(100.0)
+    assert [each for each, _ in first] == jobs[1 : 1 + AT_ONCE]
+    jobs[AT_ONCE + 1].progress.ended = True
+    jobs[AT_ONCE + 2].progress.started = 100.0
+    second = dict(positions.updates(101.0))
+    assert list(second) == jobs[AT_ONCE + 3 : 2 * AT_ONCE + 3]
+    assert second[jobs[AT_ONCE + 3]] == Queued(
+        AT_ONCE + 2, *(pytest.approx(3.0 * (AT_ONCE + more) - 1) for more in (3, 4))
+    )
+    assert [each for each, _ in positions.updates(102.0)] == jobs[2 * AT_ONCE + 3 :]
+    assert positions.updates(103.0) == []
 
 
 def test_within_a_turn_those_wait_that_would_be_next() -> None:
