@@ -63,7 +63,10 @@ class Encoder:
                 raise event.error
             began = time.monotonic()
             fields = await self.fields(job, event, encode_seconds)
-            encode_seconds += time.monotonic() - began if isinstance(event, ImageDecoded) else 0.0
+            if (
+                isinstance(event, ImageDecoded) and job.mailbox.ended
+            ):  # else others of its images are denoised meanwhile
+                encode_seconds += time.monotonic() - began
             first = job.base + number + chunks
             chunks += max(0, len(fields) - 1)
             yield (

@@ -91,6 +91,8 @@ class Tick:
         if not begun:  # a low strength can skip all steps
             return
         slots, began = [slot for slot, _ in begun], time.monotonic()
+        for slot in slots:
+            slot.job.progress.denoised = None  # what other images of it are there
         with (
             self._numbers.part("evaluation"),
             self._threads.evaluation(*kind_of(slots)),
@@ -114,6 +116,9 @@ class Tick:
             for part in (self._encode, self._prepare):
                 for slot in new:
                     self._begin_one(slot, part)
+        now = time.monotonic()
+        for slot in new:
+            slot.job.progress.encoded = slot.job.progress.encoded or now
 
     def _begin_one(self, slot: Slot, part: Callable[[Slot], None]) -> None:
         job, arrived = slot.job, time.monotonic()
@@ -129,20 +134,14 @@ class Tick:
         except BaseException as error:
             self._endings.fail(job, error)
             return
-        now = time.monotonic()
         if slot.plan is job.plan:  # not a later stage
-            slot.began = now
-        job.progress.encode_prompt_seconds += now - arrived
+            slot.began = time.monotonic()
 
     def _make(self, slot: Slot) -> None:
         slot.sample = make_sample(slot)
 
     def _fetch_prompts(self, slots: Sequence[Slot]) -> None:
-        began = time.monotonic()
         self._prompts.fetch([(slot.sample, slot.plan.prompts) for slot in slots if slot.sample], self._recovery)
-        seconds = time.monotonic() - began
-        for job in {slot.job for slot in slots}:
-            job.progress.encode_prompt_seconds += seconds
 
     def _encode(self, slot: Slot) -> None:
         assert slot.sample is not None
@@ -213,14 +212,13 @@ class Tick:
             if slot.plan.following is not None:
                 self._go_on(slot, slot.plan.following, sample.latents)
         done = [(slot, sample) for slot, sample in done if slot.sample is sample]
-        began = time.monotonic()
+        now = time.monotonic()
+        for slot, _ in done:
+            slot.job.progress.denoised = now
         side_stream = not any(slot.plan.model.placement.swapping for slot, _ in done)
         with self._meter.beside("decode", [slot for slot, _ in done]):
             outcomes = self._decoder.decode(done, side_stream)
             self._decodes.add(outcome.picture for outcome in outcomes if isinstance(outcome, Decoded))
-        seconds = time.monotonic() - began
-        for job in {slot.job for slot, _ in done}:
-            job.progress.decode_seconds += seconds
         for (slot, _), outcome in zip(done, outcomes, strict=True):
             self._complete(slot, outcome)
 

@@ -29,8 +29,8 @@ class Progress:
     ended: bool = False
     then: Callable[[], None] | None = None  # for the event loop, once the engine no longer uses the job's model
     warnings: list[str] = field(default_factory=list)
-    encode_prompt_seconds: float = 0.0
-    decode_seconds: float = 0.0
+    encoded: float | None = None  # time.monotonic, when its first images were ready for their first evaluation
+    denoised: float | None = None  # time.monotonic, when the last evaluation of its images had ended; None: it has not
 
 
 @dataclass(slots=True)
@@ -107,7 +107,7 @@ class Job:
     def begun_elsewhere(self, seconds: float) -> None:
         """Its first turn was so many seconds ago, at another process."""
         self.queued, self.seen.position, self.seen.started = False, None, time.time() - seconds
-        self.progress.started = time.monotonic() - seconds
+        self.progress.started = self.progress.encoded = time.monotonic() - seconds
 
     @property
     def planned(self) -> Plan | None:
@@ -120,14 +120,14 @@ class Job:
         return self.plan.request
 
     def timings(self, now: float) -> Timings:
-        """Its seconds by phase, at its end."""
-        progress = self.progress
-        started = progress.started or now
-        busy = progress.encode_prompt_seconds + progress.decode_seconds
+        """Its seconds by phase, at its end: the phases follow each other without gaps."""
+        started = self.progress.started or now
+        encoded = self.progress.encoded or now
+        denoised = self.progress.denoised or now
         return Timings(
             queue=started - self.arrived - self.load_seconds,
             load=self.load_seconds,
-            encode_prompt=progress.encode_prompt_seconds,
-            denoise=max(0.0, now - started - busy),
-            decode=progress.decode_seconds,
+            encode_prompt=encoded - started,
+            denoise=denoised - encoded,
+            decode=now - denoised,
         )

@@ -51,6 +51,11 @@ class Mailbox:
             self._on_picture()
 
     @property
+    def ended(self) -> bool:
+        """Whether `Ended` was put."""
+        return self._ended
+
+    @property
     def at_end(self) -> bool:
         """Whether the next event is the last."""
         return self._ended and len(self._events) == 1 and not self._newest

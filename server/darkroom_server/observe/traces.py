@@ -72,11 +72,11 @@ class Traces:
             span.set_status(Status(StatusCode.ERROR))
         inner, at = set_span_in_context(span), job.began
         for phase, seconds in job.phases.items():
-            if seconds > 0:
-                began = epoch + int(at * 1e9)
-                at += seconds
-                child = self._tracer.start_span(phase, inner, start_time=began)
-                child.end(min(end, epoch + int(at * 1e9)))
+            until = min(job.ended, at + seconds)
+            if until > at:
+                child = self._tracer.start_span(phase, inner, start_time=epoch + int(at * 1e9))
+                child.end(epoch + int(until * 1e9))
+                at = until
         span.end(end)
 
     async def close(self) -> None:

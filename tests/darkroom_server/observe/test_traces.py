@@ -1,8 +1,10 @@
 """Spans, as a collector gets them from a real server."""
 
+import asyncio
 import hashlib
 import socket
 import threading
+import time
 from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
@@ -13,16 +15,19 @@ import httpx2
 import numpy as np
 import pytest
 from opentelemetry.proto.trace.v1.trace_pb2 import Span, Status
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
 from darkroom.v1 import parameters_pb2
 from darkroom.v1.image_service_pb2 import CancelRequest, PreprocessRequest
+from darkroom_plugins import Finisher, hookimpl
+from darkroom_server.observe.traces import JobSpan, Traces
 from tests import noise_family
 from tests.collector import PHASES, Collector, Traced, collecting
 from tests.darkroom_server.cluster.conftest import ReplicasHere
 from tests.darkroom_server.web.http import envelope
 from tests.failing import FailingServer
 from tests.noise_family import save_noise
-from tests.support import RunningServer, Stream, generate_request, png, refused, settle
+from tests.support import RunningServer, Stream, edit_request, generate_request, png, preview, refused, settle
 from tests.test_repository import loaded_by
 
 KEEP = parameters_pb2.DISCONNECT_POLICY_KEEP
@@ -98,6 +103,83 @@ def test_a_jobs_spans(traced: RunningServer, collector: Collector) -> None:
         assert one.span.end_time_unix_nano == other.span.start_time_unix_nano
     assert phases[0].span.start_time_unix_nano == job.span.start_time_unix_nano
     assert b"secret words" not in job.span.SerializeToString()
+
+
+def chained(job: Traced, phases: list[Traced]) -> bool:
+    """Whether the phases follow each other from the beginning of the job, and end within it."""
+    ends = [job.span.start_time_unix_nano, *(each.span.end_time_unix_nano for each in phases)]
+    return [each.span.start_time_unix_nano for each in phases] == ends[:-1] and ends[-1] <= job.span.end_time_unix_nano
+
+
+@pytest.mark.parametrize("way", ["previews", "two stages", "kept", "an edit"])
+def test_phases_follow_each_other(traced: RunningServer, collector: Collector, way: str) -> None:
+    name, request = "phases-" + way.replace(" ", "-"), generate_request(prompt="x", num_inference_steps=4)
+    if way == "previews":
+        request.preview.CopyFrom(preview(every_n_steps=1)["preview"])
+    elif way == "two stages":
+        request.parameters.hires_fix.SetInParent()
+    elif way == "kept":
+        request.disconnect_policy = KEEP
+    else:
+        picture = png(np.zeros((32, 32, 3), "uint8"))
+        request = edit_request(image=picture, prompt="x", num_inference_steps=4)
+    request.request_id = name
+    call = traced.images.Edit if way == "an edit" else traced.images.Generate
+    Stream(call(request, metadata=[ME], timeout=60)).read()
+    job = collector.job(name)
+    phases = collector.phases(job)
+    assert names(phases) == PHASES
+    assert chained(job, phases)
+
+
+class Waits(Finisher):
+    """Is not done with the first picture before the engine is in the midst of the second."""
+
+    name = "waits"
+    server: RunningServer
+    darkroom_api_version = 1
+
+    @hookimpl
+    def darkroom_finishers(self) -> list[Any]:
+        return [self]
+
+    def finish(self, picture: Any, request: Any, parameters: None) -> Any:
+        first = self.server.app.engine.ticks
+        while picture.seed == request.seed and self.server.app.engine.ticks < first + 10:
+            time.sleep(0.001)
+        return picture
+
+
+def test_pictures_that_are_finished_while_others_are_denoised(collector: Collector, tiny_model: Path) -> None:
+    """Their time is in the steps, and nowhere else."""
+    waits, settings = Waits(), {"traces": collector.address, "limits": {"max_batch_rows": 2}}
+    models = [{"name": "tiny", "path": tiny_model}]
+    with RunningServer(models=models, plugins={"waits": waits}, **settings) as waits.server:
+        done = waits.server.generate(request_id="two", num_images=2, num_inference_steps=20).of("completed")[0]
+        job = collector.job("two")
+    took = done.timings
+    parts = took.queue_seconds + took.load_seconds + took.encode_prompt_seconds + took.denoise_seconds
+    assert parts + took.decode_seconds <= took.total_seconds + 1e-6
+    assert chained(job, collector.phases(job))
+
+
+def test_spans_are_within_their_jobs() -> None:
+    """Whatever the sums say: those of a replica are by its own clock."""
+    exporter = InMemorySpanExporter()
+    traces = Traces(exporter)
+    phases = {"load": 0.0, "queue": 1.0, "encode": 0.5, "steps": 3.0, "decode": 2.0}
+    traces.add(JobSpan("Generate", {}, began=100.0, ended=104.0, phases=phases))
+    asyncio.run(traces.close())
+    *inner, job = exporter.get_finished_spans()
+    assert job.start_time is not None
+    spans = [
+        (each.name, (each.start_time - job.start_time) / 1e9, (each.end_time - job.start_time) / 1e9) for each in inner
+    ]
+    assert spans == [
+        ("queue", 0.0, 1.0),
+        ("encode", 1.0, 1.5),
+        ("steps", 1.5, pytest.approx(4.0)),
+    ]
 
 
 def test_who_sends_them(traced: RunningServer, collector: Collector) -> None:
