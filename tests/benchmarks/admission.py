@@ -1,8 +1,10 @@
 """Admission under load: a flood beside a light client, estimates, refusals, and 500 streams at once."""
 
 import asyncio
+import json
 import random
 import statistics
+import sys
 import time
 from collections import Counter
 from collections.abc import AsyncIterator
@@ -40,7 +42,7 @@ class Made:
 def measure(bench: Bench) -> dict[str, Any]:
     """The figures of admission, against their bars."""
     smoke = bench.options.smoke
-    flood = uvloop.run(_flood(bench.served, 20 if smoke else FLOOD, 1 if smoke else 7))
+    flood = uvloop.run(_flood(bench.served, *((20, 1) if smoke else (FLOOD, 5))))
     estimates = uvloop.run(_estimates(bench.served, 2.0 if smoke else 30.0))
     streams = uvloop.run(_streams(bench.served, 20 if smoke else 500))
     refusals = uvloop.run(_refusals(bench.served, 1.0 if smoke else 10.0))
@@ -80,31 +82,47 @@ async def _make(stub: Any, order: Order, made: Made | None = None) -> Made:
 
 
 async def _flood(served: Served, count: int, rounds: int) -> dict[str, float]:
+    """Alone and beside a flood in turn; each round has the flood's step of its own time."""
+    found = [await _beside_flood(served, count, 3 if rounds > 1 else 1, seed) for seed in range(rounds)]
+    middle = {name: statistics.median(each[name] for each in found) for name in found[0]}
+    return {
+        **middle,
+        "least ratio": min(each["ratio"] for each in found),
+        "greatest": max(each["ratio"] for each in found),
+    }
+
+
+async def _beside_flood(served: Served, count: int, pictures: int, seed: int) -> dict[str, float]:
+    """Pictures of a client without others, then beside a flood of another; of each the median."""
     async with _client(served) as flooding, _client(served) as light:
-        alone = [(await _make(light, Order(seed, steps=LIGHT))).latency for seed in range(rounds + 2)][2:]
-        orders = (Order(1000 + seed, steps=50) for seed in range(count))
+
+        async def median() -> float:
+            made = []
+            for number in range(pictures):
+                made.append((await _make(light, Order(1000 * seed + number, steps=LIGHT))).latency)
+                await asyncio.sleep(0.3)
+            return statistics.median(made)
+
+        await _make(light, Order(1000 * seed + 99, steps=LIGHT))
+        alone = await median()
         running = [Made(0.0, [], None, None, 0.0) for _ in range(count)]
         flood = [
-            asyncio.ensure_future(_make(flooding, order, made)) for order, made in zip(orders, running, strict=True)
+            asyncio.ensure_future(_make(flooding, Order(1000 * seed + 100 + number, steps=50), made))
+            for number, made in enumerate(running)
         ]
-        await asyncio.sleep(4.0)
+        await asyncio.sleep(3.0)
         gaps = [after - before for each in running for before, after in zip(each.steps, each.steps[1:], strict=False)]
-        beside = []
-        for seed in range(rounds):
-            beside.append((await _make(light, Order(100 + seed, steps=LIGHT))).latency)
-            await asyncio.sleep(0.5)
+        beside = await median()
         pending = sum(not each.done() for each in flood)
         for each in flood:
             each.cancel()
         await asyncio.gather(*flood, return_exceptions=True)
     step = statistics.median(gaps) if gaps else 0.0
-    usual, slowed = statistics.median(alone), statistics.median(beside)
     return {
-        "alone s": usual,
-        "beside s": slowed,
-        "greatest s": max(beside),
+        "alone s": alone,
+        "beside s": beside,
         "a step of the flood s": step,
-        "ratio": (slowed - step) / usual,
+        "ratio": (beside - step) / alone,
         "flood left": pending,
     }
 
@@ -161,41 +179,68 @@ def _near(estimate: float | None, real: float, seconds: float = NEAR_SECONDS) ->
 
 
 async def _refusals(served: Served, seconds: float) -> dict[str, float]:
-    """Ten times as many orders as can be done, open loop, with the queue full."""
-    async with _client(served) as flooding, _client(served) as measured:
+    """Ten times as many orders as can be done, open loop, from a process of its own, while the queue is full: that
+    process does nothing else, so that what it measures is the server's."""
+    async with _client(served) as measured:
         rate = 10 * await _rate(measured, seconds / 5)
-        limits = await _limits(served)
-        queue = [
-            asyncio.ensure_future(_make(flooding, Order(seed, steps=50))) for seed in range(limits + 40)
-        ]  # those of one client, and more than a batch has
-        await asyncio.sleep(3.0)
-        waits: list[float] = []
-        outcomes: Counter[str] = Counter()
-        tasks, began, due, chance = [], time.perf_counter(), 0.0, random.Random(3)
-        while due < seconds:
-            due += chance.expovariate(rate)
-            await asyncio.sleep(max(0.0, began + due - time.perf_counter()))
-            tasks.append(asyncio.ensure_future(_refused(flooding, Order(len(tasks), steps=50), waits, outcomes)))
-        await asyncio.sleep(1.0)
-        for each in (*queue, *tasks):
-            each.cancel()
-        await asyncio.gather(*queue, *tasks, return_exceptions=True)
-    milliseconds = [1000 * each for each in waits]
+    limits = await _limits(served)
+    own = limits.max_queued_jobs_per_client
+    floods = [served.channel() for _ in range(-(-limits.max_queued_jobs // own))]  # each as many as may wait
+    queues = [
+        [
+            asyncio.ensure_future(_refused(Stub(channel), Order(seed, steps=50), [], Counter()))
+            for seed in range(own + 40)
+        ]
+        for channel in floods
+    ]
+    for queue in queues:  # until one of each is refused
+        await asyncio.wait(queue, return_when=asyncio.FIRST_COMPLETED)
+    await asyncio.sleep(2.0)
+    command = [sys.executable, "-m", __name__, served.address, str(rate), str(seconds)]
+    asking = await asyncio.create_subprocess_exec(*command, stdout=asyncio.subprocess.PIPE)
+    written, _ = await asking.communicate()
+    flood = [each for queue in queues for each in queue]
+    for each in flood:
+        each.cancel()
+    await asyncio.gather(*flood, return_exceptions=True)
+    for channel in floods:
+        await channel.close()
+    found = json.loads(written)
+    milliseconds = [1000 * each for each in found["waits"]]
     return {
-        "calls/s": len(tasks) / seconds,
-        "refused": len(waits),
-        "with a hint": outcomes["hint"],
+        "calls/s": rate,
+        "refused": len(milliseconds),
+        "with a hint": found["outcomes"].get("hint", 0),
         "p50 ms": percentile(milliseconds, 50),
         "p99 ms": percentile(milliseconds, 99),
         "greatest ms": max(milliseconds),
     }
 
 
-async def _limits(served: Served) -> int:
+async def _ask(address: str, rate: float, seconds: float) -> None:
+    """Orders at random times, so many a second; writes what became of those that were refused."""
+    waits: list[float] = []
+    outcomes: Counter[str] = Counter()
+    async with aio.insecure_channel(address) as channel:
+        await channel.channel_ready()
+        stub, chance, tasks = Stub(channel), random.Random(3), []
+        began, due = time.perf_counter(), 0.0
+        while due < seconds:
+            due += chance.expovariate(rate)
+            await asyncio.sleep(max(0.0, began + due - time.perf_counter()))
+            tasks.append(asyncio.ensure_future(_refused(stub, Order(len(tasks), steps=50), waits, outcomes)))
+        await asyncio.wait(tasks, timeout=1.0)
+        for each in tasks:
+            each.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+    print(json.dumps({"waits": waits, "outcomes": outcomes}))
+
+
+async def _limits(served: Served) -> Any:
     async with aio.insecure_channel(served.address) as channel:
         catalog = catalog_service_pb2_grpc.CatalogServiceStub(channel)
         info = await catalog.GetServerInfo(catalog_service_pb2.GetServerInfoRequest())
-        return int(info.limits.max_queued_jobs_per_client)
+        return info.limits
 
 
 async def _refused(stub: Any, order: Order, waits: list[float], outcomes: Counter[str]) -> None:
@@ -229,3 +274,7 @@ async def _streams(served: Served, count: int) -> dict[str, float]:
         "seconds": seconds,
         "pictures/s": (count - len(waits) - failed) / seconds,
     }
+
+
+if __name__ == "__main__":
+    uvloop.run(_ask(sys.argv[1], float(sys.argv[2]), float(sys.argv[3])))
