@@ -88,9 +88,9 @@ class QueuePositions:
                 if job.progress.position != position or (known and not job.progress.estimated):
                     job.progress.position, job.progress.estimated = position, known
                     found = self._estimate(job, turns[job], seconds, at_least=1)
-                    passed = self._now - began
-                    start, end = (max(0.0, each - passed) for each in found) if found else (None, None)
-                    yield job, Queued(position, start, end)
+                    if found is not None:
+                        found = Estimate(*(max(0.0, each - (self._now - began)) for each in found))
+                    yield job, Queued(position, *(found or (None, None)))
 
     def estimate(self, job: Job, row_limit: int, now: float) -> Estimate | None:
         """When a job would begin and be done that came now; None if nothing like it has been measured. May be called on
