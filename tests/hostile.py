@@ -256,12 +256,14 @@ def _reason(status: bytes) -> str:
 
 def _of_envelopes(data: bytes, headers: dict[str, str]) -> str:
     """How a stream of Connect or gRPC-Web ended."""
-    end = "" if "grpc-status" not in headers else f"grpc-status: {headers['grpc-status']}"
+    end = "\n".join(f"{name}: {value}" for name, value in headers.items() if name.startswith("grpc-status"))
     while len(data) >= 5:
         size = struct.unpack(">I", data[1:5])[0]
         end, data = data[5 : 5 + size].decode(errors="replace"), data[5 + size :]
-    if code := end.partition("grpc-status: ")[2]:
-        return CODES[int(code.split()[0])]
+    if end.startswith("grpc-"):
+        trailers = dict(line.split(": ", 1) for line in end.splitlines() if line)
+        status = base64.b64decode(trailers.get("grpc-status-details-bin", "") + "==")
+        return f"{CODES[int(trailers['grpc-status'])]} {_reason(status)}"
     return "UNREADABLE" if not end.startswith("{") else _of_json(200, end.encode())
 
 
