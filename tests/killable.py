@@ -2,13 +2,12 @@
 
 import json
 import os
-import signal
 import socket
 import subprocess
 import sys
+import time
 import urllib.request
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -18,58 +17,92 @@ from tests.scraping import samples
 
 # A process with all of the server's modules, which makes servers by forking: importing them takes most of a start.
 FORKS = """
-import asyncio, json, os, resource, signal, sys
+import asyncio, gc, json, os, resource, signal, sys
 import diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion, transformers.models.clip.modeling_clip
 from darkroom_plugins.manager import load_plugins
 from darkroom_server.app import run
 from darkroom_server.config.settings import Settings
-from tests import noise_family
+from tests import deadly, noise_family
 
 signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+plugins = load_plugins(extra={"noise": noise_family, "deadly": deadly})
+gc.freeze()  # else the first collection of each server copies all of it
 for line in sys.stdin:
-    limit, settings = json.loads(line)
+    limit, said, settings = json.loads(line)
     if child := os.fork():
         print(child, flush=True)
         continue
+    os.dup2(os.open(said, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), 1)
     if limit:
         resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
-    asyncio.run(run(Settings(**settings), load_plugins(extra={"noise": noise_family}), owns_process=True))
+    asyncio.run(run(Settings(**settings), plugins, owns_process=True))
 """
 
 
-@contextmanager
-def forking() -> Iterator["subprocess.Popen[str]"]:
-    """What servers are forked from, as long as it is needed."""
-    root = Path(__file__).parents[1]
-    with subprocess.Popen([sys.executable, "-c", FORKS], stdin=-1, stdout=-1, text=True, cwd=root) as running:
-        yield running
-        running.kill()
+class Forks:
+    """What servers are forked from. Its process ends with the block."""
+
+    def __enter__(self) -> "Forks":
+        command, root = [sys.executable, "-c", FORKS], Path(__file__).parents[1]
+        self._process = subprocess.Popen(command, stdin=-1, stdout=-1, text=True, cwd=root)
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        with self._process:
+            self._process.kill()
+
+    def fork(self, said: Path, settings: dict[str, Any], limit: int) -> psutil.Process:
+        """A server's process, which writes what it says to a file."""
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        self._process.stdin.write(json.dumps([limit, said, settings], default=str) + "\n")
+        self._process.stdin.flush()
+        return psutil.Process(int(self._process.stdout.readline()))
 
 
 class KillableServer:
     """A server that may be killed, always on one address and with one folder of kept jobs."""
 
-    def __init__(self, forks: "subprocess.Popen[str]", folder: Path, **settings: Any) -> None:
+    def __init__(self, forks: Forks, folder: Path, **settings: Any) -> None:
         self.address, self._metrics = f"unix:{folder / 'socket'}", f"127.0.0.1:{_free_port()}"
-        own = {"listen": self.address, "metrics": self._metrics, "state_dir": folder / "state", "threads": 1}
+        self.state, self._said = folder / "state", folder / "said"
+        own = {"listen": self.address, "metrics": self._metrics, "state_dir": self.state, "threads": 1}
         self._settings = {**own, **settings}
         self._forks = forks
         self._process: psutil.Process | None = None
 
     def start(self, limit: int = 0) -> None:
-        """`limit`: bytes of a file."""
-        assert self._forks.stdin is not None
-        assert self._forks.stdout is not None
-        self._forks.stdin.write(json.dumps([limit, self._settings], default=str) + "\n")
-        self._forks.stdin.flush()
-        said = [self._forks.stdout.readline(), self._forks.stdout.readline()]
-        self._process = psutil.Process(int(next(line for line in said if line.strip().isdigit())))
-        while not any("ready" in line for line in said):
-            said.append(self._forks.stdout.readline())
+        """Returns when it serves. `limit`: bytes of a file."""
+        self.begin(limit)
+        while not self.ready and self.alive:
+            time.sleep(0.02)
+
+    def begin(self, limit: int = 0) -> None:
+        """Start it, and do not wait."""
+        self._said.write_text("")
+        self._process = self._forks.fork(self._said, self._settings, limit)
+
+    @property
+    def ready(self) -> bool:
+        """Whether it has said that it serves."""
+        return "ready" in self._said.read_text()
+
+    @property
+    def cpu_seconds(self) -> float:
+        """That it has used; 0 once it has ended."""
+        assert self._process is not None
+        try:
+            used = self._process.cpu_times()
+        except psutil.NoSuchProcess:
+            return 0.0
+        return float(used.user + used.system)
 
     def kill(self) -> None:
+        """Returns when it has ended; at once if it had."""
         assert self._process is not None
-        self._process.send_signal(signal.SIGKILL)
+        with suppress(psutil.NoSuchProcess):
+            self._process.kill()
+            self._process.wait()
 
     @property
     def alive(self) -> bool:

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import time
+from contextlib import asynccontextmanager
 from functools import partial
 from typing import TYPE_CHECKING, TypeVar
 
 from darkroom_server.errors import DeviceLost, to_domain_error
+from darkroom_server.jobs.company import Company
 from darkroom_server.jobs.events import Accepted
 from darkroom_server.jobs.registry import Registry
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Coroutine
+    from collections.abc import AsyncIterator, Callable, Coroutine
     from typing import Any
 
     from darkroom_plugins.request import Request
@@ -33,9 +35,15 @@ class JobManager(Registry):
         self._engine = engine
         self._planner = planner
         self._residency = residency
+        self._company = Company()
 
     async def read(self, function: Callable[..., Any], *arguments: Any) -> Any:
         return await self._report_device_loss(self._planner.read(function, *arguments))
+
+    @asynccontextmanager
+    async def alone(self, job: Job) -> AsyncIterator[bool]:
+        async with self._company.without_others(job):
+            yield True
 
     async def plan(self, job: Job, request: Request, *, admitted: bool = False) -> None:
         """Plan a registered job.
@@ -71,6 +79,7 @@ class JobManager(Registry):
     async def _submit(self, job: Job) -> None:
         began = time.monotonic()
         try:
+            await self._company.enter(job)
             values = await self._residency.acquire(job.plan.needs, job.mailbox.put)
         except Exception as error:
             job.mailbox.close(to_domain_error(error))
@@ -78,11 +87,17 @@ class JobManager(Registry):
             return
         job.load_seconds = time.monotonic() - began
         job.plan = job.plan.with_assets(values)
-        self._engine.submit(job, then=partial(self._residency.release, job.plan.needs))
+        self._engine.submit(job, then=partial(self._leave, job))
+
+    def _leave(self, job: Job) -> None:
+        self._residency.release(job.plan.needs)
+        self._company.leave(job)
 
     def release(self, job: Job) -> None:
         if job.waiting is not None:
             self._engine.cancel(job)
+        if job.waiting is None or not job.waiting.done():  # else the engine has it for a while
+            self._company.leave(job)
         super().release(job)
 
     def close(self) -> None:

@@ -1,12 +1,11 @@
 """A server of tiny models with ControlNets and LoRAs, and the shared one, left as it was."""
 
-import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from tests.killable import forking
+from tests.killable import Forks
 from tests.support import RunningServer, settle
 from tests.tiny import save_controlnet, save_kohya, save_lora, save_sd
 from tests.tiny_sdxl import save_sdxl
@@ -46,9 +45,9 @@ def edit_server(folder: Path) -> Iterator[RunningServer]:
 
 
 @pytest.fixture(scope="session")
-def forks() -> "Iterator[subprocess.Popen[str]]":
+def forks() -> Iterator[Forks]:
     """What servers are forked from that are killed."""
-    with forking() as running:
+    with Forks() as running:
         yield running
 
 

@@ -1,11 +1,8 @@
 """Kept jobs outlive the server's process: it is killed, or stopped, and starts again on the same folder."""
 
-import asyncio
 import hashlib
 import itertools
-import random
 import sqlite3
-import subprocess
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -18,14 +15,12 @@ import pytest
 from darkroom.v1 import image_service_pb2 as pb
 from darkroom.v1 import image_service_pb2_grpc, parameters_pb2
 from darkroom.v1.events_pb2 import JobEvent
-from darkroom_client import AsyncClient, Client, Completed, Image, Step
 from darkroom_server.api import keeper
 from darkroom_server.errors import JobLogFull
-from tests.killable import KillableServer, many
+from tests.killable import Forks, KillableServer
 from tests.support import RunningServer, Stream, edit_request, generate_request, png, preview, refused
 
 KEEP = parameters_pb2.DISCONNECT_POLICY_KEEP
-KILLS = int(many("KILLS", 2))
 
 
 @pytest.fixture
@@ -66,7 +61,7 @@ def test_an_end_that_could_not_be_written_is_written_later(
 
 
 @pytest.fixture
-def process(forks: subprocess.Popen[str], tiny_model: Path, tmp_path: Path) -> Iterator[KillableServer]:
+def process(forks: Forks, tiny_model: Path, tmp_path: Path) -> Iterator[KillableServer]:
     served = KillableServer(forks, tmp_path, models=[{"name": "tiny", "path": tiny_model}])
     served.start()
     yield served
@@ -175,7 +170,7 @@ def test_a_job_that_is_taken_up_has_the_limits_of_its_token(
     with start(**{name: {} for name in asked}) as server, server.paused():
         for name, parameters in asked.items():
             for number in range(1 + (name == "fits")):
-                request = kept(f"{name}-{number}", width=64, height=64, **parameters)
+                request = kept(f"{name}-{number}", width=64, height=64, num_inference_steps=4, **parameters)
                 Stream(server.images.Generate(request, **by(name))).read_until("accepted")
     limits = {"other": {"models": ["tiny"]}, "large": {"max_pixels": 64 * 64}, "fits": {"max_pixels": 64 * 64}}
     caplog.set_level("INFO")
@@ -199,27 +194,37 @@ def test_a_job_that_is_taken_up_has_the_limits_of_its_token(
 
 
 def test_a_job_with_which_the_server_ends_is_given_up(start: Callable[..., RunningServer], tmp_path: Path) -> None:
-    """But not one that has only waited each time."""
+    """If it did so again and again at the same point of the job, which was alone at work."""
 
-    def in_log(change: str = "") -> list[tuple[int, int]]:
+    def in_log(change: str = "", *values: Any) -> dict[str, tuple[int, str]]:
         with sqlite3.connect(tmp_path / "state/jobs.sqlite") as database:
-            database.execute(change)
-            found: list[tuple[int, int]] = database.execute("SELECT runs, begun FROM jobs ORDER BY id").fetchall()
+            database.execute(change, values)
+            found = database.execute("SELECT request_id, begun, ends FROM jobs WHERE ended IS NULL").fetchall()
         database.close()
-        return found
+        return {name: (begun, ends) for name, begun, ends in found}
 
+    innocent = {"any-time": (50, "3 7 3 3"), "its-model": (50, "-7 -8 -9 -10"), "waits": (0, "")}
     with start() as server, server.paused():
-        for name in ("one", "other"):
-            server.start(kept(name, num_inference_steps=400)).read_until("accepted")
-    with start(limits={"max_batch_rows": 2}) as server:
-        watch(server, "one").read_until("step")
-        watch(server, "other").read_until("queued")
-    assert in_log() == [(2, 1), (2, 0)]
-    in_log("UPDATE jobs SET runs = 50, begun = 10 * begun")
+        for name in ("guilty", *innocent):
+            steps = 100 if name == "any-time" else 2
+            server.start(kept(name, num_inference_steps=steps), timeout=600).read_until("accepted")
+    for name, (begun, ends) in {"guilty": (50, "3 3 3 3"), **innocent}.items():
+        in_log("UPDATE jobs SET runs = 50, begun = ?, ends = ? WHERE request_id = ?", begun, ends, name)
     with start() as server:
-        failed = refused(watch(server, "one").read)
+        failed = refused(watch(server, "guilty").read)
         assert (failed.code, failed.reason) == (grpc.StatusCode.INTERNAL, "GIVEN_UP")
-        assert watch(server, "other").read().kinds[-1] == "completed"
+        watch(server, "any-time").read_until("step")
+        with server.paused():
+            beside = generate_request(prompt="x", num_inference_steps=1, request_id="beside")
+            stream = server.start(beside)
+            stream.read_until("accepted")
+            states = {job.request_id: job.state for job in server.images.ListJobs(pb.ListJobsRequest()).jobs}
+            assert states["any-time"] == pb.JOB_STATE_RUNNING
+            assert {states[name] for name in ("its-model", "waits", "beside")} == {pb.JOB_STATE_QUEUED}
+    assert in_log() == innocent, "to stop a server does not count"
+    with start() as server:
+        for name in innocent:
+            assert watch(server, name).read().kinds[-1] == "completed"
 
 
 def test_a_damaged_log_refuses_kept_jobs_alone(start: Callable[..., RunningServer], tmp_path: Path) -> None:
@@ -243,7 +248,7 @@ def test_a_picture_that_is_gone_from_the_disk(start: Callable[..., RunningServer
 
 def test_a_full_disk_refuses_kept_jobs_alone(process: KillableServer) -> None:
     process.kill()
-    process.start(limit=200_000)
+    process.start(limit=300_000)
     with grpc.insecure_channel(process.address) as channel:
         images = image_service_pb2_grpc.ImageServiceStub(channel)
         words = "x" * 9_000
@@ -258,61 +263,3 @@ def test_a_full_disk_refuses_kept_jobs_alone(process: KillableServer) -> None:
         assert failed.reason in ("JOB_LOG_FULL", "JOB_LOG_UNAVAILABLE")
         loose = generate_request(prompt="x", num_inference_steps=1)
         assert Stream(images.Generate(loose, timeout=60)).read().kinds[-1] == "completed"
-
-
-@pytest.mark.soak
-def test_kills_lose_no_accepted_job(process: KillableServer, tiny_model: Path) -> None:
-    """Jobs of mixed sizes, while the server is killed by signal 9 at random times: each ends with the picture that it
-    would have had."""
-    chance = random.Random(9)
-
-    def options(number: int) -> dict[str, Any]:
-        return {
-            "num_inference_steps": chance.randint(1, 40),
-            "num_images": chance.choice((1, 1, 2)),
-            "seed": number,
-            "deterministic": True,
-            "preview": "off",
-        }
-
-    async def run() -> dict[int, tuple[dict[str, Any], list[bytes]]]:
-        made: dict[int, tuple[dict[str, Any], list[bytes]]] = {}
-
-        async def one(client: AsyncClient, number: int) -> None:
-            asked, pictures, steps = options(number), dict[int, bytes](), dict[int, int]()
-            async for event in client.generate(f"prompt {number}", **asked, keep=True, timeout=300):
-                if isinstance(event, Step):
-                    assert event.step == steps.get(event.image_index, 0) + 1 or event.step > steps[event.image_index]
-                    steps[event.image_index] = event.step
-                elif isinstance(event, Image):
-                    assert event.image_index not in pictures
-                    pictures[event.image_index] = event.image_bytes
-                elif isinstance(event, Completed):
-                    made[number] = asked, [pictures[index] for index in sorted(pictures)]
-
-        async def feed(client: AsyncClient, running: set[asyncio.Task[None]]) -> None:
-            for number in range(3 * KILLS):
-                running.add(asyncio.create_task(one(client, number)))
-                await asyncio.sleep(chance.uniform(0.0, 0.5))
-
-        async with AsyncClient(process.address) as client:
-            running: set[asyncio.Task[None]] = set()
-            feeding = asyncio.create_task(feed(client, running))
-            for _ in range(KILLS):
-                await asyncio.sleep(chance.uniform(0.1, 2.0))
-                await asyncio.to_thread(process.kill)
-                await asyncio.to_thread(process.start)
-            await feeding
-            await asyncio.gather(*running)
-        return made
-
-    made = asyncio.run(run())
-    assert len(made) == 3 * KILLS
-    with Client(process.address) as client:
-        listed = client.jobs()
-        assert len(listed) == len(made)
-        assert {job.state for job in listed} == {"completed"}
-    with RunningServer(models=[{"name": "tiny", "path": tiny_model}]) as server, Client(server.address) as client:
-        for number, (asked, pictures) in made.items():
-            undisturbed = client.generate(f"prompt {number}", **asked).images()
-            assert [each.image_bytes for each in undisturbed] == pictures

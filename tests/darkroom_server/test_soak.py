@@ -3,7 +3,6 @@ deadlines, hostile requests. `make soak MINUTES=30`; in the first third of the t
 
 import asyncio
 import random
-import subprocess
 import sys
 import time
 from collections import Counter
@@ -18,7 +17,7 @@ from grpc import aio
 from darkroom.v1 import image_service_pb2_grpc
 from darkroom_client import Accepted, AsyncClient, Completed, DarkroomError, Image
 from tests import hostile
-from tests.killable import KillableServer, many
+from tests.killable import Forks, KillableServer, many
 from tests.noise_family import save_noise
 from tests.scraping import late_turns, total
 from tests.support import details, generate_request, png
@@ -75,12 +74,12 @@ class World:
         """A connection of its own: another client."""
         return aio.insecure_channel(self.server.address, options=[("grpc.use_local_subchannel_pool", 1)])
 
-    def ended(self, who: str, how: str, killing: bool) -> None:
+    def ended(self, who: str, how: str, killing: bool, words: str = "") -> None:
         """A call has ended. What no call may end with, is a fault, but for the server's absence if it began while the
         server was killed."""
         self.counts[f"{who}: {how}"] += 1
         if how in hostile.UNREASONED and not (killing and how in ("UNAVAILABLE", "SILENCE", "UNREADABLE")):
-            self.faults.append(f"{who}: {how}" + " beside kills" * killing)
+            self.faults.append(f"{who}: {how}{words and ': '}{words}" + " beside kills" * killing)
 
 
 async def keep(world: World, chance: random.Random) -> None:
@@ -145,7 +144,8 @@ async def call(world: World, who: str, leave: float | None = None, deadline: flo
         except aio.AioRpcError as error:
             said = "grpc-status-details-bin" in dict(error.trailing_metadata() or ())
             how = f"{error.code().name} {details(error)[0] if said else ''}".strip()
-            world.ended(who, "its deadline" if how == "DEADLINE_EXCEEDED" and deadline < 60 else how, killing)
+            how = "its deadline" if how == "DEADLINE_EXCEEDED" and deadline < 60 else how
+            world.ended(who, how, killing, error.details() or "")
         except asyncio.CancelledError:
             if leave is None or not made.cancelled():
                 raise
@@ -245,7 +245,7 @@ def slope(memory: list[tuple[float, float]]) -> float:
 
 
 @pytest.fixture
-def world(forks: "subprocess.Popen[str]", tiny_model: Path, tmp_path: Path) -> Iterator[World]:
+def world(forks: Forks, tiny_model: Path, tmp_path: Path) -> Iterator[World]:
     size = {"max_edge": 1024, "max_pixels": 1024 * 1024}
     served = KillableServer(
         forks,

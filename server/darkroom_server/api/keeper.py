@@ -16,9 +16,10 @@ from darkroom_plugins.errors import DarkroomError, Violation
 from darkroom_plugins.quoting import quoted
 from darkroom_server.api import quotas
 from darkroom_server.api.access import call_as, caller_of
-from darkroom_server.api.kept_runs import MAX_RUNS, MAX_TURNS, KeptRuns, append, quietly, unless_small
+from darkroom_server.api.kept_runs import KeptRuns, append, quietly, unless_small
 from darkroom_server.api.status import error_of
 from darkroom_server.api.stored_events import BYTES, from_log, picture_of
+from darkroom_server.api.suspects import is_cause, parsed
 from darkroom_server.errors import (
     Cancelled,
     GivenUp,
@@ -241,7 +242,8 @@ class Keeper:
             deadline=logged.deadline,
             id=logged.id,
         )
-        kept.run, kept.begun, kept.stored_bytes, kept.seen.started = logged.runs, logged.begun, size, logged.started
+        kept.run, kept.begun, kept.ends = logged.runs, logged.begun, parsed(logged.ends)
+        kept.stored_bytes, kept.seen.started = size, logged.started
         if logged.taken and not self._backend.jobs.closed:
             await self._begin_again(kept, logged)
         elif kept.history is not None:
@@ -273,21 +275,14 @@ class Keeper:
             context.run(call_as, caller_of(kept.owner, self._tokens, self._numbers))
         except Unauthenticated as error:
             refusal = refusal or error
-        first_turn = job.on_start
-
-        def begun() -> None:
-            first_turn()
-            self._runs.note_turn(kept)
-
-        job.on_start = begun
         context.run(self._runs.start, kept, logged.rpc, message, refusal)
 
     def _refusal(self, kept: KeptJob, logged: LoggedJob) -> DarkroomError | None:
         """Why a job is not begun again, if it is not."""
         if logged.cancelled:
             return Cancelled("the job was cancelled")
-        if kept.begun >= MAX_TURNS or kept.run > MAX_RUNS:
-            return GivenUp("the server ended again and again while it did this job")
+        if is_cause(kept):
+            return GivenUp("the server ended again and again in the same step of this job, which it did alone")
         return None
 
     async def _read_on(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from contextlib import aclosing, suppress
+from contextlib import aclosing, nullcontext, suppress
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +13,7 @@ from darkroom.v1 import events_pb2
 from darkroom_plugins.errors import DarkroomError, JobFailed
 from darkroom_server.api.status import outcome_of, serialized
 from darkroom_server.api.stored_events import BYTES, picture_of, resolved, to_log
+from darkroom_server.api.suspects import Turns
 from darkroom_server.errors import (
     DeadlineExceeded,
     DeviceLost,
@@ -33,9 +34,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-# A job with which the server ends again and again is given up: it may be why. One that only waited is not.
-MAX_TURNS = 10  # runs that it had begun in
-MAX_RUNS = 100  # of a job that ends the server before that is noted
 SMALL = 64 * 1024  # bytes of a message that is worked on on the event loop
 EVENT_BYTES = 256  # of an event in memory, beside its message's
 CLOSE_SECONDS = 5.0
@@ -63,35 +61,38 @@ class KeptRuns:
 
     async def _run(self, kept: KeptJob, rpc: str, message: Any, refusal: DarkroomError | None) -> None:
         """Run a job to its end, whatever happens to its watchers."""
-        job, error, last = kept.job, None, list[events_pb2.JobEvent]()
+        job = kept.job
         assert job is not None
         timer = self._end_at(job, kept.deadline)
-        try:
-            if refusal is not None:
-                raise refusal
-            events = self._backend.events(job, rpc, message, admitted=kept.run > 1)
-            async with aclosing(events):
-                async for made in events:
-                    last += await self._take(kept, rpc, message, made)
-        except DarkroomError as failure:
-            error = failure.with_traceback(None)
-        except Exception:
-            log.exception("the kept job %s failed", kept.request_id)
-            error = JobFailed("the server failed; its log says more")
-        finally:
+        turns = Turns(kept, self._log) if kept.run > 1 and refusal is None and self._log is not None else None
+        async with turns.told(self._backend.jobs) if turns is not None else nullcontext():
+            error, last = await self._do(kept, job, rpc, message, refusal, turns)
             if timer is not None:
                 timer.cancel()
             self._backend.jobs.release(job)
-        await self._end(kept, error, last)
+            if turns is not None and isinstance(error, ShuttingDown):
+                await turns.forgive()
+            await self._end(kept, error, last)
 
-    def note_turn(self, kept: KeptJob) -> None:
-        """A job that was begun again has its first turn."""
-        assert self._log is not None
-        assert kept.id is not None
-        kept.begun += 1
-        noting = asyncio.create_task(quietly(self._log.note_turn(kept.id)))
-        self._running.add(noting)
-        noting.add_done_callback(self._running.discard)
+    async def _do(
+        self, kept: KeptJob, job: Job, rpc: str, message: Any, refusal: DarkroomError | None, turns: Turns | None
+    ) -> tuple[DarkroomError | None, list[events_pb2.JobEvent]]:
+        """How a job ended, and its last messages."""
+        last = list[events_pb2.JobEvent]()
+        try:
+            if refusal is not None:
+                raise refusal
+            async with aclosing(self._backend.events(job, rpc, message, admitted=kept.run > 1)) as events:
+                async for made in events:
+                    if turns is not None and made[0].HasField("image"):
+                        await turns.made()
+                    last += await self._take(kept, rpc, message, made)
+        except DarkroomError as failure:
+            return failure.with_traceback(None), last
+        except Exception:
+            log.exception("the kept job %s failed", kept.request_id)
+            return JobFailed("the server failed; its log says more"), last
+        return None, last
 
     def _end_at(self, job: Job, deadline: float | None) -> asyncio.TimerHandle | None:
         if deadline is None:
@@ -151,8 +152,7 @@ class KeptRuns:
         if isinstance(error, JobTakenUp):
             kept.job = None  # its watchers see what the other server writes to the log
             return
-        given_up = kept.begun >= MAX_TURNS
-        if kept.accepted is None or (isinstance(error, INTERRUPTED) and kept.id is not None and not given_up):
+        if kept.accepted is None or (isinstance(error, INTERRUPTED) and kept.id is not None):
             self._kept.remove(kept)
             history.end(error)
             return

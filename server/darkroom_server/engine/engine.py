@@ -9,9 +9,9 @@ import logging
 import queue
 import threading
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable
 from functools import partial
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from accelerate.utils.memory import clear_device_cache
@@ -304,6 +304,8 @@ class Engine:
 
     def _take_turn(self, lane: Lane) -> None:
         slots = lane.select_batch(self._row_limit(lane))
+        if told := {slot.job: slot.job.before_turn for slot in slots if slot.job.before_turn is not None}:
+            asyncio.run_coroutine_threadsafe(_all(told.values()), self._loop).result()
         lane.begin_turn(slots, time.monotonic())
         lane.busy = True
         try:
@@ -319,3 +321,7 @@ class Engine:
         finally:
             lane.busy = False
             self._attended = time.monotonic()
+
+
+async def _all(functions: Iterable[Callable[[], Coroutine[Any, Any, None]]]) -> None:
+    await asyncio.gather(*(function() for function in functions))

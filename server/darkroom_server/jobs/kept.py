@@ -44,7 +44,8 @@ class KeptJob:
     ended: float | None = None
     error: DarkroomError | None = None  # that it ended with
     run: int = 1  # the number of the run that is under way, which a restart of the server makes one more
-    begun: int = 0  # in how many runs but the first it had its first turn
+    begun: int = 0  # how many runs but the first were cut short after its first turn, beside other jobs
+    ends: tuple[int, ...] = ()  # the latest of those that it had to itself: where they were cut short
     id: int | None = None  # in the log; None: it is not there
     logged: set[int] = field(default_factory=set)  # sequences of the events that the log has
     sent: set[Any] = field(default_factory=set)  # the pictures that earlier runs have sent

@@ -99,9 +99,12 @@ class JobLog:
         """
         await self._call(self._store.finish, job, (started, ended, outcome, status), events)
 
-    async def note_turn(self, job: int) -> None:
-        """Count another run, not the first, in which an unfinished job of this server has had its first turn."""
-        await self._call(self._store.note_turn, job)
+    async def note(self, job: int, begun: int, ends: str) -> None:
+        """Write how far a run of an unfinished job of this server is; see LoggedJob.
+
+        :raises JobTakenUp: it is another's by now
+        """
+        await self._call(self._store.note, job, begun, ends)
 
     async def cancel(self, job: int) -> None:
         """Have the server that has an unfinished job end it."""

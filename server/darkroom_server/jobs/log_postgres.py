@@ -72,6 +72,7 @@ MIGRATIONS = (
     ALTER TABLE jobs ADD COLUMN changed XID8 NOT NULL DEFAULT pg_current_xact_id();
     CREATE INDEX changed ON jobs (changed);
     """,
+    "ALTER TABLE jobs ADD COLUMN ends TEXT NOT NULL DEFAULT '';",
 )
 # By the transaction that changed a job last: unlike a time that says what was committed since, however long it took.
 CHANGED, FIRST = "changed = pg_current_xact_id()", "0"

@@ -39,7 +39,8 @@ class LoggedJob:
     outcome: str = UNFINISHED
     status: bytes = b""  # google.rpc.Status of its error
     runs: int = 1  # how often it was begun: 1, and 1 more for each server that took it up unfinished
-    begun: int = 0  # in how many of them but the first it had its first turn
+    begun: int = 0  # how many of them but the first were cut short after its first turn, beside other jobs
+    ends: str = ""  # the latest of those that it had to itself: where they were cut short; see api.suspects
     id: int = 0
     # Not in the log of a single server:
     server: str = ""  # that has it, or had it when it ended
@@ -145,10 +146,10 @@ class Store(ABC):
         ending = "UPDATE jobs SET started = ?, ended = ?, outcome = ?, status = ?, request = ? WHERE id = ?"
         self.execute(ending, (*end, b"", job))
 
-    def note_turn(self, job: int) -> None:
+    def note(self, job: int, begun: int, ends: str) -> None:
         """See JobLog."""
         self.own(job)
-        self.execute("UPDATE jobs SET begun = begun + 1 WHERE id = ?", (job,))
+        self.execute("UPDATE jobs SET begun = ?, ends = ? WHERE id = ?", (begun, ends, job))
 
     def events(self, job: int, after: int) -> tuple[list[LoggedEvent], bool]:
         """See JobLog."""

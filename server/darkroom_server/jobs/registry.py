@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from abc import ABC, abstractmethod
+from contextlib import asynccontextmanager
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -15,7 +16,7 @@ from darkroom_server.jobs.job import Job
 from darkroom_server.jobs.mailbox import Mailbox
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import AsyncIterator, Callable
     from typing import Any
 
     from darkroom_plugins.errors import DarkroomError
@@ -112,6 +113,11 @@ class Registry(ABC):
     @abstractmethod
     async def read(self, function: Callable[..., Any], *arguments: Any) -> Any:
         """The result of a function that decodes or checks inputs of a request, run off the event loop."""
+
+    @asynccontextmanager
+    async def alone(self, job: Job) -> AsyncIterator[bool]:
+        """A context in which no other job is at work, begun when that is so. False: jobs are not done here."""
+        yield False
 
     def end(self, job: Job, error: DarkroomError) -> bool:
         """End a job at once, even if its stream is blocked by a client that does not read. Returns False if it had

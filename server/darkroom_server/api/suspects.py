@@ -1,0 +1,78 @@
+"""Which kept job the server ends of, if it ends again and again.
+
+A job that was at work in runs that were cut short is suspected: it may be why, or another of its batch. So it runs
+alone, and before each turn of the engine the log is told of it. A job's work is the same each time. So it is the cause
+if such runs, one after the other, were cut short in the same turn; what ends the server from outside comes at any time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from typing import TYPE_CHECKING
+
+from darkroom_server.errors import JobLogFull, JobLogUnavailable
+
+if TYPE_CHECKING:
+    from darkroom_server.jobs.kept import KeptJob
+    from darkroom_server.jobs.log import JobLog
+    from darkroom_server.jobs.registry import Registry
+
+BEGUN = 2  # runs, beside the first, that were cut short after a first turn; then the job is suspected
+ENDS = 4  # runs alone, one after the other, that were cut short in the same turn; then the job is the cause
+
+
+def is_cause(kept: KeptJob) -> bool:
+    """Whether the server ends of this job."""
+    return len(kept.ends) == ENDS and len(set(kept.ends)) == 1
+
+
+def parsed(ends: str) -> tuple[int, ...]:
+    """The ends of a job as the log has them."""
+    return tuple(int(end) for end in ends.split())
+
+
+class Turns:
+    """Tells the log of a job that was begun again how far it is."""
+
+    def __init__(self, kept: KeptJob, job_log: JobLog) -> None:
+        self._kept, self._log = kept, job_log
+        self._alone = False
+        self._turn = 0
+
+    @asynccontextmanager
+    async def told(self, jobs: Registry) -> AsyncIterator[None]:
+        """A context to run the job in, up to its end in the log. A suspected one may have to wait before."""
+        kept = self._kept
+        assert kept.job is not None
+        async with AsyncExitStack() as stack:
+            if kept.begun >= BEGUN:
+                self._alone = await stack.enter_async_context(jobs.alone(kept.job))
+            await self._note(-kept.run)  # like no other: planning and loading a model are not the job's fault
+            kept.job.before_turn = self._before_turn
+            yield
+
+    async def made(self) -> None:
+        """A picture is made, and is to be written."""
+        if self._kept.seen.images == len(self._kept.accepted.seeds):  # that is not the job's fault, either
+            await self._note(-self._kept.run)
+
+    async def forgive(self) -> None:
+        """The run is cut short on purpose."""
+        await self._write(self._kept.begun, self._kept.ends)
+
+    async def _before_turn(self) -> None:
+        self._turn += 1
+        await self._note(self._turn)
+        if not self._alone and self._kept.job is not None:
+            self._kept.job.before_turn = None
+            await self._write(self._kept.begun + 1, self._kept.ends)
+
+    async def _note(self, point: int) -> None:
+        if self._alone:
+            await self._write(self._kept.begun, (*self._kept.ends, point)[-ENDS:])
+
+    async def _write(self, begun: int, ends: tuple[int, ...]) -> None:
+        assert self._kept.id is not None
+        with suppress(JobLogFull, JobLogUnavailable):  # then this run tells nothing
+            await self._log.note(self._kept.id, begun, " ".join(map(str, ends)))

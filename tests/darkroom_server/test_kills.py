@@ -1,0 +1,197 @@
+"""Kept jobs outlive `kill -9` at any time, and one that is why the server ends is found. `make soak KILLS=1000`."""
+
+import asyncio
+import random
+import time
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from darkroom_client import Accepted, AsyncClient, Client, Completed, Image, JobFailed, Step
+from darkroom_server.api.suspects import BEGUN, ENDS
+from tests import deadly
+from tests.killable import Forks, KillableServer, many
+from tests.noise_family import save_noise
+from tests.support import png
+
+KILLS = int(many("KILLS", 2))
+SERVERS = 4 if KILLS > 100 else 1
+CLIENTS = 3  # jobs at once, of each server
+STARTED, LATE = 0.3, 0.7  # CPU seconds of a server: about as many for its start; of the longest life
+PATIENCE = 60.0  # seconds of a life in which the moment does not come
+PICTURE = png(np.arange(32 * 32 * 3, dtype=np.uint8).reshape(32, 32, 3))
+
+
+def job(number: int) -> dict[str, Any]:
+    """A job by its number, which makes the same pictures each time; mostly of a model that takes little time."""
+    chance = random.Random(number)
+    asked = {
+        "model": "noise" if number % 4 else "tiny",
+        "prompt": f"prompt {number}",
+        "num_inference_steps": chance.randint(1, 30 if number % 4 else 8),
+        "num_images": chance.choice((1, 1, 2)),
+        "seed": number,
+        "deterministic": True,
+        "preview": "off",
+    }
+    return {**asked, "image": PICTURE} if number % 12 == 0 else asked
+
+
+async def pictures(client: AsyncClient, number: int, accepted: asyncio.Event | None = None, **how: Any) -> list[bytes]:
+    """The pictures of a job, once it is done."""
+    asked, found, steps = job(number), dict[int, bytes](), dict[int, int]()
+    start = client.edit if "image" in asked else client.generate
+    async for event in start(**asked, timeout=3600, **how):
+        match event:
+            case Accepted() if accepted is not None:
+                accepted.set()
+            case Step():
+                assert event.step > steps.get(event.image_index, 0)
+                steps[event.image_index] = event.step
+            case Image():
+                assert event.image_index not in found, "a picture came twice"
+                found[event.image_index] = event.image_bytes
+            case Completed():
+                return [found[index] for index in sorted(found)]
+    raise AssertionError("the stream ended before the job")
+
+
+class Killing:
+    """A server, its clients, and what kills it."""
+
+    def __init__(self, server: KillableServer, share: int) -> None:
+        self.server, self.share = server, share
+        self.chance = random.Random(share)
+        self.accepted = asyncio.Event()
+        self.made: dict[int, list[bytes]] = {}
+        self.kills: Counter[str] = Counter()
+        self.over = False
+
+    async def run(self) -> None:
+        async with AsyncClient(self.server.address) as client:
+            keeping = [asyncio.create_task(self.keep(client, place)) for place in range(CLIENTS)]
+            for number in range(self.share, KILLS, SERVERS):
+                self.server.begin()
+                moment = await self.moment(number // SERVERS)
+                self.kills[moment + ", while it started" * (not self.server.ready)] += 1
+                self.server.kill()
+                if number % 50 == 0:
+                    print(time.strftime("%H:%M:%S"), number, "kills,", len(self.made), "jobs", flush=True)
+            self.over = True
+            self.server.begin()
+            await asyncio.gather(*keeping)
+
+    async def keep(self, client: AsyncClient, place: int) -> None:
+        """Kept jobs, one after the other."""
+        number = place * SERVERS + self.share
+        while not self.over or not self.made:
+            self.made[number] = await pictures(client, number, self.accepted, keep=True)
+            number += CLIENTS * SERVERS
+
+    async def moment(self, number: int) -> str:
+        """Returns when the server is to be killed. A picture's writing is aimed at only now and then: one job may be
+        alone at work, and end the server there each time, as if it were why."""
+        self.accepted.clear()
+        kind = ("at any time", "in its start", "once a job is accepted", "at any time", "as a picture is written")[
+            number % 5
+        ]
+        if kind == "once a job is accepted":
+            await self.until(self.accepted.is_set)
+            await asyncio.sleep(self.chance.uniform(0.0, 0.01))
+        elif kind == "as a picture is written":
+            await self.until(self.ready)
+            before = self.written()
+            await self.until(lambda: self.written() > before)
+        else:
+            life = self.chance.uniform(0.0, LATE if kind == "at any time" else STARTED)
+            await self.until(lambda: self.server.cpu_seconds >= life)
+        return kind
+
+    async def until(self, true: Any) -> None:
+        end = time.monotonic() + PATIENCE
+        while not true() and time.monotonic() < end:  # noqa: ASYNC110  # of another process
+            await asyncio.sleep(0.002)
+
+    def ready(self) -> bool:
+        return self.server.ready
+
+    def written(self) -> int:
+        """When a picture's file was made last."""
+        folder = self.server.state / "pictures"
+        return folder.stat().st_mtime_ns if folder.exists() else 0
+
+
+@pytest.mark.soak
+def test_kills_lose_no_accepted_job(forks: Forks, tiny_model: Path, tmp_path: Path) -> None:
+    """Jobs of mixed sizes, while servers are killed by signal 9: each ends once, with the pictures that it would have
+    had."""
+    folders = [tmp_path / str(number) for number in range(SERVERS + 1)]
+    for folder in folders:
+        folder.mkdir()
+    paths = {"tiny": tiny_model, "noise": save_noise(tmp_path / "noise")}
+    models = [{"name": name, "path": path} for name, path in paths.items()]
+    servers = [KillableServer(forks, folder, models=models) for folder in folders]
+
+    async def run() -> list[Killing]:
+        killings = [Killing(server, share) for share, server in enumerate(servers[:SERVERS])]
+        await asyncio.gather(*(killing.run() for killing in killings))
+        return killings
+
+    async def compare(made: dict[int, list[bytes]]) -> None:
+        together = asyncio.Semaphore(16)
+
+        async def one(client: AsyncClient, number: int) -> None:
+            async with together:
+                assert await pictures(client, number) == made[number], f"job {number} made other pictures"
+
+        async with AsyncClient(servers[-1].address) as client:
+            await asyncio.gather(*(one(client, number) for number in made))
+
+    try:
+        killings = asyncio.run(run())
+        for killing in killings:
+            with Client(killing.server.address) as client:
+                listed = client.jobs()
+            assert {each.state for each in listed} == {"completed"}
+            assert len(listed) == len(killing.made)
+        servers[-1].start()
+        asyncio.run(compare({number: made for killing in killings for number, made in killing.made.items()}))
+    finally:
+        for server in servers:
+            server.kill()
+    kills = sum((killing.kills for killing in killings), Counter[str]())
+    print(f"{sum(len(killing.made) for killing in killings)} kept jobs over {kills.total()} kills:", dict(kills))
+
+
+def test_the_job_that_ends_the_server_is_given_up_alone(forks: Forks, tiny_model: Path, tmp_path: Path) -> None:
+    """Soon; and those of its batch are done."""
+    server = KillableServer(forks, tmp_path, models=[{"name": "tiny", "path": tiny_model}])
+    deaths = 0
+
+    async def supervise() -> None:
+        nonlocal deaths
+        while True:
+            server.begin()
+            while server.alive:  # noqa: ASYNC110  # another process
+                await asyncio.sleep(0.02)
+            deaths += 1
+
+    async def run() -> None:
+        supervising = asyncio.create_task(supervise())
+        async with AsyncClient(server.address) as client:
+            guilty = client.generate(deadly.PROMPT, num_inference_steps=5, keep=True, timeout=600)
+            innocent = asyncio.gather(*(pictures(client, number, keep=True) for number in (1, 2, 3)))
+            with pytest.raises(JobFailed) as given_up:
+                await guilty.images()
+            assert given_up.value.reason == "GIVEN_UP"
+            assert all(await innocent)
+        supervising.cancel()
+
+    try:
+        asyncio.run(run())
+    finally:
+        server.kill()
+    assert deaths == BEGUN + 1 + ENDS
