@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Awaitable, Callable, Hashable
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from darkroom_server.jobs.events import Ended, Event, Forwarded, ImageDecoded, PreviewMade, Queued
 from darkroom_server.models.residency import Loading
@@ -86,7 +86,8 @@ class Mailbox:
         self._breaking_off = asyncio.get_running_loop().create_future()
         try:
             if self._error is None:
-                await asyncio.wait({doing, self._breaking_off}, return_when=asyncio.FIRST_COMPLETED)
+                waits: set[asyncio.Future[Any]] = {doing, self._breaking_off}
+                await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
             if self._error is not None and not doing.done():
                 raise self._error
             return doing.result()
