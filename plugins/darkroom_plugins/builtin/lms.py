@@ -3,7 +3,7 @@ rest of the step, and depends on the schedule alone."""
 
 from __future__ import annotations
 
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import diffusers
 
@@ -14,15 +14,17 @@ Coefficients: TypeAlias = dict[tuple[int, int, int], float]
 _known: dict[tuple[float, ...], Coefficients] = {}  # by the sigmas
 
 
-class LMSDiscreteScheduler(diffusers.LMSDiscreteScheduler):  # type: ignore[misc]  # untyped
+class LMSDiscreteScheduler(diffusers.LMSDiscreteScheduler):
     """Steps as diffusers' class, to the last bit."""
+
+    sigmas: Any
 
     def get_lms_coefficient(self, order: int, t: int, current_order: int) -> float:
         """That of one of `order` derivatives, the `current_order`-th last, at step `t`."""
         known = _coefficients(tuple(self.sigmas.tolist()))
         key = order, t, current_order
         if key not in known:
-            known[key] = super().get_lms_coefficient(*key)
+            known[key] = super().get_lms_coefficient(*key)  # type: ignore[misc]  # untyped
         return known[key]
 
 
