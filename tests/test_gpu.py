@@ -14,6 +14,7 @@ import pytest
 import torch
 from torch._dynamo.utils import counters
 
+from darkroom.v1.catalog_service_pb2 import UnloadModelRequest
 from darkroom.v1.edits_pb2 import ImageToImage, Inpaint
 from darkroom.v1.parameters_pb2 import ControlSpec, LoraSpec
 from darkroom_plugins.builtin.families.unet import UNetFamily
@@ -221,6 +222,41 @@ def test_batches_have_few_sizes_which_are_warmed_up(tiny_model: Path, monkeypatc
         for stream in strangers:
             stream.read()
     assert sizes == {1, 2, 4, 8, 16, 32}
+
+
+def test_evaluations_of_few_rows_are_recorded(
+    tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """While another model is loaded, and with LoRAs in between; their memory comes back with the model's."""
+    replays, replay = [], torch.cuda.CUDAGraph.replay
+
+    def counting(graph: torch.cuda.CUDAGraph) -> None:
+        replays.append(graph)
+        replay(graph)
+
+    monkeypatch.setattr(torch.cuda.CUDAGraph, "replay", counting)
+    lora = save_lora(tmp_path / "lora.safetensors", tiny_model, 2)
+    one = {"path": tiny_model, "dtype": "float32"}
+    models = [{**one, "name": "plain"}, {**one, "name": "graphs", "cuda_graphs": True}, {**one, "name": "other"}]
+    models[-1]["preload"] = False
+    loras = [{"name": "lora", "path": lora}]
+    kinds: list[dict[str, Any]] = [{}, {"guidance_scale": 1.0}, {"num_images": 3}]
+    kinds += [{"loras": [LoraSpec(name="lora", weight=0.8)]}, {"num_images": 2, "width": 48}]
+    with RunningServer(models=models, loras=loras, device="cuda", allow_tf32=False) as server:
+        expected = [server.generate(**REQUEST | more, model="plain").pixels for more in kinds]
+        loading = server.start(generate_request(**REQUEST, model="other"))
+        for _ in range(2):
+            made = [server.generate(**REQUEST | more, model="graphs").pixels for more in kinds]
+            streams = [server.start(generate_request(**REQUEST | more, model="graphs")) for more in kinds]
+            made += [stream.read().pixels for stream in streams]
+            for ours, plain in zip(made, expected * 2, strict=True):
+                assert max(np.abs(a - b).max() for a, b in zip(ours, plain, strict=True)) <= 2
+        loading.read()
+        assert len(set(replays)) >= 4
+        replays.clear()
+        before = torch.cuda.memory_allocated()
+        server.catalog.UnloadModel(UnloadModelRequest(model="graphs"))
+        assert torch.cuda.memory_allocated() < before
 
 
 def test_the_compiler_is_another_process(tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

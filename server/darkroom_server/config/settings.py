@@ -135,6 +135,7 @@ class MemoryOptions(BaseModel, extra="forbid"):
     quantize: Literal["int8", "int4", "float8", "float8-dynamic"] | None = None
     attention_backend: str | None = None  # None: torch's SDPA chooses the kernel
     compile: bool | Literal["load"] = False  # torch.compile, denoiser only; "load": compiled while loading
+    cuda_graphs: bool = False  # the denoiser's evaluations of a few rows are recorded, and launched as a whole
 
     @property
     def approximations(self) -> tuple[str, ...]:

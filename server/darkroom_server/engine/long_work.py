@@ -141,7 +141,8 @@ def _layers(plan: Plan) -> list[nn.Module]:
     family = plan.model.family
     if family.device.type != "cpu":
         return []
-    compiled = denoiser(family) if plan.model.settings.compile else None  # with hooks it would run eagerly
+    options = plan.model.settings
+    compiled = denoiser(family) if options.compile or options.cuda_graphs else None  # with hooks it would run eagerly
     networks = [network for name, network in family.components.items() if name != compiled]
     found = chain.from_iterable(network.modules() for network in (*networks, *plan.assets.networks))
     return [module for module in found if not any(True for _ in module.children())]

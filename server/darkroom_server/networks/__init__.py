@@ -1,1 +1,1 @@
-"""Execution of networks: placement and offload, compiled and traced forwards."""
+"""Execution of networks: placement and offload, compiled, traced and recorded forwards."""

@@ -51,6 +51,19 @@ def eagerly() -> Iterator[None]:
         _eagerly.reset(token)
 
 
+def runs_eagerly() -> bool:
+    """Whether this is inside of `eagerly`."""
+    return _eagerly.get()
+
+
+def patch_watch(network: nn.Module) -> Callable[[], bool]:
+    """Tells from now on whether the network is patched: by hooks (LoRA), or by layers in place of its own (DeepCache).
+    Modules never replace what it looks at: to walk a network takes milliseconds, as long as to launch a tenth of it."""
+    modules = dict(network._modules)
+    hooks = [hooks for module in network.modules() for hooks in (module._forward_hooks, module._forward_pre_hooks)]
+    return lambda: any(hooks) or network._modules != modules
+
+
 def is_compiling() -> bool:
     """Whether a compiler thread is running."""
     return any(thread.name == COMPILER for thread in threading.enumerate())
@@ -59,12 +72,8 @@ def is_compiling() -> bool:
 class _Compiled:
     def __init__(self, network: nn.Module, background: bool, advice: str) -> None:
         self._advice = advice and f"; {advice}"
-        self._network, self._eager, self._background = network, network.forward, background
-        self._modules = dict(network._modules)
-        # Modules never replace these: to walk a network takes milliseconds, as long as to launch a tenth of it.
-        self._hooks = [
-            hooks for module in network.modules() for hooks in (module._forward_hooks, module._forward_pre_hooks)
-        ]
+        self._eager, self._background = network.forward, background
+        self._is_patched = patch_watch(network)
         self._copy = _weight_sharing_copy(network)
         self._compiled = compile_lazily(self._copy)
         self._kinds: set[Hashable] = set()  # of calls, for which another process has compiled, or cannot
@@ -74,10 +83,10 @@ class _Compiled:
         self._compiling = threading.Lock()
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        if _eagerly.get() or self._is_patched():
+        if runs_eagerly() or self._is_patched():
             return self._eager(*args, **kwargs)
         threads = torch.get_num_threads()  # for which compiled code is made
-        shapes = threads, _shapes((args, kwargs))
+        shapes = threads, shapes_of((args, kwargs))
         if self._to_be_compiled(shapes) and self._compiling.acquire(blocking=False):
             self._start(threads, shapes, args, kwargs)
         if shapes not in self._compiled_shapes:
@@ -99,16 +108,13 @@ class _Compiled:
             self._compile(shapes, args, kwargs)
             return
         try:
-            copies = mapped((args, kwargs), _copied)  # the engine may overwrite its tensors meanwhile
+            copies = mapped((args, kwargs), copied)  # the engine may overwrite its tensors meanwhile
             threading.Thread(
                 target=self._in_background, args=(threads, shapes, *copies), name=COMPILER, daemon=True
             ).start()
         except BaseException:
             self._compiling.release()
             raise
-
-    def _is_patched(self) -> bool:
-        return any(self._hooks) or self._network._modules != self._modules
 
     def _in_background(self, threads: int, shapes: Hashable, args: Any, kwargs: Any) -> None:
         lower_thread_priority()
@@ -167,13 +173,13 @@ def _weight_sharing_copy(network: nn.Module) -> nn.Module:
     return copy.deepcopy(network, {id(table): table for table in tables})
 
 
-def _copied(tensor: torch.Tensor) -> torch.Tensor:
+def copied(tensor: torch.Tensor) -> torch.Tensor:
     """A copy that is an inference tensor where the tensor is one, which compiled code depends on."""
     with torch.inference_mode(tensor.is_inference()), torch.no_grad():
         return tensor.clone()
 
 
-def _shapes(value: Any) -> Hashable:
+def shapes_of(value: Any) -> Hashable:
     """What compiled code may be specialised on: tensors by shape, stride, dtype and device, all else by value."""
     return _frozen(value, lambda tensor: (tensor.shape, tensor.stride()))
 

@@ -16,8 +16,8 @@ if TYPE_CHECKING:
     from darkroom_plugins.contract import Family
     from darkroom_server.config.settings import MemoryOptions
 
-DENOISER_OPTIONS = ("attention_slicing", "layerwise_casting", "quantize", "attention_backend", "compile")
-TRIED = ("layerwise_casting", "quantize", "attention_backend", "compile")
+DENOISER_OPTIONS = ("attention_slicing", "layerwise_casting", "quantize", "attention_backend", "compile", "cuda_graphs")
+TRIED = ("layerwise_casting", "quantize", "attention_backend", "compile", "cuda_graphs")
 VAE_OPTIONS = ("vae_slicing", "vae_tiling")
 
 
@@ -47,6 +47,10 @@ def _conflicts(options: MemoryOptions) -> Iterator[str]:
         yield "compile: layerwise_casting changes the weights at each use; set one of the two"
     if options.compile and options.attention_backend is not None:
         yield "attention_backend: compiled code keeps the one that it was compiled with; set this or compile"
+    if options.cuda_graphs and options.compile:
+        yield "cuda_graphs: compiled code is launched as it is; set this or compile"
+    if options.cuda_graphs and options.offload != "none":
+        yield f"cuda_graphs: a graph needs the weights where they were, which offload {options.offload} moves"
     if options.attention_slicing is not None and options.attention_backend is not None:
         yield "attention_backend: sliced attention calls no backend; set this or attention_slicing"
 
@@ -87,6 +91,11 @@ def _failing(options: MemoryOptions, family: Family) -> Iterator[str]:
     if kernel is not None and (part := denoiser(family)) is not None:
         widths = {module.to_q.out_features // module.heads for module in _attentions(family.meta_components[part])}
         yield from _trial("attention_backend", lambda: _try_attention(kernel, widths, device, dtype))
+    if options.cuda_graphs:
+        from darkroom_server.networks import graphs
+
+        if graphs.recorder(device) is None:
+            yield f"cuda_graphs: {device} is no CUDA device"
     if options.compile and torch.version.cuda is not None and not torch.cuda.is_available():
         yield f"compile: torch {torch.__version__} is built for CUDA, and its compiler crashes without a GPU"
     elif options.compile:

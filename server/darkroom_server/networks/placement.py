@@ -13,6 +13,7 @@ from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from darkroom_server.device.pinned import pinned_like
+from darkroom_server.networks import graphs
 from darkroom_server.networks.compiled import compiled
 from darkroom_server.networks.conversion import cast, quantise
 from darkroom_server.networks.sizes import ATTENTION_KERNELS, denoiser
@@ -132,6 +133,8 @@ def _prepare_denoiser(network: Any, family: Family, options: MemoryOptions) -> N
             "" if options.quantize is None else "quantised weights are slower so than plain ones: leave quantize out"
         )
         network.forward = compiled(network, options.offload == "none", advice)
+    elif options.cuda_graphs and (record := graphs.recorder(family.device)) is not None:
+        network.forward = graphs.graphed(network, record)
     elif _traceable(family, options) and options.attention_slicing is None:  # slicing is a Python loop over rows
         network.forward = traced(network)
     if kernel := ATTENTION_KERNELS.get(options.attention_backend or "native"):

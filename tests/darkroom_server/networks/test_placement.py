@@ -136,6 +136,9 @@ REFUSED: list[tuple[dict[str, Any], dict[str, str]]] = [
     ({"attention_backend": "native", "attention_slicing": 2}, {"attention_backend": "sliced attention"}),
     ({"compile": True, "offload": "sequential"}, {"compile": "layer by layer", "offload": "no memory"}),
     ({"compile": True, "layerwise_casting": "float8_e4m3fn"}, {"compile": "layerwise_casting"}),
+    ({"cuda_graphs": True, "offload": "model"}, {"cuda_graphs": "which offload model moves", "offload": ""}),
+    ({"cuda_graphs": True}, {"cuda_graphs": "cpu is no CUDA device"}),
+    ({"cuda_graphs": True, "compile": True}, {"cuda_graphs": "this or compile"}),
     ({"compile": True, "attention_backend": "native"}, {"attention_backend": "compiled code"}),
     (
         {"quantize": "int4", "layerwise_casting": "float8_e5m2", "offload": "sequential", "attention_slicing": 5},
