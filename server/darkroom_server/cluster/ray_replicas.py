@@ -20,7 +20,7 @@ from ray.serve.exceptions import DeploymentUnavailableError, RayServeException
 
 from darkroom_server.cluster.deployment import APPLICATION, DEPLOYMENT, application
 from darkroom_server.cluster.router import PLACEMENT
-from darkroom_server.cluster.streaming import Batch, Inbox
+from darkroom_server.cluster.streaming import Batch, Inbox, Queues, expected
 from darkroom_server.cluster.wire import (
     RENEW_SECONDS,
     Call,
@@ -54,6 +54,7 @@ class RayReplicas:
         self._handle, self._own = handle, own
         self._edge = uuid.uuid4().hex
         self._inboxes: dict[str, Inbox] = {}  # by replica
+        self._queues: Queues = {}
 
     @classmethod
     async def open(cls, settings: Settings) -> RayReplicas:
@@ -98,25 +99,26 @@ class RayReplicas:
     async def call(self, call: Call, model: str, replica: str = "") -> AsyncGenerator[Reply, None]:
         """See Replicas."""
         handle = self._handle.options(stream=True, multiplexed_model_id=model)
-        response = handle.call.remote(call, self._edge, replica=replica)
-        try:
-            with _losing():
-                first = await anext(response)
-        except asyncio.CancelledError:
-            response.cancel()
-            raise
-        PLACEMENT.hear(first)
-        yield first
-        async with aclosing(self._inbox(first.replica).replies(call.id)) as replies:
-            async for reply in replies:
-                if isinstance(reply, Residence):
-                    PLACEMENT.hear(reply)
-                yield reply
+        with expected(self._queues, call.id):
+            response = handle.call.remote(call, self._edge, replica=replica)
+            try:
+                with _losing():
+                    first = await anext(response)
+            except asyncio.CancelledError:
+                response.cancel()
+                raise
+            PLACEMENT.hear(first)
+            yield first
+            async with aclosing(self._inbox(first.replica).replies(call.id)) as replies:
+                async for reply in replies:
+                    if isinstance(reply, Residence):
+                        PLACEMENT.hear(reply)
+                    yield reply
 
     def _inbox(self, replica: str) -> Inbox:
         if replica not in self._inboxes:
             self._inboxes = {name: inbox for name, inbox in self._inboxes.items() if not inbox.idle}
-            self._inboxes[replica] = Inbox(partial(self._batches, replica))
+            self._inboxes[replica] = Inbox(partial(self._batches, replica), self._queues)
         return self._inboxes[replica]
 
     async def _batches(self, replica: str) -> AsyncGenerator[Batch, None]:

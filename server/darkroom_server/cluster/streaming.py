@@ -5,14 +5,16 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncGenerator, Callable
-from contextlib import aclosing, suppress
+from collections.abc import AsyncGenerator, Callable, Iterator
+from contextlib import aclosing, contextmanager, suppress
+from typing import TypeAlias
 
 from darkroom_server.cluster.wire import LEASE_SECONDS, ReplicaLost, Reply
 
 log = logging.getLogger(__name__)
 
-Batch = list[tuple[str, Reply | None]]  # replies with their calls' ids, in order; None: the call has ended
+Batch: TypeAlias = list[tuple[str, Reply | None]]  # replies with their calls' ids, in order; None: the call has ended
+Queues: TypeAlias = dict[str, asyncio.Queue[Reply | ReplicaLost | None]]  # by the call's id
 
 GATHER_SECONDS = 0.005  # from one batch to the next, where several calls run: so an event waits no longer than that
 
@@ -67,27 +69,41 @@ class Outbox:
         self._changed.set()
 
 
+@contextmanager
+def expected(queues: Queues, call_id: str) -> Iterator[None]:
+    """A context to make a call in: the second reply may come before the first, which goes by another way."""
+    queues[call_id] = asyncio.Queue()
+    try:
+        yield
+    finally:
+        del queues[call_id]
+
+
 class Inbox:
     """The edge's end: replies from one replica. For the event loop's thread."""
 
-    def __init__(self, open_batches: Callable[[], AsyncGenerator[Batch, None]]) -> None:
-        """`open_batches` opens Outbox.batches, and raises ReplicaLost if the replica is gone."""
-        self._open = open_batches
-        self._queues: dict[str, asyncio.Queue[Reply | ReplicaLost | None]] = {}  # by the call's id
+    def __init__(self, open_batches: Callable[[], AsyncGenerator[Batch, None]], queues: Queues) -> None:
+        """`open_batches` opens Outbox.batches, and raises ReplicaLost if the replica is gone; `queues` are those of the
+        expected calls, whichever replica they are at."""
+        self._open, self._queues = open_batches, queues
+        self._calls: set[str] = set()  # that are read, and have not been lost
         self._reading: asyncio.Task[None] | None = None
 
     async def replies(self, call_id: str) -> AsyncGenerator[Reply, None]:
-        """Those of a call that the replica has begun. To be closed. :raises ReplicaLost: they do not all come"""
-        queue = self._queues[call_id] = asyncio.Queue()
+        """Those of an expected call that the replica has begun. To be closed.
+
+        :raises ReplicaLost: they do not all come
+        """
+        self._calls.add(call_id)
         if self._reading is None:
             self._reading = asyncio.create_task(self._read())
         try:
-            while (reply := await queue.get()) is not None:
+            while (reply := await self._queues[call_id].get()) is not None:
                 if isinstance(reply, ReplicaLost):
                     raise reply
                 yield reply
         finally:
-            del self._queues[call_id]
+            self._calls.discard(call_id)
 
     @property
     def idle(self) -> bool:
@@ -102,8 +118,8 @@ class Inbox:
     async def _read(self) -> None:
         """Read for as long as there are calls."""
         try:
-            while self._queues:
-                known = list(self._queues)
+            while self._calls:
+                known = list(self._calls)
                 async with aclosing(self._open()) as batches:
                     async for batch in batches:
                         for call_id, reply in batch:
@@ -111,14 +127,15 @@ class Inbox:
                                 queue.put_nowait(reply)
                 self._lose(known, "the replica has it no longer")  # those that have ended do not hear it
         except ReplicaLost as error:
-            self._lose(list(self._queues), str(error))
+            self._lose(list(self._calls), str(error))
         except Exception:
             log.exception("replies cannot be read")
-            self._lose(list(self._queues), "its replies cannot be read")
+            self._lose(list(self._calls), "its replies cannot be read")
         finally:
             self._reading = None
 
     def _lose(self, call_ids: list[str], why: str) -> None:
         for call_id in call_ids:
+            self._calls.discard(call_id)
             if (queue := self._queues.get(call_id)) is not None:
                 queue.put_nowait(ReplicaLost(why))

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from darkroom_server.cluster.streaming import Batch, Inbox, Outbox
+from darkroom_server.cluster.streaming import Batch, Inbox, Outbox, Queues, expected
 from darkroom_server.cluster.wire import ReplicaLost, Reply
 
 
@@ -15,7 +15,8 @@ class Link:
     """An outbox with an inbox, as Ray Serve connects them."""
 
     def __init__(self) -> None:
-        self.outbox, self.inbox = Outbox(), Inbox(self._batches)
+        self.queues: Queues = {}
+        self.outbox, self.inbox = Outbox(), Inbox(self._batches, self.queues)
         self.batches: list[Batch] = []
         self.lost_after: int | None = None  # batches
 
@@ -27,16 +28,19 @@ class Link:
                 self.batches.append(batch)
                 yield batch
 
-    async def call(self, call_id: str, replies: AsyncGenerator[Reply, None]) -> list[Any]:
-        """All replies to a call."""
-        begun = self.outbox.begin(call_id, replies)
-        found: list[Any] = [await anext(begun)]
-        rest = asyncio.create_task(drained(begun))
-        async with aclosing(self.inbox.replies(call_id)) as others:
-            async for reply in others:
-                found.append(reply)
-        await rest
-        return found
+    async def call(self, call_id: str, replies: AsyncGenerator[Reply, None], slow: bool = False) -> list[Any]:
+        """All replies to a call; `slow`: the first one takes longer than the others."""
+        with expected(self.queues, call_id):
+            begun = self.outbox.begin(call_id, replies)
+            found: list[Any] = [await anext(begun)]
+            rest = asyncio.create_task(drained(begun))
+            if slow:
+                await turns_of_the_loop()
+            async with aclosing(self.inbox.replies(call_id)) as others:
+                async for reply in others:
+                    found.append(reply)
+            await rest
+            return found
 
 
 async def drained(replies: AsyncGenerator[Reply, None]) -> None:
@@ -103,6 +107,22 @@ def test_the_stream_ends_with_the_calls_and_begins_with_the_next() -> None:
     asyncio.run(run())
 
 
+def test_replies_that_come_before_the_first_are_not_lost() -> None:
+    async def run() -> None:
+        link, ticks = Link(), [asyncio.Event()]
+        other = asyncio.create_task(link.call("other", replies("other", ticks)))
+        await turns_of_the_loop()
+        assert not link.inbox.idle
+        call = asyncio.create_task(link.call("a", replies("a"), slow=True))
+        await turns_of_the_loop()
+        ticks[0].set()
+        assert await call == whole("a")
+        assert await other == whole("other", 1)
+        assert not link.queues
+
+    asyncio.run(run())
+
+
 def test_a_lost_stream_loses_its_calls() -> None:
     async def run() -> None:
         link = Link()
@@ -122,7 +142,8 @@ def test_a_lost_stream_loses_its_calls() -> None:
 def test_a_call_that_the_replica_has_no_longer_is_lost() -> None:
     async def run() -> None:
         link = Link()
-        async with aclosing(link.inbox.replies("unknown")) as others:
+        with expected(link.queues, "unknown"):
+            others = link.inbox.replies("unknown")
             with pytest.raises(ReplicaLost, match="no longer"):
                 await anext(others)
 
@@ -137,12 +158,12 @@ def test_a_call_that_fails_ends_for_its_reader_and_leaves_nothing() -> None:
 
     async def run() -> None:
         link = Link()
-        begun = link.outbox.begin("a", failing())
-        assert await anext(begun) == "replica"
-        with pytest.raises(asyncio.CancelledError):
-            await anext(begun)
-        async with aclosing(link.inbox.replies("a")) as others:
-            assert [reply async for reply in others] == [[b"one"]]
+        with expected(link.queues, "a"):
+            begun = link.outbox.begin("a", failing())
+            assert await anext(begun) == "replica"
+            with pytest.raises(asyncio.CancelledError):
+                await anext(begun)
+            assert [reply async for reply in link.inbox.replies("a")] == [[b"one"]]
         assert link.outbox.calls == 0
 
     asyncio.run(run())
