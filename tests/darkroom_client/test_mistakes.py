@@ -205,9 +205,9 @@ class TestSizes:
 @pytest.mark.parametrize(
     ("options", "problem"),
     [
-        (["--address", "localhost"], "address 'localhost' has no port"),
-        (["--token", "two words"], "token must be"),
-        (["--root-certificate", "none.pem"], "root_certificate: none.pem cannot be read"),
+        (["--address", "localhost"], "--address 'localhost' has no port"),
+        (["--token", "two words"], "--token must be"),
+        (["--root-certificate", "none.pem"], "--root-certificate: none.pem cannot be read"),
     ],
 )
 def test_the_command_says_it_without_a_traceback(darkroom, options, problem):

@@ -95,6 +95,7 @@ def server(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterat
         patch.setattr(memory_checks, "has_own_memory", lambda device: True)  # the CPU stands for a device
         # All but the making of machine code, which takes minutes.
         patch.setattr(torch, "compile", lambda function, **options: compile_(function, backend="eager", **options))
+        patch.setattr("darkroom_server.networks.compiled.compile_elsewhere", lambda *_: None)
         with RunningServer(
             plugins={"recorder": Plugin()},
             models=models,
