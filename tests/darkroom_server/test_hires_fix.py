@@ -200,7 +200,7 @@ def test_what_does_not_go_together_is_refused(edit_server: RunningServer) -> Non
 @pytest.mark.parametrize("last", [2, 6, 7])
 def test_cancel_stops_either_stage(edit_server: RunningServer, last: int) -> None:
     stream = edit_server.start(
-        two_stage_request(num_inference_steps=6, hires_fix=pb.HiresFix(num_inference_steps=100, strength=0.7))
+        two_stage_request(num_inference_steps=6, hires_fix=pb.HiresFix(num_inference_steps=20, strength=0.7))
     )
     while stream.read_until("step").step < last:
         pass

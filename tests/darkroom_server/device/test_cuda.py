@@ -10,9 +10,14 @@ from darkroom_server.device.cuda import choose_allocator, is_cpu, set_tf32
 
 @pytest.fixture(autouse=True)
 def same_again() -> Iterator[None]:
-    before = torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32
+    """What compiled code is kept under tells a setting that was made from its default, which only the newer of torch's
+    names can set again."""
+    matmul = torch.backends.cuda.matmul
+    name = "fp32_precision" if hasattr(matmul, "fp32_precision") else "allow_tf32"
+    before = torch.backends.cudnn.allow_tf32, getattr(matmul, name)
     yield
-    torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32 = before
+    torch.backends.cudnn.allow_tf32 = before[0]
+    setattr(matmul, name, before[1])
 
 
 def test_memory_pools_grow_in_place_unless_the_operator_says_otherwise() -> None:
