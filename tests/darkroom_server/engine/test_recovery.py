@@ -3,9 +3,10 @@
 How rarely limits are tried again, see test_out_of_memory.
 """
 
+import gc
 import logging
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 import pytest
@@ -20,6 +21,14 @@ from darkroom_server.errors import DeviceLost, OutOfMemory
 WORK = "denoise"
 COUNTS = st.integers(0, 24)
 ITEMS = st.sets(st.integers(0, 23))
+
+
+@pytest.fixture(autouse=True, scope="module")
+def quick_collections() -> Iterator[None]:
+    """Each retry collects garbage, as it must; not through all that other tests have left, thousands of times."""
+    gc.freeze()
+    yield
+    gc.unfreeze()
 
 
 def test_an_error_keeps_no_tensors(monkeypatch: pytest.MonkeyPatch) -> None:
