@@ -19,12 +19,12 @@ from typing import Any
 import numpy as np
 import simpy
 
+from darkroom_server.cluster.placement import SPILL
 from tests.benchmarks.driving import percentile
 
 ROWS = 2  # of a picture, with guidance
 STEPS = (12, 16, 20, 24, 28)  # of pictures, equally often
 BURST, BURST_SHARE, CYCLE = 2.5, 0.2, 20.0  # times the mean rate, for this share of the cycle's seconds
-SPILL = 8  # of `cluster.placement`
 Process = Generator[simpy.Event, Any, None]
 
 

@@ -63,9 +63,8 @@ class Encoder:
                 raise event.error
             began = time.monotonic()
             fields = await self.fields(job, event, encode_seconds)
-            if (
-                isinstance(event, ImageDecoded) and job.mailbox.ended
-            ):  # else others of its images are denoised meanwhile
+            # While others of its images are denoised, the seconds are counted there.
+            if isinstance(event, ImageDecoded) and job.mailbox.ended:
                 encode_seconds += time.monotonic() - began
             first = job.base + number + chunks
             chunks += max(0, len(fields) - 1)

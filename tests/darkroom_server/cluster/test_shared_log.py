@@ -52,6 +52,15 @@ def state(edge: RunningServer, request_id: str) -> Any:
     return edge.images.GetJob(pb.GetJobRequest(request_id=request_id)).job.state
 
 
+def running(one: RunningServer, other: RunningServer, request_id: str, **asked: Any) -> tuple[Stream, Stream]:
+    """A job that runs at one edge, and a watcher of it at another."""
+    stream = one.start(kept(request_id, **asked))
+    stream.read_until("step")
+    watched = watch(other, request_id)
+    watched.read_until("accepted")
+    return stream, watched
+
+
 def check_ended(stream: Stream, seed: int, server: RunningServer, steps: int) -> None:
     """A stream that is whole, with the picture of a server that nothing disturbs."""
     sequences = [event.sequence for event in stream.events]
@@ -78,10 +87,7 @@ def test_a_job_that_runs_at_one_edge_is_watched_and_cancelled_through_the_other(
     edges: tuple[RunningServer, RunningServer],
 ) -> None:
     one, other = edges
-    stream = one.start(kept("cancelled", num_inference_steps=400))
-    stream.read_until("step")
-    watched = watch(other, "cancelled")
-    watched.read_until("accepted")
+    stream, watched = running(one, other, "cancelled", num_inference_steps=400)
     wait_for(lambda: state(other, "cancelled") == pb.JOB_STATE_RUNNING)
     listed = other.images.ListJobs(pb.ListJobsRequest(active_only=True)).jobs
     assert [each.request_id for each in listed] == ["cancelled"]
@@ -99,10 +105,7 @@ def test_the_jobs_of_an_edge_that_is_gone_go_on_at_another(
 ) -> None:
     """To the other it is gone; it was only stopped for a while, and the watchers that it has see the end, too."""
     one, other = edges
-    stream = one.start(kept("gone", **LONG))
-    stream.read_until("step")
-    watched = watch(other, "gone")
-    watched.read_until("accepted")
+    stream, watched = running(one, other, "gone", **LONG)
     with one.frozen():
         check_ended(watched.read(), 7, server, steps=STEPS)
         assert state(other, "gone") == pb.JOB_STATE_COMPLETED
@@ -136,10 +139,7 @@ def test_a_job_that_is_gone_from_the_log_ends_for_its_watchers(
 ) -> None:
     """Its edge has forgotten it, or an operator has deleted it, before the other had heard of its end."""
     one, other = edges
-    stream = one.start(kept("forgotten", **LONG))
-    stream.read_until("step")
-    watched = watch(other, "forgotten")
-    watched.read_until("accepted")
+    _, watched = running(one, other, "forgotten", **LONG)
     with one.frozen():
         with psycopg.connect(database, options="-c search_path=darkroom") as connection:
             connection.execute("DELETE FROM jobs WHERE request_id = 'forgotten'")
@@ -175,10 +175,7 @@ def test_a_job_that_cannot_be_read_when_it_is_taken_up_is_tried_again(
         return found
 
     with open_edge() as third:
-        stream = third.start(kept("unread", **LONG))
-        stream.read_until("step")
-        watched = watch(other, "unread")
-        watched.read_until("accepted")
+        _, watched = running(third, other, "unread", **LONG)
         monkeypatch.setattr(job_log, "first_event", failing)
     check_ended(watched.read(), 7, server, steps=STEPS)
     assert not failures
