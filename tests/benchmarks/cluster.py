@@ -3,15 +3,14 @@
 import contextlib
 import os
 import statistics
-import time
-from collections import defaultdict
+from collections import Counter
 from collections.abc import Iterator
 from functools import partial
 from typing import Any
 
 from tests.benchmarks.bench import Bench
 from tests.benchmarks.driving import Run
-from tests.benchmarks.served import Served
+from tests.benchmarks.served import ENGINES, Served, spent
 from tests.benchmarks.workload import Traffic, uniform
 
 FEW, MANY = 2, 50  # steps
@@ -32,21 +31,22 @@ def measure(bench: Bench) -> dict[str, Any]:
 
     The throughput is without previews, as those are encoded by further threads: one replica would have two cores.
     """
-    spent = {name: defaultdict[str, float](float) for name in WAYS}
-    throughput = bench.turns({name: partial(_throughput, bench, WAYS[name], spent[name]) for name in WAYS}, 2)
+    used = {name: Counter[str]() for name in WAYS}
+    throughput = bench.turns({name: partial(_throughput, bench, WAYS[name], used[name]) for name in WAYS}, 2)
     with contextlib.ExitStack() as stack:
         served = {name: stack.enter_context(_serve(bench, WAYS[name])) for name in ("single server", "1 replica")}
         latencies = {
             steps: bench.turns({name: partial(_alone, bench, each, steps) for name, each in served.items()}, 2)
             for steps in (FEW, MANY)
         }
-        edge, shared = _cpu(bench, served["1 replica"]), _beside_engines(bench, served["1 replica"])
+        edge = _cpu(bench, served["1 replica"])
     factor = throughput.over("2 replicas", "1 replica")
     few, many = (_added(latencies[steps]) for steps in (FEW, MANY))
     event = max(0.0, (many - few) / (MANY - FEW))
     rows = [{"system": name, "images/s": throughput[name].images_per_s} for name in WAYS]
     bench.table("a cluster, one thread each", rows)
-    shares = {name: _of_a_picture(spent[name]) for name in ("1 replica", "2 replicas")}
+    shares = {name: _of_a_picture(used[name]) for name in ("1 replica", "2 replicas")}
+    shared = sum(seconds for of, seconds in shares["1 replica"].items() if of != ENGINES)
     cores = len(os.sched_getaffinity(0))
     allowed = min(2.0, cores / sum(shares["2 replicas"].values()) / throughput["1 replica"].images_per_s)
     bench.table(
@@ -58,8 +58,8 @@ def measure(bench: Bench) -> dict[str, Any]:
     bench.table("what the edge adds", [{**figures, "edge's CPU s / 1,000 events": edge, "CPU s / picture": shared}])
     bench.hold("throughput of 2 replicas over 1", factor, at_least={"cpu": 1.8})
     workload = {"clients": CLIENTS, "pictures": PICTURES, "cores": cores}
-    used = {"edge_cpu_s": edge, "shared_s": shared, "cpu_s": shares, "cores_allow": allowed}
-    return {"rows": rows, **figures, **workload, **used}
+    costs = {"edge_cpu_s": edge, "shared_s": shared, "cpu_s": shares, "cores_allow": allowed}
+    return {"rows": rows, **figures, **workload, **costs}
 
 
 @contextlib.contextmanager
@@ -73,21 +73,19 @@ def _serve(bench: Bench, settings: dict[str, str]) -> Iterator[Served]:
         served.stop()
 
 
-def _throughput(bench: Bench, settings: dict[str, str], spent: dict[str, float]) -> Run:
-    """Of a server that is alone on the machine: a cluster takes CPU time while it waits, too. Adds to `spent` the CPU
+def _throughput(bench: Bench, settings: dict[str, str], used: Counter[str]) -> Run:
+    """Of a server that is alone on the machine: a cluster takes CPU time while it waits, too. Adds to `used` the CPU
     seconds by process, and the pictures."""
     with _serve(bench, settings) as served:
-        before = served.cluster_cpu_seconds
+        before = served.cluster_threads
         run = served.run(bench.traffic(uniform, PICTURES, CLIENTS))
-        after = served.cluster_cpu_seconds
-    for of in after:
-        spent[of] += after[of] - before[of]
-    spent["pictures"] += len(run.records)
+        used.update(spent(before, served.cluster_threads))
+    used["pictures"] += len(run.records)
     return run
 
 
-def _of_a_picture(spent: dict[str, float]) -> dict[str, float]:
-    return {of: seconds / spent["pictures"] for of, seconds in spent.items() if of != "pictures"}
+def _of_a_picture(used: Counter[str]) -> dict[str, float]:
+    return {of: seconds / used["pictures"] for of, seconds in used.items() if of != "pictures"}
 
 
 def _alone(bench: Bench, served: Served, steps: int) -> Run:
@@ -107,10 +105,3 @@ def _cpu(bench: Bench, served: Served) -> float:
     run = served.run(Traffic(bench.orders(uniform, 32), 16), "full-vae")
     events = sum(len(record.rows) + record.previews + 3 for record in run.records)
     return (served.cpu_seconds - before) / events * 1000
-
-
-def _beside_engines(bench: Bench, served: Served) -> float:
-    """Seconds of CPU for a picture without previews, of all that is no engine."""
-    before = served.cpu_seconds_beside_engines + time.process_time()
-    run = served.run(bench.traffic(uniform, PICTURES, CLIENTS))
-    return (served.cpu_seconds_beside_engines + time.process_time() - before) / len(run.records)

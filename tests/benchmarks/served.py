@@ -9,10 +9,11 @@ import sys
 import tempfile
 import time
 import uuid
+from collections import Counter
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import psutil
 import uvloop
@@ -28,6 +29,8 @@ PREVIEWS = {
     "full-vae": parameters_pb2.PREVIEW_MODE_FULL_VAE,
 }
 Stub = image_service_pb2_grpc.ImageServiceStub
+Threads: TypeAlias = dict[tuple[str, int, int], float]  # by kind, process and thread
+ENGINES = "engines"
 
 
 class Served:
@@ -90,25 +93,18 @@ class Served:
         return _cpu_seconds(psutil.Process(self._process.pid))
 
     @property
-    def cluster_cpu_seconds(self) -> dict[str, float]:
-        """Of all of a cluster's processes so far: replicas, the rest of Ray, the edge and the clients."""
+    def cluster_threads(self) -> Threads:
+        """CPU seconds of all of a cluster's threads so far, by what their processes are: replicas, the rest of Ray, the
+        edge and the clients."""
         server = psutil.Process(self._process.pid)
-        found = {"replicas": 0.0, "Ray": 0.0, "edge": _cpu_seconds(server), "clients": _cpu_seconds(psutil.Process())}
-        for process in server.children(recursive=True):
+        kinds = {server: "edge", psutil.Process(): "clients"}
+        found: Threads = {}
+        for process in (*kinds, *server.children(recursive=True)):
             with contextlib.suppress(psutil.NoSuchProcess):
-                replica = "ServeReplica" in " ".join(process.cmdline())
-                found["replicas" if replica else "Ray"] += _cpu_seconds(process)
+                kind = kinds.get(process) or ("replicas" if "ServeReplica" in " ".join(process.cmdline()) else "Ray")
+                for thread in process.threads():
+                    found[kind, process.pid, thread.id] = thread.user_time + thread.system_time
         return found
-
-    @property
-    def cpu_seconds_beside_engines(self) -> float:
-        """Of the edge of a cluster of this machine and of all its processes so far, without those of the engines: the
-        busiest thread of each replica."""
-        edge, seconds = psutil.Process(self._process.pid), 0.0
-        for each in (edge, *edge.children(recursive=True)):
-            threads = [thread.user_time + thread.system_time for thread in each.threads()]
-            seconds += sum(threads) - (max(threads) if "ServeReplica" in each.name() else 0.0)
-        return seconds
 
     def stop(self) -> None:
         self._process.terminate()
@@ -126,6 +122,18 @@ class Served:
         async with self.channel() as channel:
             await channel.channel_ready()
             return await drive(partial(_make, Stub(channel), PREVIEWS[preview]), traffic)
+
+
+def spent(before: Threads, after: Threads) -> dict[str, float]:
+    """CPU seconds between two readings of `cluster_threads`; those of engines, the busiest thread of each replica, by
+    themselves."""
+    more = {thread: seconds - before.get(thread, 0.0) for thread, seconds in after.items()}
+    replicas = {pid for kind, pid, _ in more if kind == "replicas"}
+    engines = {max((each for each in more if each[1] == pid), key=more.__getitem__) for pid in replicas}
+    found = Counter[str]()
+    for thread, seconds in more.items():
+        found[ENGINES if thread in engines else thread[0]] += seconds
+    return dict(found)
 
 
 def _cpu_seconds(process: psutil.Process) -> float:
