@@ -90,14 +90,10 @@ protos: $(PROTO_ENV)/ready
 bench: $(VENV)/ready
 	$(BIN)/python -m tests.benchmarks $(BENCH)
 
-# bench-gpu: the same on a GPU, with real architectures of random weights
+# bench-gpu: tests and benchmark on a GPU, with real architectures of random weights: the stages that are not done yet
 .PHONY: bench-gpu
 bench-gpu: $(VENV)/ready $(TORCHAO)/ready
-	$(BIN)/python -m tests.benchmarks --device cuda --seconds 20 --model sd15 $(BENCH)
-	$(BIN)/python -m tests.benchmarks --device cuda --seconds 20 --model sd15 --compile --only clients,load $(BENCH)
-	$(BIN)/python -m tests.benchmarks --device cuda --seconds 20 --model sdxl --only clients $(BENCH)
-	$(BIN)/python -m tests.benchmarks --device cuda --seconds 20 --model sdxl --compile --only clients,load $(BENCH)
-	PYTHONPATH=$(TORCHAO) $(BIN)/python -m tests.benchmarks --device cuda --seconds 20 --model sdxl --dtype bfloat16 --compile --quantize float8-dynamic --only clients,load $(BENCH)
+	$(BIN)/python -m tests.gpu --out $(OUT)/gpu $(BENCH)
 
 # dist: build the sdist and the wheel in dist/, and check what an index will say of them
 .PHONY: dist

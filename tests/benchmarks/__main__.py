@@ -5,77 +5,36 @@ tables to the terminal, and into a folder a JSON file and a chart of throughput 
 """
 
 import argparse
-import json
+import importlib
 import os
 import platform
 import time
 from pathlib import Path
-from typing import Any
 
-from tests.benchmarks import (
-    admission,
-    approximations,
-    chart,
-    clients,
-    cluster,
-    control,
-    deterministic,
-    kept,
-    load,
-    queueing,
-    short,
-    startup,
-    steps,
-    tasks,
-    where,
-)
+from tests.benchmarks import chart, results
 from tests.benchmarks.bench import Bench
 
 RESULTS = Path(__file__).parent / "results"
-
-
-def _weights(bench: Bench) -> dict[str, float]:
-    from tests.benchmarks.pipelines import quiet
-    from tests.benchmarks.weights import weights
-
-    quiet()
-    return weights(bench.served, bench.model, bench.dtype)
-
-
-def _returning(bench: Bench) -> dict[str, float]:
-    import torch
-
-    from tests.benchmarks.returning import returning
-
-    return returning(bench.large, torch.device(bench.options.device), 1 if bench.options.smoke else 5)
-
-
-def _memory(bench: Bench) -> list[dict[str, Any]]:
-    from tests.benchmarks.memory import memory
-
-    edge, steps = (512, 8) if bench.cuda else (64, 4)
-    return memory(bench.large, bench.options.device, edge, steps, few=bench.options.smoke)
-
-
-PARTS = {
-    "clients": clients.measure,
-    "load": load.measure,
-    "deterministic": deterministic.measure,
-    "kept": kept.measure,
-    "short": short.measure,
-    "tasks": tasks.measure,
-    "queueing": queueing.measure,
-    "steps": steps.measure,
-    "cluster": cluster.measure,
-    "control": control.measure,
-    "admission": admission.measure,
-    "where": where.measure,
-    "approximations": approximations.measure,
-    "startup": startup.measure,
-    "weights": _weights,
-    "returning": _returning,
-    "memory": _memory,
-}
+PARTS = (  # modules: what some of them need is not everywhere
+    "clients",
+    "load",
+    "deterministic",
+    "kept",
+    "short",
+    "tasks",
+    "queueing",
+    "steps",
+    "cluster",
+    "control",
+    "admission",
+    "where",
+    "approximations",
+    "startup",
+    "weights",
+    "returning",
+    "memory",
+)
+FIRST = ("machine", "smoke", "networks")  # of a GPU that nothing is known of; only where --only names them
 
 
 def arguments() -> argparse.Namespace:
@@ -87,7 +46,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument(
         "--quantize", choices=("int8", "int4", "float8", "float8-dynamic"), help="the server's denoiser, by torchao"
     )
-    parser.add_argument("--only", type=lambda text: text.split(","), help=f"parts, of {','.join(PARTS)}")
+    parser.add_argument("--only", type=lambda text: text.split(","), help=f"parts, of {','.join(PARTS + FIRST)}")
     parser.add_argument("--rounds", type=int, default=1, help="how often the systems take turns")
     parser.add_argument(
         "--seconds",
@@ -98,10 +57,14 @@ def arguments() -> argparse.Namespace:
     parser.add_argument(
         "--smoke", action="store_true", help="everything once with little work: the figures mean nothing"
     )
+    parser.add_argument(
+        "--at-once", type=int, default=1, help="memory options measured at once, which disturb each other's times"
+    )
     parser.add_argument("--out", type=Path, default=Path("out"), help="the folder of the results")
+    parser.add_argument("--section", help="put the results under this name into results.json, beside what is there")
     parser.add_argument("--record", action="store_const", const=RESULTS, dest="out", help="keep them, in results/")
     options = parser.parse_args()
-    if unknown := set(options.only or ()) - set(PARTS):
+    if unknown := set(options.only or ()) - {*PARTS, *FIRST}:
         parser.error(f"--only: there is no {', '.join(sorted(unknown))}")
     return options
 
@@ -118,13 +81,12 @@ def main() -> None:
         print("skipped: torch finds no CUDA device here, and these figures need one")
         return
     began = time.perf_counter()
+    bench.keep = lambda: write(bench, time.perf_counter() - began)
     try:
         bench.settle_threads()
-        parts: dict[str, Any] = {}
-        for name, part in PARTS.items():
-            if not options.only or name in options.only:
-                parts[name] = part(bench)
-                write(bench, parts, time.perf_counter() - began)  # what is done is kept, whatever comes
+        for name in options.only or PARTS:
+            bench.measure(name, importlib.import_module(f"tests.benchmarks.{name}").measure)
+            print(f"{name}: done, after {time.perf_counter() - began:.0f} s", flush=True)
     finally:
         bench.stop()
     if bench.bars:
@@ -137,7 +99,7 @@ def _cuda() -> bool:
     return torch.cuda.is_available()
 
 
-def write(bench: Bench, parts: dict[str, Any], seconds: float) -> None:
+def write(bench: Bench, seconds: float) -> None:
     """Write the JSON file, and the chart if there are load results."""
     import torch
 
@@ -146,24 +108,20 @@ def write(bench: Bench, parts: dict[str, Any], seconds: float) -> None:
         "device": torch.cuda.get_device_name() if bench.cuda else f"{platform.processor() or platform.machine()} CPU",
         "torch": torch.__version__,
         "threads": os.environ.get("OMP_NUM_THREADS"),
-        "model": "the demo model" if bench.demo else bench.model.name,
+        "model": "the demo model" if bench.demo else bench.name,
         "compiled": options.compile,
         "quantized": options.quantize,
         "rounds": options.rounds,
         "window": options.seconds,
-        "limit": bench.limit,
         "seconds": round(seconds),
         "bars": bench.bars,
-        **parts,
+        **bench.parts,
     }
-    options.out.mkdir(exist_ok=True, parents=True)
     device, model = options.device.partition(":")[0], Path(options.model or "").name
-    how = (device, model, options.compile and "compiled", options.quantize)
-    stem = options.out / "-".join(filter(None, how))
-    stem.with_suffix(".json").write_text(json.dumps(result, indent=2) + "\n")
-    if "load" in parts:
-        chart.draw(stem.with_suffix(".png"), parts["load"]["rows"])
-    print(f"written: {stem.with_suffix('.json')}, after {seconds:.0f} s")
+    stem = "-".join(filter(None, (device, model, options.compile and "compiled", options.quantize)))
+    results.write(options.out / ("results.json" if options.section else f"{stem}.json"), result, options.section)
+    if rows := bench.parts.get("load", {}).get("rows"):
+        chart.draw(options.out / f"{stem}.png", rows)
 
 
 if __name__ == "__main__":

@@ -2,8 +2,10 @@
 
 import argparse
 import dataclasses
+import json
 import os
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -18,7 +20,7 @@ from tests.benchmarks.served import Served
 from tests.benchmarks.workload import Order, Traffic
 
 Row = Mapping[str, object]
-NAMED = {"sd15": "stable_diffusion_15", "sdxl": "stable_diffusion_xl"}  # functions of architectures.py
+NAMED = ("sd15", "sdxl")  # of architectures.py
 
 
 class Bench:
@@ -27,8 +29,24 @@ class Bench:
     def __init__(self, options: argparse.Namespace) -> None:
         self.options = options
         self.cuda = options.device.startswith("cuda")
+        self.name = options.model or ("sd15" if self.cuda else "demo")
         self.bars: list[dict[str, Any]] = []
+        self.parts: dict[str, Any] = {}  # results by part
+        self.keep: Callable[[], None] = lambda: None  # writes what is there
+        self._part = ""
         self._ordered = 0
+
+    def measure(self, part: str, measure: Callable[["Bench"], Any]) -> None:
+        """Measure a part. Until it is done, its results are what it noted."""
+        self._part, self.parts[part] = part, {}
+        self.parts[part] = measure(self)
+        self.keep()
+
+    def note(self, what: str, figure: object) -> None:
+        """Keep a figure of the part that is being measured, and say it."""
+        self.parts[self._part][what] = figure
+        self.keep()
+        print(f"  {what}: {json.dumps(figure)}"[:1000], flush=True)
 
     @cached_property
     def large(self) -> Path:
@@ -37,13 +55,14 @@ class Bench:
 
     @cached_property
     def model(self) -> Path:
-        name = self.options.model or ("sd15" if self.cuda else "demo")
+        name = self.name
         return MODEL_PATH if name == "demo" else self._architecture(name) if name in NAMED else Path(name)
 
     def _architecture(self, name: str) -> Path:
         from tests.benchmarks import architectures
 
-        return getattr(architectures, NAMED[name])(Path(".cache") / name)  # type: ignore[no-any-return]
+        device = "cuda" if self.cuda else "cpu"
+        return architectures.made(name, device)
 
     @cached_property
     def limit(self) -> dict[str, float]:
@@ -64,24 +83,33 @@ class Bench:
     @property
     def demo(self) -> bool:
         """Whether the model is the demo model, which has a ControlNet and LoRAs."""
-        return self.model == MODEL_PATH
+        return self.name == "demo"
 
     @cached_property
     def served(self) -> Served:
         """A warmed-up server."""
         served = self.serve()
         count = 4 if self.options.smoke else 64
-        few = Traffic([Order(seed, steps=4 + seed % 3) for seed in range(count)], 32, seconds=self.options.seconds)
-        for preview in ("off", "latent-rgb", "full-vae"):
-            served.run(few, preview)
-        if "does not compile" in served.log:
-            raise RuntimeError(served.log)
+        orders = [Order(seed, steps=4 + seed % 3) for seed in range(count)]
+        try:
+            for preview in ("off", "latent-rgb", "full-vae"):
+                served.run(Traffic(orders, 32, seconds=self.options.seconds / 4), preview)
+            if "does not compile" in served.log:
+                raise RuntimeError(served.log)
+        except BaseException:
+            print(served.log, flush=True)
+            served.stop()
+            raise
         return served
 
     def serve(self, clocks: bool = False, **settings: str) -> Served:
         """A further server. `settings`: as environment variables."""
         options = {"compile": "load" if self.options.compile else False, "quantize": self.options.quantize}
         model = None if self.demo else self.model
+        if (
+            self.options.compile and self.cuda
+        ):  # for batches of one row, of which there are none, it would compile apart
+            settings = {"DARKROOM_ROW_BUCKETS": "[2, 4, 8, 16, 32]", **settings}
         return Served(model, self.options.device, self.options.dtype, clocks, options, settings)
 
     @cached_property
@@ -90,6 +118,12 @@ class Bench:
         peers = Apart(self.model, self.options.device, self.dtype, self.options.compile)
         peers.run("warm_up", 1 if self.options.smoke else MAX_BATCH)
         return peers
+
+    def start(self) -> None:
+        """Start server and peers: on a GPU at once, as both of them compile for minutes with most cores idle."""
+        with ThreadPoolExecutor(2 if self.cuda else 1) as pool:
+            for each in [pool.submit(lambda: self.served), pool.submit(lambda: self.peers)]:
+                each.result()
 
     def settle_threads(self) -> None:
         """Set the number of threads of server and peers to the best one for (a), unless OMP_NUM_THREADS is set."""
@@ -101,6 +135,8 @@ class Bench:
 
     def stop(self) -> None:
         """Stop server and peers."""
+        if "served" in vars(self) and (said := self.served.log):
+            print(f"the server's log ends with\n{said[-3000:]}", flush=True)
         for each in ("served", "peers"):
             if each in vars(self):
                 vars(self).pop(each).stop()
@@ -118,26 +154,27 @@ class Bench:
         """Closed-loop traffic: `count` new orders of a kind, or with --seconds as many as there is time for."""
         return Traffic(self.orders(kind, count), clients, seconds=self.options.seconds)
 
-    def turns(self, ways: Mapping[str, Callable[[], Run]], rounds: int = 1) -> Turns:
+    def turns(self, what: str, ways: Mapping[str, Callable[[], Run]], rounds: int = 1) -> Turns:
         """Run the systems in turn, forwards and backwards, for the requested number of rounds times `rounds`; with
-        --seconds the requested number."""
+        --seconds the requested number. `what`: the traffic."""
         count = 1 if self.options.smoke else self.options.rounds * (1 if self.options.seconds else rounds)
         runs: dict[str, list[Run]] = {name: [] for name in ways}
         for number in range(count):
             for name in reversed(ways) if number % 2 else ways:
                 runs[name].append(ways[name]())
-        return Turns(runs)
+                self.note(f"{what}: {name}", [run.row(name) for run in runs[name]])
+        return Turns(what, runs)
 
     def table(self, title: str, rows: Sequence[Row], note: str = "") -> None:
         """Print rows as a table."""
         show(title, rows, note)
 
     @property
-    def _kind(self) -> str:
-        """The kind of device, as a key of the bars."""
-        kind = "sdxl" if self.options.model == "sdxl" else self.options.device.partition(":")[0]
-        kind += " compiled" if self.options.compile and not self.cuda else ""  # the default on a GPU
-        return " ".join(filter(None, (kind, self.options.quantize)))
+    def _kinds(self) -> list[str]:
+        """The kind of model and device, as keys of the bars: the most exact first."""
+        how = [*(["compiled"] if self.options.compile else []), *filter(None, [self.options.quantize])]
+        device = self.options.device.partition(":")[0]
+        return [" ".join([self.name, *how]), *([self.name, device] if self.cuda or not how else [])]
 
     def hold(
         self,
@@ -147,11 +184,12 @@ class Bench:
         at_most: Mapping[str, float] | None = None,
     ) -> None:
         """Check a figure against its lower or upper bar for this kind of device, if there is one."""
-        bar = (at_least or at_most or {}).get(self._kind)
-        if bar is not None:
+        bars = at_least or at_most or {}
+        if (bar := next((bars[kind] for kind in self._kinds if kind in bars), None)) is not None:
             held = value >= bar if at_least else value <= bar
             sign = "≥" if at_least else "≤"
             self.bars.append({"what": what, "value": value, "bar": f"{sign} {bar:g}", "verdict": _verdict(held)})
+            self.keep()
 
 
 def show(title: str, rows: Sequence[Row], note: str = "") -> None:

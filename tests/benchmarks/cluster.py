@@ -32,11 +32,17 @@ def measure(bench: Bench) -> dict[str, Any]:
     The throughput is without previews, as those are encoded by further threads: one replica would have two cores.
     """
     used = {name: Counter[str]() for name in WAYS}
-    throughput = bench.turns({name: partial(_throughput, bench, WAYS[name], used[name]) for name in WAYS}, 2)
+    throughput = bench.turns(
+        "full batches", {name: partial(_throughput, bench, WAYS[name], used[name]) for name in WAYS}, 2
+    )
     with contextlib.ExitStack() as stack:
         served = {name: stack.enter_context(_serve(bench, WAYS[name])) for name in ("single server", "1 replica")}
         latencies = {
-            steps: bench.turns({name: partial(_alone, bench, each, steps) for name, each in served.items()}, 2)
+            steps: bench.turns(
+                f"one job of {steps} steps",
+                {name: partial(_alone, bench, each, steps) for name, each in served.items()},
+                2,
+            )
             for steps in (FEW, MANY)
         }
         edge = _cpu(bench, served["1 replica"])

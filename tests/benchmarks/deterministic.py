@@ -28,10 +28,11 @@ def measure(bench: Bench) -> dict[str, Any]:
 
     found: dict[str, Any] = {}
     rows = []
-    for what, runs, bar in (
-        ("16 clients, mixed", bench.turns(ways(mixed, 64, 16), rounds=3), {"cpu": 0.9, "cuda": 0.85}),
-        ("1 client", bench.turns(ways(uniform, 5, 1), rounds=5), {"cpu": 0.6}),
+    for runs, bar in (
+        (bench.turns("16 clients, mixed", ways(mixed, 64, 16), rounds=3), {"cpu": 0.9, "cuda": 0.85}),
+        (bench.turns("1 client", ways(uniform, 5, 1), rounds=5), {"cpu": 0.6}),
     ):
+        what = runs.traffic
         found[what] = runs.over("deterministic", "ordinary")
         bench.hold(f"{what}: images/s of deterministic over ordinary", found[what], at_least=bar)
         rows += [{"traffic": what, **runs[name].row(name), "ratio": runs.over(name, "ordinary")} for name in runs]

@@ -73,6 +73,7 @@ class Run:
 class Turns:
     """Interleaved runs of several systems, in order of the rounds."""
 
+    traffic: str
     runs: Mapping[str, Sequence[Run]]
 
     def __getitem__(self, way: str) -> Run:

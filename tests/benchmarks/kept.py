@@ -20,7 +20,7 @@ def measure(bench: Bench) -> dict[str, Any]:
         try:
             served.run(traffic(True))  # warm-up
             ways = {"ordinary": lambda: served.run(traffic(False)), "kept": lambda: served.run(traffic(True))}
-            runs = bench.turns(ways, rounds=7)
+            runs = bench.turns("16 clients, mixed", ways, rounds=7)
         finally:
             served.stop()
     ratio = runs.over("kept", "ordinary")

@@ -6,17 +6,22 @@ resident memory after it.
 
 import argparse
 import json
+import os
 import statistics
 import subprocess
 import sys
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import psutil
 import torch
+
+from tests.benchmarks.bench import Bench
+from tests.benchmarks.served import with_torchao
 
 MIB = 2**20
 ON_CUDA: dict[str, dict[str, Any]] = {
@@ -42,26 +47,36 @@ ON_CPU: dict[str, dict[str, Any]] = {
 }
 
 
-def memory(folder: Path, device: str, edge: int, steps: int, few: bool = False) -> list[dict[str, Any]]:
-    """One row per option or combination: MiB and seconds per step of both, or the error."""
-    rows, options_by_name = [], ON_CUDA if device.startswith("cuda") else ON_CPU
+def measure(bench: Bench) -> list[dict[str, Any]]:
+    """One row per option or combination: MiB and seconds per step of both, or the error. With --at-once no seconds."""
+    device, few, at_once = bench.options.device, bench.options.smoke, bench.options.at_once
+    folder = bench.model if bench.cuda or few else bench.large
+    edge, steps = (1024 if bench.name == "sdxl" else 512, 8) if bench.cuda else (64, 4)
+    ways = [*(ON_CUDA if bench.cuda else ON_CPU).items()][: 1 if few else None]
     print(f"memory options, {folder.name}, a picture of {edge}x{edge} on {device}: MiB, and seconds a step")
-    for name, options in [*options_by_name.items()][: 1 if few else None]:
+
+    def row(way: tuple[str, dict[str, Any]]) -> dict[str, Any]:
+        name, options = way
         found = {side: _apart(side, folder, device, options, edge, steps) for side in MEASURES}
-        rows.append({"option": name, **found})
-        print(f"  {name:20}" + "".join(f"  {side} {_told(figures)}" for side, figures in found.items()), flush=True)
+        if at_once > 1:
+            for figures in found.values():
+                figures.pop("step_s", None)
+        return {"option": name, **found}
+
+    rows = []
+    with ThreadPoolExecutor(at_once) as pool:
+        for made in pool.map(row, ways):
+            rows.append(made)
+            bench.note(made["option"], {side: made[side] for side in MEASURES})
     return rows
-
-
-def _told(figures: dict[str, Any]) -> str:
-    return figures.get("error") or f"{figures['mib']:7.0f} MiB {figures['step_s']:7.3f} s"
 
 
 def _apart(side: str, folder: Path, device: str, options: dict[str, Any], edge: int, steps: int) -> dict[str, Any]:
     command = [sys.executable, "-m", "tests.benchmarks.memory", side, str(folder), device, str(edge), str(steps)]
-    done = subprocess.run([*command, json.dumps(options)], capture_output=True, text=True, check=False)
+    environment = with_torchao(os.environ) if "quantize" in options else {**os.environ}
+    done = subprocess.run([*command, json.dumps(options)], capture_output=True, text=True, check=False, env=environment)
     if done.returncode:
-        return {"error": done.stderr.strip().splitlines()[-1][:100]}
+        return {"error": f"exit {done.returncode}: {done.stderr.strip()[-300:]}"}
     return json.loads(done.stdout.splitlines()[-1])  # type: ignore[no-any-return]
 
 

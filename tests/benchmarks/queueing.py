@@ -21,7 +21,9 @@ def measure(bench: Bench) -> dict[str, Any]:
         return Traffic(bench.orders(partial(uniform, steps=8), 256), clients)
 
     runs = bench.turns(
-        {str(many): lambda many=many: bench.served.run(traffic(many)) for many in (16, 64, 256)}, rounds=5
+        "requests in flight",
+        {str(many): lambda many=many: bench.served.run(traffic(many)) for many in (16, 64, 256)},
+        rounds=5,
     )
     rates = {clients: runs[clients].images_per_s for clients in runs}
     waiting = asyncio.run(_waiting(bench.served, 16 if bench.options.smoke else 100)) / KIB

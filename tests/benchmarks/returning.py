@@ -13,12 +13,15 @@ from darkroom_plugins.files import ModelFiles
 from darkroom_server.config.settings import ModelSettings
 from darkroom_server.models.holdings import ModelHolding
 from darkroom_server.models.model import Model
+from tests.benchmarks.bench import Bench
 
 MIB = 2**20
 
 
-def returning(folder: Path, device: torch.device, rounds: int) -> dict[str, float]:
+def measure(bench: Bench) -> dict[str, float]:
     """Seconds of each, their ratio, and for comparison a plain copy of as many bytes."""
+    smoke, device = bench.options.smoke, torch.device(bench.options.device)
+    folder, rounds = (bench.model, 1) if smoke else (bench.large, 5)
     settings, files = ModelSettings(name="sd15", path=folder), ModelFiles(folder)
     family = StableDiffusion.open(files, device, torch.float16)
     model = Model(settings, files, family, "ddim", (), family.weight_bytes)

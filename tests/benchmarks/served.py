@@ -1,6 +1,7 @@
 """`darkroom serve` in its own process, and its clients."""
 
 import contextlib
+import io
 import json
 import os
 import re
@@ -18,6 +19,7 @@ from typing import Any, TypeAlias
 import psutil
 import uvloop
 from grpc import aio
+from PIL import Image
 
 from darkroom.v1 import edits_pb2, image_service_pb2, image_service_pb2_grpc, parameters_pb2
 from tests.benchmarks.driving import Record, Run, drive
@@ -31,6 +33,8 @@ PREVIEWS = {
 Stub = image_service_pb2_grpc.ImageServiceStub
 Threads: TypeAlias = dict[tuple[str, int, int], float]  # by kind, process and thread
 ENGINES = "engines"
+# Kept apart: where it is installed, diffusers imports it always.
+TORCHAO = Path(os.environ.get("TORCHAO", ".torchao")).absolute()
 
 
 class Served:
@@ -49,16 +53,18 @@ class Served:
         darkroom = str(Path(sys.executable).with_name("darkroom"))
         command = [sys.executable, "-m", "tests.benchmarks.clocks"] if clocks else [darkroom]
         command += ["serve", "--listen", "127.0.0.1:0", "--device", device, "--dtype", dtype]
+        offered = _environment(model, options)
         self._log = tempfile.NamedTemporaryFile("w")  # noqa: SIM115  # as long as the server
         self._process = subprocess.Popen(
             command,
-            env={**os.environ, **_environment(model, options), **settings},
+            env={**(with_torchao(os.environ) if options.get("quantize") else os.environ), **offered, **settings},
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._log,
             text=True,
         )
-        found = re.search(r"ready on (\S+):", self._read())
+        lines = iter(self._read, "")  # of libraries, too
+        found = next(filter(None, (re.search(r"ready on (\S+):", line) for line in lines)), None)
         if not found:
             raise RuntimeError(f"the server did not start: {self.log}")
         self.address = found[1]
@@ -118,6 +124,18 @@ class Served:
         """Send the orders; the clients share one connection."""
         return uvloop.run(self._run(traffic, preview))
 
+    def picture(self, order: Order, preview: str = "off") -> Image.Image:
+        """The picture of one order, which is in one message."""
+        request = request_of(order, PREVIEWS[preview])
+
+        async def made() -> bytes:
+            async with self.channel() as channel:
+                events = [each.event async for each in _call(Stub(channel), request)]
+            [image] = [event.image for event in events if event.WhichOneof("event") == "image"]
+            return bytes(image.image_bytes)
+
+        return Image.open(io.BytesIO(uvloop.run(made())))
+
     async def _run(self, traffic: Traffic, preview: str) -> Run:
         async with self.channel() as channel:
             await channel.channel_ready()
@@ -141,6 +159,12 @@ def _cpu_seconds(process: psutil.Process) -> float:
     return float(times.user + times.system)
 
 
+def with_torchao(environment: Mapping[str, str]) -> dict[str, str]:
+    """The environment of a process that quantises."""
+    paths = [str(TORCHAO), environment.get("PYTHONPATH")]
+    return {**environment, "PYTHONPATH": os.pathsep.join(filter(None, paths))}
+
+
 def _environment(model: Path | None, options: Mapping[str, object]) -> dict[str, str]:
     """The settings as environment variables."""
     from darkroom_server.config.settings import ModelSettings, Settings, with_demo
@@ -155,8 +179,7 @@ async def _make(stub: Stub, preview: int, order: Order, record: Record) -> None:
     """Send one order, and consume its stream."""
     began = time.perf_counter()
     request = request_of(order, preview)
-    call = stub.Generate if isinstance(request, image_service_pb2.GenerateRequest) else stub.Edit
-    async for response in call(request):
+    async for response in _call(stub, request):
         event = response.event
         match event.WhichOneof("event"):
             case "step":
@@ -168,6 +191,11 @@ async def _make(stub: Stub, preview: int, order: Order, record: Record) -> None:
                     record.first_preview = time.perf_counter() - began
             case "completed":
                 record.queued = event.completed.timings.queue_seconds
+
+
+def _call(stub: Stub, request: Any) -> Any:
+    generates = isinstance(request, image_service_pb2.GenerateRequest)
+    return (stub.Generate if generates else stub.Edit)(request)
 
 
 def request_of(order: Order, preview: int = PREVIEWS["off"]) -> Any:

@@ -35,7 +35,11 @@ def measure(bench: Bench) -> dict[str, Any]:
             _at_once(bench, servers, jobs, FEW)  # what is done once
         sent = uvloop.run(_bytes(servers[0]))
         turns = {
-            (jobs, steps): bench.turns({way: partial(_at_once, bench, ways[way], jobs, steps) for way in ways}, 3)
+            (jobs, steps): bench.turns(
+                f"{jobs} jobs of {steps} steps",
+                {way: partial(_at_once, bench, ways[way], jobs, steps) for way in ways},
+                3,
+            )
             for jobs in JOBS
             for steps in (FEW, MANY)
         }

@@ -14,6 +14,7 @@ def measure(bench: Bench) -> dict[str, Any]:
     bench.peers.run("locked", warm)
     bench.served.run(warm)
     runs = bench.turns(
+        "all tasks",
         {
             "(a)": lambda: bench.peers.run("locked", Traffic(bench.orders(all_tasks, 21), 16)),
             "server": lambda: bench.served.run(Traffic(bench.orders(all_tasks, 63), 16)),

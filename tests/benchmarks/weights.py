@@ -9,14 +9,17 @@ from PIL import Image
 
 from darkroom.v1 import catalog_service_pb2 as catalog_pb
 from darkroom.v1 import catalog_service_pb2_grpc, edits_pb2, image_service_pb2, image_service_pb2_grpc
-from tests.benchmarks.served import Served
+from tests.benchmarks.bench import Bench
+from tests.benchmarks.pipelines import quiet
 
 PIPELINES = ("StableDiffusionPipeline", "StableDiffusionImg2ImgPipeline", "StableDiffusionInpaintPipeline")
 MIB = 2**20
 
 
-def weights(served: Served, model: Path, dtype: torch.dtype) -> dict[str, float]:
+def measure(bench: Bench) -> dict[str, float]:
     """MiB of weights, and the growth of the server's resident memory in the first run of all tasks."""
+    quiet()
+    served = bench.served
     before = served.memory
     with grpc.insecure_channel(served.address) as channel:
         for request in _edits():
@@ -25,7 +28,7 @@ def weights(served: Served, model: Path, dtype: torch.dtype) -> dict[str, float]
         models = catalog_service_pb2_grpc.CatalogServiceStub(channel).ListModels(catalog_pb.ListModelsRequest()).models
     result = {
         "server_mib": sum(each.weight_bytes for each in models) / MIB,
-        "pipeline_per_task_mib": _pipelines(model, dtype) / MIB,
+        "pipeline_per_task_mib": _pipelines(bench.model, bench.dtype) / MIB,
         "server_grew_mib": (served.memory - before) / MIB,
     }
     print(
