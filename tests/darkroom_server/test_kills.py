@@ -20,7 +20,7 @@ from tests.support import png
 KILLS = int(many("KILLS", 2))
 SERVERS = 4 if KILLS > 100 else 1
 CLIENTS = 3  # jobs at once, of each server
-STARTED, LATE = 0.3, 0.7  # CPU seconds of a server: about as many for its start; of the longest life
+LATE = 2.5  # the longest life of a server, in CPU seconds of a start
 PATIENCE = 60.0  # seconds of a life in which the moment does not come
 PICTURE = png(np.arange(32 * 32 * 3, dtype=np.uint8).reshape(32, 32, 3))
 
@@ -71,6 +71,10 @@ class Killing:
         self.over = False
 
     async def run(self) -> None:
+        self.server.begin()
+        await self.until(self.ready)
+        self.started = self.server.cpu_seconds
+        self.server.kill()
         async with AsyncClient(self.server.address) as client:
             keeping = [asyncio.create_task(self.keep(client, place)) for place in range(CLIENTS)]
             for number in range(self.share, KILLS, SERVERS):
@@ -106,7 +110,7 @@ class Killing:
             before = self.written()
             await self.until(lambda: self.written() > before)
         else:
-            life = self.chance.uniform(0.0, LATE if kind == "at any time" else STARTED)
+            life = self.started * self.chance.uniform(0.0, LATE if kind == "at any time" else 1.0)
             await self.until(lambda: self.server.cpu_seconds >= life)
         return kind
 
