@@ -74,7 +74,7 @@ def tiny_silent_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def server(tiny_model: Path, tiny_v_model: Path, tiny_silent_model: Path) -> Iterator[RunningServer]:
     """A server of the models `tiny` (the default), `tiny-v`, `tiny-silent` and `shapes`."""
-    from darkroom_server.config.settings import demo_model
+    from darkroom_server.config.demo import demo_model
 
     demo = [demo_model()] if demo_model().path.exists() else []
     folders = {"tiny": tiny_model, "tiny-v": tiny_v_model, "tiny-silent": tiny_silent_model}

@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 
     from darkroom_plugins.canvas import Canvas
     from darkroom_plugins.files import ModelFiles
-    from darkroom_plugins.files.structures import Shapes
+    from darkroom_plugins.files.structures.network import Shapes
     from darkroom_plugins.request import EditChoice, Pixels, PreviewMode, Request, SchedulerChoice
     from darkroom_plugins.sample import Evaluation, Picture, PromptEmbedding, PromptPiece, Row, Sample
 

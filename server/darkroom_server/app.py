@@ -24,7 +24,8 @@ from darkroom_server.api.preset_check import check_presets
 from darkroom_server.api.submission import Submission
 from darkroom_server.api.traced import open_tracing
 from darkroom_server.api.warmup import wants_warm_up, warm_up
-from darkroom_server.config.settings import Settings, with_demo
+from darkroom_server.config.demo import with_demo
+from darkroom_server.config.settings import Settings
 from darkroom_server.device.cuda import set_tf32
 from darkroom_server.device.resources import available_processors
 from darkroom_server.device.thread_tuner import ThreadTuner

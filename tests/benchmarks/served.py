@@ -167,7 +167,8 @@ def with_torchao(environment: Mapping[str, str]) -> dict[str, str]:
 
 def _environment(model: Path | None, options: Mapping[str, object]) -> dict[str, str]:
     """The settings as environment variables."""
-    from darkroom_server.config.settings import ModelSettings, Settings, with_demo
+    from darkroom_server.config.demo import with_demo
+    from darkroom_server.config.settings import ModelSettings, Settings
 
     settings = Settings(models=[ModelSettings(name=model.name, path=model)]) if model else with_demo(Settings())
     offered = settings.model_dump(mode="json", include={"models", "controlnets", "loras"})

@@ -14,8 +14,9 @@ from PIL import Image, ImageDraw
 
 from darkroom_client import Client, read_recipe
 from darkroom_client.catalog import Job
+from darkroom_server.config.demo import with_demo
 from darkroom_server.config.presets import PresetSettings
-from darkroom_server.config.settings import Settings, with_demo
+from darkroom_server.config.settings import Settings
 from tests.darkroom_client.browsing import Browser, page_of
 from tests.node import ROOT, needs_npm
 from tests.support import RunningServer, settle

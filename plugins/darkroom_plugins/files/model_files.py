@@ -19,7 +19,8 @@ from typing import Any, TypeVar
 from darkroom_plugins.deferred import torch
 from darkroom_plugins.files.safetensors_files import Tensors, read_shapes, read_tensors, weight_files
 from darkroom_plugins.files.single_file import Source, architecture, checkpoint_sources, vae_sources
-from darkroom_plugins.files.structures import Shapes, structure, with_defaults
+from darkroom_plugins.files.structures import structure, with_defaults
+from darkroom_plugins.files.structures.network import Shapes
 from darkroom_plugins.uploads import uploading
 
 # Serialises what depends on process-wide state: networks on the meta device (`init_empty_weights` patches nn.Module),

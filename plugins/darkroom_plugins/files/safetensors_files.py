@@ -14,7 +14,7 @@ from safetensors import SafetensorError, safe_open
 if TYPE_CHECKING:
     import torch
 
-    from darkroom_plugins.files.structures import Shape
+    from darkroom_plugins.files.structures.network import Shape
 
 # One weights file, or an index of shards; the variant's position has varied.
 WEIGHTS = re.compile(

@@ -13,7 +13,7 @@ from darkroom_plugins.files.safetensors_files import opened, read_shapes
 if TYPE_CHECKING:
     import torch
 
-    from darkroom_plugins.files.structures import Shape, Shapes
+    from darkroom_plugins.files.structures.network import Shape, Shapes
 
 PREFIXES = {
     "unet": ("model.diffusion_model.",),

@@ -8,7 +8,8 @@ from pydantic import ByteSize
 from rich.markup import escape
 from rich.table import Table
 
-from darkroom_server.config.settings import MemoryOptions, with_demo
+from darkroom_server.config.demo import with_demo
+from darkroom_server.config.settings import MemoryOptions
 from darkroom_server.models.catalog import Catalog
 
 if TYPE_CHECKING:

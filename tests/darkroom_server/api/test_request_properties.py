@@ -26,7 +26,8 @@ from darkroom_plugins.quoting import printable
 from darkroom_plugins.request import Request
 from darkroom_server.api.validation.request import check_generate
 from darkroom_server.app import open_catalog
-from darkroom_server.config.settings import Limits, ModelSettings, Settings, demo_model, with_demo
+from darkroom_server.config.demo import demo_model, with_demo
+from darkroom_server.config.settings import Limits, ModelSettings, Settings
 from darkroom_server.models.catalog import Catalog
 from tests.support import generate_request, png
 from tests.tiny import save_sd

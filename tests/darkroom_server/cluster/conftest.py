@@ -98,7 +98,7 @@ def edge(here: ReplicasHere, tiny_model: Path, lora_folder: Path) -> Iterator[Ru
 @pytest.fixture(scope="session")
 def all_models(tiny_model: Path, tiny_v_model: Path, tiny_silent_model: Path) -> list[Any]:
     """Those of `server`."""
-    from darkroom_server.config.settings import demo_model
+    from darkroom_server.config.demo import demo_model
 
     folders = {"tiny": tiny_model, "tiny-v": tiny_v_model, "tiny-silent": tiny_silent_model}
     return [*({"name": name, "path": path} for name, path in folders.items()), demo_model()]

@@ -1,19 +1,26 @@
-"""`darkroom check` finds by configurations and headers, in a second, what a server finds that opens its models."""
+"""`darkroom check` finds by configurations and headers, in a second, what a server finds that opens its models,
+and shows what it would serve."""
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from hashlib import sha256
 from inspect import signature
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from rich.console import Console
 from safetensors.torch import load_file, save_file
+from typer.testing import CliRunner
 
+from darkroom_client.cli._app import app
 from darkroom_plugins.manager import load_plugins
 from darkroom_server.config.settings import Settings
 from darkroom_server.models.assets import AssetFiles
@@ -276,3 +283,56 @@ def test_finds_assets_that_cannot_be_used(folder: Path, tmp_path: Path) -> None:
     assert "which is no LoRA's matrix" in assets["foreign"].unusable
     assert "not vectors" in assets["word"].unusable
     assert "4 x 7 (down)" in assets["wide"].incompatibilities["it"]
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty working directory."""
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def test_says_what_would_be_served(here: Path, tiny_model: Path) -> None:
+    save_lora(here / "ink.safetensors", tiny_model, 2)
+    secret = sha256(b"t0ken").hexdigest()
+    text = (
+        f"memory_budget = '20 GiB'\n[[tokens]]\nname = 'me'\nrole = 'operator'\nsha256 = '{secret}'\n"
+        "[[loras]]\nname = 'ink'\npath = 'ink.safetensors'\n"
+        f"[[models]]\nname = 'little'\npath = '{tiny_model}'\ndevice = 'cpu'\n"
+        "attention_slicing = 'max'\nvae_tiling = true\n"
+    )
+    Path("darkroom.toml").write_text(text)
+    command = [str(Path(sys.executable).with_name("darkroom")), "check"]
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (result.returncode, result.stderr) == (0, "")
+    rows = [tuple(cell.strip() for cell in line.split("│")[1:-1]) for line in result.stdout.splitlines()]
+    (model,) = (row for row in rows if row and row[0] == "little (default)")
+    assert model[1:5] == (str(tiny_model), "sd", "float32", "cpu")
+    assert re.fullmatch(r"[\d.]+ (KiB|MiB)", model[5])
+    assert model[6:] == ("attention_slicing=max, vae_tiling", "off", "epsilon")
+    assert ("me", "operator") in rows
+    assert ("memory_budget", "20.0 GiB") in rows
+    assert ("lora", "ink", "ink.safetensors", "little") in [row[:4] for row in rows]
+    assert secret not in result.stdout
+
+
+def test_tells_what_cannot_be_used(here: Path, tiny_model: Path) -> None:
+    (here / "torn.safetensors").write_text("hello")
+    lora = "[[loras]]\nname = 'torn'\npath = 'torn.safetensors'\n"
+    Path("darkroom.toml").write_text(f"{lora}[[models]]\nname = 'little'\npath = '{tiny_model}'\ndevice = 'cpu'\n")
+    result = CliRunner().invoke(app, ["check"])
+    assert result.exit_code == 1
+    assert "none: torn.safetensors is not a whole safetensors file" in result.stdout
+    assert "little (default)" in result.stdout
+
+
+def test_can_be_read_at_80_columns(here: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    output = StringIO()
+    monkeypatch.setattr("rich.console.Console", lambda: Console(file=output, force_terminal=True, width=80))
+    Path("darkroom.toml").write_text(f"[[models]]\nname = 'little'\npath = '{tiny_model}'\ndevice = 'cpu'\n")
+    CliRunner().invoke(app, ["check"])
+    shown = re.sub(r"\x1b\[[0-9;]*m", "", output.getvalue())
+    assert max(map(len, shown.splitlines())) <= 80
+    assert "model little (default)" in shown.splitlines()
+    assert "family sd; dtype float32; device cpu;" in " ".join(shown.split())
+    assert "│ listen        │" in shown

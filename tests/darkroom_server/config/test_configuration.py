@@ -1,38 +1,20 @@
 """darkroom.toml: what it says, what goes before it, and what is said of each mistake in it."""
 
 import json
-import re
-import subprocess
-import sys
 import tomllib
 from hashlib import sha256
-from io import StringIO
 from pathlib import Path
-from typing import Annotated
 
 import pytest
-from pydantic import TypeAdapter
-from rich.console import Console
 from typer.testing import CliRunner
 
 from darkroom_client.cli._app import app
 from darkroom_server.cli.flags import files as lora_flags
 from darkroom_server.cli.flags import model as model_flag
-from darkroom_server.config.presets import PresetSettings
 from darkroom_server.config.reader import PATHS, ConfigurationError, read_settings
-from darkroom_server.config.settings import (
-    AssetSettings,
-    ClusterSettings,
-    Limits,
-    ModelSettings,
-    Settings,
-    TlsSettings,
-    TokenSettings,
-)
+from darkroom_server.config.settings import AssetSettings, ModelSettings, Settings
 from darkroom_server.config.toml_lines import line_of
-from tests.tiny import save_lora
 
-MANUAL = (Path(__file__).parents[3] / "server/configuration.md").read_text()
 HASH = sha256(b"t0ken").hexdigest()
 
 
@@ -313,85 +295,10 @@ def test_sizes_have_units(folder):
     assert (settings.memory_budget, settings.park_budget, settings.limits.max_request_bytes) == (20 * 2**30, 5, 10**6)
 
 
-# ----------------------------------------------------------------------------------------------------------- the manual
-
-
 @pytest.mark.parametrize("spelled", ["tiny-vae", "tiny_vae", "TINY_VAE"])
 def test_preview_modes_are_read_in_any_spelling(folder, spelled):
     (folder / "darkroom.toml").write_text(f"{PATH}default_preview_mode = '{spelled}'\n")
     assert read_settings({}, folder / "darkroom.toml").models[0].default_preview_mode == "tiny-vae"
-
-
-def test_the_example_is_valid(folder):
-    (example,) = re.findall(r"```toml\n(.*?)```", MANUAL, re.DOTALL)
-    for path in re.findall(r'^(?:path|config|vae|tiny_vae) = "(.*)"$', example, re.MULTILINE):
-        place = folder / path
-        place.parent.mkdir(exist_ok=True)
-        place.touch() if place.suffix else place.mkdir(exist_ok=True)
-    settings = read(example)
-    assert [model.name for model in settings.models] == ["sd15", "xl", "ink"]
-    assert settings.memory_budget == 20 * 2**30
-
-
-SECTIONS = {
-    "The server": Settings,
-    "`[[models]]`": ModelSettings,
-    "`[models.presets.NAME]`": PresetSettings,
-    "`[[controlnets]]`, `[[loras]]`, `[[embeddings]]`": AssetSettings,
-    "`[limits]`": Limits,
-    "`[[tokens]]`": TokenSettings,
-    "`[tls]`": TlsSettings,
-    "`[cluster]`": ClusterSettings,
-}
-
-
-def column(title, number):
-    """A column of a section's table, by key."""
-    section = MANUAL.partition(f"\n## {title}\n")[2].partition("\n## ")[0]
-    rows = [re.split(r"(?<!\\)\|", line) for line in section.splitlines() if line.startswith("| `")]
-    return {key: row[number].strip() for row in rows for key in re.findall(r"`(\w+)`", row[1])}
-
-
-def bounds(schema):
-    """The choices and limits of a value: names of JSON schema, and what they say."""
-    for name, value in schema.items():
-        if name in ("enum", "const", "minimum", "maximum"):
-            yield name, value
-        elif name in ("anyOf", "items"):
-            for each in value if isinstance(value, list) else [value]:
-                yield from bounds(each)
-
-
-@pytest.mark.parametrize("title", SECTIONS)
-def test_the_manual_has_the_values_of_every_key(title):
-    written = column(title, 2)
-    for name, schema in SECTIONS[title].model_json_schema()["properties"].items():
-        choices, limits = set(), set()
-        for kind, value in bounds(schema):
-            if kind in ("enum", "const"):
-                choices |= set(value) if isinstance(value, list) else {value}
-            else:
-                limits |= {str(value)} - {"0"}  # of sizes, and of presets, which say more than their schema
-        if written[name] != "as above":
-            assert not choices or set(re.findall(r'"(.+?)"', written[name])) == choices, name
-            assert limits <= set(re.findall(r"\d+", written[name])), name
-
-
-@pytest.mark.parametrize("title", SECTIONS)
-def test_the_manual_has_every_key_with_its_default(title):
-    written = column(title, 3)
-    fields = SECTIONS[title].model_fields
-    assert set(written) == set(fields)
-    for name, default in written.items():
-        field = fields[name]
-        if not default:
-            continue  # a table of its own
-        if default == "—":
-            assert field.is_required() or field.default is None, name
-        else:
-            value = tomllib.loads(f"x = {default.strip('`')}")["x"]
-            kind = Annotated[(field.annotation, *field.metadata)] if field.metadata else field.annotation
-            assert TypeAdapter(kind).validate_python(value) == field.default, name
 
 
 # ----------------------------------------------------------------------------------------------------------- commands
@@ -435,51 +342,6 @@ def test_check_says_what_is_wrong(folder, monkeypatch):
     assert (result.exit_code, result.stderr) == (1, "model 'a': sd has no readable model_index.json\n")
     monkeypatch.delenv("DARKROOM_CONFIG")
     assert CliRunner().invoke(app, ["serve"]).stderr == "darkroom.toml:1: x: there is no such key\n"
-
-
-def test_check_says_what_would_be_served(folder, tiny_model):
-    save_lora(folder / "ink.safetensors", tiny_model, 2)
-    text = (
-        f"memory_budget = '20 GiB'\n[[tokens]]\nname = 'me'\nrole = 'operator'\nsha256 = '{HASH}'\n"
-        "[[loras]]\nname = 'ink'\npath = 'ink.safetensors'\n"
-        f"[[models]]\nname = 'little'\npath = '{tiny_model}'\ndevice = 'cpu'\n"
-        "attention_slicing = 'max'\nvae_tiling = true\n"
-    )
-    Path("darkroom.toml").write_text(text)
-    command = [str(Path(sys.executable).with_name("darkroom")), "check"]
-    result = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert (result.returncode, result.stderr) == (0, "")
-    rows = [tuple(cell.strip() for cell in line.split("│")[1:-1]) for line in result.stdout.splitlines()]
-    (model,) = (row for row in rows if row and row[0] == "little (default)")
-    assert model[1:5] == (str(tiny_model), "sd", "float32", "cpu")
-    assert re.fullmatch(r"[\d.]+ (KiB|MiB)", model[5])
-    assert model[6:] == ("attention_slicing=max, vae_tiling", "off", "epsilon")
-    assert ("me", "operator") in rows
-    assert ("memory_budget", "20.0 GiB") in rows
-    assert ("lora", "ink", "ink.safetensors", "little") in [row[:4] for row in rows]
-    assert HASH not in result.stdout
-
-
-def test_check_tells_what_cannot_be_used(folder, tiny_model):
-    (folder / "torn.safetensors").write_text("hello")
-    lora = "[[loras]]\nname = 'torn'\npath = 'torn.safetensors'\n"
-    Path("darkroom.toml").write_text(f"{lora}[[models]]\nname = 'little'\npath = '{tiny_model}'\ndevice = 'cpu'\n")
-    result = CliRunner().invoke(app, ["check"])
-    assert result.exit_code == 1
-    assert "none: torn.safetensors is not a whole safetensors file" in result.stdout
-    assert "little (default)" in result.stdout
-
-
-def test_check_can_be_read_at_80_columns(folder, tiny_model, monkeypatch):
-    output = StringIO()
-    monkeypatch.setattr("rich.console.Console", lambda: Console(file=output, force_terminal=True, width=80))
-    Path("darkroom.toml").write_text(f"[[models]]\nname = 'little'\npath = '{tiny_model}'\ndevice = 'cpu'\n")
-    CliRunner().invoke(app, ["check"])
-    shown = re.sub(r"\x1b\[[0-9;]*m", "", output.getvalue())
-    assert max(map(len, shown.splitlines())) <= 80
-    assert "model little (default)" in shown.splitlines()
-    assert "family sd; dtype float32; device cpu;" in " ".join(shown.split())
-    assert "│ listen        │" in shown
 
 
 @pytest.mark.parametrize(("settings", "most"), [({}, 32), ({"limits": {"max_batch_rows": 8}}, 8)])

@@ -27,7 +27,7 @@ from darkroom_plugins.builtin.loras.updates import (
 )
 from darkroom_plugins.files import read_json, read_tensors
 from darkroom_plugins.files.safetensors_files import opened
-from darkroom_plugins.files.structures import Shape, Shapes
+from darkroom_plugins.files.structures.network import Shape, Shapes
 
 if TYPE_CHECKING:
     import torch

@@ -12,7 +12,7 @@ from darkroom_plugins.deferred import torch
 from darkroom_plugins.files.safetensors_files import opened
 
 if TYPE_CHECKING:
-    from darkroom_plugins.files.structures import Shape
+    from darkroom_plugins.files.structures.network import Shape
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterator, Mapping
 
 from darkroom_plugins.files.original_names import unet_layer
-from darkroom_plugins.files.structures import Shapes
+from darkroom_plugins.files.structures.network import Shapes
 
 EMBEDDINGS = ("token_embedding", "position_embedding", "class_embedding")  # whose weights are no layer's
 # A component's prefixes, with underscores for dots; "" is PEFT's, which names none.

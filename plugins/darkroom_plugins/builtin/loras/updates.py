@@ -11,7 +11,7 @@ from typing import Any, Self
 from darkroom_plugins import UnsupportedCombination, Violation
 from darkroom_plugins.builtin.loras.headers import einsum, kron
 from darkroom_plugins.deferred import nn, torch
-from darkroom_plugins.files.structures import Shape
+from darkroom_plugins.files.structures.network import Shape
 
 
 @dataclass(frozen=True, slots=True, eq=False)
