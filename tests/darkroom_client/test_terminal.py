@@ -70,6 +70,32 @@ def test_many_jobs_have_one_bar_for_all_and_one_each_at_the_server(scripted, mak
     assert after == ["error: bad: no such model", "1-first-7.png", "3-third-7.png"]
 
 
+def test_bars_of_jobs_stand_in_the_order_of_the_prompts(scripted, make_events):
+    second_is_shown, first_is_shown = threading.Event(), threading.Event()
+
+    def script(request, context):
+        events = make_events(request.request_id)
+        if request.parameters.prompt == "first":
+            second_is_shown.wait(30)
+        yield events.accepted()
+        yield events.queued(0)
+        first_is_shown.wait(30)
+        yield from events.whole_job()
+
+    scripted.script = script
+    terminal = Terminal("generate", "first", "second", "--seed", "7")
+    try:
+        terminal.read_until("second")
+        second_is_shown.set()
+        terminal.read_until("first")
+    finally:
+        first_is_shown.set()
+    assert terminal.exit_code() == 0
+    place = next(place for place, line in enumerate(terminal.lines) if line.startswith("first"))
+    assert terminal.lines[place + 1].startswith("second")
+    assert terminal.lines[place + 1].endswith("next")  # not "behind 0"
+
+
 @pytest.mark.parametrize("command", ["generate", "compare-schedulers"])
 def test_ctrl_c_cancels_on_the_server(scripted, command):
     scripted.script = scripted.endless
@@ -80,3 +106,17 @@ def test_ctrl_c_cancels_on_the_server(scripted, command):
     assert terminal.lines[-1] == "interrupted"
     assert "Traceback" not in terminal.text
     scripted.wait_ended(scripted.requests[0].request_id)
+
+
+def test_ctrl_c_names_the_pictures_that_are_done(scripted, make_events):
+    def script(request, context):
+        if request.parameters.prompt == "first":
+            return make_events(request.request_id).whole_job()
+        return scripted.endless(request, context)
+
+    scripted.script = script
+    terminal = Terminal("generate", "first", "second", "--jobs", "1", "--seed", "7")
+    scripted.wait(lambda: scripted.endless_steps >= 1)
+    os.kill(terminal.pid, signal.SIGINT)
+    assert terminal.exit_code() == 130
+    assert terminal.lines[-2:] == ["1-first-7.png", "interrupted"]

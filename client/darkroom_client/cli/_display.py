@@ -52,8 +52,9 @@ class Display:
         )
         self._steps = StepCount(len(jobs), images_per_job)
         title = _title(jobs[0]) if len(jobs) == 1 else f"all {len(jobs)}"
-        self._overall = self._progress.add_task(title, total=None, state="")
-        self._bars: dict[int, TaskID] = {}  # of several jobs, those at the server, by job
+        self._overall = self._add(title)
+        # Of several jobs, by job, in the order of the prompts; those at the server are visible.
+        self._bars = [self._add(_title(job), visible=False) for job in jobs] if len(jobs) > 1 else []
         self._waiting: set[int] = set()  # jobs behind others
         self._ended = {True: 0, False: 0}  # jobs, by whether they succeeded
         self._pictures: dict[int, HalfBlocks] = {}  # the newest by job
@@ -95,21 +96,23 @@ class Display:
     def _end(self, job: Job, *, succeeded: bool) -> None:
         self._ended[succeeded] += 1
         self._waiting.discard(job.index)
-        if job.index in self._bars:
-            self._progress.remove_task(self._bars.pop(job.index))
+        if self._bars:
+            self._progress.update(self._bars[job.index], visible=False)
         state = "done" if succeeded else "failed"
-        self._set(self._overall, self._steps.done, self._steps.total, self._state() if self._steps.jobs > 1 else state)
+        self._set(self._overall, self._steps.done, self._steps.total, self._state() if self._bars else state)
 
     def _update(self, job: Job, state: str) -> None:
-        if self._steps.jobs > 1:
-            if job.index not in self._bars:
-                self._bars[job.index] = self._progress.add_task(_title(job), total=None, state="")
+        if self._bars:
+            self._progress.start_task(self._bars[job.index])
             self._set(self._bars[job.index], *self._steps.of(job.index), state)
             state = self._state()
         self._set(self._overall, self._steps.done, self._steps.total, state)
 
+    def _add(self, title: str, *, visible: bool = True) -> TaskID:
+        return self._progress.add_task(title, start=visible, total=None, state="", visible=visible)
+
     def _set(self, bar: TaskID, done: int, total: int | None, state: str) -> None:
-        self._progress.update(bar, completed=done, total=total, state=state)
+        self._progress.update(bar, completed=done, total=total, state=state, visible=True)
 
     def _state(self) -> str:
         """For instance "12 done, 1 failed, 3 waiting"."""
@@ -137,8 +140,8 @@ def _title(job: Job) -> str:
 
 def _waiting(event: Queued) -> str:
     """For instance "waiting behind 3, done in about 12 s"."""
-    end = event.estimated_end_seconds
-    return f"waiting behind {event.position}" + (f", done in about {end:.0f} s" if end is not None else "")
+    place, end = f"waiting behind {event.position}" if event.position else "next", event.estimated_end_seconds
+    return place + (f", done in about {end:.0f} s" if end is not None else "")
 
 
 def _loading(event: Loading) -> str:

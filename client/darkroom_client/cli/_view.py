@@ -58,17 +58,21 @@ class View:
         writers = self._make_writers(len(jobs), images_per_job)
         animations = self._make_animations(len(jobs) * images_per_job, images_per_job)
         messages = _Messages()
-        with ExitStack() as stack:
-            if animations is not None:
-                stack.enter_context(animations)
-            display, shows_previews = self._make_display(stack, writers, jobs, images_per_job)
-            # Default mode: the model's if previews are shown or saved, else off.
-            needs_previews = shows_previews or self.results.previews is not None or animations is not None
-            mode = self.results.preview_mode or (None if needs_previews else "off")
-            for job in jobs:
-                job.options["preview"] = mode
-            listeners = [*writers, *([animations] if animations is not None else []), *display, messages]
-            succeeded = run_jobs(client, jobs, listeners, self.at_once)
+        try:
+            with ExitStack() as stack:
+                if animations is not None:
+                    stack.enter_context(animations)
+                display, shows_previews = self._make_display(stack, writers, jobs, images_per_job)
+                # Default mode: the model's if previews are shown or saved, else off.
+                needs_previews = shows_previews or self.results.previews is not None or animations is not None
+                mode = self.results.preview_mode or (None if needs_previews else "off")
+                for job in jobs:
+                    job.options["preview"] = mode
+                listeners = [*writers, *([animations] if animations is not None else []), *display, messages]
+                succeeded = run_jobs(client, jobs, listeners, self.at_once)
+        except KeyboardInterrupt:
+            self._print(messages, writers, None, several=len(jobs) > 1)  # what is done is done
+            raise
         self._print(messages, writers, animations, several=len(jobs) > 1)
         if self.results.open_pictures:
             _open(writers[0].written())
