@@ -154,11 +154,21 @@ class TestOpen:
         command = [sys.executable, "-c", CODE, "generate", "a", "b", "--steps", "1", "--seed", "3", "--open"]
         return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=True)
 
-    def test_pictures_are_opened(self, server, tmp_path):
-        viewer = tmp_path / "bin/xdg-open"
-        viewer.parent.mkdir()
-        viewer.write_text('#!/bin/sh\necho "seen $1"\n')
-        viewer.chmod(0o755)
+    @pytest.fixture
+    def viewer(self, tmp_path):
+        """Makes an xdg-open of shell commands."""
+
+        def make(commands):
+            viewer = tmp_path / "bin/xdg-open"
+            viewer.parent.mkdir()
+            viewer.write_text(f"#!/bin/sh\n{commands}\n")
+            viewer.chmod(0o755)
+            return viewer
+
+        return make
+
+    def test_pictures_are_opened(self, server, tmp_path, viewer):
+        viewer = viewer('echo "seen $1"')
         names = ["1-a-3.png", "2-b-3.png"]
         done = self.run(server, tmp_path, viewer.parent)  # returns when the viewers have closed the pipe, too
         assert done.stderr == ""
@@ -169,3 +179,17 @@ class TestOpen:
         assert done.stdout.splitlines() == ["1-a-3.png", "2-b-3.png"]
         assert done.stderr == "warning: --open: this system has no viewer that opens 1-a-3.png\n"
         assert Path(tmp_path / "2-b-3.png").exists()
+
+    def test_a_viewer_that_fails_is_said_in_one_line(self, server, tmp_path, viewer):
+        viewer = viewer("echo no method available for opening $1 >&2; exit 3")
+        done = self.run(server, tmp_path, viewer.parent)
+        assert done.stdout.splitlines() == ["1-a-3.png", "2-b-3.png"]
+        assert done.stderr == "warning: --open: this system has no viewer that opens 1-a-3.png\n"
+
+    def test_a_viewer_that_stays_open_is_left_alone(self, server, tmp_path, viewer):
+        viewer = viewer('touch "$1.seen"; exec tail -f /dev/null --pid $PPID > /dev/null')
+        os.symlink("/usr/bin/tail", viewer.with_name("tail"))
+        os.symlink("/usr/bin/touch", viewer.with_name("touch"))
+        done = self.run(server, tmp_path, viewer.parent)
+        assert done.stderr == ""
+        assert sorted(path.name for path in tmp_path.glob("*.seen")) == ["1-a-3.png.seen", "2-b-3.png.seen"]

@@ -19,6 +19,7 @@ from darkroom_client.cli._json_lines import JsonLines
 from darkroom_client.cli._report import print_error, print_warning
 from darkroom_client.cli._run_options import AT_ONCE, Results
 from darkroom_client.cli._values import usage_error
+from darkroom_client.cli._viewer import open_pictures
 from darkroom_client.cli._words import in_options_words
 from darkroom_client.cli._writers import ControlMapWriter, PictureWriter, PreviewWriter
 from darkroom_client.errors import DarkroomError
@@ -75,7 +76,7 @@ class View:
             raise
         self._print(messages, writers, animations, several=len(jobs) > 1)
         if self.results.open_pictures:
-            _open(writers[0].written())
+            open_pictures(writers[0].written())
         return succeeded
 
     def _make_animations(self, total: int, images_per_job: int) -> AnimationWriter | None:
@@ -136,14 +137,6 @@ class View:
 def _place(job: Job, *, several: bool) -> str:
     """Which job a message is of: its line of stdin, and its prompt if there are several jobs; else nothing."""
     return (f"line {job.line}: " if job.line is not None else "") + (f"{shortened(job.title)}: " if several else "")
-
-
-def _open(paths: Sequence[Path]) -> None:
-    """Opens pictures in the system's viewer."""
-    for path in paths:
-        if typer.launch(str(path.resolve())) != 0:
-            print_warning(f"--open: this system has no viewer that opens {path}")
-            return
 
 
 class _Messages:
