@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-pty = pytest.importorskip("pty")
+pty, termios = pytest.importorskip("pty"), pytest.importorskip("termios")
 _ESCAPES = re.compile(r"\x1b\[[0-9;?]*[a-zA-Z]")
 
 
@@ -20,6 +20,7 @@ class Terminal:
         size = {"COLUMNS": str(columns), "LINES": "40"}
         variables = {**os.environ, "TERM": "xterm-256color", "COLORTERM": "truecolor", **size, **environment}
         main, other = pty.openpty()
+        termios.tcsetwinsize(other, (40, columns))
         self._main = main
         self.pid = os.posix_spawn(
             sys.executable,

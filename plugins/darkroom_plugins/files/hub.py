@@ -61,7 +61,8 @@ class HubFiles(ModelFiles):
     def fetch(self, parts: Iterable[str], report: Report | None = None) -> None:
         for file in self._missing(parts):
             with _hub_errors(self.repository, self._commit):
-                hf_hub_download(self.repository, file.filename, revision=self._commit, tqdm_class=_progress_bar(report))
+                bar = _progress_bar(file.filename, report)
+                hf_hub_download(self.repository, file.filename, revision=self._commit, tqdm_class=bar)
 
     @property
     def _commit(self) -> str:
@@ -80,7 +81,7 @@ class HubFiles(ModelFiles):
                 self.repository,
                 revision=self._commit,
                 allow_patterns=[_in_repository(part, "*") for part in parts],
-                tqdm_class=_progress_bar(None),
+                tqdm_class=_Hidden,
                 dry_run=True,
             )
         known = {each.filename: each for each in listed}
@@ -110,9 +111,7 @@ def commit_of(repository: str, revision: str | None) -> str:
     :raises OSError, ValueError: it does not exist, or cannot be reached
     """
     with _hub_errors(repository, revision):
-        folder = snapshot_download(
-            repository, revision=revision, allow_patterns=CONFIGURATION, tqdm_class=_progress_bar(None)
-        )
+        folder = snapshot_download(repository, revision=revision, allow_patterns=CONFIGURATION, tqdm_class=_Hidden)
     return Path(folder).name
 
 
@@ -144,11 +143,11 @@ def _fetch_beside(repository: str, revision: str, weights: PurePosixPath) -> Non
     config = str(weights.with_name("adapter_config.json"))
     if try_to_load_from_cache(repository, config, revision=revision) is None:
         with suppress(RemoteEntryNotFoundError):
-            hf_hub_download(repository, config, revision=revision, tqdm_class=_progress_bar(None))
+            hf_hub_download(repository, config, revision=revision, tqdm_class=_Hidden)
 
 
 def _file(repository: str, revision: str, name: str) -> Path:
-    download = partial(hf_hub_download, repository, name, revision=revision, tqdm_class=_progress_bar(None))
+    download = partial(hf_hub_download, repository, name, revision=revision, tqdm_class=_progress_bar(name))
     try:
         return Path(download(local_files_only=True))
     except LocalEntryNotFoundError:
@@ -164,7 +163,7 @@ def _snapshot(repository: str, revision: str | None, complete: Callable[[Path], 
         except LocalEntryNotFoundError:
             found = None
         if found is None or not complete(found):
-            found = Path(download(tqdm_class=_progress_bar(None)))
+            found = Path(download(tqdm_class=_Hidden))
     if not complete(found):  # without network access an incomplete snapshot is returned
         raise OSError(f"hub: {repository} lacks the configuration of a model or of a part of it")
     return found
@@ -179,12 +178,19 @@ def _complete(folder: Path) -> bool:
     return all(any((folder / part).glob("*config.json")) for part in parts)
 
 
-def _progress_bar(report: Report | None) -> type[tqdm]:
-    """A progress bar class, shown on terminals, that also reports bytes."""
+class _Hidden(tqdm):
+    """The progress bar of what takes a moment: the hub's own are three for each call, and stay."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **{**kwargs, "disable": True})  # type: ignore[no-untyped-call]
+
+
+def _progress_bar(name: str, report: Report | None = None) -> type[tqdm]:
+    """A progress bar class of a weights file, shown on terminals, that also reports bytes."""
 
     class Reporting(tqdm):
         def __init__(self, *args: Any, **kwargs: Any) -> None:
-            super().__init__(*args, **{**kwargs, "disable": None})  # type: ignore[no-untyped-call]
+            super().__init__(*args, **{**kwargs, "desc": name, "disable": None})  # type: ignore[no-untyped-call]
             if report and (initial := kwargs.get("initial")):  # bytes of a resumed download
                 report(initial)
 

@@ -18,6 +18,7 @@ from darkroom.v1.parameters_pb2 import LoraSpec
 from darkroom_server.cli.pull import pull
 from darkroom_server.config.reader import read_settings
 from tests.checkpoints import COMMIT
+from tests.darkroom_client.terminal import Terminal
 from tests.hub import Hub
 from tests.support import RunningServer
 from tests.tiny import save_controlnet, save_lora
@@ -160,3 +161,13 @@ def test_a_full_disk_and_no_network(hub: Hub, repository: Path, tmp_path: Path) 
     assert ended.returncode == 1
     why = "[Errno 111] Connection refused"
     assert ended.stderr.splitlines()[-1] == f"hub: tiny/sd at main is not in the cache, and was not fetched: {why}"
+
+
+def test_a_terminal_shows_a_bar_for_each_file_of_weights_and_nothing_else(hub: Hub, tmp_path: Path) -> None:
+    terminal = Terminal("models", "pull", "tiny/sd", HF_ENDPOINT=hub.url, HF_HUB_CACHE=str(tmp_path / "other"))
+    assert terminal.exit_code() == 0
+    *bars, last = terminal.lines
+    assert last == f"model sd is in darkroom.toml: hub:tiny/sd@{COMMIT}"
+    weights = {name for name in hub.downloads if name.endswith(".safetensors")}
+    assert {bar.partition(": ")[0] for bar in bars} == weights
+    assert {bar.partition(": ")[0] for bar in bars if "100%" in bar} == weights
