@@ -68,4 +68,4 @@ def rescan(server: Server) -> None:
         why = f": {each.detail}" if each.detail else ""
         typer.echo(f"{each.kind} {each.name} {each.what or 'changed'}{why}")
     if not changes:
-        typer.echo("nothing has changed")
+        typer.echo("nothing has changed since the server's last look")

@@ -269,7 +269,7 @@ def test_the_client_and_the_command_ask_for_a_look(server: RunningServer, folder
         (folder / "b.safetensors").write_text("no")
         assert rescanned(server).startswith("lora b added: b.safetensors is not a whole safetensors file")
         assert [lora.name for lora in client.loras()] == ["a", "b"]
-    assert rescanned(server) == "nothing has changed\n"
+    assert rescanned(server) == "nothing has changed since the server's last look\n"
 
 
 def test_a_folder_must_be_there(tmp_path: Path) -> None:
