@@ -221,10 +221,10 @@ def test_the_pictures_of_jobs_that_wait_are_bounded(folder: Path) -> None:
     with RunningServer(**settings, limits={"max_batch_rows": 2}) as server:
         long = server.start(generate_request(**{**BASE, "num_inference_steps": 500}))
         long.read_until("step")
-        waiting = server.start(edit_request(**quick))
+        waiting = server.start(edit_request(**quick), timeout=600)  # no estimate is beyond it
         waiting.read_until("queued")
         with pytest.raises(grpc.RpcError) as caught:
-            server.start(edit_request(**quick)).read()
+            server.start(edit_request(**quick), timeout=600).read()
         assert details(caught.value)[0] == "QUEUE_FULL"
         assert details(caught.value)[2] is not None
         long.call.cancel()
