@@ -49,10 +49,15 @@ export async function inpaint(given) {
   await desk.mode("Inpaint");
   await desk.upload("picture");
   await desk.brush();
+  const colours = await desk.page.evaluate(() => {
+    const { canvas } = darkroomBrush;
+    const pixels = new Uint32Array(canvas.getContext("2d").getImageData(0, 0, canvas.width, canvas.height).data.buffer);
+    return new Set(pixels.filter((pixel) => pixel >>> 24 === 255)).size; // of strokes; at their edges are others
+  });
   await desk.make("a green star", 8);
   await desk.picture("inpaint");
   await writeFile(join(given.folder, "output.png"), await desk.bytes());
-  return { details: await desk.text("details"), mask: await desk.page.locator("#mask").isVisible() };
+  return { colours, details: await desk.text("details"), mask: await desk.page.locator("#mask").isVisible() };
 }
 
 // A picture gets margins, once they are given.

@@ -94,6 +94,7 @@ def test_a_drawn_mask_is_repainted(drive: Callable[..., Any], tmp_path: Path) ->
     picture.save(tmp_path / "input.png")
     seen = drive("inpaint")
     assert "inpaint" in seen["details"]
+    assert seen["colours"] > 1  # no picture hides the strokes
     assert not seen["mask"]
     before, after = (
         np.asarray(Image.open(tmp_path / name).convert("RGB"), int) for name in ("input.png", "output.png")

@@ -51,7 +51,7 @@ window.darkroomBrush = {
   draw() {
     const context = this.canvas.getContext("2d");
     context.clearRect(0, 0, this.canvas.width, this.canvas.height);
-    Object.assign(context, { lineCap: "round", lineJoin: "round", strokeStyle: "#ff5c38" });
+    Object.assign(context, { lineCap: "round", lineJoin: "round", strokeStyle: this.checks(context) });
     for (const { width, points } of this.strokes) {
       context.lineWidth = width;
       context.beginPath();
@@ -60,6 +60,18 @@ window.darkroomBrush = {
       context.stroke();
     }
     for (const button of this.buttons) button.disabled = !this.strokes.length;
+  },
+
+  // A board of two colours, so that strokes are seen on a picture of any; opaque, as the mask is their alpha.
+  checks(context) {
+    const wide = Math.max(1, Math.round(Math.min(this.canvas.width, this.canvas.height) / 48));
+    const tile = Object.assign(document.createElement("canvas"), { width: 2 * wide, height: 2 * wide });
+    const paint = tile.getContext("2d");
+    for (const [colour, x, y] of [["#ff5c38", 0, 0], ["#fff3ef", 0, wide], ["#fff3ef", wide, 0], ["#ff5c38", wide, wide]]) {
+      paint.fillStyle = colour;
+      paint.fillRect(x, y, wide, wide);
+    }
+    return context.createPattern(tile, "repeat");
   },
 
   mask() {
