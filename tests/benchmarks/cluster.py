@@ -14,7 +14,7 @@ from tests.benchmarks.served import ENGINES, Served, spent
 from tests.benchmarks.workload import Traffic, uniform
 
 FEW, MANY = 2, 50  # steps
-CLIENTS, PICTURES = 32, 96  # twice as many clients as fill one replica's batches: so those of two are full, too
+CLIENTS, PICTURES = 64, 128  # twice as many clients as fill the batches of two replicas: others wait at each of them
 RAY = {"DARKROOM_ENGINE": "ray", "DARKROOM_CLUSTER__REPLICA_CPUS": "0.5"}
 WAYS = {
     "single server": {},
@@ -24,10 +24,10 @@ WAYS = {
 
 
 def measure(bench: Bench) -> dict[str, Any]:
-    """One thread each. Images/s of each way, with all batches full: half-filled ones cost more CPU seconds a picture,
-    which two replicas would bear alone. CPU seconds of a picture, by process, and what this machine's cores allow by
-    them. What a job and an event take longer than from a single server; seconds of the edge's CPU for 1,000 events.
-    `shared_s`: seconds of CPU for a picture that are not the engine's, but the edge's, Ray's and the clients'.
+    """One thread each. Images/s of each way, with all batches full, and further jobs that wait: neither engine waits
+    for clients. CPU seconds of a picture, by process, and what this machine's cores allow by them. What a job and an
+    event take longer than from a single server; seconds of the edge's CPU for 1,000 events. `shared_s`: seconds of CPU
+    for a picture that are not the engine's, but the edge's, Ray's and the clients'.
 
     The throughput is without previews, as those are encoded by further threads: one replica would have two cores.
     """

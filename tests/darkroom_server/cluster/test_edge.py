@@ -135,8 +135,7 @@ def test_a_cancel_reaches_the_replica(
     (job,) = [each for each in edge.images.ListJobs(ListJobsRequest()).jobs if not each.kept]
     assert (job.model, job.step_count, job.state) == ("tiny", 400, JOB_STATE_RUNNING)
     leave(edge, stream)
-    wait_for(lambda: here.left() == 0)
-    assert edge.app.backend.jobs.active == []
+    wait_for(lambda: here.left() == 0 and not edge.app.backend.jobs.active)  # the edge's may end after the replica's
 
 
 def test_a_lease_ends_what_the_edge_no_longer_wants(edge: RunningServer, here: ReplicasHere) -> None:

@@ -48,8 +48,8 @@ def left(cluster: RunningServer) -> int:
 
 def settle(cluster: RunningServer) -> None:
     """Wait until both replicas are there, and have nothing to do."""
-    wait_for(lambda: len(replicas(cluster)) == 2 and left(cluster) == 0, seconds=180)
-    assert cluster.app.backend.jobs.active == []
+    jobs = cluster.app.backend.jobs
+    wait_for(lambda: len(replicas(cluster)) == 2 and left(cluster) == 0 and not jobs.active, seconds=180)
 
 
 def kill_one(cluster: RunningServer, choose: Callable[[dict[str, Any]], int]) -> None:
