@@ -74,6 +74,8 @@ class QueuePositions:
 
     def _updates(self, began: float, within_turn: bool) -> Iterator[tuple[Job, Queued]]:
         for lane in self._batcher.lanes():
+            if not lane.parties:  # since the round began
+                continue
             limit = self._row_limit(lane)
             active = set() if within_turn else {slot.job for slot in lane.select_batch(limit)}
             turns = foretell(lane, limit)

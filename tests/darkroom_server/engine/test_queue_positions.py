@@ -132,6 +132,19 @@ def test_many_hear_of_it_a_few_at_a_time() -> None:
     assert positions.updates(103.0) == []
 
 
+def test_a_lane_may_end_before_its_turn_to_hear_comes() -> None:
+    batcher = Batcher()
+    many, other = [job(30) for _ in range(AT_ONCE + 2)], job(30)
+    other.plan.batch_key = ("other",)
+    for each in (*many, other):
+        batcher.add(each)
+    positions = QueuePositions(batcher, lambda lane: lane.first.rows, Speeds())
+    positions.stale = True
+    assert [each for each, _ in positions.updates(100.0)] == many[1 : 1 + AT_ONCE]
+    batcher.drop_job(other)
+    assert [each for each, _ in positions.updates(101.0)] == many[1 + AT_ONCE :]
+
+
 def test_within_a_turn_those_wait_that_would_be_next() -> None:
     batcher = Batcher()
     batcher.add(job(30))
