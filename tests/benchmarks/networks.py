@@ -20,6 +20,7 @@ KERNELS = (SDPBackend.FLASH_ATTENTION, SDPBackend.CUDNN_ATTENTION, SDPBackend.EF
 DECODES: dict[str, tuple[torch.dtype, int, torch.memory_format, bool]] = {  # dtype, pictures, layout, TF32
     "float32 with TF32": (torch.float32, 1, torch.channels_last, True),
     "float32": (torch.float32, 1, torch.channels_last, False),
+    "float16": (torch.float16, 1, torch.channels_last, True),
     "bfloat16": (torch.bfloat16, 1, torch.channels_last, True),
     "bfloat16, contiguous": (torch.bfloat16, 1, torch.contiguous_format, True),
     "bfloat16, 4 at once": (torch.bfloat16, 4, torch.channels_last, True),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copyreg
+import pkgutil
 import sys
 from collections.abc import Callable
 from typing import Any
@@ -12,6 +14,11 @@ from torch import nn
 # Compiled versions of one code object, which all networks of a class share. Beyond torch's own limit of 8 a network
 # runs eagerly for good, and nothing says so.
 MAX_VERSIONS = 1024
+
+
+# Inductor's caches have memory formats in their keys, which pickle otherwise names by the first module of `sys.modules`
+# that knows torch: another one in each process, and nothing would be found.
+copyreg.pickle(torch.memory_format, lambda each: (pkgutil.resolve_name, (str(each),)))
 
 
 def compile_lazily(network: nn.Module, **options: Any) -> Callable[..., Any]:

@@ -1,20 +1,24 @@
 """The compiler as a process of its own, which leaves its code in Inductor's caches."""
 
 import logging
+import subprocess
 import sys
 import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
 from torch._dynamo.utils import counters
 
+from darkroom.v1.catalog_service_pb2 import LoadModelRequest
 from darkroom_server.networks import compile_process
 from darkroom_server.networks.compile_process import CannotPack, pack
 from darkroom_server.networks.compiled import compiled, is_compiling
-from tests.tiny import unet
+from tests.support import RunningServer
+from tests.tiny import save_sd, unet
 
 NETWORK = nn.Sequential(nn.Linear(8, 8), nn.GELU()).requires_grad_(False)
 
@@ -44,6 +48,50 @@ def test_the_server_finds_all_code_in_the_caches(tmp_path: Path, monkeypatch: py
     assert counters["aot_autograd"]["autograd_cache_hit"] == 1
     assert not counters["aot_autograd"]["autograd_cache_miss"]
     torch.compiler.reset()
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+@pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")
+def test_a_server_finds_its_denoiser_in_the_caches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With `compile = "load"`, and whatever rows and sizes come later."""
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "caches"))
+    torch.compiler.reset()
+    small = {"down_block_types": ("CrossAttnDownBlock2D",), "up_block_types": ("CrossAttnUpBlock2D",)}
+    folder = save_sd(tmp_path / "model", block_out_channels=(16,), **small)
+    model = {"name": "compiled", "path": folder, "compile": "load", "preload": False}
+    request = {"prompt": "x", "seed": 3, "num_inference_steps": 2, "guidance_scale": 4.0}
+    with RunningServer(
+        models=[model, {**model, "name": "plain", "compile": False}], limits={"max_batch_rows": 4}
+    ) as server:
+        counters.clear()
+        list(server.catalog.LoadModel(LoadModelRequest(model="compiled")))
+        for more in ({}, {"num_images": 2}, {"width": 48}):
+            expected = server.generate(**request | more, model="plain").pixels
+            for _ in range(2):
+                assert np.abs(server.generate(**request | more, model="compiled").pixels - expected).max() <= 1
+                while is_compiling():
+                    time.sleep(0.1)
+    assert counters["stats"]["unique_graphs"] == 1
+    assert counters["aot_autograd"]["autograd_cache_hit"] == 1
+    assert not counters["aot_autograd"]["autograd_cache_miss"]
+    assert not counters["inductor"]["fxgraph_cache_miss"]
+    torch.compiler.reset()
+
+
+def test_keys_of_the_caches_do_not_depend_on_what_is_imported_first() -> None:
+    keys = set()
+    for first in ("pass", "import darkroom_plugins.deferred"):
+        script = f"""
+{first}
+import torch
+from torch._inductor.codecache import FxGraphCachePickler
+from darkroom_server.networks import dynamo
+pickler = FxGraphCachePickler(torch.fx.GraphModule({{}}, torch.fx.Graph()))
+print(pickler.get_hash([torch.channels_last, torch.contiguous_format]))
+"""
+        keys.add(subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout)
+    assert len(keys) == 1
 
 
 def test_weights_are_not_sent() -> None:
