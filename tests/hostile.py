@@ -10,6 +10,7 @@ import struct
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
+from urllib.parse import unquote
 
 import grpc
 import httpx2
@@ -263,7 +264,8 @@ def _of_envelopes(data: bytes, headers: dict[str, str]) -> str:
     if end.startswith("grpc-"):
         trailers = dict(line.split(": ", 1) for line in end.splitlines() if line)
         status = base64.b64decode(trailers.get("grpc-status-details-bin", "") + "==")
-        return f"{CODES[int(trailers['grpc-status'])]} {_reason(status)}"
+        reason = _reason(status) or _of_protocol(unquote(trailers.get("grpc-message", "")))
+        return f"{CODES[int(trailers['grpc-status'])]} {reason}"
     return "UNREADABLE" if not end.startswith("{") else _of_json(200, end.encode())
 
 
@@ -276,7 +278,13 @@ def _of_json(status: int, data: bytes) -> str:
     if status == 200 and (not isinstance(error, dict) or "code" not in error):
         return "OK"
     reasons = [each.get("debug", {}).get("reason") for each in error.get("details") or () if isinstance(each, dict)]
-    return f"{str(error.get('code')).upper()} {next(filter(None, reasons), '')}"
+    reason = next(filter(None, reasons), _of_protocol(str(error.get("message"))))
+    return f"{str(error.get('code')).upper()} {reason}"
+
+
+def _of_protocol(words: str) -> str:
+    """gRPC and Connect want INTERNAL for a message that says it is compressed, in a request that says by nothing."""
+    return "COMPRESSED" if words.startswith("protocol error: sent compressed message") else ""
 
 
 Door = Callable[[Any, str, Message, random.Random], Any]

@@ -2,8 +2,10 @@
 
 import base64
 import json
+import re
 import socket
 from typing import Any
+from urllib.parse import unquote
 
 import grpc
 import httpx2
@@ -125,6 +127,16 @@ def test_bytes_that_are_no_message_are_refused(http: httpx2.Client) -> None:
     headers = {"content-type": "application/proto"}
     answer = http.post("/darkroom.v1.ImageService/Cancel", content=b"\xff\xff", headers=headers)
     assert (answer.status_code, answer.json()["message"]) == (400, "the request is not a message of this API")
+
+
+@pytest.mark.parametrize("protocol", ["connect", "grpc-web"])
+def test_what_is_said_to_be_compressed_is_refused_in_words(http: httpx2.Client, protocol: str) -> None:
+    """With the code that both protocols want."""
+    flagged = b"\x01" + envelope(b"x")[1:]
+    answer = http.post(GENERATE, content=flagged, headers={"content-type": f"application/{protocol}+proto"})
+    said = unquote(answer.content.decode(errors="replace") + str(answer.headers))
+    assert "protocol error: sent compressed message without compression support" in said
+    assert re.search('"code": "internal"' if protocol == "connect" else "grpc-status'?: '?13", said)
 
 
 @pytest.mark.parametrize("size", [270, 1000], ids=["a little", "far"])
