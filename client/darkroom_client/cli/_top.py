@@ -107,11 +107,13 @@ async def _live(client: "AsyncClient", console: "Console", interval: float) -> N
         async with client:
             showing = asyncio.ensure_future(_show(client, live, interval))
             leaving = asyncio.ensure_future(left.wait())
-            await asyncio.wait((showing, leaving), return_when=asyncio.FIRST_COMPLETED)
-            leaving.cancel()
-            showing.cancel()  # nothing, if it has failed
-            with suppress(asyncio.CancelledError):
-                await showing
+            try:
+                await asyncio.wait((showing, leaving), return_when=asyncio.FIRST_COMPLETED)
+            finally:  # at Ctrl-C, too: else it would ask a client that is closed
+                leaving.cancel()
+                showing.cancel()  # nothing, if it has failed
+                with suppress(asyncio.CancelledError):
+                    await showing
 
 
 async def _show(client: "AsyncClient", live: "Live", interval: float) -> None:

@@ -117,7 +117,7 @@ def test_jobs_go_on_with_a_file_that_is_removed(
         assert failed.violations == {"parameters.loras[0].name": "there is no lora 'a'; there are none"}
     assert alike(stream.read().pixels, pictures["a"])
     settle(server)
-    while any(key[0] == "lora" for key in server.app.residency.holdings):  # nothing of it stays in memory
+    while any(key[0] == "lora" for key in list(server.app.residency.holdings)):  # nothing of it stays in memory
         time.sleep(0.001)
 
 
