@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-# Of a local cluster, whose tasks and metrics nobody looks at: at rest it would take half as much CPU time again.
+# Of a local cluster, whose tasks and metrics nobody looks at: at rest it would take a quarter more CPU time.
 QUIET = {
     "RAY_SERVE_CONTROL_LOOP_INTERVAL_S": "0.5",
     "RAY_enable_metrics_collection": "0",
