@@ -3,7 +3,6 @@
 import io
 from typing import Any
 
-import grpc
 import numpy as np
 import pytest
 from grpc import StatusCode
@@ -13,7 +12,7 @@ from darkroom.v1 import image_service_pb2 as image_pb
 from darkroom.v1.edits_pb2 import ImageToImage, Inpaint, Outpaint
 from darkroom.v1.parameters_pb2 import ControlSpec, LoraSpec, OutputOptions
 from tests import picture_files
-from tests.support import RunningServer, Stream, details, png, struct
+from tests.support import RunningServer, Stream, png, refused, struct
 
 
 def picture(width: int, height: int, seed: int = 0) -> Image.Image:
@@ -36,10 +35,8 @@ QUICK: dict[str, Any] = {"model": "sd", "num_inference_steps": 4, "seed": 3, "pr
 
 
 def refusal(server: RunningServer, **arguments: Any) -> tuple[StatusCode, str, set[str]]:
-    with pytest.raises(grpc.RpcError) as caught:
-        server.edit(**{**QUICK, **arguments})
-    reason, violations, _ = details(caught.value)
-    return caught.value.code(), reason, set(violations)
+    failed = refused(lambda: server.edit(**{**QUICK, **arguments}))
+    return failed.code, failed.reason, set(failed.violations)
 
 
 BAD = (StatusCode.INVALID_ARGUMENT, "INVALID_REQUEST")
@@ -322,9 +319,8 @@ def test_bad_input_is_refused_by_its_path(edit_server: RunningServer, name: str)
 
 def test_a_model_for_inpainting_does_nothing_else(edit_server: RunningServer) -> None:
     assert refusal(edit_server, image=GOOD, model="sd-9") == (*CANNOT, {"parameters.task"})
-    with pytest.raises(grpc.RpcError) as caught:
-        edit_server.generate(**{**QUICK, "model": "sd-9"})
-    assert caught.value.code() is StatusCode.FAILED_PRECONDITION
+    failed = refused(lambda: edit_server.generate(**{**QUICK, "model": "sd-9"}))
+    assert failed.code is StatusCode.FAILED_PRECONDITION
     outpainted = edit_server.edit(image=GOOD, outpaint=Outpaint(right=8), **{**QUICK, "model": "sd-9"})
     assert outpainted.kinds[-1] == "completed"
 
@@ -358,11 +354,9 @@ def test_a_map_is_made_of_a_picture(edit_server: RunningServer) -> None:
 
 def test_preprocess_refuses_with_all_violations(edit_server: RunningServer) -> None:
     options = struct({"low_threshold": 200, "high_threshold": 100})
-    with pytest.raises(grpc.RpcError) as caught:
-        preprocess(edit_server, preprocessor="canny", preprocessor_options=options, request_id="?", format=99)
-    reason, violations, _ = details(caught.value)
-    assert reason == "INVALID_REQUEST"
-    assert set(violations) == {"request_id", "preprocessor_options", "format", "image"}
-    with pytest.raises(grpc.RpcError) as caught:
-        preprocess(edit_server, preprocessor="nope", image=GOOD)
-    assert details(caught.value)[0] == "PREPROCESSOR_NOT_FOUND"
+    bad = {"preprocessor_options": options, "request_id": "?", "format": 99}
+    failed = refused(lambda: preprocess(edit_server, preprocessor="canny", **bad))
+    assert failed.reason == "INVALID_REQUEST"
+    assert set(failed.violations) == {"request_id", "preprocessor_options", "format", "image"}
+    failed = refused(lambda: preprocess(edit_server, preprocessor="nope", image=GOOD))
+    assert failed.reason == "PREPROCESSOR_NOT_FOUND"

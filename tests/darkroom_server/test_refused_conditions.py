@@ -5,7 +5,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import grpc
 import numpy as np
 import pytest
 import torch
@@ -16,7 +15,7 @@ from darkroom.v1 import catalog_service_pb2 as catalog_pb
 from darkroom.v1.edits_pb2 import Inpaint
 from darkroom.v1.parameters_pb2 import ControlSpec, LoraSpec
 from darkroom_server.models.model import ModelError
-from tests.support import RunningServer, details, edit_request, generate_request, png, struct
+from tests.support import RunningServer, edit_request, generate_request, png, refused, struct
 
 BASE: dict[str, Any] = {"model": "sd", "prompt": "a red circle", "num_inference_steps": 6, "seed": 5}
 MAP = png(np.zeros((32, 32, 3), np.uint8))
@@ -29,10 +28,8 @@ def control(**fields: Any) -> ControlSpec:
 
 
 def refusal(server: RunningServer, **arguments: Any) -> tuple[StatusCode, str, set[str]]:
-    with pytest.raises(grpc.RpcError) as caught:
-        server.generate(**{**BASE, **arguments})
-    reason, violations, _ = details(caught.value)
-    return caught.value.code(), reason, set(violations)
+    failed = refused(lambda: server.generate(**{**BASE, **arguments}))
+    return failed.code, failed.reason, set(failed.violations)
 
 
 BAD = (StatusCode.INVALID_ARGUMENT, "INVALID_REQUEST")
@@ -191,14 +188,12 @@ def test_files_that_cannot_be_used_are_listed_with_the_reason(unusable: RunningS
 def test_a_request_that_names_one_gets_the_reason(unusable: RunningServer, name: str) -> None:
     net = name.endswith("net") and name != "unet"
     named = {"controls": [control(model=name)]} if net else {"loras": [LoraSpec(name=name)]}
-    with pytest.raises(grpc.RpcError) as caught:
-        unusable.generate(**BASE, **named)
-    reason, violations, _ = details(caught.value)
-    assert (caught.value.code(), reason) == CANNOT
+    failed = refused(lambda: unusable.generate(**BASE, **named))
+    assert (failed.code, failed.reason) == CANNOT
     path = "parameters.controls[0].model" if net else "parameters.loras[0].name"
-    assert violations.keys() == {path}
-    assert violations[path].startswith("it cannot be used: ")
-    assert REASONS[name] in violations[path]
+    assert failed.violations.keys() == {path}
+    assert failed.violations[path].startswith("it cannot be used: ")
+    assert REASONS[name] in failed.violations[path]
 
 
 def test_the_others_are_served(unusable: RunningServer) -> None:
@@ -223,9 +218,8 @@ def test_the_pictures_of_jobs_that_wait_are_bounded(folder: Path) -> None:
         long.read_until("step")
         waiting = server.start(edit_request(**quick), timeout=600)  # no estimate is beyond it
         waiting.read_until("queued")
-        with pytest.raises(grpc.RpcError) as caught:
-            server.start(edit_request(**quick), timeout=600).read()
-        assert details(caught.value)[0] == "QUEUE_FULL"
-        assert details(caught.value)[2] is not None
+        failed = refused(lambda: server.start(edit_request(**quick), timeout=600).read())
+        assert failed.reason == "QUEUE_FULL"
+        assert failed.retry is not None
         long.call.cancel()
         assert waiting.read().kinds[-1] == "completed"
