@@ -55,14 +55,12 @@ class Bench:
 
     @cached_property
     def model(self) -> Path:
-        name = self.name
-        return MODEL_PATH if name == "demo" else self._architecture(name) if name in NAMED else Path(name)
+        return MODEL_PATH if self.demo else self._architecture(self.name) if self.name in NAMED else Path(self.name)
 
     def _architecture(self, name: str) -> Path:
         from tests.benchmarks import architectures
 
-        device = "cuda" if self.cuda else "cpu"
-        return architectures.made(name, device)
+        return architectures.made(name, "cuda" if self.cuda else "cpu")
 
     @cached_property
     def limit(self) -> dict[str, float]:
@@ -106,9 +104,8 @@ class Bench:
         """A further server. `settings`: as environment variables."""
         options = {"compile": "load" if self.options.compile else False, "quantize": self.options.quantize}
         model = None if self.demo else self.model
-        if (
-            self.options.compile and self.cuda
-        ):  # for batches of one row, of which there are none, it would compile apart
+        if self.options.compile and self.cuda:
+            # Not for batches of one row, of which there are none: it would compile apart for them.
             settings = {"DARKROOM_ROW_BUCKETS": "[2, 4, 8, 16, 32]", **settings}
         return Served(model, self.options.device, self.options.dtype, clocks, options, settings)
 

@@ -72,6 +72,17 @@ def seconds_on(device: str, run: Callable[[], object], rounds: int) -> float:
     return statistics.median(seconds[2:])
 
 
+def launch_seconds(device: str, run: Callable[[], object], times: int) -> float:
+    """Mean seconds until one run is asked for, which the device may not have begun then."""
+    began = time.perf_counter()
+    for _ in range(times):
+        run()
+    taken = time.perf_counter() - began
+    if device != "cpu":
+        torch.cuda.synchronize(device)
+    return taken / times
+
+
 def _empty(kind: Any, config: Mapping[str, Any]) -> Any:
     with torch.device("meta"), torch.inference_mode():
         return kind.from_config(config).requires_grad_(False)

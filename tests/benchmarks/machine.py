@@ -2,8 +2,6 @@
 
 import os
 import platform
-import time
-from collections.abc import Callable
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
@@ -11,7 +9,7 @@ import torch
 
 from darkroom_plugins.tensors import to_device
 from tests.benchmarks.bench import Bench
-from tests.benchmarks.limits import TERA, matrix_rate, seconds_on
+from tests.benchmarks.limits import TERA, launch_seconds, matrix_rate, seconds_on
 
 PACKAGES = """
 torch triton torchao diffusers transformers accelerate peft huggingface-hub safetensors tokenizers numpy scipy pillow
@@ -40,20 +38,12 @@ def measure(bench: Bench) -> dict[str, Any]:
         seconds = seconds_on(device, lambda source=source: there.copy_(source, non_blocking=True), 5)
         bench.note(f"GB/s of copies from {name}", BYTES / seconds / 1e9)
     small, numbers = torch.zeros(8, device=device), torch.ones(8)
-    bench.note("us to launch an operation", _launched(device, lambda: small.add_(1)))
-    bench.note("us to launch a copy to the device", _launched(device, lambda: to_device(numbers, small.device)))
+    bench.note("us to launch an operation", 1e6 * launch_seconds(device, lambda: small.add_(1), 1000))
+    bench.note(
+        "us to launch a copy to the device",
+        1e6 * launch_seconds(device, lambda: to_device(numbers, small.device), 1000),
+    )
     return bench.parts["machine"]  # type: ignore[no-any-return]
-
-
-def _launched(device: str, run: Callable[[], Any], times: int = 1000) -> float:
-    """Microseconds until it is asked for."""
-    began = time.perf_counter()
-    for _ in range(times):
-        run()
-    taken = time.perf_counter() - began
-    if device != "cpu":
-        torch.cuda.synchronize()
-    return taken / times * 1e6
 
 
 def _version(name: str) -> str | None:

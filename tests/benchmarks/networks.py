@@ -11,7 +11,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from darkroom_server.networks.graphs import recorder
 from tests.benchmarks import architectures
 from tests.benchmarks.bench import Bench
-from tests.benchmarks.limits import TERA, seconds_on, unet_operations
+from tests.benchmarks.limits import TERA, launch_seconds, seconds_on, unet_operations
 
 ROWS = (2, 8, 16, 32)
 EDGES = (512, 768, 1024)  # pixels
@@ -86,10 +86,7 @@ class _Unet:
         first = 1000 * _seconds(self._device, run)
         eager = self.eager(rows)
         found = {"first ms": first, "ms": eager, "TFLOP/s": rows * self._operations / TERA / eager * 1000}
-        began = time.perf_counter()
-        for _ in range(3):
-            run()
-        found["until launched, ms"] = 1000 * (time.perf_counter() - began) / 3
+        found["until launched, ms"] = 1000 * launch_seconds(self._device, run, 3)
         return {**found, "as a CUDA graph, ms": _attempt(lambda: self._graphed(run))}
 
     def _graphed(self, run: Callable[[], Any]) -> float | None:
