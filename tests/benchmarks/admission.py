@@ -7,7 +7,7 @@ import statistics
 import sys
 import time
 from collections import Counter
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -127,15 +127,15 @@ async def _beside_flood(served: Served, count: int, pictures: int, seed: int) ->
     }
 
 
-async def _rate(stub: Any, seconds: float) -> float:
-    """Pictures a second of a closed loop of 32."""
+async def _rate(clients: Sequence[Any], seconds: float) -> float:
+    """Pictures a second of a closed loop of 32, which these clients share."""
     end, done = time.perf_counter() + seconds, 0
 
     async def ask(first: int) -> None:
         nonlocal done
         seed = first
         while time.perf_counter() < end:
-            await _make(stub, _mixed(seed))
+            await _make(clients[seed // 4 % len(clients)], _mixed(seed))
             done, seed = done + 1, seed + 32
 
     began = time.perf_counter()
@@ -148,10 +148,10 @@ def _mixed(seed: int) -> Order:
 
 
 async def _estimates(served: Served, seconds: float) -> dict[str, float]:
-    """Open loop, from four clients, at 80 % of what a closed loop gets."""
+    """Open loop, from four clients, at 80 % of what they get in a closed loop."""
     chance = random.Random(7)
     async with _client(served) as a, _client(served) as b, _client(served) as c, _client(served) as d:
-        rate = 0.8 * await _rate(a, seconds / 3)
+        rate = 0.8 * await _rate((a, b, c, d), seconds / 3)
         tasks, began, due = [], time.perf_counter(), 0.0
         while due < seconds:
             due += chance.expovariate(rate)
@@ -182,7 +182,7 @@ async def _refusals(served: Served, seconds: float) -> dict[str, float]:
     """Ten times as many orders as can be done, open loop, from a process of its own, while the queue is full: that
     process does nothing else, so that what it measures is the server's."""
     async with _client(served) as measured:
-        rate = 10 * await _rate(measured, seconds / 5)
+        rate = 10 * await _rate([measured], seconds / 5)
     limits = await _limits(served)
     own = limits.max_queued_jobs_per_client
     floods = [served.channel() for _ in range(-(-limits.max_queued_jobs // own))]  # each as many as may wait

@@ -36,6 +36,8 @@ def job(number: int) -> dict[str, Any]:
         "seed": number,
         "deterministic": True,
         "preview": "off",
+        # Of some the pictures are files, of most they are in the database.
+        **({"width": 96, "height": 96} if number % 8 == 4 else {}),
     }
     return {**asked, "image": PICTURE} if number % 12 == 0 else asked
 
@@ -96,16 +98,16 @@ class Killing:
             number += CLIENTS * SERVERS
 
     async def moment(self, number: int) -> str:
-        """Returns when the server is to be killed. A picture's writing is aimed at only now and then: one job may be
+        """Returns when the server is to be killed. The log's writing is aimed at only now and then: one job may be
         alone at work, and end the server there each time, as if it were why."""
         self.accepted.clear()
-        kind = ("at any time", "in its start", "once a job is accepted", "at any time", "as a picture is written")[
+        kind = ("at any time", "in its start", "once a job is accepted", "at any time", "as the log is written")[
             number % 5
         ]
         if kind == "once a job is accepted":
             await self.until(self.accepted.is_set)
             await asyncio.sleep(self.chance.uniform(0.0, 0.01))
-        elif kind == "as a picture is written":
+        elif kind == "as the log is written":
             await self.until(self.ready)
             before = self.written()
             await self.until(lambda: self.written() > before)
@@ -123,9 +125,9 @@ class Killing:
         return self.server.ready
 
     def written(self) -> int:
-        """When a picture's file was made last."""
-        folder = self.server.state / "pictures"
-        return folder.stat().st_mtime_ns if folder.exists() else 0
+        """When a picture's file was made last, or a commit."""
+        paths = (self.server.state / "pictures", self.server.state / "jobs.sqlite-wal")
+        return max(path.stat().st_mtime_ns if path.exists() else 0 for path in paths)
 
 
 @pytest.mark.soak
@@ -136,7 +138,7 @@ def test_kills_lose_no_accepted_job(forks: Forks, tiny_model: Path, tmp_path: Pa
     for folder in folders:
         folder.mkdir()
     paths = {"tiny": tiny_model, "noise": save_noise(tmp_path / "noise")}
-    models = [{"name": name, "path": path} for name, path in paths.items()]
+    models = [{"name": name, "path": path, "max_pixels": 96 * 96} for name, path in paths.items()]
     servers = [KillableServer(forks, folder, models=models) for folder in folders]
 
     async def run() -> list[Killing]:
@@ -172,7 +174,7 @@ def test_kills_lose_no_accepted_job(forks: Forks, tiny_model: Path, tmp_path: Pa
 
 def test_the_job_that_ends_the_server_is_given_up_alone(forks: Forks, tiny_model: Path, tmp_path: Path) -> None:
     """Soon; and those of its batch are done."""
-    server = KillableServer(forks, tmp_path, models=[{"name": "tiny", "path": tiny_model}])
+    server = KillableServer(forks, tmp_path, models=[{"name": "tiny", "path": tiny_model, "max_pixels": 96 * 96}])
     deaths = 0
 
     async def supervise() -> None:

@@ -27,7 +27,8 @@ KEEP = parameters_pb2.DISCONNECT_POLICY_KEEP
 def start(tiny_model: Path, tmp_path: Path) -> Callable[..., RunningServer]:
     """Makes a server with the same folder each time."""
     return lambda **settings: RunningServer(
-        models=[{"name": "tiny", "path": tiny_model}], **{"state_dir": tmp_path / "state", **settings}
+        models=[{"name": "tiny", "path": tiny_model, "max_pixels": 128 * 128}],
+        **{"state_dir": tmp_path / "state", **settings},
     )
 
 
@@ -238,12 +239,13 @@ def test_a_damaged_log_refuses_kept_jobs_alone(start: Callable[..., RunningServe
 
 
 def test_a_picture_that_is_gone_from_the_disk(start: Callable[..., RunningServer], tmp_path: Path) -> None:
+    large = kept("one", width=128, height=128, num_inference_steps=1)
     with start() as server:
-        server.start(kept("one")).read()
-        for path in (tmp_path / "state/pictures").iterdir():
-            path.unlink()
+        server.start(large).read()
+        [picture] = (tmp_path / "state/pictures").iterdir()
+        picture.unlink()
         assert refused(watch(server, "one").read).reason == "REQUEST_NOT_FOUND"
-        assert server.start(kept("one")).read().kinds[-1] == "completed"  # made anew
+        assert server.start(large).read().kinds[-1] == "completed"  # made anew
 
 
 def test_a_full_disk_refuses_kept_jobs_alone(process: KillableServer) -> None:

@@ -1,6 +1,7 @@
 """The log of kept jobs alone: what is in it after it was closed, killed or damaged."""
 
 import asyncio
+import contextlib
 import sqlite3
 from collections.abc import Callable, Coroutine
 from pathlib import Path
@@ -10,21 +11,22 @@ import pytest
 
 from darkroom_server.errors import JobLogUnavailable, RequestIdInUse
 from darkroom_server.jobs.log import JobLog
-from darkroom_server.jobs.log_sqlite import DATABASE, MIGRATIONS, PICTURES, SqliteStore, StateDirInUse
+from darkroom_server.jobs.log_sqlite import DATABASE, MIGRATIONS, PICTURES, SMALL, SqliteStore, StateDirInUse
 from darkroom_server.jobs.log_store import DONE, LoggedEvent, LoggedJob
 
-PICTURE = bytes(range(256)) * 40
+SMALL_PICTURE = bytes(range(256)) * 40
+PICTURE = SMALL_PICTURE + bytes(SMALL)
 
 
 def job(name: str, **fields: Any) -> LoggedJob:
     return LoggedJob("owner", name, "Generate", b"digest", b"request", 5.0, **fields)
 
 
-def parts(*ends: int, first: int = 2) -> list[LoggedEvent]:
+def parts(*ends: int, first: int = 2, picture: bytes = PICTURE) -> list[LoggedEvent]:
     """Events with the parts of one picture."""
     starts = (0, *ends)
     return [
-        LoggedEvent(sequence, b"x", PICTURE, start, stop)
+        LoggedEvent(sequence, b"x", picture, start, stop)
         for sequence, (start, stop) in enumerate(zip(starts, ends, strict=False), first)
     ]
 
@@ -75,6 +77,24 @@ def test_a_picture_of_two_jobs_is_one_file_until_both_are_gone(tmp_path: Path) -
         await log.forget(ids[1:])
         assert files(tmp_path) == []
         assert await log.events(ids[1]) == ([], True)
+
+    run(tmp_path, test)
+
+
+def test_a_small_picture_is_in_the_database_until_no_job_has_it(tmp_path: Path) -> None:
+    def stored() -> int:
+        with contextlib.closing(sqlite3.connect(tmp_path / DATABASE)) as database:
+            return int(database.execute("SELECT COUNT(*) FROM small_pictures").fetchone()[0])
+
+    async def test(log: JobLog, _: list[LoggedJob]) -> None:
+        events = parts(4000, len(SMALL_PICTURE), picture=SMALL_PICTURE)
+        ids = [await log.add(job(name), events) for name in ("one", "two")]
+        assert (files(tmp_path), stored()) == ([], 1)
+        assert await log.events(ids[0]) == (events, True)
+        await log.forget(ids[:1])
+        assert stored() == 1
+        await log.forget(ids[1:])
+        assert stored() == 0
 
     run(tmp_path, test)
 
