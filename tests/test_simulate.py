@@ -21,7 +21,7 @@ def run(fleet: Fleet, source: object, seconds: float) -> dict[str, float]:
 
 def at_once(fleet: Fleet, clients: int, pictures: int = 1, steps: int = 20) -> float:
     """Seconds until clients have their pictures."""
-    every = [fleet.env.process(client(fleet, pictures, steps)) for _ in range(clients)]
+    every = [fleet.env.process(client(fleet, steps, pictures)) for _ in range(clients)]
     fleet.env.run(until=fleet.env.all_of(every))
     return float(fleet.env.now)
 
@@ -63,7 +63,7 @@ def test_a_model_that_waits_for_room_is_not_starved() -> None:
     """Its loading begins when the jobs of the other model that were there before it have ended."""
     fleet = Fleet(replace(DEMO, load=1.0), 1, models=2)
     for _ in range(16):
-        fleet.env.process(client(fleet, 100, 20))
+        fleet.env.process(client(fleet, 20))
     fleet.env.run(until=60)
     assert fleet.devices[0].loads > 10
     assert max(fleet.latencies) < 2 * (1.0 + 1 / DEMO.images_per_s(32, 20) * 16 * 2)
@@ -121,16 +121,16 @@ def test_a_plan_is_simulated() -> None:
 def test_the_model_is_compared_with_a_real_run() -> None:
     steps = {"tick_s": {"2": 0.02, "32": 0.13}, "picture_s": 0.01, "job_s": 0.0, "beside": 1.6}
     rows = [{"system": name, "images/s": 5.0} for name in ("single server", "1 replica", "2 replicas")]
-    workload = {"clients": 16, "pictures": 32, "cores": 2}
+    workload = {"clients": 64, "seconds": 400.0, "cores": 2}
     cluster = {"ms added a job": 3.0, "ms added an event": 0.5, "shared_s": 0.0, **workload, "rows": rows}
     single, one, two = check({"steps": steps, "cluster": cluster})
-    assert single["model"] == pytest.approx(speeds_of(steps).images_per_s(32, 20))
+    assert single["model"] == pytest.approx(speeds_of(steps).images_per_s(32, 20), rel=0.01)
     assert 0.9 * single["model"] < one["model"] < single["model"]
     assert one["model"] < two["model"] < 2 * one["model"]
     assert two["off"] == pytest.approx(two["model"] / 5.0 - 1)
     _, same, less = check({"steps": steps, "cluster": {**cluster, "shared_s": 0.06}})
     assert same["model"] == one["model"]  # the other core does it
     seconds = [2 / each["model"] for each in (two, less)]  # of a device for a picture
-    assert seconds[1] - seconds[0] == pytest.approx(0.06)
+    assert seconds[1] - seconds[0] == pytest.approx(0.06, rel=0.02)
     _, _, many = check({"steps": steps, "cluster": {**cluster, "shared_s": 0.06, "cores": 16}})
     assert many["model"] == two["model"]

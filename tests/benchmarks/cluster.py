@@ -14,7 +14,8 @@ from tests.benchmarks.served import ENGINES, Served, spent
 from tests.benchmarks.workload import Traffic, uniform
 
 FEW, MANY = 2, 50  # steps
-CLIENTS, PICTURES = 64, 128  # twice as many clients as fill the batches of two replicas: others wait at each of them
+CLIENTS = 64  # twice as many as fill the batches of two replicas: others wait at each of them
+WINDOW = 40.0  # seconds: after a fixed number of pictures a cluster ends with batches that are not full
 RAY = {"DARKROOM_ENGINE": "ray", "DARKROOM_CLUSTER__REPLICA_CPUS": "0.5"}
 WAYS = {
     "single server": {},
@@ -31,7 +32,7 @@ def measure(bench: Bench) -> dict[str, Any]:
 
     The throughput is without previews, as those are encoded by further threads: one replica would have two cores.
     """
-    used = {name: Counter[str]() for name in WAYS}
+    used: dict[str, Counter[str]] = {name: Counter() for name in WAYS}
     throughput = bench.turns(
         "full batches", {name: partial(_throughput, bench, WAYS[name], used[name]) for name in WAYS}, 2
     )
@@ -63,7 +64,7 @@ def measure(bench: Bench) -> dict[str, Any]:
     figures = {"2 replicas / 1": factor, "ms added a job": few * 1000, "ms added an event": event * 1000}
     bench.table("what the edge adds", [{**figures, "edge's CPU s / 1,000 events": edge, "CPU s / picture": shared}])
     bench.hold("throughput of 2 replicas over 1", factor, at_least={"cpu": 1.8})
-    workload = {"clients": CLIENTS, "pictures": PICTURES, "cores": cores}
+    workload = {"clients": CLIENTS, "seconds": _window(bench), "cores": cores}
     costs = {"edge_cpu_s": edge, "shared_s": shared, "cpu_s": shares, "cores_allow": allowed}
     return {"rows": rows, **figures, **workload, **costs}
 
@@ -84,10 +85,15 @@ def _throughput(bench: Bench, settings: dict[str, str], used: Counter[str]) -> R
     seconds by process, and the pictures."""
     with _serve(bench, settings) as served:
         before = served.cluster_threads
-        run = served.run(bench.traffic(uniform, PICTURES, CLIENTS))
+        run = served.run(Traffic(bench.orders(uniform, CLIENTS), CLIENTS, seconds=_window(bench)))
         used.update(spent(before, served.cluster_threads))
-    used["pictures"] += len(run.records)
+    assert run.images is not None
+    used["pictures"] += run.images + run.warm
     return run
+
+
+def _window(bench: Bench) -> float:
+    return bench.options.seconds or (2.0 if bench.options.smoke else WINDOW)
 
 
 def _of_a_picture(used: Counter[str]) -> dict[str, float]:

@@ -34,6 +34,7 @@ class Run:
     seconds: float
     records: list[Record]
     images: float | None = None  # None: one a record
+    warm: float = 0.0  # further images, which were made in the warm-up
 
     @property
     def images_per_s(self) -> float:
@@ -149,7 +150,8 @@ def rate(shares: list[tuple[float, float]], began: float, warm: float, done: lis
     start = next((moment for moment, _ in shares if moment >= began + warm), last)
     if last - start <= TOGETHER:
         return Run(last - began, done, sum(share for _, share in shares))
-    return Run(last - start, done, sum(share for moment, share in shares if moment > start + TOGETHER))
+    counted = sum(share for moment, share in shares if moment > start + TOGETHER)
+    return Run(last - start, done, counted, sum(share for _, share in shares) - counted)
 
 
 async def _client(make: Make, records: list[Record]) -> None:

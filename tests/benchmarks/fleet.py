@@ -267,6 +267,7 @@ class Fleet:
         made = len(self.latencies)
         return {
             "images/s": made / seconds / self.size,
+            "steps/s": sums["rows"] / ROWS / seconds / self.size,
             "p50 s": percentile(self.latencies, 50) if made else float("inf"),
             "p99 s": percentile(self.latencies, 99) if made else float("inf"),
             "mean s": sum(self.latencies) / made if made else float("inf"),
@@ -295,9 +296,9 @@ def bursty(fleet: Fleet, rate: float, steps: int | None = None) -> Process:
             fleet.arrive(fleet.job(steps))
 
 
-def client(fleet: Fleet, count: int, steps: int) -> Process:
-    """One picture after another."""
-    for _ in range(count):
+def client(fleet: Fleet, steps: int, count: int | None = None) -> Process:
+    """One picture after another, so many or without end."""
+    for _ in itertools.count() if count is None else range(count):
         done = fleet.env.event()
         fleet.arrive(fleet.job(steps, done))
         yield done

@@ -134,7 +134,6 @@ def check(recorded: Mapping[str, Any]) -> list[dict[str, Any]]:
     """A real cluster's images/s beside those of the model, which has the ticks of servers without a cluster, what job
     and event of one client take longer through the edge, and the CPU seconds of all else that one replica brings."""
     cluster = recorded["cluster"]
-    asking, pictures = cluster["clients"], cluster["pictures"]
     single = speeds_of(recorded["steps"])
     added = {"job": single.job + cluster["ms added a job"] / 1000, "event": cluster["ms added an event"] / 1000}
     edge = replace(single, **added, shared=cluster["shared_s"] / CHECK_STEPS)
@@ -142,10 +141,11 @@ def check(recorded: Mapping[str, Any]) -> list[dict[str, Any]]:
     for row in cluster["rows"]:
         size = 2 if row["system"] == "2 replicas" else 1
         speeds = single if row["system"] == "single server" else edge
-        fleet = Fleet(speeds, size, least_loaded, cores=cluster["cores"])
-        clients = [fleet.env.process(client(fleet, pictures // asking, CHECK_STEPS)) for _ in range(asking)]
-        fleet.env.run(until=fleet.env.all_of(clients))
-        real, model = row["images/s"], pictures / fleet.env.now
+        fleet = Fleet(speeds, size, least_loaded, warm=cluster["seconds"] / 4, cores=cluster["cores"])
+        for _ in range(cluster["clients"]):
+            fleet.env.process(client(fleet, CHECK_STEPS))
+        fleet.env.run(until=cluster["seconds"])
+        real, model = row["images/s"], size * fleet.outcome()["steps/s"] / CHECK_STEPS
         rows.append({"system": row["system"], "real": real, "model": model, "off": model / real - 1})
     return rows
 
@@ -155,8 +155,8 @@ def _recorded(file: str) -> dict[str, Any]:
         recorded = json.loads(Path(file).read_text())
         if missing := {"steps", "cluster"} - recorded.keys():
             sys.exit(f"{file} lacks the part {' and '.join(sorted(missing))}")
-        if "shared_s" not in recorded["cluster"]:
-            sys.exit(f"{file} does not say what edge and clients take of the cores: measure the part cluster again")
+        if "seconds" not in recorded["cluster"]:
+            sys.exit(f"{file} counted a number of pictures, with the end of the run: measure the part cluster again")
         return recorded  # type: ignore[no-any-return]
     with tempfile.TemporaryDirectory() as folder:
         command = [sys.executable, "-m", "tests.benchmarks", "--only", "steps,cluster", "--out", folder]
