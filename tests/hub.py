@@ -2,7 +2,9 @@
 
 import hashlib
 import json
+import re
 import threading
+from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
@@ -15,12 +17,16 @@ from tests.checkpoints import COMMIT
 
 class Hub:
     """Offers one folder as the repository `name`, with the branch `main`. `downloads` lists what was fetched; weights
-    are given out while `serving` is set. The repository `tiny/gated` asks for its terms to be accepted."""
+    are given out while `serving` is set. The next of a file's `faults` is called in the middle of what is left of it,
+    and ends the download; `resumed` lists what was asked for from a byte on. The repository `tiny/gated` asks for its
+    terms to be accepted."""
 
     def __init__(self, folder: Path, name: str) -> None:
         self.downloads: list[str] = []
+        self.resumed: list[tuple[str, int]] = []
+        self.faults: dict[str, list[Callable[[], object]]] = {}
         self.serving = threading.Event()
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), _handler(folder, name, self.downloads, self.serving))
+        self._server = ThreadingHTTPServer(("127.0.0.1", 0), _handler(folder, name, self))
         self._thread = threading.Thread(target=self._server.serve_forever, daemon=True)
         self.url = f"http://127.0.0.1:{self._server.server_port}"
 
@@ -40,7 +46,7 @@ class Hub:
         self._thread.join()
 
 
-def _handler(folder: Path, name: str, downloads: list[str], serving: threading.Event) -> type[BaseHTTPRequestHandler]:
+def _handler(folder: Path, name: str, hub: Hub) -> type[BaseHTTPRequestHandler]:
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
             self._answer(body=True)
@@ -60,9 +66,9 @@ def _handler(folder: Path, name: str, downloads: list[str], serving: threading.E
                 self._send(body, json.dumps([_entry(each, folder) for each in _files(folder)]).encode())
             elif path.startswith(files) and (file := folder / path.removeprefix(files)).is_file():
                 if body:
-                    assert file.suffix != ".safetensors" or serving.wait(20)
-                    downloads.append(path.removeprefix(files))
-                self._send(body, file.read_bytes(), ETag=f'"{_hash(file)}"')
+                    assert file.suffix != ".safetensors" or hub.serving.wait(20)
+                    hub.downloads.append(path.removeprefix(files))
+                self._send_file(body, file, path.removeprefix(files))
             elif path.startswith(files):
                 self._send(body, b"{}", 404, **{"X-Error-Code": "EntryNotFound"})
             elif path.startswith((api, f"/{name}/")):
@@ -71,6 +77,20 @@ def _handler(folder: Path, name: str, downloads: list[str], serving: threading.E
                 self._send(body, b"{}", 403, **{"X-Error-Code": "GatedRepo"})
             else:
                 self._send(body, b"{}", 404, **{"X-Error-Code": "RepoNotFound"})
+
+        def _send_file(self, body: bool, file: Path, name: str) -> None:
+            content, tag, start = file.read_bytes(), f'"{_hash(file)}"', 0
+            if asked := re.fullmatch(r"bytes=(\d+)-", self.headers.get("Range", "")):
+                start = int(asked[1])
+                hub.resumed.append((name, start))
+            headers = {"ETag": tag, "Content-Length": str(len(content) - start)}
+            if asked:
+                headers["Content-Range"] = f"bytes {start}-{len(content) - 1}/{len(content)}"
+            content, faults = content[start:], hub.faults.get(name, []) if body else []
+            self._send(body, content[: len(content) // 2] if faults else content, 206 if asked else 200, **headers)
+            if faults:
+                self.wfile.flush()
+                faults.pop(0)()
 
         def _send(self, body: bool, content: bytes, status: int = 200, **headers: str) -> None:
             self.send_response(status)
