@@ -93,8 +93,7 @@ def _assets(assets: AssetFiles) -> Table:
 
 def _models_of(asset: Asset) -> str:
     """The models that an asset fits, or why it fits none."""
-    whys = dict.fromkeys(asset.incompatibilities.values())
-    return ", ".join(asset.fits) or f"none: {asset.unusable or '; '.join(whys)}"
+    return ", ".join(asset.fits) or f"none: {asset.problem}"
 
 
 def _tokens(settings: Settings) -> Table:

@@ -85,7 +85,7 @@ class AssetFolders:
                 changes.append(await self._take(place, file, patient))
             self._seen = new
         for change in changes:
-            if change.what in ("added", "removed"):
+            if change.what in ("added", "removed") and not change.detail:  # else it is said already
                 log.info("%s %s %s", change.kind, change.name, change.what)
         return changes
 
@@ -127,7 +127,7 @@ class AssetFolders:
         for holding in self._holdings(asset):
             self._residency.add(holding)
         self._assets.put(asset)
-        return Change(*place, "added", asset.unusable)
+        return Change(*place, "added", asset.problem)
 
     def _holdings(self, asset: Asset) -> list[AssetHolding]:
         return [AssetHolding(asset, self._models[name]) for name in asset.fits if asset.key[0] != "embedding"]

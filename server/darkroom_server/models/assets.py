@@ -14,6 +14,7 @@ from darkroom_plugins.contract import AssetInfo
 from darkroom_plugins.deferred import nn
 from darkroom_plugins.errors import no_such
 from darkroom_plugins.files.hub_paths import located
+from darkroom_plugins.files.safetensors_files import PICKLES, REFUSED
 from darkroom_server.config.settings import MAX_NAME, NAME, AssetSettings
 from darkroom_server.models.model import Model, ModelError
 
@@ -35,19 +36,20 @@ class File(NamedTuple):
 
 
 def files_in(folder: Path) -> dict[str, File]:
-    """The weights files of a folder and its subfolders by their names, which are their paths in it without the suffix.
-    What is hidden is left out.
+    """The weights files of a folder and its subfolders by their names, which are their paths in it without the suffix;
+    pickles by their paths. What is hidden is left out.
 
     :raises OSError: the folder cannot be read
     """
     folder.stat()
     found = {}
-    for path in sorted(folder.rglob("*.safetensors")):
+    for path in sorted(each for each in folder.rglob("*") if each.suffix in (".safetensors", *PICKLES)):
         inner = path.relative_to(folder)
+        name = inner.with_suffix("") if path.suffix == ".safetensors" else inner
         with suppress(FileNotFoundError):  # gone meanwhile
             if path.is_file() and not any(part.startswith(".") for part in inner.parts):
                 stat = path.stat()
-                found[inner.with_suffix("").as_posix()] = File(path, (stat.st_ino, stat.st_size, stat.st_mtime_ns))
+                found[name.as_posix()] = File(path, (stat.st_ino, stat.st_size, stat.st_mtime_ns))
     return found
 
 
@@ -69,6 +71,11 @@ class Asset:
         """Its kind and name."""
         assert self.user.asset_kind is not None
         return self.user.asset_kind, self.settings.name
+
+    @property
+    def problem(self) -> str:
+        """Why no model can use it; empty if one can."""
+        return self.unusable or ("" if self.fits else "; ".join(dict.fromkeys(self.incompatibilities.values())))
 
     def refusal(self, model: str) -> str | None:
         """Why a model cannot use it, for clients; None if it can."""
@@ -139,7 +146,9 @@ class AssetFiles:
     def refusal(self, kind: AssetKind, name: str, file: File) -> str:
         """Why a folder's file cannot be offered by its name, which is logged once; empty if it can."""
         other, why = self.entries[kind].get(name), ""
-        if not re.fullmatch(NAME, name) or len(name) > MAX_NAME:
+        if file.path.suffix != ".safetensors":
+            why = f"{REFUSED}; convert it to safetensors"
+        elif not re.fullmatch(NAME, name) or len(name) > MAX_NAME:
             why = f"its name may have up to {MAX_NAME} letters, digits and any of ._/-: rename it"
         elif other is not None and other.file is None:
             why = f"there is a {kind} of this name in the settings"
@@ -178,11 +187,13 @@ class AssetFiles:
                 raise FileNotFoundError(f"there is nothing at {path}")
             info = user.describe_asset(path)
         except Exception as error:  # safetensors has its own error class
-            unusable = _reason(error, path)
-            log.warning("%s %r cannot be used: %s: %s", kind, settings.name, path, unusable)
-            return Asset(settings, path, user, AssetInfo(), unusable=unusable)
-        whys = {name: why for name, model in models.items() if (why := _incompatibility(user, path, model))}
-        return Asset(settings, path, user, info, whys, tuple(sorted(set(models) - set(whys))))
+            asset = Asset(settings, path, user, AssetInfo(), unusable=_reason(error, path))
+        else:
+            whys = {name: why for name, model in models.items() if (why := _incompatibility(user, path, model))}
+            asset = Asset(settings, path, user, info, whys, tuple(sorted(set(models) - set(whys))))
+        if asset.problem:
+            log.warning("%s %r cannot be used: %s: %s", kind, settings.name, path, asset.problem)
+        return asset
 
     def fitting(self, model: str) -> dict[AssetKind, dict[str, Asset]]:
         """The assets that fit a model, by kind and name."""

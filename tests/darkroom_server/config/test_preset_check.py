@@ -99,8 +99,12 @@ def test_the_commands_say_so_and_end(folder: Path) -> None:
     ]
     assert [end.returncode for end in ends] == [2, 2]
     assert [end.stdout for end in ends] == ["", ""]
-    assert ends[0].stderr == ends[1].stderr
-    assert ends[0].stderr.count("\n") == len(LINES)
+    errors = [[line for line in end.stderr.splitlines() if line.startswith("error: ")] for end in ends]
+    assert errors[0] == errors[1]
+    assert len(errors[0]) == len(LINES)
+    for end, lines in zip(ends, errors, strict=True):  # and that no model can use one of the LoRAs
+        (warning,) = set(end.stderr.splitlines()) - set(lines)
+        assert "lora 'other' cannot be used: " in warning
 
 
 def test_keys_and_types_are_checked_as_those_of_any_table(folder: Path, tmp_path: Path) -> None:

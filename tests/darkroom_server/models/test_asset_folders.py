@@ -254,6 +254,41 @@ def test_embeddings_come_and_go(tiny_model: Path, tmp_path: Path) -> None:
     assert not any(alike(one, other) for one, other in ((made[0], made[1]), (made[0], literal), (made[1], literal)))
 
 
+def test_what_cannot_be_used_is_said_once_in_words(
+    tiny_model: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "words").mkdir()
+    words = {"wide": torch.ones(2, 17), "odd": torch.full((2, 32), torch.nan), "good": torch.ones(2, 32)}
+    why = "it was made for text encoders of width 17, not 32"
+    refusal = "pickle files are refused because they can run code; convert it to safetensors"
+    with RunningServer(models=[{"name": "tiny", "path": tiny_model}], embedding_folder=tmp_path / "words") as server:
+        for name, vectors in words.items():
+            save_file({"emb_params": vectors}, tmp_path / "words" / f"{name}.safetensors")
+        torch.save(words, tmp_path / "words" / "good.pt")
+        caplog.set_level("INFO")
+        for _ in range(2):
+            changes = server.catalog.RescanAssets(pb.RescanAssetsRequest()).changes
+            told = {change.name: (change.what, change.detail) for change in changes}
+            assert told.pop("good.pt") == (REFUSED, refusal)
+        assert told == {}
+        failed = refused(lambda: server.generate(**{**BASE, "prompt": "<odd>"}))
+        assert failed.violations == {
+            "parameters.prompt": "embedding odd for model tiny does not load; the server's log says why"
+        }
+        assert server.generate(**{**BASE, "prompt": "<good>"}).kinds[-1] == "completed"
+    said = [record.getMessage() for record in caplog.records if record.name.startswith("darkroom_server.models.asset")]
+    folder = tmp_path / "words"
+    assert set(said) == {
+        f"embedding 'wide' cannot be used: {folder / 'wide.safetensors'}: {why}",
+        "embedding good added",
+        "embedding odd added",
+        f"{folder / 'good.pt'} is not offered: {refusal}",
+    }
+    assert len(said) == 4
+    reasons = [str(record.exc_info[1]) for record in caplog.records if record.exc_info]
+    assert reasons == ["its vectors have values that are not finite"]
+
+
 def rescanned(server: RunningServer) -> str:
     """What the command says."""
     result = CliRunner().invoke(app, ["rescan", "--address", server.address])

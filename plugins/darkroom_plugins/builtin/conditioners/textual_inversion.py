@@ -51,6 +51,8 @@ class TextualInversion(Conditioner):
         """Its vectors, on the CPU; the encoded prompt is on the device."""
         with opened(path, "pt") as file:
             tensors = [file.get_tensor(name) for name in _names(file)]
+        if not all(tensor.isfinite().all() for tensor in tensors):
+            raise ValueError("its vectors have values that are not finite")
         return Embedding(tuple(tensor.reshape(-1, tensor.shape[-1]) for tensor in tensors))
 
     def read_prompt(
