@@ -224,7 +224,7 @@ def test_no_server(darkroom):
     ],
 )
 def test_wrong_usage(darkroom, arguments):
-    assert "Error" in darkroom(*arguments, exit_code=2).stderr
+    assert darkroom(*arguments, exit_code=2).stderr.startswith("error: ")
 
 
 def test_values_that_fit_no_request(darkroom):

@@ -65,7 +65,7 @@ def test_an_address_in_use_is_said_before_any_model_is_opened(monkeypatch, tmp_p
     with socket.create_server(("127.0.0.1", 0)) as other:
         address = f"127.0.0.1:{other.getsockname()[1]}"
         result = CliRunner().invoke(app, ["serve", "--listen", address, "--model", no_model])
-    assert (result.exit_code, result.stderr) == (1, f"cannot listen on {address}: Address already in use\n")
+    assert (result.exit_code, result.stderr) == (1, f"error: cannot listen on {address}: Address already in use\n")
 
 
 def test_a_start_that_fails_leaves_the_signals_as_they_were(tmp_path):

@@ -7,8 +7,9 @@ below `Examples:` at its end. Commands are imported on first use.
 
 import functools
 import importlib
+import sys
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 import typer.core
@@ -16,12 +17,13 @@ from typer.main import get_command_from_info
 from typer.models import CommandInfo
 
 from darkroom_client._text import did_you_mean
-from darkroom_client.cli._report import fail, handle_errors
+from darkroom_client.cli._report import USAGE, fail, handle_errors, print_error
 
 if TYPE_CHECKING:
     from importlib import metadata
 
 _GROUP = "darkroom.commands"
+_UsageError: Any = typer.BadParameter.__base__  # click's, which newer versions of Typer hold under a private name
 _OWN = {  # the client's commands: module and function
     "generate": "_generate:generate",
     "edit": "_generate:edit",
@@ -56,6 +58,16 @@ class _Commands(typer.core.TyperGroup):
         from importlib import metadata  # slow to import
 
         return {point.name: point for point in reversed([*metadata.entry_points(group=_GROUP)])}
+
+    def main(self, *args: Any, **extra: Any) -> NoReturn:
+        """As Typer's, but wrong options are printed as every error is, not in a frame that is cut at 80 columns."""
+        try:
+            sys.exit(super().main(*args, **{**extra, "standalone_mode": False}))
+        except _UsageError as error:
+            print_error(error.format_message())
+            if error.ctx is not None:
+                typer.echo(f"`{error.ctx.command_path} -h` shows the options.", err=True)
+            sys.exit(USAGE)
 
     def list_commands(self, ctx: Any) -> list[str]:
         return [*_OWN, *sorted(name for name in self._entry_points.keys() - _OWN.keys() if "." not in name)]
@@ -160,7 +172,7 @@ def _stand_in(name: str, error: ModuleNotFoundError) -> Callable[[], None]:
 app = typer.Typer(
     name="darkroom",
     cls=_Commands,
-    no_args_is_help=True,
+    invoke_without_command=True,
     rich_markup_mode="rich",
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
@@ -177,6 +189,7 @@ def _print_version(wanted: bool) -> None:
 
 @app.callback()
 def _root(
+    ctx: typer.Context,
     version: Annotated[
         bool, typer.Option("--version", is_eager=True, callback=_print_version, help="Print the version and exit.")
     ] = False,
@@ -185,6 +198,9 @@ def _root(
 
     Start a server with `darkroom serve`, then try `darkroom generate "a red circle on a blue background"`.
     """
+    if ctx.invoked_subcommand is None:
+        typer.echo(ctx.get_help())
+        raise typer.Exit(USAGE)
 
 
 def main() -> None:

@@ -100,12 +100,10 @@ def _name_and_password(login: str | None) -> tuple[str, str] | None:
 
 
 def _host_and_port(listen: str) -> tuple[str, int]:
-    """:raises typer.BadParameter: if it has another form"""
+    """:raises InvalidOptions, typer.BadParameter: if it has another form"""
     from darkroom_client._address import checked_address
-    from darkroom_client.errors import InvalidOptions
 
-    try:
-        host, _, port = checked_address(listen, "--listen").rpartition(":")
-        return host.strip("[]"), int(port)
-    except (InvalidOptions, ValueError) as error:
-        usage_error("--listen", str(error))
+    host, _, port = checked_address(listen, "--listen").rpartition(":")
+    if host in ("unix", "unix-abstract") or not port.isdecimal():
+        usage_error("--listen", "a page for browsers is on HOST:PORT, not on a unix socket")
+    return host.strip("[]"), int(port)

@@ -8,8 +8,10 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
+from darkroom_server.cli.report import USAGE, fail, print_errors
+
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from darkroom_plugins.manager import PluginInfo
     from darkroom_server.config.settings import Settings
@@ -94,7 +96,7 @@ def serve(
     Precedence, highest first: flags, environment (DARKROOM_…), file. Lists are not merged: with --model, no model of
     the file is offered.
     """
-    from darkroom_server.cli import flags
+    from darkroom_server.cli.flags import Flags
     from darkroom_server.device.allocator import tune_malloc
     from darkroom_server.device.cuda import choose_allocator, is_cpu
     from darkroom_server.device.threads import limit_openmp_spinning, shorten_switch_interval
@@ -102,6 +104,7 @@ def serve(
     choose_allocator()
     limit_openmp_spinning()
     shorten_switch_interval()
+    flags = Flags()
     given: dict[str, Any] = {
         "engine": engine,
         "listen": listen,
@@ -110,12 +113,11 @@ def serve(
         "dtype": dtype,
         "blocked_plugins": block,
         "state_dir": state_dir,
-        "loras": flags.files(lora, "--lora"),
-        "controlnets": flags.control_nets(controlnet, preprocessor or ()),
-        "embeddings": flags.files(embedding, "--embedding"),
+        "models": flags.models(model),
+        "loras": flags.files("--lora", lora),
+        "controlnets": flags.control_nets(controlnet, preprocessor),
+        "embeddings": flags.files("--embedding", embedding),
     }
-    if model:
-        given["models"] = [flags.model(text) for text in model]
     if max_batch_rows is not None:
         given["limits"] = {"max_batch_rows": max_batch_rows}
     cluster = {"replicas": replicas, "address": ray_address}
@@ -123,7 +125,7 @@ def serve(
     given = {name: value for name, value in given.items() if value is not None}
     if tls_self_signed is not None:
         given["tls"] = _make_certificates(tls_self_signed, listen)
-    settings = _settings(given, config)
+    settings = _settings(given, config, flags.problems)
     if settings.engine == "local" and any(map(is_cpu, settings.devices)):
         tune_malloc()
     from darkroom_server.observe.streams import queued_streams
@@ -153,8 +155,7 @@ def _make_certificates(folder: Path, listen: str | None) -> dict[str, Any]:
     try:
         files = self_signed(folder.expanduser(), address.host if isinstance(address, TcpAddress) else None)
     except (OSError, ValueError) as error:
-        _say(f"--tls-self-signed {folder}: {error}")
-        raise typer.Exit(2) from None
+        fail(f"--tls-self-signed {folder}: {error}", status=USAGE)
     typer.echo(
         f"Certificates are in {folder}. Clients trust the server by its CA:\n"
         f'  darkroom generate "a red circle" --root-certificate {files.ca}\n'
@@ -181,10 +182,10 @@ def _serve(settings: Settings, located: Callable[[InvalidPresets], list[str]]) -
     try:
         return _run_event_loop(run(settings, owns_process=True))
     except InvalidPresets as error:
-        _say("\n".join(located(error)))
-        return 2
+        print_errors(*located(error))
+        return USAGE
     except (CannotListen, ModelError, PluginError, StateDirInUse) as error:
-        _say(str(error))
+        print_errors(str(error))
         return 1
 
 
@@ -202,13 +203,11 @@ def _serve_cluster(settings: Settings) -> int:
         from darkroom_server.cluster.edge import run
         from darkroom_server.cluster.wire import ClusterError
     except ModuleNotFoundError as error:
-        _say(f"{RAY_EXTRA} ({error})")
-        return 1
+        fail(f"{RAY_EXTRA} ({error})")
     try:
         return _run_event_loop(run(settings, owns_process=True))
     except (CannotListen, ClusterError, StateDirInUse) as error:
-        _say(str(error))
-        return 1
+        fail(str(error))
 
 
 def _leave_compiler(status: int) -> None:
@@ -231,11 +230,9 @@ def check(config: Config = None) -> None:
     try:
         tables, usable = overview(settings, load_plugins(settings.blocked_plugins))
     except InvalidPresets as error:
-        _say("\n".join(_located(error, {}, config)))
-        raise typer.Exit(2) from None
+        fail(*_located(error, {}, config), status=USAGE)
     except (ModelError, PluginError) as error:
-        _say(str(error))
-        raise typer.Exit(1) from None
+        fail(str(error))
     print_tables(*tables)
     if not usable:
         raise typer.Exit(1)
@@ -251,9 +248,9 @@ def token(
     import secrets
     from hashlib import sha256
 
-    from darkroom_server.cli import flags
+    from darkroom_server.cli.flags import checked_name
 
-    name = flags.checked_name(name or role, "--name")
+    name = checked_name(name or role)
     made = secrets.token_urlsafe(32)
     typer.echo("The token. It is shown this once; clients take it as --token or DARKROOM_TOKEN:\n", err=True)
     typer.echo(made)
@@ -278,21 +275,24 @@ def deploy(
 
         from darkroom_server.cluster.deployment import serve_config
     except ModuleNotFoundError as error:
-        _say(f"{RAY_EXTRA} ({error})")
-        raise typer.Exit(1) from None
+        fail(f"{RAY_EXTRA} ({error})")
     typer.echo(yaml.safe_dump(serve_config(settings), sort_keys=False), nl=False)
 
 
-def _settings(given: dict[str, Any], config: Path | None) -> Settings:
-    """:raises typer.Exit: invalid settings; all violations are printed"""
+def _settings(given: dict[str, Any], config: Path | None, problems: Sequence[str] = ()) -> Settings:
+    """`problems`: with the flags, said with those of the settings.
+
+    :raises typer.Exit: there are problems; all are printed
+    """
     from darkroom_server.config.reader import ConfigurationError, default_file, read_settings
 
     try:
-        return read_settings(given, config or default_file())
+        settings = read_settings(given, config or default_file())
     except ConfigurationError as error:
-        for violation in error.violations:
-            _say(violation)
-        raise typer.Exit(2) from None
+        fail(*problems, *error.violations, status=USAGE)
+    if problems:
+        fail(*problems, status=USAGE)
+    return settings
 
 
 def _located(error: InvalidPresets, given: dict[str, Any], config: Path | None) -> list[str]:
@@ -317,8 +317,7 @@ def plugins(
     try:
         infos = list_plugins(block or ())
     except PluginError as error:
-        _say(str(error))
-        raise typer.Exit(1) from None
+        fail(str(error))
     if as_json:
         import json
 
@@ -364,7 +363,3 @@ def _quiet_libraries(log_format: Literal["console", "json"] = "console") -> None
         os.environ[f"{library}_VERBOSITY"] = "error"
     logging.getLogger("httpx2").setLevel(logging.WARNING)  # logs each request to the hub
     logging.getLogger("transformers").setLevel(logging.ERROR)
-
-
-def _say(text: str) -> None:
-    typer.secho(text, fg=typer.colors.RED, err=True)

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
+import os
 import tomllib
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from darkroom_server.cli.flags import checked_name
+from darkroom_server.cli.report import USAGE, fail
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -52,28 +54,35 @@ def pull(
     _quiet_libraries()
     inner = lora or embedding or ""
     if sum(map(bool, (lora, embedding, controlnet, variant))) > 1:
-        _fail("--lora, --embedding, --controlnet and --variant do not go together", status=2)
+        fail("--lora, --embedding, --controlnet and --variant do not go together", status=USAGE)
     kind = "loras" if lora else "embeddings" if embedding else "controlnets" if controlnet else "models"
     source, _, revision = repository.removeprefix("hub:").partition("@")
-    name = checked_name(name or Path(inner or source).name.removesuffix(".safetensors"), "--name")
+    name = checked_name(name or Path(inner or source).name.removesuffix(".safetensors"))
+    text = _text(config, kind, name)
     try:
-        text = config.read_text(encoding="utf-8") if config.exists() else ""
-        _check_name(text, kind, name, config)
         entry = _fetched(kind, name, source, revision or None, inner, variant)
-        config.write_text(_appended(text, kind, entry, config), encoding="utf-8")
+        _append(config, _addition(text, kind, entry, config))
     except (OSError, ValueError) as error:
-        _fail(str(error))
+        fail(str(error))
     typer.echo(f"{kind.removesuffix('s')} {name} is in {config}: {entry['path']}")
 
 
-def _check_name(text: str, kind: str, name: str, config: Path) -> None:
-    """:raises ValueError: the name is taken, or the file is no TOML"""
+def _text(config: Path, kind: str, name: str) -> str:
+    """What is in the file, if it can be added to. Asked before anything is downloaded.
+
+    :raises typer.Exit: it cannot
+    """
+    from darkroom_server.config.reader import ConfigurationError, document
+
+    if not os.access(config if config.exists() else config.parent, os.W_OK):
+        fail(f"{config} cannot be written")
     try:
-        entries = tomllib.loads(text).get(kind, [])
-    except tomllib.TOMLDecodeError as error:
-        raise ValueError(f"{config}: {error}") from None
-    if any(isinstance(each, dict) and each.get("name") == name for each in entries):
-        raise ValueError(f"{config} has {name!r} in [[{kind}]] already; give another --name")
+        text, table = document(config if config.exists() else None)
+    except ConfigurationError as error:
+        fail(*error.violations, status=USAGE)
+    if any(isinstance(each, dict) and each.get("name") == name for each in table.get(kind, [])):
+        fail(f"{config} has {name!r} in [[{kind}]] already; give another --name")
+    return text
 
 
 def _fetched(
@@ -107,22 +116,33 @@ def _fetched(
     return entry
 
 
-def _appended(text: str, kind: str, entry: Mapping[str, str], config: Path) -> str:
-    """The file's text with another entry at its end.
+def _addition(text: str, kind: str, entry: Mapping[str, str], config: Path) -> str:
+    """What adds an entry at the end of the file.
 
     :raises ValueError: that is no TOML, as where the file has the list in one line
     """
     lines = "\n".join(f"{key} = {json.dumps(value)}" for key, value in entry.items())
-    added = f"[[{kind}]]\n{lines}\n"
-    whole = f"{text.rstrip()}\n\n{added}" if text.strip() else added
+    gap = "" if not text else "\n" if text.endswith("\n") else "\n\n"
+    added = f"{gap}[[{kind}]]\n{lines}\n"
     try:
-        tomllib.loads(whole)
+        tomllib.loads(text + added)
     except tomllib.TOMLDecodeError:
         one_line = ", ".join(f"{key} = {json.dumps(value)}" for key, value in entry.items())
         raise ValueError(f"{config} has {kind} in another form; add to it: {{ {one_line} }}") from None
-    return whole
+    return added
 
 
-def _fail(text: str, status: int = 1) -> NoReturn:
-    typer.secho(text, fg=typer.colors.RED, err=True)
-    raise typer.Exit(status)
+def _append(config: Path, text: str) -> None:
+    """All of it or nothing, as where the disk is full.
+
+    :raises OSError: it cannot be written
+    """
+    left = text.encode()
+    with config.open("ab", buffering=0) as file:
+        end = file.tell()
+        try:
+            while left:
+                left = left[file.write(left) :]
+        except OSError:
+            file.truncate(end)
+            raise

@@ -62,7 +62,7 @@ def read_settings(flags: Mapping[str, Any], file: Path | None = None) -> Setting
 
     :raises ConfigurationError: invalid settings, or an unreadable file
     """
-    _, table = _document(file)
+    _, table = document(file)
 
     class Read(Settings):
         @classmethod
@@ -79,10 +79,18 @@ def read_settings(flags: Mapping[str, Any], file: Path | None = None) -> Setting
     try:
         return Read(**flags)
     except SettingsError as error:
-        raise ConfigurationError([f"environment: {error}"]) from error
+        name = re.search(r'field "(\w+)"', str(error))
+        raise ConfigurationError(
+            [f"environment: {name[1]}: must be JSON" if name else f"environment: {error}"]
+        ) from error
     except ValidationError as error:
-        found = [(each["loc"], WORDS.get(each["type"], each["msg"])) for each in error.errors()]
+        found = [(each["loc"], _words(each["type"], each["msg"])) for each in error.errors()]
         raise ConfigurationError(located(found, flags, file)) from error
+
+
+def _words(kind: str, message: str) -> str:
+    """What pydantic finds wrong, in the words of the other checks."""
+    return WORDS.get(kind, message.replace("Input should be", "must be", 1))
 
 
 def located(found: Iterable[tuple[Location, str]], flags: Mapping[str, Any], file: Path | None = None) -> list[str]:
@@ -91,13 +99,16 @@ def located(found: Iterable[tuple[Location, str]], flags: Mapping[str, Any], fil
 
     :raises ConfigurationError: the file cannot be read any more
     """
-    text, table = _document(file)
+    text, table = document(file)
     environment = EnvSettingsSource(Settings)()
     return _violations(found, [("", flags), ("environment: ", environment), (f"{file}:", table)], text)
 
 
-def _document(file: Path | None) -> tuple[str, dict[str, Any]]:
-    """The file's text, and what it says; nothing without a file."""
+def document(file: Path | None) -> tuple[str, dict[str, Any]]:
+    """The file's text, and what it says; nothing without a file.
+
+    :raises ConfigurationError: it cannot be read, or is no TOML
+    """
     if file is None:
         return "", {}
     text = _text(file)

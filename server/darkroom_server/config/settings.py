@@ -117,6 +117,17 @@ def _origin(text: str) -> str:
     return text
 
 
+def between(least: float, most: float) -> AfterValidator:
+    """A range of two ends; pydantic's own says the one that is passed."""
+
+    def check(value: float) -> float:
+        if not least <= value <= most:
+            raise ValueError(f"must be from {least} to {most}")
+        return value
+
+    return AfterValidator(check)
+
+
 # An existing folder or safetensors file; or hub:OWNER/NAME@REVISION, or hub:OWNER/NAME@REVISION/FILE.
 WeightsPath = Annotated[Path, AfterValidator(_existing_weights)]
 # The same of an asset, which is listed as unusable where there is nothing: no single file keeps a server from starting.
@@ -166,7 +177,7 @@ class ModelSettings(MemoryOptions):
     device: str | None = None  # None: Settings.device
     default_scheduler: str | None = None  # None: the entry of the model's own scheduler
     default_num_inference_steps: Annotated[int, Field(ge=1)] = 30
-    default_guidance_scale: Annotated[float, Field(ge=0, le=100)] = 7.5
+    default_guidance_scale: Annotated[float, between(0, 100)] = 7.5
     default_preview_mode: Annotated[PreviewMode, BeforeValidator(spelled)] = "latent-rgb"
     max_edge: Annotated[int, Field(ge=64)] | None = None  # pixels; None: four times the longer edge of its own size
     max_pixels: Annotated[int, Field(ge=64 * 64)] | None = None  # None: four times those of its own size
@@ -218,7 +229,7 @@ class Limits(BaseModel, extra="forbid"):
 
     max_batch_rows: Annotated[int, Field(ge=2)] = MAX_BATCH_ROWS
     max_images: Annotated[int, Field(ge=1)] = 16
-    max_inference_steps: Annotated[int, Field(ge=1, le=1000)] = 500
+    max_inference_steps: Annotated[int, between(1, 1000)] = 500
     max_edge: Annotated[int, Field(ge=64)] = 2048
     max_pixels: Annotated[int, Field(ge=64 * 64)] = 2048 * 2048
     max_prompt_characters: Annotated[int, Field(ge=1)] = 10_000
@@ -226,7 +237,7 @@ class Limits(BaseModel, extra="forbid"):
     # Of one client: a token, or, without tokens, a connection. None: half of max_queued_jobs.
     max_queued_jobs_per_client: Annotated[int, Field(ge=1)] | None = None
     max_request_bytes: Annotated[ByteSize, Field(ge=64 * 1024)] = ByteSize(32 * MIB)
-    chunk_bytes: Annotated[ByteSize, Field(ge=1024, le=3 * MIB)] = ByteSize(3 * MIB)
+    chunk_bytes: Annotated[ByteSize, between(1024, 3 * MIB)] = ByteSize(3 * MIB)
 
     @property
     def queued_jobs_per_client(self) -> int:
@@ -264,10 +275,10 @@ class ClusterSettings(BaseModel, extra="forbid"):
     """Replicas on Ray Serve."""
 
     address: str | None = None  # of the cluster's head; None: a local one is started, and ends with the server
-    replicas: Annotated[int, Field(ge=1, le=10_000)] = 1
+    replicas: Annotated[int, between(1, 10_000)] = 1
     # With a maximum their number follows the load, from `replicas` on.
-    min_replicas: Annotated[int, Field(ge=0, le=10_000)] = 1
-    max_replicas: Annotated[int, Field(ge=1, le=10_000)] | None = None
+    min_replicas: Annotated[int, between(0, 10_000)] = 1
+    max_replicas: Annotated[int, between(1, 10_000)] | None = None
     wait_seconds: Annotated[float, Field(gt=0)] = 5.0  # of waiting work for each replica, above which more are started
     idle_seconds: Annotated[float, Field(ge=0)] = 300.0  # for which fewer would do, until there are fewer
     # What each takes of a machine, in Ray's units. CPUs are only counted: `threads` says how many threads compute.

@@ -3,8 +3,10 @@
 import os
 import resource
 import shutil
+import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -15,6 +17,7 @@ from huggingface_hub import constants
 from typer.testing import CliRunner
 
 from darkroom.v1.parameters_pb2 import LoraSpec
+from darkroom_plugins.files.hub import HubFiles
 from darkroom_server.cli.pull import pull
 from darkroom_server.config.reader import read_settings
 from tests.checkpoints import COMMIT
@@ -23,7 +26,7 @@ from tests.hub import Hub
 from tests.support import RunningServer
 from tests.tiny import save_controlnet, save_lora
 
-PROGRAM = "import typer; from darkroom_server.cli.pull import pull; typer.run(pull)"
+PROGRAM = "from darkroom_client.cli import main; main()"
 
 
 @pytest.fixture(scope="module")
@@ -109,7 +112,7 @@ def test_what_goes_wrong_is_one_sentence(hub: Hub, run: Callable[..., Any], argu
     text = '[[models]]\nname = "taken"\npath = "."\n'
     Path("darkroom.toml").write_text(text)
     result = run(*arguments, exit_code=1)
-    assert result.stderr.startswith(said)
+    assert result.stderr.startswith(f"error: {said}")
     assert result.stderr.count("\n") == 1
     assert Path("darkroom.toml").read_text() == text
     assert not [name for name in hub.downloads if name.startswith("unet/") and name.endswith("tensors")]
@@ -117,7 +120,7 @@ def test_what_goes_wrong_is_one_sentence(hub: Hub, run: Callable[..., Any], argu
 
 def test_kinds_do_not_go_together(run: Callable[..., Any]) -> None:
     said = run("tiny/sd", "--lora", "ink.safetensors", "--controlnet", exit_code=2).stderr
-    assert said == "--lora, --embedding, --controlnet and --variant do not go together\n"
+    assert said == "error: --lora, --embedding, --controlnet and --variant do not go together\n"
     assert run("tiny/sd", "--name", "not good", exit_code=2)
 
 
@@ -126,12 +129,12 @@ def test_files_that_cannot_be_added_to(run: Callable[..., Any]) -> None:
     file.write_text('loras = [{ name = "a", path = "a" }]\n')
     said = run("tiny/sd", "--lora", "ink.safetensors", exit_code=1).stderr
     line = f'{{ name = "ink", path = "hub:tiny/sd@{COMMIT}/ink.safetensors" }}'
-    assert said == f"darkroom.toml has loras in another form; add to it: {line}\n"
+    assert said == f"error: darkroom.toml has loras in another form; add to it: {line}\n"
     file.write_text("loras = [\n")
-    assert run("tiny/sd", exit_code=1).stderr.startswith("darkroom.toml: ")
+    assert run("tiny/sd", exit_code=2).stderr.startswith("error: darkroom.toml:1: ")
 
 
-def command(hub: Hub, tmp_path: Path, bytes_of_a_file: int) -> subprocess.CompletedProcess[str]:
+def started(hub: Hub, tmp_path: Path, bytes_of_a_file: int = resource.RLIM_INFINITY) -> subprocess.Popen[str]:
     """The command in a process of its own, which asks the hub of HF_ENDPOINT and may write small files only."""
 
     def limit() -> None:
@@ -139,10 +142,18 @@ def command(hub: Hub, tmp_path: Path, bytes_of_a_file: int) -> subprocess.Comple
 
     environment = {**os.environ, "HF_ENDPOINT": hub.url, "HF_HUB_CACHE": str(tmp_path / "cache")}
     environment |= {"HF_HUB_DOWNLOAD_TIMEOUT": "5", "HF_HUB_ETAG_TIMEOUT": "5"}
-    arguments = [sys.executable, "-c", PROGRAM, "tiny/sd"]
-    return subprocess.run(
-        arguments, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False, preexec_fn=limit
+    arguments = [sys.executable, "-c", PROGRAM, "models", "pull", "tiny/sd"]
+    pipe = subprocess.PIPE
+    return subprocess.Popen(
+        arguments, cwd=tmp_path, env=environment, stdout=pipe, stderr=pipe, text=True, preexec_fn=limit
     )
+
+
+def command(hub: Hub, tmp_path: Path, bytes_of_a_file: int) -> subprocess.CompletedProcess[str]:
+    """The same until its end."""
+    with started(hub, tmp_path, bytes_of_a_file) as process:
+        said, errors = process.communicate()
+    return subprocess.CompletedProcess(process.args, process.returncode, said, errors)
 
 
 def test_a_full_disk_and_no_network(hub: Hub, repository: Path, tmp_path: Path) -> None:
@@ -160,7 +171,59 @@ def test_a_full_disk_and_no_network(hub: Hub, repository: Path, tmp_path: Path) 
     ended = command(gone, tmp_path, resource.RLIM_INFINITY)
     assert ended.returncode == 1
     why = "[Errno 111] Connection refused"
-    assert ended.stderr.splitlines()[-1] == f"hub: tiny/sd at main is not in the cache, and was not fetched: {why}"
+    assert (
+        ended.stderr.splitlines()[-1] == f"error: hub: tiny/sd at main is not in the cache, and was not fetched: {why}"
+    )
+
+
+def test_a_full_disk_leaves_the_configuration_as_it_was(hub: Hub, tmp_path: Path) -> None:
+    file, text = tmp_path / "darkroom.toml", "# Ours.\n"
+    assert command(hub, tmp_path, resource.RLIM_INFINITY).returncode == 0
+    file.write_text(text)
+    ended = command(hub, tmp_path, len(text) + 20)
+    assert (ended.returncode, ended.stderr) == (1, "error: [Errno 27] File too large\n")
+    assert file.read_text() == text
+
+
+def test_a_lost_connection_goes_on_in_the_middle_of_a_file(
+    hub: Hub, repository: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(constants, "DOWNLOAD_CHUNK_SIZE", 1000)
+    name, counted = "unet/diffusion_pytorch_model.safetensors", list[int]()
+    hub.faults[name] = [lambda: None, lambda: None]
+    files = HubFiles.find("tiny/sd", None)
+    files.fetch(["unet"], counted.append)
+    size = (repository / name).stat().st_size
+    assert [each for each, _ in hub.resumed] == [name, name]
+    assert 0.4 * size < hub.resumed[0][1] < 0.6 * size < hub.resumed[1][1] < 0.8 * size
+    assert sum(counted) == size
+    assert (files.folder / name).read_bytes() == (repository / name).read_bytes()
+
+
+@pytest.mark.parametrize("end", [signal.SIGINT, signal.SIGKILL])
+def test_a_pull_that_was_ended_in_the_middle_of_a_file_can_be_run_again(
+    hub: Hub, tmp_path: Path, end: signal.Signals
+) -> None:
+    """What was whole is not fetched again; huggingface_hub begins the other file anew."""
+    reached, released = threading.Event(), threading.Event()
+    name = "vae/diffusion_pytorch_model.safetensors"
+
+    def wait() -> None:
+        reached.set()
+        released.wait(30)
+
+    hub.faults[name] = [wait]
+    with started(hub, tmp_path) as process:
+        assert reached.wait(30)
+        process.send_signal(end)
+        said, errors = process.communicate()
+    released.set()
+    assert (process.returncode, said, errors) in ((130, "", "interrupted\n"), (-signal.SIGKILL, "", ""))
+    assert not (tmp_path / "darkroom.toml").exists()
+    assert command(hub, tmp_path, resource.RLIM_INFINITY).stdout.startswith("model sd is in darkroom.toml")
+    weights = [each for each in hub.downloads if each.endswith(".safetensors")]
+    assert {each: weights.count(each) for each in weights if weights.count(each) > 1} == {name: 2}
+    assert hub.resumed == []
 
 
 def test_a_terminal_shows_a_bar_for_each_file_of_weights_and_nothing_else(hub: Hub, tmp_path: Path) -> None:
