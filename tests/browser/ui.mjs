@@ -13,6 +13,7 @@ export async function develop(given) {
   await page.keyboard.press("Control+Enter");
   await desk.shown("picture");
   await desk.kept();
+  const below = await page.locator("#gallery button").first().evaluate((each) => each.getBoundingClientRect().bottom);
   await desk.picture("desk");
   const [download] = await Promise.all([page.waitForEvent("download"), desk.press("save")]);
   await download.saveAs(join(given.folder, "saved.png"));
@@ -23,6 +24,7 @@ export async function develop(given) {
     .map((id) => document.getElementById(id).getBoundingClientRect()).map(({ top, bottom }) => [top, bottom]));
   return {
     empty,
+    below,
     places,
     previews: await desk.previews(),
     details: await desk.text("details"),
@@ -120,13 +122,14 @@ export async function reload(given) {
   await desk.ask("a red heart", 150); // which outlasts the reload
   await desk.press("generate");
   await desk.says("0 of 8 pictures, ");
+  const before = await desk.text("details");
   await desk.load(() => desk.page.reload());
   await desk.says("0 of 8 pictures, ");
   await desk.shown("preview");
   const running = { alt: await desk.alt(), generate: await desk.page.locator("#generate").isEnabled() };
   await desk.kept();
   await desk.page.waitForFunction(() => document.querySelector("#prompt textarea").value);
-  const seen = { running, gallery: await desk.made(), prompt: await desk.value("prompt") };
+  const seen = { running, before, gallery: await desk.made(), prompt: await desk.value("prompt") };
   await desk.press("stop");
   await desk.says("Stopped");
   return seen;
@@ -217,6 +220,7 @@ export async function compare(given) {
   await desk.press("compare");
   await desk.says("Done");
   const labels = await desk.labels();
+  const newest = await desk.text("details");
   await desk.picture("compare");
   await desk.page.locator("#gallery button").nth(1).click();
   await desk.page.locator("#view .stage[data-count='1']").waitFor();
@@ -226,7 +230,7 @@ export async function compare(given) {
   const used = { scheduler: await desk.value("scheduler"), seed: await desk.value("seed") };
   await desk.press("change");
   await desk.page.waitForFunction(() => document.querySelector("#brush img")?.naturalWidth > 0);
-  return { labels, details, used, mode: await desk.text("mode label.selected") };
+  return { labels, newest, details, used, mode: await desk.text("mode label.selected") };
 }
 
 // The page asks its visitor for a password, and hides the token: `given.token`.

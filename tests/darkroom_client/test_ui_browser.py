@@ -69,6 +69,7 @@ def test_a_picture_develops(drive: Callable[..., Any], tmp_path: Path) -> None:
     assert seen["previews"] >= 3
     assert "a large yellow star" in seen["details"]
     assert f"Seed{seen['seed']}" in seen["details"].replace(" ", "")
+    assert seen["below"] <= 800  # the gallery is seen whole on a desk's screen
     assert seen["wide"] == 390  # nothing sticks out on a phone
     assert "Describe a picture" in seen["empty"]
     assert read_recipe(tmp_path / "saved.png")
@@ -124,7 +125,7 @@ def test_wrong_values_are_refused_beside_their_fields(
     seen = drive("refuse")
     assert "Must be from 0 to 9223372036854775807, not -5" in seen["seed"]
     assert "Must have up to 10000 characters" in seen["prompt"]
-    assert seen["status"] == "Not made: 2 fields need another value"
+    assert seen["status"] == "Not made: Prompt, Seed need another value"
     assert "Must be" not in seen["after"]
     assert "9007199254740993" in seen["details"]
     assert len(new_jobs()) == 1
@@ -145,6 +146,7 @@ def test_a_picture_waits_in_the_queue(drive: Callable[..., Any], demo: RunningSe
 
 def test_a_reload_finds_the_running_job(drive: Callable[..., Any], new_jobs: Callable[[], list[Job]]) -> None:
     seen = drive("reload")
+    assert seen.pop("before").startswith("a blue square the picture before")
     assert seen == {"running": {"alt": "a red heart", "generate": False}, "gallery": 1, "prompt": "a red heart"}
     assert [job.state for job in new_jobs()] == ["cancelled", "completed"]
 
@@ -169,6 +171,8 @@ def test_a_preset(drive: Callable[..., Any], tmp_path: Path) -> None:
 def test_schedulers_are_compared_and_a_recipe_used_again(drive: Callable[..., Any]) -> None:
     seen = drive("compare")
     names = [label.partition(" · ")[0] for label in seen["labels"]]
+    assert "the newest picture; choose another below" in seen["newest"]
+    assert "newest" not in seen["details"]
     assert names == ["ddim", "euler", "euler-ancestral", "heun", "dpmpp-2m", "dpmpp-2m-sde"]
     assert seen["used"]["scheduler"].partition(" · ")[0] in seen["details"]
     assert seen["used"]["seed"] in seen["details"]

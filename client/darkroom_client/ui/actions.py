@@ -152,6 +152,7 @@ class Actions:
             stage.compare: gr.update(interactive=False),
             stage.stop: gr.update(interactive=True),
             **self._picture(window, run),
+            **self._recipe(window, "the picture before"),
         }
         told = False  # the seed
         async for _ in runs.follow(run, streams):
@@ -170,7 +171,7 @@ class Actions:
         """Where nothing came of a run, not even a preview: what was shown before it."""
         if any(cell.preview or cell.image for _, cell in run.cells):
             return {}
-        return {self._stage.view: view.of_picture(window.shown) if window.shown else view.EMPTY}
+        return {self._stage.view: view.of_picture(window.shown) if window.shown else view.EMPTY, **self._recipe(window)}
 
     def _idle(self) -> Updates:
         stage = self._stage
@@ -185,15 +186,17 @@ class Actions:
 
     def _history(self, window: Window) -> Updates:
         gallery = gr.update(value=[(made.path, made.caption) for made in window.made], visible=True)
-        return {self._stage.gallery: gallery, **self._recipe(window)}
+        many = window.run is not None and len(window.run.cells) > 1
+        hint = "the newest picture; choose another below" if many else ""
+        return {self._stage.gallery: gallery, **self._recipe(window, hint)}
 
-    def _recipe(self, window: Window) -> Updates:
+    def _recipe(self, window: Window, hint: str = "") -> Updates:
         stage, shown = self._stage, window.shown
         if shown is None:
             return {}
         visible = gr.update(visible=True)
         save = gr.update(visible=True, value=shown.path)
-        return {stage.details: view.details(shown), stage.reuse: visible, stage.change: visible, stage.save: save}
+        return {stage.details: view.details(shown, hint), stage.reuse: visible, stage.change: visible, stage.save: save}
 
     async def stop(self, window: Window) -> Updates:
         """Stops the run on the server; its own handler then shows its end."""
@@ -275,5 +278,6 @@ class Actions:
         """The updates that say what is wrong, each beside its field."""
         found = problems(error, asked.slots if asked is not None else ())
         rest = found.pop("", "")
-        text = rest or f"Not made: {len(found)} {'field needs' if len(found) == 1 else 'fields need'} another value"
+        labels = list(dict.fromkeys(self._form.fields[name].label for name in found))
+        text = rest or f"Not made: {', '.join(labels)} {'needs' if len(labels) == 1 else 'need'} another value"
         return {self._stage.troubles: found, self._stage.status: view.note(text, "alert"), **self._idle()}

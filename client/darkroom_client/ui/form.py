@@ -71,7 +71,7 @@ def _prompt(form: Form) -> None:
     form.add("mode", modes)
     form.add(
         "prompt",
-        gr.Textbox(label="Prompt", lines=2, max_lines=8, placeholder="What shall be seen", elem_id="prompt"),
+        gr.Textbox(label="Prompt", lines=2, max_lines=8, placeholder="What the picture shows", elem_id="prompt"),
     )
     negative = gr.Textbox(label="Negative prompt", lines=1, max_lines=4, elem_id="negative_prompt")
     form.add("negative_prompt", negative)
@@ -100,7 +100,7 @@ def _edit(form: Form) -> None:
         form.add("padding_crop", margin)
     with gr.Group(visible=False, elem_classes="four") as form.groups["outpaint"], gr.Row():
         for side in SIDES:
-            number = gr.Number(0, label=side.capitalize(), precision=0, min_width=70, step=8, elem_id=side)
+            number = gr.Number(0, label=f"{side.capitalize()}, px", precision=0, min_width=70, step=8, elem_id=side)
             form.add(side, number)
 
 
@@ -116,7 +116,7 @@ def _sampling(form: Form) -> None:
         form.add("height", gr.Slider(8, 1024, 512, step=8, label="Height", min_width=120, elem_id="height"))
     with gr.Group(), gr.Row():
         form.add("seed", gr.Textbox("", label="Seed", max_lines=1, min_width=140, elem_id="seed"))
-        form.add("random_seed", gr.Checkbox(True, label="New each time", min_width=120, elem_id="random_seed"))
+        form.add("random_seed", gr.Checkbox(True, label="Random each time", min_width=120, elem_id="random_seed"))
 
 
 def _loras(form: Form) -> None:
@@ -173,8 +173,8 @@ def _control(form: Form, slot: int) -> None:
         form.groups[f"control_image_{slot}_problem"] = problem
         add("scale", gr.Slider(0, 2, 1.0, step=0.05, label="Scale"))
         with gr.Row():
-            add("start", gr.Slider(0, 1, 0.0, step=0.05, label="From", min_width=120))
-            add("end", gr.Slider(0, 1, 1.0, step=0.05, label="To", min_width=120))
+            add("start", gr.Slider(0, 1, 0.0, step=0.05, label="From", info="Share of the steps", min_width=120))
+            add("end", gr.Slider(0, 1, 1.0, step=0.05, label="To", info="Share of the steps", min_width=120))
 
 
 def _further(form: Form) -> None:
@@ -195,8 +195,8 @@ def _templates(form: Form) -> None:
         kinds = gr.Radio(
             _TEMPLATES,
             value="",
-            label="{red|blue} star",
-            info="A prompt as this one stands for several, made side by side from one seed",
+            label="A prompt with choices",
+            info="{red|blue} star: a red star and a blue star, side by side from one seed",
             elem_id="template",
         )
         form.add("template", kinds)

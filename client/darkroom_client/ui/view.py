@@ -134,8 +134,8 @@ def _duration(seconds: float) -> str:
     return f"{seconds // 60:.0f} min {seconds % 60:.0f} s"
 
 
-def details(made: Made) -> str:
-    """A picture's recipe as a list."""
+def details(made: Made, hint: str = "") -> str:
+    """A picture's recipe as a list. `hint`: which picture it is, of several that are shown."""
     parameters: Mapping[str, Any] = made.recipe.get("parameters", {})
     scheduler = parameters.get("scheduler", {})
     loras = ", ".join(f"{each['name']} {each.get('weight', 1):g}" for each in parameters.get("loras", ()))
@@ -157,8 +157,9 @@ def details(made: Made) -> str:
         for name, value in rows.items()
         if value not in (None, "")
     )
-    kind = f" <em>{html.escape(task)}</em>" if task not in ("", "txt2img") else ""
-    return f'<div class="recipe"><p>{html.escape(made.prompt)}{kind}</p><dl>{shown}</dl></div>'
+    notes = " · ".join(filter(None, ("" if task == "txt2img" else task, hint)))
+    notes = f" <em>{html.escape(notes)}</em>" if notes else ""
+    return f'<div class="recipe"><p>{html.escape(made.prompt)}{notes}</p><dl>{shown}</dl></div>'
 
 
 def _size(fields: Mapping[str, Any]) -> str:
