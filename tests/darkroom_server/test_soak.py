@@ -68,7 +68,7 @@ class World:
         self.counts: Counter[str] = Counter()
         self.faults: list[str] = []
         self.expected: list[dict[int, bytes]] = []
-        self.memory: list[tuple[float, float]] = []  # minutes, and MiB
+        self.memory: list[tuple[float, float]] = []  # minutes, and MiB without the prompts that are kept, up to 64 MiB
 
     def channel(self) -> aio.Channel:
         """A connection of its own: another client."""
@@ -212,7 +212,8 @@ async def kill(world: World, chance: random.Random) -> None:
 async def weigh(world: World, chance: random.Random) -> None:
     while not world.over:
         await asyncio.sleep(1.0)
-        world.memory.append((time.monotonic() / 60, world.server.memory / 2**20))
+        kept = total(await asyncio.to_thread(world.server.read), "darkroom_prompt_cache_bytes")
+        world.memory.append((time.monotonic() / 60, (world.server.memory - kept) / 2**20))
 
 
 Actor = Callable[[World, random.Random], Coroutine[Any, Any, None]]

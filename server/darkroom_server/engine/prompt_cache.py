@@ -21,6 +21,11 @@ class PromptCache:
         self._entries: OrderedDict[Hashable, PromptEmbedding] = OrderedDict()
         self._bytes = 0
 
+    @property
+    def held_bytes(self) -> int:
+        """Of the embeddings. May be called on another thread."""
+        return self._bytes
+
     def rows(self, sample: Sample, keys: Sequence[PromptKey]) -> tuple[PromptEmbedding, ...]:
         """The embedding of each row of this sample."""
         adapter_keys = _adapter_keys(sample)

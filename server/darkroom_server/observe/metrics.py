@@ -126,6 +126,8 @@ def of_engine(engine: Engine, residency: ResidencyManager) -> Iterator[Metric]:
     held = residency.held_bytes()
     places = {("device",): held[0], ("host",): held[1]}
     yield _gauge("darkroom_weights_bytes", "Weights resident on the device, and parked.", places, "place")
+    what = "Embeddings of prompts, kept for jobs that have the same."
+    yield _gauge("darkroom_prompt_cache_bytes", what, {(): engine.prompts.held_bytes})
     yield _counter("darkroom_loads_total", "Models and assets that were loaded.", {(): residency.loads})
     what = "Models and assets that left the device."
     yield _counter("darkroom_evictions_total", what, {(): residency.evictions})

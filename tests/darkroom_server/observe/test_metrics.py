@@ -158,6 +158,13 @@ def test_loads_evictions_and_bytes(measured: RunningServer) -> None:
     assert found["darkroom_weights_bytes place=device"] == 0
 
 
+def test_the_embeddings_of_new_prompts_are_kept(measured: RunningServer) -> None:
+    name, rows = "darkroom_prompt_cache_bytes", []
+    for _ in range(2):
+        rows.append(moved(measured, lambda: start(measured, prompt="of this test", num_inference_steps=1).read()))
+    assert [row.get(name, 0) > 0 for row in rows] == [True, False]
+
+
 def test_previews_that_nobody_reads_are_dropped(measured: RunningServer) -> None:
     job = measured.app.jobs.register("someone", "unread", 0)
 
