@@ -99,6 +99,11 @@ class Served:
         return _cpu_seconds(psutil.Process(self._process.pid))
 
     @property
+    def threads(self) -> dict[int, float]:
+        """CPU seconds of each of the process's threads so far."""
+        return {each.id: each.user_time + each.system_time for each in psutil.Process(self._process.pid).threads()}
+
+    @property
     def cluster_threads(self) -> Threads:
         """CPU seconds of all of a cluster's threads so far, by what their processes are: replicas, the rest of Ray, the
         edge and the clients."""

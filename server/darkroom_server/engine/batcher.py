@@ -53,11 +53,6 @@ class Party:
         """The next to get rows."""
         return next(self.order())
 
-    @property
-    def weight(self) -> float:
-        """Of its next slot."""
-        return WEIGHTS[self.first.job.priority]
-
     def add(self, slot: Slot) -> None:
         """One that waits."""
         priority = slot.job.priority
@@ -202,12 +197,13 @@ class Lane:
             else:
                 heapq.heappop(heap)
 
-    def select_batch(self, row_limit: int) -> list[Slot]:
-        """The slots of the next batch, oldest first; at least one. May be called on another thread."""
+    def select_batch(self, row_limit: int, newcomer: Job | None = None) -> list[Slot]:
+        """The slots of the next batch, oldest first; at least one. With those of a job that is not there yet, as in
+        `order`. May be called on another thread."""
         batch: list[Slot] = []
         rows = 0
-        too_slow = self._bound(row_limit)
-        for pick in self._picks(only_begun=self._begun >= HELD * row_limit):
+        too_slow = self._bound(row_limit, newcomer)
+        for pick in self._picks(newcomer, only_begun=self._begun >= HELD * row_limit):
             if batch and (self.solo or rows + pick.slot.rows > row_limit):
                 break
             if batch and too_slow(pick, rows + pick.slot.rows):
@@ -218,21 +214,24 @@ class Lane:
             batch.append(pick.slot)
         return sorted(batch, key=attrgetter("number"))
 
-    def _bound(self, row_limit: int) -> Callable[[Pick, int], bool]:
+    def _bound(self, row_limit: int, newcomer: Job | None = None) -> Callable[[Pick, int], bool]:
         """Whether a pick would make a batch of so many rows too slow for the client that asks for the least."""
-        parties = list(self.parties.values())
-        if len(parties) < 2 or self.solo:
+        slots = {client: own for client, party in list(self.parties.items()) if (own := list(party.order()))}
+        if len(slots) < 2 or self.solo:
             return lambda pick, rows: False
-        sizes = {party.client: len(party) for party in parties}
-        fewest = self.parties[self._shares.due(sizes, sizes.__getitem__)]
+        sizes = {client: len(own) for client, own in slots.items()}
+        fewest = slots[self._shares.due(sizes, sizes.__getitem__)]
+        if newcomer is not None:
+            sizes[newcomer.client] = sizes.get(newcomer.client, 0) + newcomer.request.num_images
         if len(fewest) >= row_limit:
             return lambda pick, rows: False
-        others = sum(party.weight for party in parties) / fewest.weight
-        alone = self.seconds(min(row_limit, sum(slot.rows for slot in fewest.order())))
+        weights = {client: WEIGHTS[own[0].job.priority] for client, own in slots.items()}
+        others = sum(weights.values()) / weights[fewest[0].job.client]
+        alone = self.seconds(min(row_limit, sum(slot.rows for slot in fewest)))
         longest = alone * max(1.0, SLOWDOWN * others) if alone is not None else None
 
         def too_slow(pick: Pick, rows: int) -> bool:
-            if longest is None or len(self.parties[pick.slot.job.client]) <= len(fewest):
+            if longest is None or sizes[pick.slot.job.client] <= len(fewest):
                 return False
             seconds = self.seconds(rows)
             return seconds is not None and seconds > longest

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import heapq
 import time
+from collections import Counter
 from collections.abc import Callable, Hashable, Iterator
 from dataclasses import dataclass
 from itertools import islice
@@ -21,7 +22,7 @@ PATIENCE = 50  # times what it takes to compute estimates, until they are comput
 MANY = 64  # images of a lane: with fewer, estimates are always computed anew
 REMEMBERED = 1024  # estimates
 INTERVAL_PER_JOB = 0.004  # seconds; fifty times the cost of one update
-AT_ONCE = 16  # updates: their streams write them all before the event loop comes to anything else
+AT_ONCE = 4  # updates: their streams write them all before the event loop comes to anything else
 
 
 class Turns(NamedTuple):
@@ -119,7 +120,7 @@ class QueuePositions:
         lane = self._batcher.lane_of(job.plan.batch_key)
         if lane is None:
             lane = Lane(job.plan.solo, self._batcher.shares)
-        turns, seconds = foretell(lane, row_limit, job)[job], self._turn_seconds(lane, job, row_limit)
+        turns, seconds = _turns(lane, row_limit, job), self._turn_seconds(lane, job, row_limit)
         evaluations = max(1, job.plan.steps.evaluations)
         start = now + self._rest_of_turn(now) + turns.start * (seconds or 0.0)
         many = sum(len(party) for party in list(lane.parties.values())) >= MANY
@@ -195,6 +196,21 @@ def foretell(lane: Lane, row_limit: int, newcomer: Job | None = None) -> dict[Jo
         before = found.get(slot.job)
         found[slot.job] = Turns(now, end) if before is None else Turns(before.start, max(before.end, end))
     return found
+
+
+def _turns(lane: Lane, row_limit: int, newcomer: Job) -> Turns:
+    """As `foretell`, of a job that comes now; later where with it batches would be too slow for a client that asks for
+    little: until a client is done, or smaller batches have come to it."""
+    turns, batch = foretell(lane, row_limit, newcomer)[newcomer], lane.select_batch(row_limit, newcomer)
+    if any(slot.job is newcomer for slot in batch):
+        return turns
+    found = foretell(lane, sum(slot.rows for slot in batch), newcomer)
+    ends = Counter[str]()  # of other clients' last jobs
+    for job, each in found.items():
+        if job.client != newcomer.client:
+            ends[job.client] = max(ends[job.client], each.end)
+    later = max(0, min([found[newcomer].start, *ends.values()]) - turns.start)
+    return Turns(turns.start + later, turns.end + later)
 
 
 def _rows(job: Job) -> int:

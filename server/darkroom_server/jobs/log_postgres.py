@@ -114,10 +114,6 @@ class PostgresStore(Store):
         assert self._connection is not None
         return self._connection.execute(statement.replace("?", "%s"), values)
 
-    def execute_each(self, statement: str, rows: Sequence[Sequence[Any]]) -> None:
-        assert self._connection is not None
-        self._connection.cursor().executemany(statement.replace("?", "%s"), rows)
-
     def roll_back(self) -> None:
         self._looked = FIRST  # nobody heard what the look said
         with contextlib.suppress(psycopg.Error):

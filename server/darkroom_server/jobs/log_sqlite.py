@@ -115,10 +115,6 @@ class SqliteStore(Store):
         assert self._database is not None
         return self._database.execute(statement, values)
 
-    def execute_each(self, statement: str, rows: Sequence[Sequence[Any]]) -> None:
-        assert self._database is not None
-        self._database.executemany(statement, rows)
-
     def roll_back(self) -> None:
         with contextlib.suppress(sqlite3.Error):
             if self._database is not None and self._database.in_transaction:

@@ -6,6 +6,7 @@ import logging
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any, ClassVar, NamedTuple
 
 from darkroom_plugins.errors import DarkroomError
@@ -13,6 +14,7 @@ from darkroom_server.errors import JobLogUnavailable
 
 log = logging.getLogger(__name__)
 
+ROWS = 1000  # that one statement inserts: it may have 32,766 values
 UNFINISHED, DONE = "", "done"  # outcomes; a job that failed has the class of its error
 
 
@@ -92,10 +94,6 @@ class Store(ABC):
         """The cursor of a statement, whose values are written as ``?``."""
 
     @abstractmethod
-    def execute_each(self, statement: str, rows: Sequence[Sequence[Any]]) -> None:
-        """Run a statement with each row of values."""
-
-    @abstractmethod
     def roll_back(self) -> None:
         """Undo what the transaction did, if there is one and the database is there."""
 
@@ -137,8 +135,12 @@ class Store(ABC):
         self.own(job)
         names = {id(event.picture): self.keep(job, event.picture) for event in events if event.picture}
         rows = [(job, each.sequence, each.data, names.get(id(each.picture)), each.start, each.stop) for each in events]
-        # One that is there was written by a commit of which the answer was lost.
-        self.execute_each("INSERT INTO events VALUES (?, ?, ?, ?, ?, ?) ON CONFLICT DO NOTHING", rows)
+        # Many by one statement: at each the thread lets go of the GIL, and takes it from the engine again.
+        for start in range(0, len(rows), ROWS):
+            some = rows[start : start + ROWS]
+            values = ", ".join(["(?, ?, ?, ?, ?, ?)"] * len(some))
+            # One that is there was written by a commit of which the answer was lost.
+            self.execute(f"INSERT INTO events VALUES {values} ON CONFLICT DO NOTHING", [*chain.from_iterable(some)])
 
     def finish(self, job: int, end: Sequence[Any], events: Sequence[LoggedEvent]) -> None:
         """See JobLog."""

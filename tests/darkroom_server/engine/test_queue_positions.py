@@ -93,6 +93,27 @@ def test_who_waits_hears_of_estimates_once_there_are_any() -> None:
     assert not positions.stale
 
 
+def test_who_would_slow_down_another_waits_until_that_one_is_done() -> None:
+    batcher, speeds = Batcher(), Speeds()
+    others = [job(10, client="light"), job(40, client="heavy"), job(40, client="heavy")]
+    for each in others:
+        batcher.add(each)
+    lane = batcher.lanes()[0]
+    lane.seconds = lambda rows: 0.1 * rows
+    for rows in (2, 2, 6, 6):
+        speeds.evaluation_took(others[0].plan, rows, seconds=0.1 * rows)
+    positions = QueuePositions(batcher, lambda lane: 32, speeds)
+    batcher.add(newcomer := job(10, client="heavy"))
+    assert not any(slot.job is newcomer for slot in lane.select_batch(32))
+    batcher.drop([slot for slot in lane.slots if slot.job is newcomer])
+    found = {client: positions.estimate(job(10, client=client), 32, now=0.0) for client in ("heavy", "another")}
+    assert found["another"] is not None
+    assert found["another"].start == 0
+    assert found["heavy"] is not None
+    assert found["heavy"].start > 0
+    assert found["heavy"].start == pytest.approx(found["heavy"].end / 2)  # as many evaluations as that one has
+
+
 def test_estimates_are_in_seconds_from_turn_to_turn() -> None:
     batcher = Batcher()
     running, first, second = jobs = [job(30), job(30), job(30)]
@@ -114,7 +135,7 @@ def test_estimates_are_in_seconds_from_turn_to_turn() -> None:
 def test_many_hear_of_it_a_few_at_a_time() -> None:
     """Else the event loop does nothing else meanwhile."""
     batcher = Batcher()
-    jobs = [job(30) for _ in range(40)]
+    jobs = [job(30) for _ in range(2 * AT_ONCE + 6)]
     for each in jobs:
         batcher.add(each)
     positions = QueuePositions(batcher, lambda lane: 2, measured(r2=0.1))
