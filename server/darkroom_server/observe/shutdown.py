@@ -56,8 +56,8 @@ class Shutdown:
             os._exit(EXIT_INTERRUPTED)
         if self.asked.is_set():
             if name is not signal.SIGHUP:
+                self.hurried.set()  # first: the next signal may interrupt what follows
                 log.warning("%s again: jobs that still run are ended", name.name)
-                self.hurried.set()
                 self.bound(0)
             return
         self.asked.set()
