@@ -34,7 +34,7 @@ def measure(bench: Bench) -> dict[str, Any]:
     """
     used: dict[str, Counter[str]] = {name: Counter() for name in WAYS}
     throughput = bench.turns(
-        "full batches", {name: partial(_throughput, bench, WAYS[name], used[name]) for name in WAYS}, 2
+        "full batches", {name: partial(_throughput, bench, WAYS[name], used[name]) for name in WAYS}, 3
     )
     with contextlib.ExitStack() as stack:
         served = {name: stack.enter_context(_serve(bench, WAYS[name])) for name in ("single server", "1 replica")}
