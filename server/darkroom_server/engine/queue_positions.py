@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import heapq
 import time
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Callable, Hashable, Iterator
 from dataclasses import dataclass
 from itertools import islice
@@ -205,7 +205,7 @@ def _turns(lane: Lane, row_limit: int, newcomer: Job) -> Turns:
     if any(slot.job is newcomer for slot in batch):
         return turns
     found = foretell(lane, sum(slot.rows for slot in batch), newcomer)
-    ends = Counter[str]()  # of other clients' last jobs
+    ends = defaultdict[str, float](float)  # of other clients' last jobs
     for job, each in found.items():
         if job.client != newcomer.client:
             ends[job.client] = max(ends[job.client], each.end)
