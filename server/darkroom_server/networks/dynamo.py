@@ -30,8 +30,10 @@ def configure_dynamo() -> None:
     """Raise dynamo's limits, and make hitting them an error, for this thread: recent torch has them by thread. Numbers
     among a network's attributes are constants; else dynamo traces twice, to find that out."""
     from torch._dynamo import config as dynamo
+    from torch.fx.experimental import _config
 
     config: Any = dynamo
+    shapes: Any = _config
     limit, fail = "recompile_limit", "fail_on_recompile_limit_hit"
     if not hasattr(config, limit):  # torch 2.6
         limit, fail = "cache_size_limit", "fail_on_cache_limit_hit"
@@ -40,6 +42,7 @@ def configure_dynamo() -> None:
         setattr(config, f"accumulated_{limit}", sys.maxsize)  # counts those of networks that have gone, too
         setattr(config, fail, True)
         config.specialize_float = True
+        shapes.use_duck_shape = False  # else code of a square picture is not that of others
 
 
 def too_many_versions() -> type[Exception]:
