@@ -202,9 +202,11 @@ def _turns(lane: Lane, row_limit: int, newcomer: Job) -> Turns:
     """As `foretell`, of a job that comes now; later where with it batches would be too slow for a client that asks for
     little: until a client is done, or smaller batches have come to it."""
     turns, batch = foretell(lane, row_limit, newcomer)[newcomer], lane.select_batch(row_limit, newcomer)
-    if any(slot.job is newcomer for slot in batch):
+    rows = sum(slot.rows for slot in batch)
+    begins = any(slot.job is newcomer for slot in batch)
+    if begins or lane.solo or rows + len(newcomer.plan.prompts) > row_limit:  # there is no room anyway
         return turns
-    found = foretell(lane, sum(slot.rows for slot in batch), newcomer)
+    found = foretell(lane, rows, newcomer)
     ends = defaultdict[str, float](float)  # of other clients' last jobs
     for job, each in found.items():
         if job.client != newcomer.client:
