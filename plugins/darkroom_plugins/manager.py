@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import pluggy
 
 from darkroom_plugins import API_VERSION, ENTRY_POINT_GROUP, hookspecs
+from darkroom_plugins.errors import no_such
 from darkroom_plugins.version import VERSION
 
 if TYPE_CHECKING:
@@ -123,7 +124,7 @@ def load_plugins(blocked: Iterable[str] = (), extra: Mapping[str, object] | None
     """All plugins: built-in ones, installed ones, and `extra`, by name.
 
     :raises PluginError: one does not load, declares another version of the contract, implements an unknown hook, or
-        claims a name that is taken
+        claims a name that is taken; or there is none of a name that is blocked
     """
     return _loaded(blocked, _builtins(), extra or {})
 
@@ -143,6 +144,10 @@ def list_plugins(blocked: Iterable[str] = ()) -> list[PluginInfo]:
 def _loaded(blocked: Iterable[str], builtin: Mapping[str, object], extra: Mapping[str, object]) -> Plugins:
     manager = pluggy.PluginManager("darkroom")
     manager.add_hookspecs(hookspecs)
+    blocked = set(blocked)
+    known = {*BUILTIN, *extra, *(entry.name for entry in entry_points(group=ENTRY_POINT_GROUP))}
+    if missing := sorted(blocked - known):
+        raise PluginError("; ".join(no_such("plugin to block", name, known, listed=False) for name in missing))
     for name in blocked:
         manager.set_blocked(name)
     installed = _installed(manager)

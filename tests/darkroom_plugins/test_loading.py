@@ -79,6 +79,14 @@ def test_a_blocked_plugin_is_absent() -> None:
     assert plugins.extensions == {}
 
 
+@pytest.mark.parametrize("listing", [load_plugins, list_plugins])
+def test_what_is_blocked_must_be_there(listing: Callable[..., object]) -> None:
+    with pytest.raises(PluginError) as caught:
+        listing(blocked=["vignete", "lora", "nothing-like-it"])
+    kind = "there is no plugin to block"
+    assert str(caught.value) == f"{kind} 'nothing-like-it'; {kind} 'vignete' (did you mean 'vignette'?)"
+
+
 def test_a_blocked_extra_plugin_is_absent_and_not_asked() -> None:
     def never() -> Any:
         raise AssertionError("a blocked plugin was asked")
