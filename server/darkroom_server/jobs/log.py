@@ -153,8 +153,11 @@ class JobLog:
         try:
             self._store.connect()
             self._store.execute("BEGIN" if self.shared else "BEGIN IMMEDIATE")
-            for call in calls:
-                self._attempt(call)
+            if len(calls) == 1:  # at each statement the thread lets go of the GIL, and takes it from the engine again
+                calls[0].run()
+            else:
+                for call in calls:
+                    self._attempt(call)
             self._store.execute("COMMIT")
         except Exception as error:  # without this thread all that waits for it would hang
             failure = self._store.explained(error)
@@ -167,7 +170,7 @@ class JobLog:
     def _attempt(self, call: _Call) -> None:
         self._store.execute("SAVEPOINT call")
         try:
-            call.result = call.function(*call.arguments)
+            call.run()
         except Exception as error:
             call.error = self._store.explained(error)
             self._store.execute("ROLLBACK TO call")
@@ -182,6 +185,9 @@ class _Call:
     future: asyncio.Future[Any]
     result: Any = None
     error: DarkroomError | None = None
+
+    def run(self) -> None:
+        self.result = self.function(*self.arguments)
 
     def answer(self) -> None:
         with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits
