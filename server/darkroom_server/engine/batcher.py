@@ -7,7 +7,6 @@ of a client. A sample that has begun keeps its state while others have its row.
 from __future__ import annotations
 
 import heapq
-import sys
 from bisect import insort
 from collections import defaultdict
 from collections.abc import Callable, Collection, Hashable, Iterator, Mapping
@@ -56,7 +55,7 @@ class Party:
     def add(self, slot: Slot) -> None:
         """One that waits."""
         priority = slot.job.priority
-        place = max(self._now, self._places.get(priority, 0.0)) + slot.rows * evaluations_left(slot) / WEIGHTS[priority]
+        place = max(self._now, self._places.get(priority, 0.0)) + slot.rows * slot.evaluations_left / WEIGHTS[priority]
         self._places[priority] = place
         insort(self.waiting, (place, slot.number, slot))
 
@@ -76,6 +75,14 @@ class Party:
             return True
         self.waiting = [each for each in self.waiting if each[2] is not slot]
         return False
+
+    def copy(self, copied: Callable[[Slot], Slot]) -> Party:
+        """May be called on another thread."""
+        party = Party(self.client)
+        party.begun = {copied(slot): None for slot in list(self.begun)}
+        party.waiting = [(place, number, copied(slot)) for place, number, slot in list(self.waiting)]
+        party._places, party._now = dict(self._places), self._now
+        return party
 
     def order(self) -> Iterator[Slot]:
         """Its slots, in the order in which they get rows."""
@@ -99,7 +106,7 @@ class Lane:
 
     def __init__(self, solo: bool, shares: FairShares[str]) -> None:
         self.solo = solo
-        self._shares = shares
+        self.shares = shares
         self.parties: dict[str, Party] = {}  # by client
         self.seconds: Callable[[int], float | None] = lambda rows: None  # of an evaluation of this many rows
         self._begun = 0  # slots of all that have begun
@@ -129,7 +136,7 @@ class Lane:
         """Seconds of the evaluations that each client still wants, one after another; 0 if not known yet."""
         seconds = cache(lambda rows: self.seconds(rows) or 0.0)
         firsts = {client: (len(party), party.first) for client, party in self.parties.items()}
-        return {client: size * evaluations_left(slot) * seconds(slot.rows) for client, (size, slot) in firsts.items()}
+        return {client: size * slot.evaluations_left * seconds(slot.rows) for client, (size, slot) in firsts.items()}
 
     def add(self, slot: Slot) -> None:
         """One that waits."""
@@ -149,7 +156,7 @@ class Lane:
         if self.last_turn is not None:
             self._turn_seconds.add(now - self.last_turn)
         self.turn_rows = 0.8 * self.turn_rows + 0.2 * rows if self.turn_rows else rows
-        self.last_turn, self.spent_before = now, self._shares.spent
+        self.last_turn, self.spent_before = now, self.shares.spent
         for slot in batch:
             self._begun += self.parties[slot.job.client].begin(slot)
 
@@ -160,29 +167,28 @@ class Lane:
         if not party:
             del self.parties[slot.job.client]
 
-    def order(self, newcomer: Job | None = None) -> Iterator[Slot]:
-        """All slots in the order in which they get rows, while the shares are as they are now, and behind those of its
-        client those of a job that is not there yet. May be called on another thread."""
-        return (pick.slot for pick in self._picks(newcomer))
+    def copy(self, copied: Callable[[Slot], Slot]) -> Lane:
+        """With copies of its slots and of the shares. May be called on another thread."""
+        lane = Lane(self.solo, self.shares.copy())
+        lane.seconds = self.seconds
+        lane.parties = {client: party.copy(copied) for client, party in list(self.parties.items())}
+        lane._begun = sum(len(party.begun) for party in lane.parties.values())
+        return lane
 
-    def _picks(self, newcomer: Job | None = None, only_begun: bool = False) -> Iterator[Pick]:
+    def _picks(self, only_begun: bool) -> Iterator[Pick]:
+        """All slots in the order in which they get rows, while the shares are as they are now."""
         parties = list(self.parties.values())
         orders = {party.client: iter(list(party.begun)) if only_begun else party.order() for party in parties}
         sizes = {party.client: len(party) for party in parties}
-        if newcomer is not None:
-            count = newcomer.request.num_images
-            new = (Slot(newcomer, index, sys.maxsize) for index in range(count))
-            orders[newcomer.client] = chain(orders.get(newcomer.client, ()), new)
-            sizes[newcomer.client] = sizes.get(newcomer.client, 0) + count
-        tags = {client: self._shares.tag(client) for client in orders}
-        latest = min(tags.values(), default=0.0) + self._shares.slack
+        tags = {client: self.shares.tag(client) for client in orders}
+        latest = min(tags.values(), default=0.0) + self.shares.slack
 
         def pick(client: str, place: float) -> Pick | None:
             slots = orders[client]
             if (slot := next(slots, None)) is None:
                 return None
             late = tags[client] > latest
-            order = tags[client] if late else sizes[client] * evaluations_left(slot)
+            order = tags[client] if late else sizes[client] * slot.evaluations_left
             return Pick(place, late, order, slot.number, slot)
 
         heap = [first for client in orders if (first := pick(client, 0.0))]
@@ -197,13 +203,12 @@ class Lane:
             else:
                 heapq.heappop(heap)
 
-    def select_batch(self, row_limit: int, newcomer: Job | None = None) -> list[Slot]:
-        """The slots of the next batch, oldest first; at least one. With those of a job that is not there yet, as in
-        `order`. May be called on another thread."""
+    def select_batch(self, row_limit: int) -> list[Slot]:
+        """The slots of the next batch, oldest first; at least one."""
         batch: list[Slot] = []
         rows = 0
-        too_slow = self._bound(row_limit, newcomer)
-        for pick in self._picks(newcomer, only_begun=self._begun >= HELD * row_limit):
+        too_slow = self._bound(row_limit)
+        for pick in self._picks(only_begun=self._begun >= HELD * row_limit):
             if batch and (self.solo or rows + pick.slot.rows > row_limit):
                 break
             if batch and too_slow(pick, rows + pick.slot.rows):
@@ -214,20 +219,17 @@ class Lane:
             batch.append(pick.slot)
         return sorted(batch, key=attrgetter("number"))
 
-    def _bound(self, row_limit: int, newcomer: Job | None = None) -> Callable[[Pick, int], bool]:
+    def _bound(self, row_limit: int) -> Callable[[Pick, int], bool]:
         """Whether a pick would make a batch of so many rows too slow for the client that asks for the least."""
-        slots = {client: own for client, party in list(self.parties.items()) if (own := list(party.order()))}
-        if len(slots) < 2 or self.solo:
+        sizes = {client: len(party) for client, party in self.parties.items()}
+        if len(sizes) < 2 or self.solo:
             return lambda pick, rows: False
-        sizes = {client: len(own) for client, own in slots.items()}
-        fewest = slots[self._shares.due(sizes, sizes.__getitem__)]
-        if newcomer is not None:
-            sizes[newcomer.client] = sizes.get(newcomer.client, 0) + newcomer.request.num_images
+        fewest = self.parties[self.shares.due(sizes, sizes.__getitem__)]
         if len(fewest) >= row_limit:
             return lambda pick, rows: False
-        weights = {client: WEIGHTS[own[0].job.priority] for client, own in slots.items()}
-        others = sum(weights.values()) / weights[fewest[0].job.client]
-        alone = self.seconds(min(row_limit, sum(slot.rows for slot in fewest)))
+        weights = {client: WEIGHTS[party.first.job.priority] for client, party in self.parties.items()}
+        others = sum(weights.values()) / weights[fewest.client]
+        alone = self.seconds(min(row_limit, sum(slot.rows for slot in fewest.order())))
         longest = alone * max(1.0, SLOWDOWN * others) if alone is not None else None
 
         def too_slow(pick: Pick, rows: int) -> bool:
@@ -357,9 +359,12 @@ class Batcher:
             self.shares.leave(client)
 
 
-def evaluations_left(slot: Slot) -> int:
-    """How many evaluations its sample still takes; at least one. May be called on another thread, while the slot goes
-    on to a stage."""
-    steps, sample = slot.plan.steps, slot.sample
-    done = steps.first if sample is None else sample.evaluation
-    return max(1, len(steps.timesteps) - done)
+def parts(batch: Collection[Slot]) -> dict[str, Cost]:
+    """Each client's part of a batch's rows, and the same over its jobs' weights."""
+    found: dict[str, Cost] = {}
+    whole = sum(slot.rows for slot in batch)
+    for slot in batch:
+        part, weighed = found.get(slot.job.client, (0.0, 0.0))
+        own = slot.rows / whole
+        found[slot.job.client] = part + own, weighed + own / WEIGHTS[slot.job.priority]
+    return found

@@ -21,12 +21,13 @@ from darkroom_server.device.thread_tuner import ThreadTuner
 from darkroom_server.device.transfer import LaunchLimiter
 from darkroom_server.engine.batcher import Batcher, Lane
 from darkroom_server.engine.endings import Endings
+from darkroom_server.engine.forecast import Estimate
 from darkroom_server.engine.long_work import LongWork, Work
 from darkroom_server.engine.meter import Meter
 from darkroom_server.engine.outbox import Outbox
 from darkroom_server.engine.previews import PreviewDecoders
 from darkroom_server.engine.prompt_cache import PromptCache
-from darkroom_server.engine.queue_positions import Estimate, QueuePositions
+from darkroom_server.engine.queue_positions import QueuePositions
 from darkroom_server.engine.recovery import Recovery, work
 from darkroom_server.engine.slot import Slot
 from darkroom_server.engine.tick import Tick, kind_of

@@ -7,8 +7,9 @@ from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, NamedTuple
 
+from darkroom_server.engine.batcher import parts
 from darkroom_server.jobs.numbers import EngineNumbers, size_class
-from darkroom_server.jobs.shares import WEIGHTS, Cost
+from darkroom_server.jobs.shares import Cost
 from darkroom_server.jobs.speeds import Speeds
 
 if TYPE_CHECKING:
@@ -41,7 +42,8 @@ class Meter:
     @contextmanager
     def turn(self, batch: Sequence[Slot]) -> Iterator[None]:
         """Context manager around the turn of a batch."""
-        turn, plan = _turn(batch), batch[0].plan
+        plan = batch[0].plan
+        turn = _Turn(parts(batch), plan, 0)
         began, inner, outer = time.monotonic(), self._measured, (self._beside, self._stepped)
         self._beside, self._stepped = 0.0, 0
         try:
@@ -81,13 +83,3 @@ class Meter:
         kind = request.model, size_class(request.width, request.height)
         self._numbers.steps[kind].add(seconds)
         self._numbers.stepped_rows[kind] += self._stepped
-
-
-def _turn(batch: Sequence[Slot]) -> _Turn:
-    shares: dict[str, Cost] = {}
-    whole = sum(slot.rows for slot in batch)
-    for slot in batch:
-        part, weighed = shares.get(slot.job.client, (0.0, 0.0))
-        own = slot.rows / whole
-        shares[slot.job.client] = part + own, weighed + own / WEIGHTS[slot.job.priority]
-    return _Turn(shares, batch[0].plan, 0)

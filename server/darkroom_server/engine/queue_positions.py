@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import heapq
 import time
-from collections import defaultdict
 from collections.abc import Callable, Hashable, Iterator
 from dataclasses import dataclass
 from itertools import islice
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
-from darkroom_server.engine.batcher import Batcher, Lane, evaluations_left
+from darkroom_server.engine.batcher import Batcher, Lane
+from darkroom_server.engine.forecast import Estimate, forecast
 from darkroom_server.jobs.events import Queued
 
 if TYPE_CHECKING:
@@ -25,28 +24,13 @@ INTERVAL_PER_JOB = 0.004  # seconds; fifty times the cost of one update
 AT_ONCE = 4  # updates: their streams write them all before the event loop comes to anything else
 
 
-class Turns(NamedTuple):
-    """How many of its lane's turns pass before a job's first image begins, and before its last is done."""
-
-    start: float
-    end: float
-
-
-class Estimate(NamedTuple):
-    """Seconds until a job has its first turn, and until it is done."""
-
-    start: float
-    end: float
-
-
 @dataclass(slots=True)
 class _Foretold:
     """Of the jobs of one lane and client that come now."""
 
     until: float  # time.monotonic: then it is to be computed anew
-    seconds: float | None  # of a turn
     start: float  # time.monotonic; later with each job that comes
-    rounds: float  # turns for each of its evaluations: more than one where its images follow each other
+    seconds: float | None  # for each of its evaluations, from its start on
 
 
 class QueuePositions:
@@ -69,31 +53,32 @@ class QueuePositions:
         found = list(islice(self._round, AT_ONCE))
         if not found and self.stale and now >= self._next:
             self.stale, self._next = False, now + INTERVAL
-            self._round = self._updates(now, within_turn)
+            self._round = self._updates(within_turn)
             found = list(islice(self._round, AT_ONCE))
         return found
 
-    def _updates(self, began: float, within_turn: bool) -> Iterator[tuple[Job, Queued]]:
+    def _updates(self, within_turn: bool) -> Iterator[tuple[Job, Queued]]:
         for lane in self._batcher.lanes():
             if not lane.parties:  # since the round began
                 continue
             limit = self._row_limit(lane)
             active = set() if within_turn else {slot.job for slot in lane.select_batch(limit)}
-            turns = foretell(lane, limit)
-            waiting = [job for job in turns if job.progress.started is None]
+            if all(slot.job.progress.started is not None or slot.job in active for slot in lane.slots):
+                continue
+            seconds = self._seconds(lane, lane.first.job)
+            known, began = seconds is not None, self._now + (self._rest_of_turn(self._now) if within_turn else 0.0)
+            found = forecast(lane, limit, seconds or (lambda rows: 1.0))
+            waiting = [job for job in found if job.progress.started is None]
             self._next += len(waiting) * INTERVAL_PER_JOB
-            seconds = self._turn_seconds(lane, waiting[0], limit) if waiting else None  # they fill the batch
-            known = seconds is not None
             self.stale |= not known and bool(waiting)  # until the first of their kind have been measured
             for position, job in enumerate(job for job in waiting if job not in active):
                 if job.progress.started is not None or job.progress.ended:  # since the round began
                     continue
                 if job.progress.position != position or (known and not job.progress.estimated):
                     job.progress.position, job.progress.estimated = position, known
-                    found = self._estimate(job, turns[job], seconds, at_least=1)
-                    if found is not None:
-                        found = Estimate(*(max(0.0, each - (self._now - began)) for each in found))
-                    yield job, Queued(position, *(found or (None, None)))
+                    passed = self._now - began
+                    whole = (max(0.0, each - passed) for each in self._whole(job, found[job]))
+                    yield job, Queued(position, *(whole if known else (None, None)))
 
     def estimate(self, job: Job, row_limit: int, now: float) -> Estimate | None:
         """When a job would begin and be done that came now; None if nothing like it has been measured. May be called on
@@ -108,8 +93,7 @@ class QueuePositions:
         if last.seconds is None:
             return None
         evaluations = job.plan.steps.evaluations
-        own = self._estimate(job, Turns(0, evaluations * last.rounds), last.seconds)
-        assert own is not None
+        own = self._whole(job, Estimate(0.0, evaluations * last.seconds))
         start = max(0.0, last.start - now)
         last.start = max(now, last.start) + last.seconds * evaluations * _rows(job) / row_limit if start else last.start
         return Estimate(start, start + own.end)
@@ -120,27 +104,23 @@ class QueuePositions:
         lane = self._batcher.lane_of(job.plan.batch_key)
         if lane is None:
             lane = Lane(job.plan.solo, self._batcher.shares)
-        turns, seconds = _turns(lane, row_limit, job), self._turn_seconds(lane, job, row_limit)
-        evaluations = max(1, job.plan.steps.evaluations)
-        start = now + self._rest_of_turn(now) + turns.start * (seconds or 0.0)
+        seconds = self._seconds(lane, job)
+        if seconds is None:
+            return _Foretold(now, now, None)
+        start, end = forecast(lane, row_limit, seconds, job)[job]
         many = sum(len(party) for party in list(lane.parties.values())) >= MANY
         until = now + (PATIENCE * (time.monotonic() - began) if many else 0.0)
-        return _Foretold(until, seconds, start, (turns.end - turns.start) / evaluations)
+        return _Foretold(until, now + self._rest_of_turn(now) + start, (end - start) / job.plan.steps.evaluations)
 
     def alone(self, job: Job, row_limit: int) -> float | None:
         """Seconds that a job would take if there were no others; None if nothing like it has been measured."""
-        rows = min(row_limit, _rows(job))
-        seconds = self._speeds.evaluation(job.plan, rows)
-        lane = Lane(job.plan.solo, self._batcher.shares)
-        found = self._estimate(job, foretell(lane, row_limit, job)[job], seconds)
+        found = QueuePositions(Batcher(), self._row_limit, self._speeds).estimate(job, row_limit, now=0.0)
         return found.end if found is not None else None
 
-    def _estimate(self, job: Job, turns: Turns, seconds: float | None, at_least: int = 0) -> Estimate | None:
-        """From the seconds of a turn."""
-        if seconds is None:
-            return None
+    def _whole(self, job: Job, first: Estimate) -> Estimate:
+        """With the stages after the first, and with what a picture takes beside its evaluations."""
         pictures = job.request.num_images * self._speeds.picture(job.plan.last)
-        start, end = (seconds * max(at_least, turn) for turn in turns)
+        start, end = first
         return Estimate(start, end + (end - start) * self._later_stages(job) + pictures)
 
     def _later_stages(self, job: Job) -> float:
@@ -153,21 +133,15 @@ class QueuePositions:
         )
         return sum(costs) / (known * max(1, first.steps.evaluations)) if known else 0.0
 
-    def _turn_seconds(self, lane: Lane, job: Job, row_limit: int) -> float | None:
-        """Seconds from one of a lane's turns to the next, with the rows that a job adds to it: as measured of late,
-        else as if the turns of other lanes took as long."""
-        rows = 0
-        for slot in lane.order(job):
-            rows += slot.rows
-            if rows >= row_limit:
-                break
-        rows = min(row_limit, rows)
-        expected = self._speeds.evaluation(job.plan, rows)
-        if lane.turn_seconds is None:
+    def _seconds(self, lane: Lane, job: Job) -> Callable[[int], float] | None:
+        """Seconds from one of a lane's turns to the next, by the rows that a job like this one shares: as measured of
+        late, else as if the turns of other lanes took as long. None: not known yet."""
+        last, usual = lane.turn_seconds, self._speeds.evaluation(job.plan, round(lane.turn_rows))
+        if usual:
             others = sum(each is not lane for each in self._batcher.lanes())
-            return expected * (1 + others) if expected is not None else None
-        usual = self._speeds.evaluation(job.plan, round(lane.turn_rows))
-        return lane.turn_seconds * (expected / usual if expected and usual else 1.0)
+            times = last / usual if last is not None else 1 + others
+            return lambda rows: times * (self._speeds.evaluation(job.plan, rows) or 0.0)
+        return (lambda rows: last) if last is not None else None
 
     def _rest_of_turn(self, now: float) -> float:
         """Seconds until the turn that is under way ends."""
@@ -178,41 +152,6 @@ class QueuePositions:
                 expected = lane.seconds(rows)
                 rest = max(rest, lane.last_turn + expected - now if expected is not None else 0.0)
         return rest
-
-
-def foretell(lane: Lane, row_limit: int, newcomer: Job | None = None) -> dict[Job, Turns]:
-    """When each job of a lane begins and is done, in its turns, and in the order in which they begin: images begin in
-    order, each as soon as the rows of those that are done leave room for it. May be called on another thread."""
-    found: dict[Job, Turns] = {}
-    active: list[tuple[int, int]] = []  # the turn in which an image is done, and its rows
-    now = rows = 0
-    for slot in lane.order(newcomer):
-        while active and (lane.solo or rows + slot.rows > row_limit):
-            now, freed = heapq.heappop(active)
-            rows -= freed
-        end = now + evaluations_left(slot)
-        heapq.heappush(active, (end, slot.rows))
-        rows += slot.rows
-        before = found.get(slot.job)
-        found[slot.job] = Turns(now, end) if before is None else Turns(before.start, max(before.end, end))
-    return found
-
-
-def _turns(lane: Lane, row_limit: int, newcomer: Job) -> Turns:
-    """As `foretell`, of a job that comes now; later where with it batches would be too slow for a client that asks for
-    little: until a client is done, or smaller batches have come to it."""
-    turns, batch = foretell(lane, row_limit, newcomer)[newcomer], lane.select_batch(row_limit, newcomer)
-    rows = sum(slot.rows for slot in batch)
-    begins = any(slot.job is newcomer for slot in batch)
-    if begins or lane.solo or rows + len(newcomer.plan.prompts) > row_limit:  # there is no room anyway
-        return turns
-    found = foretell(lane, rows, newcomer)
-    ends = defaultdict[str, float](float)  # of other clients' last jobs
-    for job, each in found.items():
-        if job.client != newcomer.client:
-            ends[job.client] = max(ends[job.client], each.end)
-    later = max(0, min([found[newcomer].start, *ends.values()]) - turns.start)
-    return Turns(turns.start + later, turns.end + later)
 
 
 def _rows(job: Job) -> int:

@@ -42,6 +42,13 @@ class Slot:
         return len(self.plan.prompts if sample is None or sample.done else sample.conditions)
 
     @property
+    def evaluations_left(self) -> int:
+        """How many evaluations its sample still takes; at least one. May be read on another thread, as `rows`."""
+        steps, sample = self.plan.steps, self.sample
+        done = steps.first if sample is None else sample.evaluation
+        return max(1, len(steps.timesteps) - done)
+
+    @property
     def steps_before(self) -> int:
         """The steps of the stages before this one: steps are numbered on."""
         return sum(stage.steps.count for stage in self._stages_before)

@@ -34,6 +34,13 @@ class FairShares(Generic[Client]):
         self.spent = 0.0  # by all, ever
         self.turn = 0.0  # cost of the longest turn of late
 
+    def copy(self) -> FairShares[Client]:
+        """May be called on another thread."""
+        other = FairShares[Client]()
+        other._tags, other._weights, other._left = dict(self._tags), dict(self._weights), dict(self._left)
+        other._virtual, other.spent, other.turn = self._virtual, self.spent, self.turn
+        return other
+
     def join(self, client: Client, weight: float = 1.0) -> None:
         """A client has work, which it had not."""
         self._tags[client] = max(self._left.pop(client, 0.0), self._virtual)
@@ -65,13 +72,14 @@ class FairShares(Generic[Client]):
         most = min(tags.values()) + self.slack
         return min((client for client, tag in tags.items() if tag <= most), key=wants)
 
-    def charge(self, costs: Mapping[Client, Cost]) -> None:
-        """The clients have shared a turn: what each has had of it, and the same over its jobs' weights."""
+    def charge(self, costs: Mapping[Client, Cost], turns: float = 1) -> None:
+        """The clients have shared a turn, or several: what each has had of it, and the same over its jobs' weights."""
         whole = sum(cost for cost, _ in costs.values())
         self.spent += whole
         if not self._tags:
             return
-        self.turn = max(whole, max((weighed for _, weighed in costs.values()), default=0.0), FADES * self.turn)
+        longest = max(whole, max((weighed for _, weighed in costs.values()), default=0.0))
+        self.turn = max(longest / turns, FADES**turns * self.turn)
         for client, (cost, weighed) in costs.items():
             if client in self._tags:
                 self._tags[client] = self.tag(client) + weighed
