@@ -171,7 +171,8 @@ class Lane:
         """With copies of its slots and of the shares. May be called on another thread."""
         lane = Lane(self.solo, self.shares.copy())
         lane.seconds = self.seconds
-        lane.parties = {client: party.copy(copied) for client, party in list(self.parties.items())}
+        copies = {client: party.copy(copied) for client, party in list(self.parties.items())}
+        lane.parties = {client: party for client, party in copies.items() if party}  # the last slot of one may be going
         lane._begun = sum(len(party.begun) for party in lane.parties.values())
         return lane
 

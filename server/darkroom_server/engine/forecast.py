@@ -42,10 +42,11 @@ def forecast(
     lane = lane.copy(_Ahead)
     lane.seconds, seconds = cache(lane.seconds), cache(seconds)
     if newcomer is not None:
-        if newcomer.client not in lane.parties:
-            lane.shares.join(newcomer.client, WEIGHTS[newcomer.priority])
         for index in range(newcomer.request.num_images):
             lane.add(_Ahead(Slot(newcomer, index, sys.maxsize)))
+    for client, party in lane.parties.items():  # the newcomer's, and those that came while the copy was made
+        if client not in lane.shares:
+            lane.shares.join(client, WEIGHTS[party.first.job.priority])
     left = Counter(slot.job for slot in lane.slots)
     found: dict[Job, Estimate] = {}
     now = turns = 0.0

@@ -41,6 +41,10 @@ class FairShares(Generic[Client]):
         other._virtual, other.spent, other.turn = self._virtual, self.spent, self.turn
         return other
 
+    def __contains__(self, client: Client) -> bool:
+        """Whether it has work."""
+        return client in self._tags
+
     def join(self, client: Client, weight: float = 1.0) -> None:
         """A client has work, which it had not."""
         self._tags[client] = max(self._left.pop(client, 0.0), self._virtual)

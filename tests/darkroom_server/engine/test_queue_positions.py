@@ -114,6 +114,17 @@ def test_it_is_what_the_batcher_does(jobs: list[Job], comes: bool, row_limit: in
         assert found[each] == pytest.approx((began[each], ended[each]))
 
 
+def test_clients_may_come_and_go_meanwhile() -> None:
+    """The engine's thread is between two of its own steps when another one reads."""
+    stays, goes, comes = jobs = [job(3, client=client) for client in ("stays", "goes", "comes")]
+    batcher, lane = batcher_of(*jobs)
+    lane.parties["goes"].drop(next(lane.parties["goes"].order()))
+    batcher.shares.leave("comes")
+    found = forecast(lane, 2, lambda rows: 1.0, newcomer := job(3, client="new"), coarse=0)
+    assert goes not in found
+    assert sorted(found[each].end for each in (stays, comes, newcomer)) == [3, 6, 9]
+
+
 def test_what_is_far_off_is_foretold_in_fewer_turns() -> None:
     jobs = [job(evaluations, client=client) for evaluations in (8, 20, 35, 50) for client in "abcd" for _ in range(20)]
     _, lane = batcher_of(*jobs)
