@@ -39,7 +39,8 @@ class Slot:
     def rows(self) -> int:
         """Its number of rows in the next batch. May be read on another thread, while the slot goes on to a stage."""
         sample = self.sample
-        return len(self.plan.prompts if sample is None or sample.done else sample.conditions)
+        conditions = () if sample is None or sample.done else sample.conditions  # none until it has begun
+        return len(conditions or self.plan.prompts)
 
     @property
     def evaluations_left(self) -> int:

@@ -169,6 +169,13 @@ def test_one_that_moves_joins_those_of_its_next_stage() -> None:
     assert not made
 
 
+def test_another_thread_may_read_a_slot_that_begins() -> None:
+    slot = Slot(job("large"), 0)
+    sample: Any = SimpleNamespace(done=False, conditions=(), evaluation=0)
+    slot.sample = sample
+    assert slot.rows == len(slot.plan.prompts)
+
+
 def test_another_thread_may_read_a_slot_that_goes_on_to_a_stage() -> None:
     class Moving:
         """The engine takes its sample away after the first read."""
