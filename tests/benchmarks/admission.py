@@ -43,7 +43,7 @@ def measure(bench: Bench) -> dict[str, Any]:
     """The figures of admission, against their bars."""
     smoke = bench.options.smoke
     flood = uvloop.run(_flood(bench.served, *((20, 1) if smoke else (FLOOD, 5))))
-    estimates = uvloop.run(_estimates(bench.served, 2.0 if smoke else 30.0))
+    estimates = uvloop.run(_estimates(bench.served, 2.0 if smoke else 90.0))
     streams = uvloop.run(_streams(bench.served, 20 if smoke else 500))
     refusals = uvloop.run(_refusals(bench.served, 1.0 if smoke else 10.0))
     bench.hold("beside a flood: (seconds less one step) over alone", flood["ratio"], at_most={"cpu": 1.5})

@@ -132,8 +132,8 @@ class InProcessCall:
 
     def __init__(self, handler: grpc.RpcMethodHandler, context: InProcessContext) -> None:
         self._context = context
-        self._task = asyncio.create_task(self._run(handler))
-        self._task.add_done_callback(lambda _: context.written.put_nowait(self))  # the end
+        self._task = asyncio.create_task(_run(handler, context))
+        self._task.add_done_callback(lambda _: context.written.put_nowait(aio.EOF))
 
     async def wait_until_let_in(self) -> None:
         """Returns when the handler wants the request. :raises Aborted: it is refused without"""
@@ -158,7 +158,7 @@ class InProcessCall:
     async def messages(self) -> AsyncIterator[Any]:
         """The answers. :raises Aborted: the call failed"""
         written = self._context.written
-        while (message := await written.get()) is not self:
+        while (message := await written.get()) is not aio.EOF:
             yield message
             written.task_done()
         await self._task
@@ -170,27 +170,30 @@ class InProcessCall:
         if not self._task.cancelled():
             self._task.exception()  # has been raised, or nobody reads on
 
-    async def _requests(self) -> AsyncIterator[bytes]:
-        while (request := await self._context.read()) is not aio.EOF:
-            yield request
 
-    async def _run(self, handler: grpc.RpcMethodHandler) -> None:
-        """Handlers of one request or one answer, too, which interceptors may have made ones of streams."""
-        decode, context = handler.request_deserializer or bytes, self._context
-        request: Any
-        if handler.request_streaming:
-            behaviour, request = handler.stream_stream, (decode(each) async for each in self._requests())
-        else:
-            behaviour = handler.unary_stream if handler.response_streaming else handler.unary_unary
-            request = decode(await anext(self._requests()))
-        answered = behaviour(request, context)
-        if not hasattr(answered, "__aiter__"):
-            answer = await answered
-            if answer is not None:  # else it has been written
-                await context.write(answer)
-            return
-        async for message in answered:
-            await context.write(message)
+async def _run(handler: grpc.RpcMethodHandler, context: InProcessContext) -> None:
+    """Handlers of one request or one answer, too, which interceptors may have made ones of streams. Knows no call: what
+    it raises has this frame, and the call has that."""
+    decode = handler.request_deserializer or bytes
+    request: Any
+    if handler.request_streaming:
+        behaviour, request = handler.stream_stream, (decode(each) async for each in _requests(context))
+    else:
+        behaviour = handler.unary_stream if handler.response_streaming else handler.unary_unary
+        request = decode(await anext(_requests(context)))
+    answered = behaviour(request, context)
+    if not hasattr(answered, "__aiter__"):
+        answer = await answered
+        if answer is not None:  # else it has been written
+            await context.write(answer)
+        return
+    async for message in answered:
+        await context.write(message)
+
+
+async def _requests(context: InProcessContext) -> AsyncIterator[bytes]:
+    while (request := await context.read()) is not aio.EOF:
+        yield request
 
 
 def _intercepted(find: Find, interceptor: aio.ServerInterceptor) -> Find:

@@ -43,6 +43,8 @@ def answering_errors(call: Call, method: str) -> Call:
             if client_is_gone(error):
                 return None
             raise
+        finally:  # gRPC's part of the call keeps what `abort` raises, which has this frame
+            del request, context
 
     return answering
 

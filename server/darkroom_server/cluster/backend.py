@@ -285,7 +285,7 @@ def note_progress(job: Job, event: events_pb2.JobEvent) -> None:
         case "step":
             if job.queued:
                 job.begun_elsewhere(event.step.elapsed_seconds)
-                job.on_start()
+                job.on_start(job)
             job.seen.stepped(event.step.step, event.step.elapsed_seconds, event.step.batch_rows)
         case "image":
             job.seen.images += 1

@@ -47,6 +47,7 @@ class Endings:
         self._outbox.emit(job, Ended(error, job.timings(now), tuple(job.progress.warnings)))
         if job.progress.then is not None:
             self._outbox.release(job.progress.then)
+            job.progress.then = None  # it has the job, which else were in a cycle of references
         log_end(job, error, now, with_prompt=self.logs_prompts)
 
     def fail(self, job: Job, error: BaseException) -> None:

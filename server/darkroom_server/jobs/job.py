@@ -74,7 +74,7 @@ class Job:
     deadline: float | None = None  # time.monotonic; of its call
     trace: dict[str, str] = field(default_factory=dict)  # W3C's trace headers of its call
     failure: DarkroomError | None = None  # why its stream is not read to its end, if that is known
-    on_start: Callable[[], None] = lambda: None  # called on the event loop at its first turn
+    on_start: Callable[[Job], None] = lambda job: None  # called on the event loop at its first turn
     before_turn: Callable[[], Coroutine[Any, Any, None]] | None = None  # run there, before the engine gives it a turn
     pixels: int = 0  # of its pictures, once checked
     load_seconds: float = 0.0
@@ -94,7 +94,7 @@ class Job:
             case Started():
                 self.queued, self.seen.position, self.seen.started = False, None, time.time()
                 self.seen.estimated_start = None
-                self.on_start()
+                self.on_start(self)
                 return
             case Queued():
                 self.seen.position = event.position

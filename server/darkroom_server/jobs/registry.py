@@ -6,7 +6,6 @@ import asyncio
 import time
 from abc import ABC, abstractmethod
 from contextlib import asynccontextmanager
-from functools import partial
 from typing import TYPE_CHECKING
 
 from darkroom_plugins.quoting import quoted
@@ -173,4 +172,4 @@ class Registry(ABC):
     def _admit(self, job: Job, *, always: bool) -> None:
         """Let a new job in, `always` if it has been before. :raises QueueFull: not now"""
         self.admission.add(job, always=always)
-        job.on_start = partial(self.admission.remove, job)
+        job.on_start = self.admission.remove

@@ -311,7 +311,7 @@ def _answering_errors(
         except Aborted as error:
             failure = from_status(error)
         except ApiError as error:
-            failure = error
+            failure = error.with_traceback(None)  # which has this frame
         except HTTPException as error:  # of the form's parser
             failure = ApiError(error.status_code, error.detail, "invalid_request")
         except Exception:
