@@ -1,4 +1,4 @@
-"""Calls leave no cycles of references, which with all that they hold would stay until a full collection, for minutes."""
+"""Calls leave no cycles of references: all that one holds would stay until a full collection, for minutes."""
 
 import gc
 import types
