@@ -13,6 +13,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+os.environ.setdefault("RAY_SERVE_RUN_ROUTER_IN_SEPARATE_LOOP", "0")  # a thread beside the event loop, for one handle
 
 import ray
 from ray import exceptions, serve
@@ -36,9 +37,13 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-# Of a local cluster, whose tasks and metrics nobody looks at: at rest it would take a quarter more CPU time.
+# Of a local cluster, whose tasks and metrics nobody looks at: at rest it would take a quarter more CPU time. And
+# replicas' code, which blocks nothing, needs no event loop beside Serve's: a call takes 1 ms of CPU less without.
 QUIET = {
     "RAY_SERVE_CONTROL_LOOP_INTERVAL_S": "0.5",
+    "RAY_SERVE_METRICS_EXPORT_INTERVAL_MS": "10000",
+    "RAY_SERVE_REQUEST_PATH_LOG_BUFFER_SIZE": "1000",
+    "RAY_SERVE_RUN_USER_CODE_IN_SEPARATE_THREAD": "0",
     "RAY_enable_metrics_collection": "0",
     "RAY_task_events_report_interval_ms": "0",
 }

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-from collections import Counter
 from collections.abc import Callable
 from functools import cache
 from typing import TYPE_CHECKING, NamedTuple, cast
@@ -34,40 +33,43 @@ def forecast(
     newcomer: Job | None = None,
     coarse: float = COARSE,
 ) -> dict[Job, Estimate]:
-    """When each job of a lane begins and is done, in the order in which they begin; with one that comes now, up to the
-    end of that. May be called on another thread.
+    """When jobs of a lane begin and are done, in the order in which they begin: those that wait, or one that comes now.
+    The evaluations of an image are taken to last as long as its first one. May be called on another thread.
 
     :param seconds: from one turn to the next, by the rows of the first
     """
     lane = lane.copy(_Ahead)
     lane.seconds, seconds = cache(lane.seconds), cache(seconds)
-    if newcomer is not None:
-        for index in range(newcomer.request.num_images):
-            lane.add(_Ahead(Slot(newcomer, index, sys.maxsize)))
+    if newcomer is None:
+        waiting = {slot for party in lane.parties.values() for _, _, slot in party.waiting}
+    else:
+        waiting = {_Ahead(Slot(newcomer, index, sys.maxsize)) for index in range(newcomer.request.num_images)}
+        for each in waiting:
+            lane.add(each)
     for client, party in lane.parties.items():  # the newcomer's, and those that came while the copy was made
         if client not in lane.shares:
             lane.shares.join(client, WEIGHTS[party.first.job.priority])
-    left = Counter(slot.job for slot in lane.slots)
     found: dict[Job, Estimate] = {}
     now = turns = 0.0
-    while lane.parties if newcomer is None else left[newcomer]:
+    while waiting:
         batch = cast("list[_Ahead]", lane.select_batch(row_limit))
         lane.begin_turn(batch, now)
         turn = seconds(sum(slot.rows for slot in batch))
+        for slot in waiting.intersection(batch):
+            start, end = found.get(slot.job, (now, now))
+            found[slot.job] = Estimate(start, max(end, now + slot.evaluations_left * turn))
+        waiting.difference_update(batch)
         most = max(1, int(coarse * turns))
-        passed = [min(most, slot.evaluations_left) for slot in batch]
+        passed = [min(most, slot.left) for slot in batch]
         # Rows that become free are others' at once, if there are any.
         took = max(passed) if len(batch) == sum(map(len, lane.parties.values())) else sum(passed) / len(passed)
         costs = {client: (part * took * turn, own * took * turn) for client, (part, own) in parts(batch).items()}
         for slot, evaluations in zip(batch, passed, strict=True):
-            began = found.setdefault(slot.job, Estimate(now, now)).start
             slot.left -= evaluations
             if not slot.left:
                 lane.drop(slot)
                 if slot.job.client not in lane.parties:
                     lane.shares.leave(slot.job.client)
-                left[slot.job] -= 1
-                found[slot.job] = Estimate(began, now + min(evaluations, took) * turn)
         lane.shares.charge(costs, took)
         now, turns = now + took * turn, turns + took
     return found

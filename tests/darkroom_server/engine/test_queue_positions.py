@@ -79,14 +79,11 @@ def test_it_is_what_the_batcher_does(jobs: list[Job], comes: bool, row_limit: in
     newcomer = jobs.pop() if comes and len(jobs) > 1 else None
     batcher, lane = batcher_of(*jobs)
     began: dict[Job, float] = {}
-    ended: dict[Job, float] = {}
     now, turn = 0.0, 0
     found = None
     while turn <= passed or batcher:
         if turn == passed:
-            began.clear()
-            ended.clear()
-            now = 0.0
+            before, now = set(began), 0.0
             found = forecast(lane, row_limit, seconds, newcomer, coarse=0)
             if newcomer is not None:
                 batcher.add(newcomer)
@@ -106,23 +103,24 @@ def test_it_is_what_the_batcher_does(jobs: list[Job], comes: bool, row_limit: in
             slot.sample = sample
             if sample.evaluation == len(slot.plan.steps.timesteps):
                 batcher.drop([slot])
-                ended[slot.job] = now + took
         batcher.charge(("key",), costs)
         now += took
     assert found is not None
-    for each in found if newcomer is None else [newcomer]:
-        assert found[each] == pytest.approx((began[each], ended[each]))
+    told = {newcomer} if newcomer is not None else set(jobs) - before
+    assert {each: found[each].start for each in found if each not in before} == pytest.approx(
+        {each: began[each] for each in told}
+    )
 
 
 def test_clients_may_come_and_go_meanwhile() -> None:
     """The engine's thread is between two of its own steps when another one reads."""
-    stays, goes, comes = jobs = [job(3, client=client) for client in ("stays", "goes", "comes")]
+    stays, _, comes = jobs = [job(3, client=client) for client in ("stays", "goes", "comes")]
     batcher, lane = batcher_of(*jobs)
     lane.parties["goes"].drop(next(lane.parties["goes"].order()))
     batcher.shares.leave("comes")
     found = forecast(lane, 2, lambda rows: 1.0, newcomer := job(3, client="new"), coarse=0)
-    assert goes not in found
-    assert sorted(found[each].end for each in (stays, comes, newcomer)) == [3, 6, 9]
+    assert found == {newcomer: (6, 9)}
+    assert set(forecast(lane, 2, lambda rows: 1.0, coarse=0)) == {stays, comes}
 
 
 def test_what_is_far_off_is_foretold_in_fewer_turns() -> None:
