@@ -60,13 +60,13 @@ def forecast(
             found[slot.job] = Estimate(start, max(end, now + slot.evaluations_left * turn))
         waiting.difference_update(batch)
         most = max(1, int(coarse * turns))
-        passed = [min(most, slot.left) for slot in batch]
+        passed = [min(most, slot.evaluations_left) for slot in batch]
         # Rows that become free are others' at once, if there are any.
         took = max(passed) if len(batch) == sum(map(len, lane.parties.values())) else sum(passed) / len(passed)
         costs = {client: (part * took * turn, own * took * turn) for client, (part, own) in parts(batch).items()}
         for slot, evaluations in zip(batch, passed, strict=True):
-            slot.left -= evaluations
-            if not slot.left:
+            slot.evaluations_left -= evaluations
+            if not slot.evaluations_left:
                 lane.drop(slot)
                 if slot.job.client not in lane.parties:
                     lane.shares.leave(slot.job.client)
@@ -78,16 +78,10 @@ def forecast(
 class _Ahead(Slot):
     """A slot of a forecast: it has no sample, but a number of evaluations."""
 
-    __slots__ = ("left", "width")
+    __slots__ = ("evaluations_left", "rows")
+    evaluations_left: int
+    rows: int
 
     def __init__(self, slot: Slot) -> None:
         self.job, self.index, self.number = slot.job, slot.index, slot.number
-        self.width, self.left = slot.rows, slot.evaluations_left
-
-    @property
-    def rows(self) -> int:
-        return self.width
-
-    @property
-    def evaluations_left(self) -> int:
-        return self.left
+        self.rows, self.evaluations_left = slot.rows, slot.evaluations_left
