@@ -110,7 +110,8 @@ class QueuePositions:
         start, end = forecast(lane, row_limit, seconds, job)[job]
         many = sum(len(party) for party in list(lane.parties.values())) >= MANY
         until = now + (PATIENCE * (time.monotonic() - began) if many else 0.0)
-        return _Foretold(until, now + self._rest_of_turn(now) + start, (end - start) / job.plan.steps.evaluations)
+        evaluations = max(1, job.plan.steps.evaluations)
+        return _Foretold(until, now + self._rest_of_turn(now) + start, (end - start) / evaluations)
 
     def alone(self, job: Job, row_limit: int) -> float | None:
         """Seconds that a job would take if there were no others; None if nothing like it has been measured."""

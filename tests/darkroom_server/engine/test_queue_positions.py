@@ -256,6 +256,7 @@ def test_one_that_is_alone() -> None:
     assert positions.estimate(job(10), 4, now=0.0) == (0.0, pytest.approx(1.5))
     assert positions.estimate(job(10, images=2), 4, now=0.0) == (0.0, pytest.approx(2.5))
     assert positions.alone(job(10, images=4), 4) == pytest.approx(20 * 0.15 + 2.0)
+    assert positions.estimate(job(0), 4, now=0.0) == (0.0, pytest.approx(0.5))  # an edit that changes nothing
 
 
 def test_one_that_waits_for_others() -> None:
