@@ -7,6 +7,7 @@ import re
 import shutil
 import subprocess
 import time
+import urllib.error
 import urllib.parse
 import urllib.request
 from collections.abc import Iterator
@@ -48,9 +49,22 @@ def prometheus(target: str, folder: Path) -> Iterator[str]:
             while not (found := re.search(listening, log.read_text())):
                 assert process.poll() is None, log.read_text()
                 time.sleep(0.02)
-            yield f"http://{found[1]}"
+            url = f"http://{found[1]}"
+            while not ready(url):
+                assert process.poll() is None, log.read_text()
+                time.sleep(0.02)
+            yield url
         finally:
             process.terminate()
+
+
+def ready(url: str) -> bool:
+    """Whether it answers queries yet."""
+    try:
+        with urllib.request.urlopen(f"{url}/-/ready", timeout=20):
+            return True
+    except urllib.error.URLError:
+        return False
 
 
 def ask(url: str, query: str) -> list[float]:
