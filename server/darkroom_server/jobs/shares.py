@@ -35,9 +35,10 @@ class FairShares(Generic[Client]):
         self.turn = 0.0  # cost of the longest turn of late
 
     def copy(self) -> FairShares[Client]:
-        """May be called on another thread."""
-        other = FairShares[Client]()
-        other._tags, other._weights, other._left = dict(self._tags), dict(self._weights), dict(self._left)
+        """May be called on another thread: a client may have a tag and no weight yet."""
+        other, weights = FairShares[Client](), dict(self._weights)
+        other._tags, other._left = dict(self._tags), dict(self._left)
+        other._weights = {client: weights.get(client, 1.0) for client in other._tags}
         other._virtual, other.spent, other.turn = self._virtual, self.spent, self.turn
         return other
 
