@@ -145,12 +145,13 @@ def _loaded(blocked: Iterable[str], builtin: Mapping[str, object], extra: Mappin
     manager = pluggy.PluginManager("darkroom")
     manager.add_hookspecs(hookspecs)
     blocked = set(blocked)
-    known = {*BUILTIN, *extra, *(entry.name for entry in entry_points(group=ENTRY_POINT_GROUP))}
+    entries = entry_points(group=ENTRY_POINT_GROUP)
+    known = {*BUILTIN, *extra, *(entry.name for entry in entries)}
     if missing := sorted(blocked - known):
         raise PluginError("; ".join(no_such("plugin to block", name, known, listed=False) for name in missing))
     for name in blocked:
         manager.set_blocked(name)
-    installed = _installed(manager)
+    installed = _installed(manager, entries)
     loaded = {name: _load(entry) for name, entry in installed.items()}
     for name, plugin in [*builtin.items(), *loaded.items(), *extra.items()]:
         _register(manager, name, plugin, name in BUILTIN and plugin is not builtin.get(name))
@@ -175,10 +176,10 @@ def _builtins() -> dict[str, ModuleType]:
     return {name: import_module(f"darkroom_plugins.builtin.{module}") for name, (module, _) in BUILTIN.items()}
 
 
-def _installed(manager: pluggy.PluginManager) -> dict[str, EntryPoint]:
-    """The entry points of installed plugins that are not blocked."""
+def _installed(manager: pluggy.PluginManager, entries: Iterable[EntryPoint]) -> dict[str, EntryPoint]:
+    """Those of installed plugins that are not blocked."""
     found: dict[str, EntryPoint] = {}
-    for entry in entry_points(group=ENTRY_POINT_GROUP):
+    for entry in entries:
         if manager.is_blocked(entry.name):
             continue
         if entry.name in found:
