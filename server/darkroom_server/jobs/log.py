@@ -153,11 +153,8 @@ class JobLog:
         try:
             self._store.connect()
             self._store.execute("BEGIN" if self.shared else "BEGIN IMMEDIATE")
-            if len(calls) == 1:  # at each statement the thread lets go of the GIL, and takes it from the engine again
-                calls[0].run()
-            else:
-                for call in calls:
-                    self._attempt(call)
+            for call in calls:
+                self._attempt(call)
             self._store.execute("COMMIT")
         except Exception as error:  # without this thread all that waits for it would hang
             failure = self._store.explained(error)
@@ -170,7 +167,7 @@ class JobLog:
     def _attempt(self, call: _Call) -> None:
         self._store.execute("SAVEPOINT call")
         try:
-            call.run()
+            call.result = call.function(*call.arguments)
         except Exception as error:
             call.error = self._store.explained(error)
             self._store.execute("ROLLBACK TO call")
@@ -185,9 +182,6 @@ class _Call:
     future: asyncio.Future[Any]
     result: Any = None
     error: DarkroomError | None = None
-
-    def run(self) -> None:
-        self.result = self.function(*self.arguments)
 
     def answer(self) -> None:
         with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits
