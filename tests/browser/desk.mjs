@@ -28,11 +28,14 @@ export class Desk {
   kind = (name) => this.page.locator("#template label").filter({ hasText: name }).click();
   unfold = (title) => this.page.getByText(title, { exact: true }).first().click();
 
-  // A number beside a slider is taken when its field loses the focus.
+  // A number beside a slider is taken, and the slider moved, when its field loses the focus. A field that has
+  // just been unfolded is drawn once more, with its old value: a person types later, and a script types again.
   async number(name, value) {
-    const field = this.page.locator(`#${name} input[type=number]`);
-    await field.fill(String(value));
-    await field.blur();
+    const [field, slider] = ["number", "range"].map((type) => this.page.locator(`#${name} input[type=${type}]`));
+    do {
+      await field.fill(String(value));
+      await field.blur();
+    } while ((await slider.inputValue()) !== String(value));
   }
 
   steps = (count) => this.number("steps", count);
