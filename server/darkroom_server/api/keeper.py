@@ -242,7 +242,7 @@ class Keeper:
             deadline=logged.deadline,
             id=logged.id,
         )
-        kept.run, kept.begun, kept.ends = logged.runs, logged.begun, parsed(logged.ends)
+        kept.run, kept.begun, kept.ends = logged.runs, logged.begun, parsed(logged.ends, logged.runs)
         kept.stored_bytes, kept.seen.started = size, logged.started
         if logged.taken and not self._backend.jobs.closed:
             await self._begin_again(kept, logged)

@@ -2,7 +2,8 @@
 
 A job that was at work in runs that were cut short is suspected: it may be why, or another of its batch. So it runs
 alone, and before each turn of the engine the log is told of it. A job's work is the same each time. So it is the cause
-if such runs, one after the other, were cut short in the same turn; what ends the server from outside comes at any time.
+if such runs, one after the other, were cut short in the same turn; what ends the server from outside comes at any time,
+also while it starts.
 """
 
 from __future__ import annotations
@@ -27,9 +28,11 @@ def is_cause(kept: KeptJob) -> bool:
     return len(kept.ends) == ENDS and len(set(kept.ends)) == 1
 
 
-def parsed(ends: str) -> tuple[int, ...]:
-    """The ends of a job as the log has them."""
-    return tuple(int(end) for end in ends.split())
+def parsed(ends: str, run: int) -> tuple[int, ...]:
+    """The ends of a job as the log has them, after the number of the last such run; none if this run is not the next
+    one: another one was cut short before the job was at work."""
+    last, _, turns = ends.partition(":")
+    return tuple(int(turn) for turn in turns.split()) if last == str(run - 1) else ()
 
 
 class Turns:
@@ -75,4 +78,4 @@ class Turns:
     async def _write(self, begun: int, ends: tuple[int, ...]) -> None:
         assert self._kept.id is not None
         with suppress(JobLogFull, JobLogUnavailable):  # then this run tells nothing
-            await self._log.note(self._kept.id, begun, " ".join(map(str, ends)))
+            await self._log.note(self._kept.id, begun, f"{self._kept.run}:{' '.join(map(str, ends))}")
