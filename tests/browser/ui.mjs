@@ -129,7 +129,8 @@ export async function reload(given) {
   const running = { alt: await desk.alt(), generate: await desk.page.locator("#generate").isEnabled() };
   await desk.kept();
   await desk.page.waitForFunction(() => document.querySelector("#prompt textarea").value);
-  const seen = { running, before, gallery: await desk.made(), prompt: await desk.value("prompt") };
+  const random = await desk.page.locator("#random_seed input").isChecked();
+  const seen = { running, before, random, gallery: await desk.made(), prompt: await desk.value("prompt") };
   await desk.press("stop");
   await desk.says("Stopped");
   return seen;

@@ -108,6 +108,21 @@ def test_ctrl_c_cancels_on_the_server(scripted, command):
     scripted.wait_ended(scripted.requests[0].request_id)
 
 
+def test_ctrl_c_names_the_kept_jobs_that_go_on(scripted, make_events):
+    def script(request, context):
+        if request.parameters.prompt == "first":
+            return make_events(request.request_id).whole_job()
+        return scripted.endless(request, context)
+
+    scripted.script = script
+    terminal = Terminal("generate", "first", "second", "--keep", "--jobs", "1", "--seed", "7")
+    scripted.wait(lambda: scripted.endless_steps >= 50)  # the client reads
+    os.kill(terminal.pid, signal.SIGINT)
+    assert terminal.exit_code() == 130
+    goes_on = f"goes on: `darkroom watch {scripted.requests[1].request_id}`"
+    assert terminal.lines[-3:] == ["1-first-7.png", goes_on, "interrupted"]
+
+
 def test_ctrl_c_names_the_pictures_that_are_done(scripted, make_events):
     def script(request, context):
         if request.parameters.prompt == "first":

@@ -43,7 +43,7 @@ def generate(
     darkroom generate - --out pictures/ < prompts.txt
     darkroom generate --combinations "a {red|blue} circle on a {green|white} background" --seed 7
     darkroom generate "a green star" --animate star.webp --open
-    darkroom generate "a green star" --hires-fix 2
+    darkroom generate "a green star" --hires-fix 1.5 --hires-strength 0.2
     """
     from darkroom_client.cli._job_options import JobRunner
 

@@ -23,7 +23,7 @@ from darkroom_client.cli._viewer import open_pictures
 from darkroom_client.cli._words import in_options_words
 from darkroom_client.cli._writers import ControlMapWriter, PictureWriter, PreviewWriter
 from darkroom_client.errors import DarkroomError
-from darkroom_client.events import Event
+from darkroom_client.events import Completed, Event
 
 _Writer: TypeAlias = PictureWriter | PreviewWriter | ControlMapWriter
 
@@ -73,6 +73,8 @@ class View:
                 succeeded = run_jobs(client, jobs, listeners, self.at_once)
         except KeyboardInterrupt:
             self._print(messages, writers, None, several=len(jobs) > 1)  # what is done is done
+            for request_id in messages.running if self.results.keep or jobs[0].watched else ():
+                typer.secho(f"goes on: `darkroom watch {request_id}`", fg=typer.colors.YELLOW, err=True)
             raise
         self._print(messages, writers, animations, several=len(jobs) > 1)
         if self.results.open_pictures:
@@ -140,14 +142,19 @@ def _place(job: Job, *, several: bool) -> str:
 
 
 class _Messages:
-    """A listener that collects errors and warnings, which are printed after the run."""
+    """A listener that collects errors and warnings, which are printed after the run, and which jobs run."""
 
     def __init__(self) -> None:
         self.errors: list[tuple[Job, DarkroomError]] = []
         self.warnings: list[str] = []
+        self.running: dict[str, Job] = {}  # by request id
 
     def on_event(self, job: Job, event: Event) -> None:
         self.warnings += getattr(event, "warnings", ())
+        self.running[event.request_id] = job
+        if isinstance(event, Completed):
+            del self.running[event.request_id]
 
     def on_error(self, job: Job, error: DarkroomError) -> None:
         self.errors.append((job, error))
+        self.running = {request_id: each for request_id, each in self.running.items() if each is not job}

@@ -228,14 +228,16 @@ class Actions:
             yield {self._stage.status: "", self._stage.stored: stored}
 
     async def recall(self, stored: str) -> Updates:
-        """After a reload: sets the fields as they were for the newest run."""
+        """After a reload: sets the fields as they were for the newest run, with its seed, but goes on with random ones."""
         remembered = json.loads(stored or "[]")
         if not remembered:
             return NOTHING
         async with self._client.watch(remembered[-1][0]["id"], timeout=20) as stream:
             with contextlib.suppress(DarkroomError):
                 event = await anext(stream, None)
-                return self._choices.fill(recipe_of(event)) if isinstance(event, Accepted) else NOTHING
+                if isinstance(event, Accepted):
+                    random_seed = self._form.fields["random_seed"]
+                    return {**self._choices.fill(recipe_of(event)), random_seed: gr.update(value=True)}
         return NOTHING
 
     async def _collect(self, window: Window, run: Run) -> None:

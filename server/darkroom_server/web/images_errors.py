@@ -121,5 +121,5 @@ def param_of(path: str) -> str:
 
 def _violations(error: ValidationError) -> Iterator[tuple[str, str]]:
     for each in error.errors():
-        words = {"missing": "must be set", "extra_forbidden": "is not a field of this API"}.get(each["type"])
+        words = {"missing": "must be set", "extra_forbidden": "is unknown, or not offered here"}.get(each["type"])
         yield ".".join(map(str, each["loc"])) or "the request", words or problem_of(each)
