@@ -98,11 +98,11 @@ class KillableServer:
         return float(used.user + used.system)
 
     def kill(self) -> None:
-        """Returns when it has ended; at once if it had."""
-        assert self._process is not None
-        with suppress(psutil.NoSuchProcess):
-            self._process.kill()
-            self._process.wait()
+        """Returns when it has ended; at once if it had, or was never begun."""
+        if self._process is not None:
+            with suppress(psutil.NoSuchProcess):
+                self._process.kill()
+                self._process.wait()
 
     @property
     def alive(self) -> bool:

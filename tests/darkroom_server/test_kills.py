@@ -20,7 +20,7 @@ from tests.support import png
 KILLS = int(many("KILLS", 2))
 SERVERS = 4 if KILLS > 100 else 1
 CLIENTS = 3  # jobs at once, of each server
-LATE = 2.5  # the longest life of a server, in CPU seconds of a start
+LATE = 2.5  # the longest life of a server, in CPU seconds of a start and its first job
 PATIENCE = 60.0  # seconds of a life in which the moment does not come
 PICTURE = png(np.arange(32 * 32 * 3, dtype=np.uint8).reshape(32, 32, 3))
 
@@ -74,21 +74,22 @@ class Killing:
 
     async def run(self) -> None:
         self.server.begin()
-        await self.until(self.ready)
-        self.started = self.server.cpu_seconds
-        self.server.kill()
         async with AsyncClient(self.server.address) as client:
-            keeping = [asyncio.create_task(self.keep(client, place)) for place in range(CLIENTS)]
-            for number in range(self.share, KILLS, SERVERS):
+            await pictures(client, self.share or 8)
+            self.started = self.server.cpu_seconds
+            self.server.kill()
+            async with asyncio.TaskGroup() as keeping:
+                for place in range(CLIENTS):
+                    keeping.create_task(self.keep(client, place))
+                for number in range(self.share, KILLS, SERVERS):
+                    self.server.begin()
+                    moment = await self.moment(number // SERVERS)
+                    self.kills[moment + ", while it started" * (not self.server.ready)] += 1
+                    self.server.kill()
+                    if number % 50 == 0:
+                        print(time.strftime("%H:%M:%S"), number, "kills,", len(self.made), "jobs", flush=True)
+                self.over = True
                 self.server.begin()
-                moment = await self.moment(number // SERVERS)
-                self.kills[moment + ", while it started" * (not self.server.ready)] += 1
-                self.server.kill()
-                if number % 50 == 0:
-                    print(time.strftime("%H:%M:%S"), number, "kills,", len(self.made), "jobs", flush=True)
-            self.over = True
-            self.server.begin()
-            await asyncio.gather(*keeping)
 
     async def keep(self, client: AsyncClient, place: int) -> None:
         """Kept jobs, one after the other."""
@@ -143,7 +144,9 @@ def test_kills_lose_no_accepted_job(forks: Forks, tiny_model: Path, tmp_path: Pa
 
     async def run() -> list[Killing]:
         killings = [Killing(server, share) for share, server in enumerate(servers[:SERVERS])]
-        await asyncio.gather(*(killing.run() for killing in killings))
+        async with asyncio.TaskGroup() as group:
+            for killing in killings:
+                group.create_task(killing.run())
         return killings
 
     async def compare(made: dict[int, list[bytes]]) -> None:
