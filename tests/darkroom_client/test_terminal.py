@@ -108,13 +108,19 @@ def test_ctrl_c_cancels_on_the_server(scripted, command):
     scripted.wait_ended(scripted.requests[0].request_id)
 
 
-def test_ctrl_c_names_the_kept_jobs_that_go_on(scripted, make_events):
+@pytest.fixture
+def only_first_ends(scripted, make_events):
+    """Of two jobs."""
+
     def script(request, context):
         if request.parameters.prompt == "first":
             return make_events(request.request_id).whole_job()
         return scripted.endless(request, context)
 
     scripted.script = script
+
+
+def test_ctrl_c_names_the_kept_jobs_that_go_on(scripted, only_first_ends):
     terminal = Terminal("generate", "first", "second", "--keep", "--jobs", "1", "--seed", "7")
     scripted.wait(lambda: scripted.endless_steps >= 50)  # the client reads
     os.kill(terminal.pid, signal.SIGINT)
@@ -123,13 +129,7 @@ def test_ctrl_c_names_the_kept_jobs_that_go_on(scripted, make_events):
     assert terminal.lines[-3:] == ["1-first-7.png", goes_on, "interrupted"]
 
 
-def test_ctrl_c_names_the_pictures_that_are_done(scripted, make_events):
-    def script(request, context):
-        if request.parameters.prompt == "first":
-            return make_events(request.request_id).whole_job()
-        return scripted.endless(request, context)
-
-    scripted.script = script
+def test_ctrl_c_names_the_pictures_that_are_done(scripted, only_first_ends):
     terminal = Terminal("generate", "first", "second", "--jobs", "1", "--seed", "7")
     scripted.wait(lambda: scripted.endless_steps >= 1)
     os.kill(terminal.pid, signal.SIGINT)
