@@ -228,7 +228,7 @@ class Actions:
             yield {self._stage.status: "", self._stage.stored: stored}
 
     async def recall(self, stored: str) -> Updates:
-        """After a reload: sets the fields as they were for the newest run, with its seed, but goes on with random ones."""
+        """After a reload: sets the fields as they were for the newest run; the next seed is random again."""
         remembered = json.loads(stored or "[]")
         if not remembered:
             return NOTHING
