@@ -99,8 +99,8 @@ class Killing:
             number += CLIENTS * SERVERS
 
     async def moment(self, number: int) -> str:
-        """Returns when the server is to be killed. The log's writing is aimed at only now and then: one job may be
-        alone at work, and end the server there each time, as if it were why."""
+        """Returns when the server is to be killed. The log's writing is aimed at from a random moment on: its first one is
+        the same each time, that one job is alone at work, in its first step, as if it were why the server ends."""
         self.accepted.clear()
         kind = ("at any time", "in its start", "once a job is accepted", "at any time", "as the log is written")[
             number % 5
@@ -108,13 +108,12 @@ class Killing:
         if kind == "once a job is accepted":
             await self.until(self.accepted.is_set)
             await asyncio.sleep(self.chance.uniform(0.0, 0.01))
-        elif kind == "as the log is written":
-            await self.until(self.ready)
-            before = self.written()
-            await self.until(lambda: self.written() > before)
         else:
-            life = self.started * self.chance.uniform(0.0, LATE if kind == "at any time" else 1.0)
+            life = self.started * self.chance.uniform(0.0, 1.0 if kind == "in its start" else LATE)
             await self.until(lambda: self.server.cpu_seconds >= life)
+            if kind == "as the log is written":
+                before = self.written()
+                await self.until(lambda: self.written() > before)
         return kind
 
     async def until(self, true: Any) -> None:
