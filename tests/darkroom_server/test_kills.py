@@ -99,7 +99,7 @@ class Killing:
             number += CLIENTS * SERVERS
 
     async def moment(self, number: int) -> str:
-        """Returns when the server is to be killed. The log's writing is aimed at from a random moment on: its first one is
+        """Returns when the server is to be killed. The log's writing is aimed at from a random moment on: its first is
         the same each time, that one job is alone at work, in its first step, as if it were why the server ends."""
         self.accepted.clear()
         kind = ("at any time", "in its start", "once a job is accepted", "at any time", "as the log is written")[
