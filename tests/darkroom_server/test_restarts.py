@@ -4,6 +4,7 @@ import hashlib
 import itertools
 import sqlite3
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -12,10 +13,11 @@ import grpc
 import numpy as np
 import pytest
 
+from darkroom.v1 import catalog_service_pb2, image_service_pb2_grpc, parameters_pb2
 from darkroom.v1 import image_service_pb2 as pb
-from darkroom.v1 import image_service_pb2_grpc, parameters_pb2
 from darkroom.v1.events_pb2 import JobEvent
 from darkroom_server.api import keeper
+from darkroom_server.api.suspects import TURN
 from darkroom_server.errors import JobLogFull
 from tests.killable import Forks, KillableServer
 from tests.support import RunningServer, Stream, edit_request, generate_request, png, preview, refused
@@ -205,16 +207,16 @@ def test_a_job_with_which_the_server_ends_is_given_up(start: Callable[..., Runni
         return {name: (begun, ends) for name, begun, ends in found}
 
     innocent = {
-        "any-time": (50, "50:3 7 3 3"),
-        "its-model": (50, "50:-7 -8 -9 -10"),
-        "a-start": (50, "49:3 3 3 3"),
+        "any-time": (50, "50:3 7 3 3 3 3"),
+        "its-model": (50, "50:-7 -8 -9 -10 -11 -12"),
+        "a-start": (50, "49:3 3 3 3 3 3"),
         "waits": (0, ""),
     }
     with start() as server, server.paused():
         for name in ("guilty", *innocent):
             steps = 100 if name == "any-time" else 2
             server.start(kept(name, num_inference_steps=steps), timeout=600).read_until("accepted")
-    for name, (begun, ends) in {"guilty": (50, "50:3 3 3 3"), **innocent}.items():
+    for name, (begun, ends) in {"guilty": (50, "50:3 3 3 3 3 3"), **innocent}.items():
         in_log("UPDATE jobs SET runs = 50, begun = ?, ends = ? WHERE request_id = ?", begun, ends, name)
     with start() as server:
         failed = refused(watch(server, "guilty").read)
@@ -227,12 +229,32 @@ def test_a_job_with_which_the_server_ends_is_given_up(start: Callable[..., Runni
             states = {job.request_id: job.state for job in server.images.ListJobs(pb.ListJobsRequest()).jobs}
             assert states["any-time"] == pb.JOB_STATE_RUNNING
             assert {states[name] for name in ("its-model", "a-start", "waits", "beside")} == {pb.JOB_STATE_QUEUED}
-    next_run = {"any-time": "51:3 7 3 3", "its-model": "51:-7 -8 -9 -10", "a-start": "51:", "waits": "51:"}
+    next_run = {"any-time": "51:3 7 3 3 3 3", "its-model": "51:-7 -8 -9 -10 -11 -12", "a-start": "51:", "waits": "51:"}
     expected = {name: (begun, next_run[name]) for name, (begun, _) in innocent.items()}
     assert in_log() == expected, "to stop a server does not count"
     with start() as server:
         for name in innocent:
             assert watch(server, name).read().kinds[-1] == "completed"
+
+
+def test_a_suspects_evaluations_are_told_apart(start: Callable[..., RunningServer], tmp_path: Path) -> None:
+    """Also those of one turn: in the first one row buckets are proven, which takes as long as many turns."""
+    with start() as server, server.paused():
+        server.start(kept("one", num_inference_steps=3, deterministic=True), timeout=600).read_until("accepted")
+    with sqlite3.connect(tmp_path / "state/jobs.sqlite") as database:
+        database.execute("UPDATE jobs SET begun = 50")
+        database.execute("CREATE TABLE told (ends TEXT)")
+        database.execute("CREATE TRIGGER tell UPDATE OF ends ON jobs BEGIN INSERT INTO told VALUES (new.ends); END")
+    with start() as server:
+        assert watch(server, "one").read().kinds[-1] == "completed"
+        info = server.catalog.GetServerInfo(catalog_service_pb2.GetServerInfoRequest())
+    points = [int(ends.partition(":")[2].split()[-1]) for (ends,) in database.execute("SELECT ends FROM told")]
+    database.close()
+    points = [point for point in points if point > 0]
+    assert points == sorted(set(points))
+    evaluations = Counter(point // TURN for point in points if point % TURN)
+    assert evaluations[2] == evaluations[3] == 1
+    assert evaluations[1] >= 2 * info.devices[0].deterministic_rows
 
 
 def test_a_damaged_log_refuses_kept_jobs_alone(start: Callable[..., RunningServer], tmp_path: Path) -> None:

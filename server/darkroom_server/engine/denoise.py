@@ -16,7 +16,7 @@ from darkroom_plugins.sample import Evaluation, Row, Sample, own_prompts
 from darkroom_plugins.tensors import to_device
 from darkroom_server.engine.buckets import Buckets, filled, in_sizes
 from darkroom_server.engine.recovery import Outcome, Recovery, work
-from darkroom_server.engine.slot import Slot
+from darkroom_server.engine.slot import Slot, announce
 from darkroom_server.networks.compiled import eagerly
 
 SlotRow: TypeAlias = tuple[Slot, Row]
@@ -97,6 +97,7 @@ def _outputs(
 
 
 def _evaluate(rows: Sequence[SlotRow]) -> list[torch.Tensor]:
+    announce((slot for slot, _ in rows), turn=False)
     evaluation = gather(rows)
     samples = list(dict.fromkeys(row.sample for _, row in rows))
     for conditioner in {c.name: c for s in samples for c in s.conditioners}.values():

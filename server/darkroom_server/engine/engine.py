@@ -9,9 +9,9 @@ import logging
 import queue
 import threading
 import time
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterable
+from collections.abc import AsyncIterator, Callable
 from functools import partial
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import torch
 from accelerate.utils.memory import clear_device_cache
@@ -29,7 +29,7 @@ from darkroom_server.engine.previews import PreviewDecoders
 from darkroom_server.engine.prompt_cache import PromptCache
 from darkroom_server.engine.queue_positions import QueuePositions
 from darkroom_server.engine.recovery import Recovery, work
-from darkroom_server.engine.slot import Slot
+from darkroom_server.engine.slot import Slot, announce
 from darkroom_server.engine.tick import Tick, kind_of
 from darkroom_server.errors import Cancelled, DeviceLost
 from darkroom_server.jobs.job import Job
@@ -305,8 +305,7 @@ class Engine:
 
     def _take_turn(self, lane: Lane) -> None:
         slots = lane.select_batch(self._row_limit(lane))
-        if told := {slot.job: slot.job.before_turn for slot in slots if slot.job.before_turn is not None}:
-            asyncio.run_coroutine_threadsafe(_all(told.values()), self._loop).result()
+        announce(slots, turn=True)
         lane.begin_turn(slots, time.monotonic())
         lane.busy = True
         try:
@@ -322,7 +321,3 @@ class Engine:
         finally:
             lane.busy = False
             self._attended = time.monotonic()
-
-
-async def _all(functions: Iterable[Callable[[], Coroutine[Any, Any, None]]]) -> None:
-    await asyncio.gather(*(function() for function in functions))

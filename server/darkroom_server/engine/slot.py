@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 from darkroom_plugins.sample import BatchCache
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     import torch
 
     from darkroom_plugins.sample import Sample
@@ -69,3 +71,10 @@ class Slot:
     def step(self) -> Step | None:
         """The coefficients of its sample's next scheduler step; None without a table of them."""
         return self.plan.table.at(self.sample.evaluation) if self.sample is not None else None
+
+
+def announce(slots: Iterable[Slot], turn: bool) -> None:
+    """Tell these slots' jobs of work that is about to be done for them: see Job.before_work."""
+    for job in dict.fromkeys(slot.job for slot in slots):
+        if job.before_work is not None:
+            job.before_work(turn)

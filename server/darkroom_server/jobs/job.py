@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -75,7 +75,7 @@ class Job:
     trace: dict[str, str] = field(default_factory=dict)  # W3C's trace headers of its call
     failure: DarkroomError | None = None  # why its stream is not read to its end, if that is known
     on_start: Callable[[Job], None] = lambda job: None  # called on the event loop at its first turn
-    before_turn: Callable[[], Coroutine[Any, Any, None]] | None = None  # run there, before the engine gives it a turn
+    before_work: Callable[[bool], None] | None = None  # the engine calls it before a turn (True), and each evaluation
     pixels: int = 0  # of its pictures, once checked
     load_seconds: float = 0.0
     waiting: asyncio.Task[None] | None = None  # submission, which waits for its models and assets
