@@ -26,10 +26,10 @@ from darkroom_server.api.traced import open_tracing
 from darkroom_server.api.warmup import wants_warm_up, warm_up
 from darkroom_server.config.demo import with_demo
 from darkroom_server.config.settings import Settings
-from darkroom_server.device.cuda import set_tf32
+from darkroom_server.device.cuda import is_cpu, set_tf32
 from darkroom_server.device.resources import available_processors
 from darkroom_server.device.thread_tuner import ThreadTuner
-from darkroom_server.device.threads import background
+from darkroom_server.device.threads import ENGINE_NICENESS, background, lower_thread_priority
 from darkroom_server.engine.engine import Engine
 from darkroom_server.engine.previews import PreviewDecoders
 from darkroom_server.errors import DeviceLost
@@ -123,6 +123,8 @@ class App:
         await door.open()
         engine.start()
         try:
+            if all(map(is_cpu, settings.devices)):
+                await engine.call(partial(lower_thread_priority, ENGINE_NICENESS))
             if http is not None:
                 await http.open()
             torch.set_num_threads(1)

@@ -17,7 +17,10 @@ from threading import Barrier
 
 SPINS = "100000"  # about 1 ms at a barrier
 SWITCH_SECONDS = 0.0005
-NICENESS = 10  # a tenth of a normal thread's share: not less, as a thread that holds the GIL must make progress
+# By how much niceness is raised. Of work that nobody waits for: a tenth of a normal thread's share, not less, as a
+# thread that holds the GIL must make progress. Of an engine that computes on the processors itself: they are all busy,
+# and what answers calls would wait for a time slice, of milliseconds, each time that it wakes up.
+NICENESS, ENGINE_NICENESS = 10, 5
 
 
 def limit_openmp_spinning() -> None:
@@ -33,12 +36,13 @@ def shorten_switch_interval() -> None:
     sys.setswitchinterval(SWITCH_SECONDS)
 
 
-def lower_thread_priority() -> None:
-    """Lower the priority of this thread, and of the threads and processes that it starts. Does nothing where threads
-    have no priorities of their own."""
+def lower_thread_priority(by: int = NICENESS) -> None:
+    """Have this thread, and the threads and processes that it starts, a lower priority than the process's main thread.
+    Does nothing where threads have no priorities of their own."""
     if sys.platform == "linux":
-        with contextlib.suppress(OSError):  # the process may lack permission
-            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), NICENESS)
+        with contextlib.suppress(OSError):  # one whose priority is lower still may lack permission
+            own = os.getpriority(os.PRIO_PROCESS, os.getpid())
+            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), own + by)
 
 
 @functools.cache

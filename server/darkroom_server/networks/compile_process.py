@@ -133,9 +133,6 @@ def compile_packed(packed: bytes) -> None:
 
 def main() -> None:
     """The process: one packed call from standard input, which stays open until it is done."""
-    from darkroom_server.device.threads import lower_thread_priority
-
-    lower_thread_priority()
     packed = sys.stdin.buffer.read(int.from_bytes(sys.stdin.buffer.read(8), "big"))
 
     def end() -> None:

@@ -22,7 +22,7 @@ from darkroom_plugins.builtin.families.unet import UNetFamily
 from darkroom_plugins.builtin.tasks.txt2img import Txt2Img
 from darkroom_server.app import run
 from darkroom_server.config.settings import ModelSettings, Settings
-from darkroom_server.device.threads import NICENESS
+from darkroom_server.device.threads import ENGINE_NICENESS, NICENESS
 from darkroom_server.networks.compiled import compiled, eagerly, is_compiling
 from tests.support import RunningServer, generate_request, png
 from tests.tiny import save_controlnet, save_lora
@@ -100,9 +100,10 @@ def test_no_job_waits_for_the_compiler(backend: Backend, tiny_model: Path) -> No
         assert backend.began.wait(100)
         assert backend.compiled_by == ["compiler"]
         backend.go.set()
-        assert backend.niceness == {NICENESS}
         engine = server.run(server.app.engine.call(threading.get_native_id))
-        assert os.getpriority(os.PRIO_PROCESS, engine) == os.getpriority(os.PRIO_PROCESS, 0)
+        own = os.getpriority(os.PRIO_PROCESS, os.getpid())
+        assert os.getpriority(os.PRIO_PROCESS, engine) == own + ENGINE_NICENESS
+        assert backend.niceness == {own + NICENESS}
         settle()
         second, plain = server.generate(**REQUEST).pixels, server.generate(**REQUEST, model="plain").pixels
         assert "engine" in backend.run_by
