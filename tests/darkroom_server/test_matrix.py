@@ -219,8 +219,12 @@ def check_nothing_is_left(server: RunningServer, caplog: pytest.LogCaptureFixtur
     streams_end(server)
     assert not any(value for name, value in read(server).items() if name.startswith("darkroom_jobs "))
     caplog.get_records("call").clear()  # a logged exception holds what it went through
-    gc.collect()
-    assert [type(each).__name__ for each in gc.get_objects() if type(each) in (Sample, Job)] == []
+    for _ in range(20):  # the engine may be in the turn still in which they ended
+        gc.collect()
+        left = [type(each).__name__ for each in gc.get_objects() if type(each) in (Sample, Job)]
+        if not left:
+            break
+    assert left == []
 
 
 @pytest.fixture
