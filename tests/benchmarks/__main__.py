@@ -21,6 +21,7 @@ PARTS = (  # modules: what some of them need is not everywhere
     "deterministic",
     "kept",
     "short",
+    "unread",
     "tasks",
     "queueing",
     "steps",

@@ -1,0 +1,84 @@
+"""What clients that stop reading cost the others: images/s beside streams that nobody reads, and without them."""
+
+import asyncio
+import contextlib
+import subprocess
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+import uvloop
+from grpc import aio
+
+from darkroom.v1 import catalog_service_pb2, catalog_service_pb2_grpc
+from tests.benchmarks.bench import Bench
+from tests.benchmarks.driving import Run
+from tests.benchmarks.served import PREVIEWS, Stub, request_of
+from tests.benchmarks.workload import Order, Traffic, mixed
+
+CLIENTS = 16  # that read
+STREAMS, PICTURES, EDGE = 8, 4, 128  # that nobody reads; pictures of each, and pixels of a side
+WINDOW = 60.0  # seconds
+SMALL = [("grpc.http2.bdp_probe", 0)]  # a window of 64 KiB, beyond which the server has to wait
+
+
+def measure(bench: Bench) -> dict[str, Any]:
+    """Images/s of clients that read, in turns. The streams' jobs have been made by then: their pictures and previews
+    wait for their reader, for longer than the server does by default."""
+    served = bench.serve(DARKROOM_SLOW_READER_SECONDS="600")
+    open_streams: list[int] = []
+
+    def run(beside: bool) -> Run:
+        seconds = bench.options.seconds or (2.0 if bench.options.smoke else WINDOW)
+        traffic = Traffic(bench.orders(mixed, 4 * CLIENTS), CLIENTS, seconds=seconds)
+        if not beside:
+            return served.run(traffic)
+        with _unread(served.address, open_streams):
+            return served.run(traffic)
+
+    try:
+        run(beside=False)  # warm-up
+        ways = {"alone": lambda: run(beside=False), "beside them": lambda: run(beside=True)}
+        runs = bench.turns(f"{CLIENTS} clients, mixed", ways, 4)
+    finally:
+        served.stop()
+    ratio = runs.over("beside them", "alone")
+    bench.hold("images/s beside clients that stopped reading over without", ratio, at_least={"cpu": 0.97})
+    rows = [{**runs[name].row(name), "ratio": runs.over(name, "alone")} for name in runs]
+    bench.table(f"{CLIENTS} clients beside {STREAMS} streams that nobody reads", rows)
+    return {"ratio": ratio, "open streams": open_streams, "rows": rows}
+
+
+@contextlib.contextmanager
+def _unread(address: str, open_streams: list[int]) -> Iterator[None]:
+    """Beside streams that nobody reads, of another process; their jobs are done. Adds how many are open at the end."""
+    command = [sys.executable, "-m", __name__, address]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as client:
+        assert client.stdin is not None
+        assert client.stdout is not None
+        client.stdout.readline()
+        yield
+        client.stdin.close()
+        open_streams.append(int(client.stdout.read()))
+
+
+async def _open(address: str) -> None:
+    """Open streams, and read nothing until standard input ends."""
+    async with aio.insecure_channel(address, options=SMALL) as channel:
+        catalog = catalog_service_pb2_grpc.CatalogServiceStub(channel)
+        streams = []
+        for number in range(STREAMS):
+            request = request_of(Order(number, edge=EDGE), PREVIEWS["full-vae"])
+            request.parameters.num_images = PICTURES
+            streams.append(Stub(channel).Generate(request))
+            await streams[-1].read()
+        load = catalog_service_pb2.GetServerLoadRequest()
+        while (now := await catalog.GetServerLoad(load)).waiting_images or now.active_images:  # noqa: ASYNC110
+            await asyncio.sleep(0.1)
+        print("done", flush=True)
+        await asyncio.to_thread(sys.stdin.read)
+        print((await catalog.GetServerLoad(load)).open_streams)
+
+
+if __name__ == "__main__":
+    uvloop.run(_open(sys.argv[1]))
