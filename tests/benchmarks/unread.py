@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -13,18 +14,20 @@ from grpc import aio
 from darkroom.v1 import catalog_service_pb2, catalog_service_pb2_grpc
 from tests.benchmarks.bench import Bench
 from tests.benchmarks.driving import Run
-from tests.benchmarks.served import PREVIEWS, Stub, request_of
+from tests.benchmarks.served import PREVIEWS, Served, Stub, request_of
 from tests.benchmarks.workload import Order, Traffic, mixed
 
 CLIENTS = 16  # that read
 STREAMS, PICTURES, EDGE = 8, 4, 128  # that nobody reads; pictures of each, and pixels of a side
-WINDOW = 60.0  # seconds
+WINDOW, ROUNDS = 15.0, 12  # seconds: a machine's speed changes by a tenth within minutes
+REST = 60.0  # seconds
 SMALL = [("grpc.http2.bdp_probe", 0)]  # a window of 64 KiB, beyond which the server has to wait
 
 
 def measure(bench: Bench) -> dict[str, Any]:
-    """Images/s of clients that read, in turns. The streams' jobs have been made by then: their pictures and previews
-    wait for their reader, for longer than the server does by default."""
+    """Images/s of clients that read, in turns, and the server's CPU seconds a second where there are none. The streams'
+    jobs have been made by then: their pictures and previews wait for their reader, for longer than the server does by
+    default."""
     served = bench.serve(DARKROOM_SLOW_READER_SECONDS="600")
     open_streams: list[int] = []
 
@@ -39,14 +42,25 @@ def measure(bench: Bench) -> dict[str, Any]:
     try:
         run(beside=False)  # warm-up
         ways = {"alone": lambda: run(beside=False), "beside them": lambda: run(beside=True)}
-        runs = bench.turns(f"{CLIENTS} clients, mixed", ways, 4)
+        runs = bench.turns(f"{CLIENTS} clients, mixed", ways, ROUNDS)
+        rest = 1.0 if bench.options.smoke else REST
+        idle = {"alone": _cpu(served, rest)}
+        with _unread(served.address, open_streams):
+            idle["beside them"] = _cpu(served, rest)
     finally:
         served.stop()
     ratio = runs.over("beside them", "alone")
     bench.hold("images/s beside clients that stopped reading over without", ratio, at_least={"cpu": 0.97})
-    rows = [{**runs[name].row(name), "ratio": runs.over(name, "alone")} for name in runs]
+    rows = [{**runs[name].row(name), "ratio": runs.over(name, "alone"), "CPU at rest": idle[name]} for name in runs]
     bench.table(f"{CLIENTS} clients beside {STREAMS} streams that nobody reads", rows)
     return {"ratio": ratio, "open streams": open_streams, "rows": rows}
+
+
+def _cpu(served: Served, seconds: float) -> float:
+    """CPU seconds a second of a server without work."""
+    before = served.cpu_seconds
+    time.sleep(seconds)
+    return (served.cpu_seconds - before) / seconds
 
 
 @contextlib.contextmanager
