@@ -76,5 +76,5 @@ class Slot:
 def announce(slots: Iterable[Slot], turn: bool) -> None:
     """Tell these slots' jobs of work that is about to be done for them: see Job.before_work."""
     for job in dict.fromkeys(slot.job for slot in slots):
-        if job.before_work is not None:
-            job.before_work(turn)
+        if (tell := job.before_work) is not None:
+            tell(turn)
