@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from darkroom_server.models.model import Model
 
 PATH = "parameters.hires_fix"
-FACTOR, MAX_FACTOR, STRENGTH = 2.0, 8.0, 0.35
+FACTOR, MAX_FACTOR, STRENGTH = 2.0, 8, 0.35
 
 
 class HiresFixCheck:
