@@ -3,6 +3,7 @@
 import asyncio
 import concurrent.futures
 import contextlib
+import gc
 import io
 import threading
 import time
@@ -271,6 +272,20 @@ def refused(call: Callable[[], Any]) -> Refused:
     trailers = dict(error.trailing_metadata() or ())
     known = details(error) if "grpc-status-details-bin" in trailers else ("", {}, None)
     return Refused(error.code(), *known, trailers, error.details())
+
+
+def wait_for(condition: Callable[[], bool], seconds: float = 20) -> None:
+    """Wait until this is true."""
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "it did not come true"
+        time.sleep(0.002)
+
+
+def alive(*kinds: type) -> int:
+    """How many objects of these classes are in memory."""
+    gc.collect()
+    return sum(type(each) in kinds for each in gc.get_objects())
 
 
 def settle(server: RunningServer) -> None:

@@ -1,6 +1,5 @@
 """Controls and LoRAs: how they share batches, leave no trace, and are listed."""
 
-import gc
 import io
 import random
 import time
@@ -19,7 +18,7 @@ from darkroom.v1.parameters_pb2 import ControlSpec, LoraSpec
 from darkroom_plugins.builtin.families.sd import StableDiffusion
 from darkroom_plugins.manager import load_plugins
 from darkroom_plugins.sample import Evaluation
-from tests.support import RunningServer, alike, edit_request, generate_request, png, struct
+from tests.support import RunningServer, alike, alive, edit_request, generate_request, png, struct
 
 BASE: dict[str, Any] = {"model": "sd", "prompt": "a red circle", "num_inference_steps": 6, "seed": 5}
 RANDOM = np.random.default_rng(1)
@@ -152,14 +151,10 @@ def test_the_same_prompt_is_encoded_anew_for_another_lora(edit_server: RunningSe
 def test_every_task_uses_one_copy_of_the_weights(edit_server: RunningServer) -> None:
     kind = type(edit_server.app.catalog.models["sd"].family.components["unet"])
 
-    def count() -> int:
-        gc.collect()
-        return sum(type(each) is kind for each in gc.get_objects())
-
-    before = count()
+    before = alive(kind)
     for name in KINDS:
         edit_server.start(request(name)).read()
-    assert count() == before
+    assert alive(kind) == before
 
 
 # -------------------------------------------------------------------------------------------------- maps and their echo

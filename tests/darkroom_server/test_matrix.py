@@ -1,7 +1,6 @@
 """However a stream ends, and wherever its job is then: one terminal status, and nothing of the job is left."""
 
 import contextlib
-import gc
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -26,7 +25,18 @@ from darkroom_server.models.holdings import ModelHolding
 from tests import noise_family
 from tests.noise_family import save_noise
 from tests.scraping import read
-from tests.support import RunningServer, Stream, edit_request, generate_request, png, refused, settle, struct
+from tests.support import (
+    RunningServer,
+    Stream,
+    alive,
+    edit_request,
+    generate_request,
+    png,
+    refused,
+    settle,
+    struct,
+    wait_for,
+)
 
 PICTURE = png(np.full((32, 32, 3), 128, np.uint8))
 FULL = edits_pb2.ImageToImage(strength=1.0)
@@ -219,12 +229,7 @@ def check_nothing_is_left(server: RunningServer, caplog: pytest.LogCaptureFixtur
     streams_end(server)
     assert not any(value for name, value in read(server).items() if name.startswith("darkroom_jobs "))
     caplog.get_records("call").clear()  # a logged exception holds what it went through
-    for _ in range(20):  # the engine may be in the turn still in which they ended
-        gc.collect()
-        left = [type(each).__name__ for each in gc.get_objects() if type(each) in (Sample, Job)]
-        if not left:
-            break
-    assert left == []
+    wait_for(lambda: alive(Sample, Job) == 0)  # the engine may be in the turn still in which they ended
 
 
 @pytest.fixture

@@ -2,10 +2,8 @@
 
 import asyncio
 import contextlib
-import gc
 import random
 import threading
-import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -23,7 +21,7 @@ from darkroom_plugins.contract import Conditioner
 from darkroom_plugins.sample import Sample
 from darkroom_server.jobs.job import Job
 from tests.killable import many
-from tests.support import RunningServer, Stream, generate_request
+from tests.support import RunningServer, Stream, alive, generate_request, wait_for
 
 ENDS = int(many("ENDS", 60))
 LONG = {"prompt": "x", "num_inference_steps": 400}
@@ -36,20 +34,8 @@ def server(tiny_model: Path) -> Iterator[RunningServer]:
         yield running
 
 
-def wait_for(condition: Callable[[], bool], seconds: float = 20) -> None:
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end, "it did not come true"
-        time.sleep(0.002)
-
-
 def nothing_left(server: RunningServer) -> bool:
     return server.app.jobs.active_jobs == 0 and server.app.engine.idle
-
-
-def alive(kind: type) -> int:
-    gc.collect()
-    return sum(type(each) is kind for each in gc.get_objects())
 
 
 def by_cancelling(server: RunningServer, stream: Stream) -> None:
@@ -77,7 +63,7 @@ def test_at_most_one_more_step_runs(
     wait_for(lambda: nothing_left(server))
     assert engine.ticks - at_cancel[0] <= 1
     assert engine.ticks < 400
-    wait_for(lambda: alive(Sample) == alive(Job) == 0)
+    wait_for(lambda: alive(Sample, Job) == 0)
 
 
 def test_a_lost_connection_cancels(server: RunningServer) -> None:
@@ -202,7 +188,7 @@ def test_random_ends_leave_no_trace(
     wait_for(lambda: nothing_left(server), 60)
     wait_for(lambda: server.run(_count_tasks()) <= tasks)
     wait_for(lambda: threading.active_count() <= threads + 1)
-    wait_for(lambda: alive(Sample) == alive(Job) == 0)
+    wait_for(lambda: alive(Sample, Job) == 0)
     assert at_end
     assert [number for number, count in at_end.items() if evaluated[number] > count + 1] == []
     assert server.generate(prompt="x", num_inference_steps=2).kinds[-1] == "completed"

@@ -24,11 +24,10 @@ from darkroom_server.jobs import registry
 from tests import noise_family
 from tests.darkroom_server.api.test_slow_readers import PICTURES
 from tests.darkroom_server.cluster.conftest import ReplicasHere
-from tests.darkroom_server.cluster.test_edge import wait_for
 from tests.darkroom_server.web.http import GENERATE, stream_json
 from tests.noise_family import save_noise
 from tests.scraping import read
-from tests.support import RunningServer, Stream, generate_request, png, refused
+from tests.support import RunningServer, Stream, generate_request, png, refused, wait_for
 
 ME = [("authorization", "Bearer t0ken")]
 BEARER = {"authorization": "Bearer t0ken"}

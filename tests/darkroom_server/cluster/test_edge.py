@@ -1,6 +1,5 @@
 """An edge over replicas in this process: forwarding, and what it does when a replica is lost."""
 
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -21,20 +20,13 @@ from darkroom_server.cluster.backend import MAX_RESTARTS, RUN_SEQUENCES
 from darkroom_server.cluster.scaling import TAKEN, WAITING
 from darkroom_server.cluster.wire import LEASE_SECONDS
 from tests.darkroom_server.cluster.conftest import ReplicasHere
-from tests.support import RunningServer, Stream, generate_request, png, refused
+from tests.support import RunningServer, Stream, generate_request, png, refused, wait_for
 from tests.test_repository import loaded_by
 from tests.tiny import save_lora
 
 KEEP = parameters_pb2.DISCONNECT_POLICY_KEEP
 SAME: dict[str, Any] = {"prompt": "x", "num_inference_steps": 8, "num_images": 2, "deterministic": True}
 LONG = {"prompt": "x", "num_inference_steps": 400}
-
-
-def wait_for(condition: Callable[[], bool], seconds: float = 20) -> None:
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end, "it did not come true"
-        time.sleep(0.002)
 
 
 def check_whole(stream: Stream, steps: int, images: int) -> None:

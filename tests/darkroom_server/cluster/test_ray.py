@@ -23,9 +23,9 @@ from darkroom.v1.image_service_pb2 import JOB_STATE_QUEUED, GetJobRequest, ListJ
 from darkroom.v1.image_service_pb2_grpc import ImageServiceStub
 from darkroom_server.config.settings import ClusterSettings
 from tests.darkroom_server.api.test_kept_jobs import kept
-from tests.darkroom_server.cluster.test_edge import SAME, check_whole, wait_for
+from tests.darkroom_server.cluster.test_edge import SAME, check_whole
 from tests.postgres import postgres
-from tests.support import RunningServer, Stream, generate_request
+from tests.support import RunningServer, Stream, generate_request, wait_for
 
 pytestmark = [
     pytest.mark.slow,

@@ -15,9 +15,8 @@ from darkroom_server.errors import JobLogUnavailable
 from darkroom_server.jobs import log_postgres
 from tests.darkroom_server.api.test_kept_jobs import kept, watch
 from tests.darkroom_server.cluster.conftest import ReplicasHere
-from tests.darkroom_server.cluster.test_edge import wait_for
 from tests.postgres import empty, postgres
-from tests.support import RunningServer, Stream, refused
+from tests.support import RunningServer, Stream, refused, wait_for
 
 STEPS = 80
 LONG: dict[str, Any] = {"num_inference_steps": STEPS, "seed": 7}

@@ -2,7 +2,6 @@
 
 import socket
 import threading
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -13,7 +12,7 @@ import pytest
 
 from darkroom_server.api.listening import CannotListen
 from tests.darkroom_server.web.http import GENERATE, ORIGIN, envelope, envelopes, stream_json, unary
-from tests.support import RunningServer, generate_request
+from tests.support import RunningServer, generate_request, wait_for
 
 LONG = {"parameters": {"prompt": "x", "numInferenceSteps": 400}}
 LIST = "/darkroom.v1.CatalogService/ListModels"
@@ -68,13 +67,6 @@ def test_closing_the_connection_stops_the_job(
     wait_for(lambda: web.app.jobs.active_jobs == 0 and engine.idle)
     assert engine.ticks - at_cancel[0] <= 1
     assert engine.ticks - before < 400
-
-
-def wait_for(condition: Callable[[], bool]) -> None:
-    end = time.monotonic() + 20
-    while not condition():
-        assert time.monotonic() < end, "it did not come true"
-        time.sleep(0.002)
 
 
 def test_pages_of_configured_origins_are_let_in(http: httpx2.Client) -> None:
