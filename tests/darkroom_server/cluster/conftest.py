@@ -7,11 +7,16 @@ from typing import Any
 
 import pytest
 
+from darkroom.v1.image_service_pb2 import GenerateResponse
 from darkroom_plugins.manager import load_plugins
 from darkroom_server.cluster.replica import Replica
 from darkroom_server.cluster.wire import Call, ReplicaLost, Reply
 from darkroom_server.config.settings import Settings
 from tests.support import RunningServer
+
+
+def is_preview(reply: Reply) -> bool:
+    return isinstance(reply, list) and GenerateResponse.FromString(reply[0]).event.HasField("preview")
 
 
 class ReplicasHere:
@@ -21,7 +26,7 @@ class ReplicasHere:
         self._count, self._plugins = count, plugins
         self.replicas: dict[str, Replica] = {}
         self.called: list[tuple[str, Call]] = []  # the replica that got it
-        self.lost_after: list[int] = []  # replies to the next calls, after which their replica is lost to them
+        self.lost_after: list[int] = []  # replies to the next calls, less previews, after which their replica is lost
         self.silent = False  # nothing that the edge says reaches a replica: as if it were dead
         self.stopping = False  # the replicas, when their calls have ended
 
@@ -47,7 +52,8 @@ class ReplicasHere:
             if left == 0:
                 pump.cancel()
                 raise ReplicaLost("the test ended it")
-            left = left if left is None else left - 1
+            if left is not None and not is_preview(reply):  # how many previews come is the reader's pace
+                left -= 1
             yield reply
 
     async def _pump(self, name: str, call: Call, replies: "asyncio.Queue[Any]") -> None:

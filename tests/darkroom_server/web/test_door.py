@@ -23,8 +23,10 @@ def enveloped_stream(http: httpx2.Client, media_type: str) -> Iterator[None]:
     headers = {"content-type": media_type}
     request = generate_request(prompt="x", num_inference_steps=400).SerializeToString()
     with http.stream("POST", GENERATE, content=envelope(request), headers=headers) as answer:
-        next(envelopes(answer.iter_bytes()))
+        messages = envelopes(answer.iter_bytes())
+        next(messages)
         yield
+        messages.close()  # not before: it closes the connection
 
 
 connect_stream = partial(enveloped_stream, media_type="application/connect+proto")
