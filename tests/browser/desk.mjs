@@ -62,6 +62,7 @@ export class Desk {
   alt = () => this.page.locator("#view img").first().getAttribute("alt");
   says = (text) => this.page.locator("#status p").filter({ hasText: new RegExp(`^${text}`) }).waitFor();
   beside = (name, text) => this.page.locator(`#${name}`).filter({ hasText: text }).first().waitFor();
+  without = (name, text) => this.page.locator(`#${name}`).filter({ hasNotText: text }).first().waitFor();
   kept = () => this.page.locator("#gallery img").first().waitFor();
   made = () => this.page.locator("#gallery img").count();
   labels = () => this.page.locator("#view figcaption").allTextContents();

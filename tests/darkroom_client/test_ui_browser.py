@@ -126,7 +126,6 @@ def test_wrong_values_are_refused_beside_their_fields(
     assert "Must be from 0 to 9223372036854775807, not -5" in seen["seed"]
     assert "Must have up to 10000 characters" in seen["prompt"]
     assert seen["status"] == "Not made: Prompt, Seed need another value"
-    assert "Must be" not in seen["after"]
     assert "9007199254740993" in seen["details"]
     assert len(new_jobs()) == 1
 
