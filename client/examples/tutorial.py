@@ -3,6 +3,7 @@
 Writes all that it makes into one contact sheet, tutorial.png.
 """
 
+import argparse
 import sys
 
 import PIL.Image
@@ -72,6 +73,8 @@ def memory(client: Client) -> str:
 
 
 if __name__ == "__main__":
-    with Client(*sys.argv[1:]) as server:
+    arguments = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    arguments.add_argument("address", nargs="?", help="HOST:PORT; default: DARKROOM_ADDRESS, else 127.0.0.1:50051")
+    with Client(arguments.parse_args().address) as server:
         contact_sheet(steps(server)).save("tutorial.png")
         sys.stdout.write(memory(server) + "\n")

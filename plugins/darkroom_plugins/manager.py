@@ -209,7 +209,7 @@ def _register(manager: pluggy.PluginManager, name: str, plugin: object, taken: b
             f"plugin {name!r} declares darkroom_api_version = {declared}; this server has version {API_VERSION}"
         )
     if taken:
-        raise PluginError(f"plugin {name!r} has the name of a built-in plugin; give it another, or block {name!r}")
+        raise PluginError(f"plugin {name!r} has the name of a built-in plugin; give it another, or remove it")
     try:
         manager.register(plugin, name)
     except (ValueError, pluggy.PluginValidationError) as error:
@@ -257,9 +257,8 @@ def _claimed_twice(kind: str, name: str, one: str, other: str) -> str:
     builtin = [each for each in (one, other) if each in BUILTIN]
     if len(builtin) == 1:
         outside = other if builtin == [one] else one
-        hint = f"give another name, or block {builtin[0]!r}"
-        has = f"which the built-in plugin {builtin[0]!r} has"
-        return f"plugin {outside!r} claims the name {name!r} among {kind}, {has}; {hint}"
+        claim = f"claims the name {name!r} among {kind}, which the built-in plugin {builtin[0]!r} has"
+        return f"plugin {outside!r} {claim}; give another name, or block one of them"
     return f"plugins {one!r} and {other!r} both claim the name {name!r} among {kind}; block one of them"
 
 
