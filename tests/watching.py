@@ -1,8 +1,17 @@
-"""A checker of what Watch promises, over recorded histories: ordered, unique, reliable, resumable."""
+"""Checkers of what Watch promises, over recorded histories: ordered, unique, reliable, resumable."""
 
-from collections.abc import Hashable, Sequence
+import asyncio
+from collections.abc import Callable, Hashable, Sequence
 from itertools import pairwise
 from typing import Any, NamedTuple
+
+import grpc
+
+from darkroom.v1 import image_service_pb2 as pb
+from darkroom.v1.events_pb2 import JobEvent
+from tests.support import Stream
+
+KEPT = ("accepted", "image", "chunk")  # events that stay as they were sent when the server is lost
 
 
 class Watched(NamedTuple):
@@ -30,3 +39,62 @@ def check(made: Sequence[Watched], watchers: Sequence[Sequence[Sequence[Watched]
             assert by_sequence[each.sequence].event == each.event, f"{each.sequence} is another event"
         missing = needed - {each.sequence for each in read}
         assert not missing, f"{sorted(missing)[:5]} were not read"  # reliable, resumable
+
+
+async def follow(images: Any, request: Any, accepted: Callable[[], object] = lambda: None) -> list[list[JobEvent]]:
+    """Read a kept job to its end by plain calls, however often the server is lost meanwhile; by connection. A job that
+    was accepted is watched, and never asked for again.
+
+    :raises grpc.RpcError: another error than the server's absence: such as NOT_FOUND, if the job was lost
+    """
+    lives = list[list[JobEvent]]()
+    start = images.Generate if isinstance(request, pb.GenerateRequest) else images.Edit
+    after = 0
+    while True:
+        asked = pb.WatchRequest(request_id=request.request_id, after_sequence=after)
+        call = images.Watch(asked, timeout=600) if after else start(request, timeout=600)
+        lives.append([])
+        try:
+            async for response in call:
+                lives[-1].append(response.event)
+                after = response.event.sequence
+                accepted()
+        except grpc.RpcError as error:
+            if error.code() is not grpc.StatusCode.UNAVAILABLE:
+                raise
+            await asyncio.sleep(0.02)
+        else:
+            return lives
+
+
+def check_lives(lives: Sequence[Sequence[JobEvent]], again: Sequence[JobEvent]) -> Stream:
+    """Check what was read of a job, by connection, while its server was lost between these; and that what stays is what
+    a Watch from the first event on gets now. Returns all as one stream.
+
+    :raises AssertionError: a promise was not kept
+    """
+    whole = Stream(None, [event for life in lives for event in life])
+    for one, other in pairwise(whole.events):
+        assert one.sequence < other.sequence, f"{other.sequence} came after {one.sequence}"
+    assert whole.kinds[0] == "accepted"
+    assert whole.kinds[-1] == "completed"
+    assert (whole.kinds.count("accepted"), whole.kinds.count("completed")) == (1, 1)
+    count = len(whole.of("accepted")[0].seeds)
+    assert sorted(image.image_index for image in whole.of("image")) == list(range(count)), "not each picture once"
+    done = set[int]()
+    for life in lives:
+        newest = dict[int, int]()
+        for event in life:
+            if event.HasField("step"):
+                step = event.step
+                assert step.image_index not in done, f"picture {step.image_index} was begun again after it was done"
+                assert step.step > newest.get(step.image_index, 0), f"step {step.step} came again in one connection"
+                newest[step.image_index] = step.step
+            elif event.HasField("image"):
+                done.add(event.image.image_index)
+    for image in whole.of("image"):
+        assert len(whole.files()[image.image_index]) == image.total_bytes
+    kept = [event for event in whole.events if event.WhichOneof("event") in KEPT]
+    assert kept == [event for event in again if event.WhichOneof("event") in KEPT], "what was sent did not stay"
+    assert again[-1] == whole.events[-1], "it ended twice"
+    return whole

@@ -98,7 +98,9 @@ class App:
         self.keeper = Keeper(self._backend, settings, door.numbers)
         self._door, self._http = door, http
         engine.attach(self._on_device_lost, self._relieve)
-        self.metrics = Metrics(self.jobs, door.numbers, lambda: of_engine(engine, self.residency))
+        self.metrics = Metrics(
+            self.jobs, lambda: self.keeper.jobs, door.numbers, lambda: of_engine(engine, self.residency)
+        )
         self._watchdog = Watchdog(engine, settings, door.report_stall, self._on_hang)
 
     @classmethod

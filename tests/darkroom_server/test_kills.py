@@ -7,17 +7,22 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+import grpc
 import numpy as np
 import pytest
 
-from darkroom_client import Accepted, AsyncClient, Client, Completed, Image, JobFailed, Step
+from darkroom.v1 import image_service_pb2 as pb
+from darkroom.v1 import image_service_pb2_grpc, parameters_pb2
+from darkroom.v1.events_pb2 import JobEvent
+from darkroom_client import AsyncClient, Client, JobFailed
 from darkroom_server.api.suspects import BEGUN, ENDS
 from tests import deadly
 from tests.killable import Forks, KillableServer, many
 from tests.noise_family import save_noise
-from tests.support import png
+from tests.support import edit_request, generate_request, png, preview
+from tests.watching import check_lives, follow
 
-KILLS = int(many("KILLS", 2))
+KILLS = int(many("KILLS", 5))
 SERVERS = 4 if KILLS > 100 else 1
 CLIENTS = 3  # jobs at once, of each server
 LATE = 2.5  # the longest life of a server, in CPU seconds of a start and its first job
@@ -42,23 +47,18 @@ def job(number: int) -> dict[str, Any]:
     return {**asked, "image": PICTURE} if number % 12 == 0 else asked
 
 
-async def pictures(client: AsyncClient, number: int, accepted: asyncio.Event | None = None, **how: Any) -> list[bytes]:
+def kept(number: int) -> pb.GenerateRequest | pb.EditRequest:
+    """The request of a job that is kept."""
+    asked = {**job(number), **preview(mode="PREVIEW_MODE_OFF")}
+    asked |= {"request_id": str(number), "disconnect_policy": parameters_pb2.DISCONNECT_POLICY_KEEP}
+    return edit_request(**asked) if "image" in asked else generate_request(**asked)
+
+
+async def pictures(client: AsyncClient, number: int, **how: Any) -> list[bytes]:
     """The pictures of a job, once it is done."""
-    asked, found, steps = job(number), dict[int, bytes](), dict[int, int]()
+    asked = job(number)
     start = client.edit if "image" in asked else client.generate
-    async for event in start(**asked, timeout=3600, **how):
-        match event:
-            case Accepted() if accepted is not None:
-                accepted.set()
-            case Step():
-                assert event.step > steps.get(event.image_index, 0)
-                steps[event.image_index] = event.step
-            case Image():
-                assert event.image_index not in found, "a picture came twice"
-                found[event.image_index] = event.image_bytes
-            case Completed():
-                return [found[index] for index in sorted(found)]
-    raise AssertionError("the stream ended before the job")
+    return [image.image_bytes for image in await start(**asked, timeout=3600, **how).images()]
 
 
 class Killing:
@@ -68,7 +68,7 @@ class Killing:
         self.server, self.share = server, share
         self.chance = random.Random(share)
         self.accepted = asyncio.Event()
-        self.made: dict[int, list[bytes]] = {}
+        self.lives: dict[int, list[list[JobEvent]]] = {}  # of each job that is done
         self.kills: Counter[str] = Counter()
         self.over = False
 
@@ -76,27 +76,45 @@ class Killing:
         self.server.begin()
         async with AsyncClient(self.server.address) as client:
             await pictures(client, self.share or 8)
-            self.started = self.server.cpu_seconds
-            self.server.kill()
+        self.started = self.server.cpu_seconds
+        self.server.kill()
+        async with self.channel() as channel:
+            images = image_service_pb2_grpc.ImageServiceStub(channel)
             async with asyncio.TaskGroup() as keeping:
                 for place in range(CLIENTS):
-                    keeping.create_task(self.keep(client, place))
+                    keeping.create_task(self.keep(images, place))
                 for number in range(self.share, KILLS, SERVERS):
                     self.server.begin()
                     moment = await self.moment(number // SERVERS)
                     self.kills[moment + ", while it started" * (not self.server.ready)] += 1
                     self.server.kill()
                     if number % 50 == 0:
-                        print(time.strftime("%H:%M:%S"), number, "kills,", len(self.made), "jobs", flush=True)
+                        print(time.strftime("%H:%M:%S"), number, "kills,", len(self.lives), "jobs", flush=True)
                 self.over = True
                 self.server.begin()
 
-    async def keep(self, client: AsyncClient, place: int) -> None:
+    def channel(self) -> grpc.aio.Channel:
+        """One that finds a server that is back soon."""
+        delays = [("grpc.initial_reconnect_backoff_ms", 100), ("grpc.max_reconnect_backoff_ms", 100)]
+        return grpc.aio.insecure_channel(self.server.address, options=delays)
+
+    async def keep(self, images: Any, place: int) -> None:
         """Kept jobs, one after the other."""
         number = place * SERVERS + self.share
-        while not self.over or not self.made:
-            self.made[number] = await pictures(client, number, self.accepted, keep=True)
+        while not self.over or not self.lives:
+            self.lives[number] = await follow(images, kept(number), self.accepted.set)
             number += CLIENTS * SERVERS
+
+    async def check(self) -> dict[int, list[bytes]]:
+        """Each job's pictures, once what was read of all jobs is right."""
+        made = {}
+        async with self.channel() as channel:
+            images = image_service_pb2_grpc.ImageServiceStub(channel)
+            for number, lives in self.lives.items():
+                (again,) = await follow(images, kept(number))
+                files = check_lives(lives, again).files()
+                made[number] = [files[index] for index in sorted(files)]
+        return made
 
     async def moment(self, number: int) -> str:
         """Returns when the server is to be killed. The log's writing is aimed at from a random moment on: its first is
@@ -159,19 +177,20 @@ def test_kills_lose_no_accepted_job(forks: Forks, tiny_model: Path, tmp_path: Pa
             await asyncio.gather(*(one(client, number) for number in made))
 
     try:
-        killings = asyncio.run(run())
+        killings, made = asyncio.run(run()), dict[int, list[bytes]]()
         for killing in killings:
             with Client(killing.server.address) as client:
                 listed = client.jobs()
             assert {each.state for each in listed} == {"completed"}
-            assert len(listed) == len(killing.made)
+            assert len(listed) == len(killing.lives)
+            made |= asyncio.run(killing.check())
         servers[-1].start()
-        asyncio.run(compare({number: made for killing in killings for number, made in killing.made.items()}))
+        asyncio.run(compare(made))
     finally:
         for server in servers:
             server.kill()
     kills = sum((killing.kills for killing in killings), Counter[str]())
-    print(f"{sum(len(killing.made) for killing in killings)} kept jobs over {kills.total()} kills:", dict(kills))
+    print(f"{len(made)} kept jobs over {kills.total()} kills:", dict(kills))
 
 
 def test_the_job_that_ends_the_server_is_given_up_alone(forks: Forks, tiny_model: Path, tmp_path: Path) -> None:

@@ -65,7 +65,7 @@ class Keeper:
 
     @property
     def jobs(self) -> list[KeptJob]:
-        """All kept jobs, oldest first."""
+        """All kept jobs, oldest first. May be called on another thread."""
         return list(self._kept)
 
     @property

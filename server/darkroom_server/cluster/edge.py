@@ -59,7 +59,7 @@ class Edge:
         self._tracing = open_tracing(settings.traces)
         self._traced = self._tracing.of(self.backend) if self._tracing is not None else self.backend
         self.keeper = Keeper(self._traced, settings, door.numbers)
-        self.metrics = Metrics(self.backend.jobs, door.numbers, self._of_replicas)
+        self.metrics = Metrics(self.backend.jobs, lambda: self.keeper.jobs, door.numbers, self._of_replicas)
 
     @classmethod
     async def open(cls, settings: Settings, replicas: Callable[[Settings], Awaitable[Replicas]] | None = None) -> Edge:

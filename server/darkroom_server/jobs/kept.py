@@ -66,9 +66,9 @@ class KeptJob:
 
     @property
     def size(self) -> int:
-        """Bytes that it takes, in memory or on the disk."""
-        events = self.history.size if self.history is not None else self.stored_bytes
-        return OVERHEAD + self.request_bytes + events
+        """Bytes that it takes, in memory or on the disk. May be called on another thread."""
+        history = self.history
+        return OVERHEAD + self.request_bytes + (history.size if history is not None else self.stored_bytes)
 
 
 class KeptJobs:

@@ -16,13 +16,15 @@ from prometheus_client.registry import Collector
 
 from darkroom_plugins.version import VERSION
 from darkroom_server.config.address import TcpAddress, parse_address
+from darkroom_server.jobs.kept import JobState
 from darkroom_server.jobs.numbers import Distribution, seconds
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Mapping
+    from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
     from typing import Any
 
     from darkroom_server.engine.engine import Engine
+    from darkroom_server.jobs.kept import KeptJob
     from darkroom_server.jobs.numbers import CallNumbers
     from darkroom_server.jobs.registry import Registry
     from darkroom_server.models.residency import ResidencyManager
@@ -37,11 +39,13 @@ class Metrics(Collector):
     def __init__(
         self,
         jobs: Registry,
+        kept_jobs: Callable[[], Collection[KeptJob]],
         calls: CallNumbers,
         of_engines: Callable[[], Iterable[Metric]],
     ) -> None:
-        """`of_engines` has the metrics of what does the jobs, here or elsewhere; it is called on another thread."""
-        self._jobs, self._calls, self._of_engines = jobs, calls, of_engines
+        """`of_engines` has the metrics of what does the jobs, here or elsewhere. It and `kept_jobs` are called on another
+        thread."""
+        self._jobs, self._kept_jobs, self._calls, self._of_engines = jobs, kept_jobs, calls, of_engines
         self._delays = seconds()
         self._watching: asyncio.Task[None] | None = None
         self._server: Any = None
@@ -87,6 +91,11 @@ class Metrics(Collector):
         yield _gauge("darkroom_jobs", "Jobs that wait for their first turn, and that have had it.", states, "state")
         dropped = self._jobs.dropped_previews()
         yield _counter("darkroom_previews_dropped_total", "Previews that a newer one replaced unread.", {(): dropped})
+        kept = self._kept_jobs()
+        states = {(state.value,): sum(each.state is state for each in kept) for state in JobState}
+        yield _gauge("darkroom_kept_jobs", "Jobs that are kept, running or ended.", states, "state")
+        size = sum(each.size for each in kept)
+        yield _gauge("darkroom_kept_bytes", "What they take, in memory or on the disk.", {(): size})
 
     def _of_calls(self) -> Iterator[Metric]:
         ends = dict(self._calls.ends)

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from grpc import StatusCode
 
-from darkroom.v1 import catalog_service_pb2, image_service_pb2
+from darkroom.v1 import catalog_service_pb2, image_service_pb2, parameters_pb2
 from darkroom_server.config.settings import Settings
 from darkroom_server.jobs.events import PreviewMade
 from darkroom_server.jobs.numbers import Distribution, size_class
@@ -163,6 +163,22 @@ def test_the_embeddings_of_new_prompts_are_kept(measured: RunningServer) -> None
     for _ in range(2):
         rows.append(moved(measured, lambda: start(measured, prompt="of this test", num_inference_steps=1).read()))
     assert [row.get(name, 0) > 0 for row in rows] == [True, False]
+
+
+def test_kept_jobs(measured: RunningServer) -> None:
+    samples = [read(measured)]
+    with measured.paused():
+        keep = parameters_pb2.DISCONNECT_POLICY_KEEP
+        stream = start(measured, num_inference_steps=1, request_id="kept", disconnect_policy=keep)
+        stream.read_until("accepted")
+        samples.append(read(measured))
+    stream.read()
+    settle(measured)
+    samples.append(read(measured))
+    assert [found["darkroom_kept_jobs state=queued"] for found in samples] == [0, 1, 0]
+    assert [found["darkroom_kept_jobs state=completed"] for found in samples] == [0, 0, 1]
+    before, accepted, done = (found["darkroom_kept_bytes"] for found in samples)
+    assert before == 0 < accepted < done
 
 
 def test_previews_that_nobody_reads_are_dropped(measured: RunningServer) -> None:
