@@ -98,6 +98,7 @@ class KeptCall:
             raise cancellation()
         left = None if self._end is None else max(self._end - time.monotonic(), 0.001)
         if self._again is not None and gone:
+            log.warning("the server does not know the job any more; it is started again")
             return self._again(self._seen.seed or 0, left)
         return self._watch(self._after, left)
 

@@ -43,7 +43,7 @@ class Metrics(Collector):
         calls: CallNumbers,
         of_engines: Callable[[], Iterable[Metric]],
     ) -> None:
-        """`of_engines` has the metrics of what does the jobs, here or elsewhere. It and `kept_jobs` are called on another
+        """`of_engines` has the metrics of what does the jobs, here or elsewhere. Both functions are called on another
         thread."""
         self._jobs, self._kept_jobs, self._calls, self._of_engines = jobs, kept_jobs, calls, of_engines
         self._delays = seconds()

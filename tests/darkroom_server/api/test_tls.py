@@ -78,6 +78,24 @@ def test_a_renewed_certificate_is_taken_up(tiny_model: Path, tmp_path: Path) -> 
         assert serial(server) == second
 
 
+def test_a_renewed_client_ca_is_taken_up(tiny_model: Path, tmp_path: Path) -> None:
+    files, new = self_signed(tmp_path / "now", None), self_signed(tmp_path / "next", None)
+    client_ca = tmp_path / "client-ca.pem"
+    client_ca.write_bytes(files.ca.read_bytes())
+    old_one, new_one = (
+        {"root_certificate": files.ca.read_bytes(), "client_certificate": each.client, "client_key": each.client_key}
+        for each in (files, new)
+    )
+    with tls_server(tiny_model, files, client_ca) as server:
+        assert models(server, **old_one) == ["tiny"]
+        with pytest.raises(ServerUnreachable):
+            models(server, **new_one)
+        os.replace(new.ca, client_ca)
+        assert models(server, **new_one) == ["tiny"]
+        with pytest.raises(ServerUnreachable):
+            models(server, **old_one)
+
+
 def test_a_client_ca_lets_the_server_be_reached(files: Files) -> None:
     tls = {"certificate": files.certificate, "key": files.key}
     with pytest.raises(ValidationError, match=r"set tls\.client_ca"):
