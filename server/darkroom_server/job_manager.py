@@ -82,8 +82,10 @@ class JobManager(Registry):
             await self._company.enter(job)
             values = await self._residency.acquire(job.plan.needs, job.mailbox.put)
         except Exception as error:
-            job.mailbox.close(to_domain_error(error))
-            job.waiting = None  # the engine never hears of it
+            failure = to_domain_error(error)
+            job.mailbox.close(failure)
+            self._engine.cancel(job, failure)
+            job.waiting = None  # the engine never has it
             return
         job.load_seconds = time.monotonic() - began
         job.plan = job.plan.with_assets(values)
@@ -95,7 +97,7 @@ class JobManager(Registry):
 
     def release(self, job: Job) -> None:
         if job.waiting is not None:
-            self._engine.cancel(job)
+            self._engine.cancel(job, job.break_off)
         if job.waiting is None or not job.waiting.done():  # else the engine has it for a while
             self._company.leave(job)
         super().release(job)

@@ -13,7 +13,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextvars import ContextVar
 from enum import IntEnum
 from ipaddress import IPv6Address, ip_address
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 from urllib.parse import unquote
 from weakref import WeakValueDictionary
 
@@ -25,6 +25,7 @@ from darkroom_plugins.errors import DarkroomError, InvalidRequest
 from darkroom_server.api.interceptors import answering_errors, client_is_gone, refusing, token_of
 from darkroom_server.api.status import outcome_of
 from darkroom_server.errors import NotImplementedYet, OperatorRequired, QueueFull, RequestTooLarge, Unauthenticated
+from darkroom_server.jobs.job import who_left
 from darkroom_server.jobs.numbers import CallNumbers, Usage
 
 if TYPE_CHECKING:
@@ -66,7 +67,6 @@ SMALL_BYTES = 64 * 1024  # of any other request
 TOKEN_LANES, HOST_LANES = 16, 2
 HOST_SECONDS = 1.0  # for a health check to arrive in: it fits into one packet
 HOST_CALLS = 100  # of health, at once
-DEADLINE_SLACK = 0.25  # seconds by which a client's clock may be ahead: it cancels at its deadline, too
 
 
 class Caller(NamedTuple):
@@ -195,7 +195,7 @@ class Access(aio.ServerInterceptor):  # type: ignore[misc]
                 reason = outcome_of(error)
                 raise
             except asyncio.CancelledError:
-                reason = who_left(context.time_remaining())
+                reason = who_left(context.time_remaining()).reason
                 raise
             except Exception as error:
                 reason = "CLIENT" if client_is_gone(error) else "INTERNAL"
@@ -205,11 +205,6 @@ class Access(aio.ServerInterceptor):  # type: ignore[misc]
                 self.numbers.ends[method, reason] += 1
 
         return counted
-
-
-def who_left(left: float | None) -> Literal["CLIENT", "DEADLINE"]:
-    """Why the other side ended a call that had so many seconds left; None: it had no deadline."""
-    return "CLIENT" if left is None or left > DEADLINE_SLACK else "DEADLINE"
 
 
 def fingerprint(token: str) -> str:

@@ -10,10 +10,11 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from darkroom.v1 import events_pb2
-from darkroom_plugins.errors import UnsupportedCombination, Violation
+from darkroom_plugins.errors import RequestRefused, UnsupportedCombination, Violation
 from darkroom_server.api import messages, quotas
 from darkroom_server.api.preprocess import preprocess
 from darkroom_server.api.validation.request import check_edit, check_generate
+from darkroom_server.engine.endings import log_end
 from darkroom_server.errors import LoadFailed
 from darkroom_server.jobs.events import ControlMade
 
@@ -59,7 +60,15 @@ class Submission:
 
     async def preprocess(self, job: Job, message: Any) -> AsyncGenerator[list[events_pb2.JobEvent], None]:
         """See Backend."""
-        made = await job.mailbox.unless_ended(self.jobs.read(preprocess, message, self.catalog))
+        try:
+            made = await job.mailbox.unless_ended(self.jobs.read(preprocess, message, self.catalog))
+        except RequestRefused:
+            raise
+        except BaseException as error:
+            left = isinstance(error, asyncio.CancelledError)
+            log_end(job, job.break_off if left else error, time.monotonic(), task="preprocess")
+            raise
+        log_end(job, None, time.monotonic(), task="preprocess")
         fields = [{"accepted": {}}, *made, {"completed": messages.took(time.monotonic() - job.arrived)}]
         yield [
             events_pb2.JobEvent(request_id=job.request_id, sequence=number, **each)

@@ -8,11 +8,10 @@ from contextlib import aclosing
 from typing import TYPE_CHECKING, Any
 
 from darkroom_plugins.errors import DarkroomError, JobFailed
-from darkroom_server.api.access import IMAGES, caller, who_left
+from darkroom_server.api.access import IMAGES, caller
 from darkroom_server.api.context import trace_headers
 from darkroom_server.api.request_id import is_request_id
 from darkroom_server.api.status import code_of, outcome_of
-from darkroom_server.errors import Cancelled, DeadlineExceeded
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator
@@ -88,7 +87,7 @@ class TracedBackend:
             error = failure
             raise
         except (asyncio.CancelledError, GeneratorExit):
-            error = None if done else job.failure or _left(job)
+            error = None if done else job.break_off
             raise
         except Exception:
             error = JobFailed("the server failed")
@@ -99,20 +98,6 @@ class TracedBackend:
                 _set_phases(span, timings.load, timings.queue, timings.encode_prompt, timings.denoise, timings.decode)
             _end(span, error)
             self._traces.add(span)
-
-
-class _ClientLeft(Cancelled):
-    reason = "CLIENT"
-
-
-class _DeadlinePassed(DeadlineExceeded):
-    reason = "DEADLINE"
-
-
-def _left(job: Job) -> DarkroomError:
-    """Why its stream was closed from the other side."""
-    left = job.deadline - time.monotonic() if job.deadline is not None else None
-    return _ClientLeft("") if who_left(left) == "CLIENT" else _DeadlinePassed("")
 
 
 def _span(rpc: str, request_id: str, headers: dict[str, str], began: float) -> JobSpan:

@@ -69,7 +69,7 @@ async def _first_step(job: Job, engine: Engine) -> None:
     event: Event | None = None
     while not isinstance(event, StepDone | Ended):
         _, event = await job.mailbox.get()
-    engine.cancel(job)
+    engine.cancel(job, job.break_off)
     await released.wait()
     if isinstance(event, Ended) and event.error is not None:
         raise event.error

@@ -48,7 +48,8 @@ class Endings:
         if job.progress.then is not None:
             self._outbox.release(job.progress.then)
             job.progress.then = None  # it has the job, which else were in a cycle of references
-        log_end(job, error, now, with_prompt=self.logs_prompts)
+        swaps = job.plan.model.placement.swaps - job.progress.swaps if job.progress.started is not None else 0
+        log_end(job, error, now, f", with {swaps} swaps" if swaps else "", **_record(job, now, self.logs_prompts))
 
     def fail(self, job: Job, error: BaseException) -> None:
         """End a job with an error of a plugin or the model.
@@ -66,37 +67,31 @@ class Endings:
             self.end(job, error)
 
 
-def reason_of(error: Exception | None) -> str:
+def reason_of(error: BaseException | None) -> str:
     """Why a job ended, for programs."""
     if error is None:
         return "OK"
     return getattr(error, "reason", "") or ("CANCELLED" if isinstance(error, Cancelled) else "INTERNAL")
 
 
-def log_end(job: Job, error: Exception | None, now: float, *, with_prompt: bool) -> None:
-    """Write a job's line."""
-    seconds = round(now - job.arrived, 3)
-    swaps = job.plan.model.placement.swaps - job.progress.swaps if job.progress.started is not None else 0
-    moved = f", with {swaps} swaps" if swaps else ""
-    whose, record = f" of {job.bearer}" if job.bearer else "", _record(job, error, now, with_prompt)
-    log.info("job %s%s ended after %s s%s: %s", job.request_id, whose, seconds, moved, error or "done", extra=record)
+def log_end(job: Job, error: BaseException | None, now: float, moved: str = "", **record: Any) -> None:
+    """Write a job's line, with what a JSON record has beside it."""
+    whose, seconds = f" of {job.bearer}" if job.bearer else "", round(now - job.arrived, 3)
+    known = {"request_id": job.request_id, "token": job.bearer, "outcome": reason_of(error), "seconds": seconds}
+    said = (job.request_id, whose, seconds, moved, error or "done")
+    log.info("job %s%s ended after %s s%s: %s", *said, extra={**known, **record})
 
 
-def _record(job: Job, error: Exception | None, now: float, with_prompt: bool) -> dict[str, Any]:
-    """What the log has of a job, beside its line."""
+def _record(job: Job, now: float, with_prompt: bool) -> dict[str, Any]:
     request = job.request
     width, height = request.final_size
     record: dict[str, Any] = {
-        "request_id": job.request_id,
-        "token": job.bearer,
         "model": request.model,
         "task": request.task,
         "width": width,
         "height": height,
         "images": request.num_images,
         "steps": request.num_inference_steps,
-        "outcome": reason_of(error),
-        "seconds": round(now - job.arrived, 3),
         **{f"{phase}_seconds": round(spent, 3) for phase, spent in asdict(job.timings(now)).items()},
     }
     return record | ({"prompt": request.prompt} if with_prompt else {})

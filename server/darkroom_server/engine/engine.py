@@ -16,6 +16,7 @@ from typing import TypeVar
 import torch
 from accelerate.utils.memory import clear_device_cache
 
+from darkroom_plugins.errors import DarkroomError
 from darkroom_plugins.manager import Plugins
 from darkroom_server.device.thread_tuner import ThreadTuner
 from darkroom_server.device.transfer import LaunchLimiter
@@ -184,9 +185,9 @@ class Engine:
         """What a planned job would take without others; None if nothing like it has been measured."""
         return self._positions.alone(job, self._row_limit_of(job.plan))
 
-    def cancel(self, job: Job) -> None:
-        """Cancel a job before its next step, unless it has ended."""
-        self._inbox.put(lambda: self.endings.end(job, Cancelled("the job was cancelled")))
+    def cancel(self, job: Job, error: DarkroomError) -> None:
+        """End a job with this error before its next step, unless it has ended."""
+        self._inbox.put(lambda: self.endings.end(job, error))
 
     def memory_freed(self) -> None:
         """Reset the learnt row limits, and when nothing is to be done return memory to the device."""

@@ -8,13 +8,35 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from darkroom_plugins.errors import DarkroomError
+from darkroom_server.errors import Cancelled, DeadlineExceeded
 from darkroom_server.jobs.events import Event, ImageDecoded, Queued, Started, StepDone, Timings
 from darkroom_server.jobs.mailbox import Mailbox
 
 if TYPE_CHECKING:
-    from darkroom_plugins.errors import DarkroomError
     from darkroom_plugins.request import Request
     from darkroom_server.jobs.plan import Plan
+
+
+DEADLINE_SLACK = 0.25  # seconds by which a client's clock may be ahead: it cancels at its deadline, too
+
+
+class ClientLeft(Cancelled):
+    """The client cancelled its call, or its connection was lost. Nobody gets it: the log and metrics have it."""
+
+    reason = "CLIENT"
+
+
+class DeadlinePassed(DeadlineExceeded):
+    """The call's deadline has passed. Nobody gets it: the log and metrics have it."""
+
+    reason = "DEADLINE"
+
+
+def who_left(left: float | None) -> ClientLeft | DeadlinePassed:
+    """Why the other side ended a call that had so many seconds left; None: it had no deadline."""
+    in_time = left is None or left > DEADLINE_SLACK
+    return ClientLeft("the client left") if in_time else DeadlinePassed("the deadline has passed")
 
 
 @dataclass(slots=True, eq=False)
@@ -87,6 +109,12 @@ class Job:
     accepted: Any = None  # the event with the resolved request, of a job that another process does
     created: float = field(default_factory=time.time)
     seen: Seen = field(default_factory=Seen)
+
+    @property
+    def break_off(self) -> DarkroomError:
+        """Why its stream is not read to its end."""
+        left = self.deadline - time.monotonic() if self.deadline is not None else None
+        return self.failure or who_left(left)
 
     def take(self, event: Event) -> None:
         """An event from the engine, for the mailbox."""

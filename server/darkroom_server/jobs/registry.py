@@ -121,7 +121,7 @@ class Registry(ABC):
     def end(self, job: Job, error: DarkroomError) -> bool:
         """End a job at once, even if its stream is blocked by a client that does not read. Returns False if it had
         ended."""
-        ended = job.mailbox.close(error)
+        job.failure, ended = job.failure or error, job.mailbox.close(error)
         self.release(job)
         return ended
 
@@ -166,7 +166,8 @@ class Registry(ABC):
         slow.sort(key=lambda job: job.mailbox.unread_bytes)
         while slow and sum(job.mailbox.unread_bytes for job in self._jobs.values()) > self._max_unread_bytes:
             job = slow.pop()
-            job.mailbox.drop_unread(SlowReader("the pictures that wait for their readers take too much memory"))
+            job.failure = SlowReader("the pictures that wait for their readers take too much memory")
+            job.mailbox.drop_unread(job.failure)
             self.release(job)
 
     def _admit(self, job: Job, *, always: bool) -> None:

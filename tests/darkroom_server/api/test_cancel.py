@@ -18,6 +18,7 @@ from darkroom.v1.image_service_pb2 import CancelRequest
 from darkroom.v1.image_service_pb2_grpc import ImageServiceStub
 from darkroom_plugins import hookimpl
 from darkroom_plugins.contract import Conditioner
+from darkroom_plugins.errors import DarkroomError
 from darkroom_plugins.sample import Sample
 from darkroom_server.jobs.job import Job
 from tests.killable import many
@@ -56,7 +57,7 @@ def test_at_most_one_more_step_runs(
     engine = server.app.engine
     at_cancel: list[int] = []
     cancel = engine.cancel
-    monkeypatch.setattr(engine, "cancel", lambda job: (at_cancel.append(engine.ticks), cancel(job)))
+    monkeypatch.setattr(engine, "cancel", lambda *why: (at_cancel.append(engine.ticks), cancel(*why)))
     stream = server.start(generate_request(**LONG))
     stream.read_until("step")
     leave(server, stream)
@@ -177,9 +178,9 @@ def test_random_ends_leave_no_trace(
     at_end: dict[str, int] = {}
     cancel = server.app.engine.cancel
 
-    def noted(job: Job) -> None:
+    def noted(job: Job, why: DarkroomError) -> None:
         at_end.setdefault(job.request_id, evaluated[job.request_id])
-        cancel(job)
+        cancel(job, why)
 
     monkeypatch.setattr(server.app.engine, "cancel", noted)
     with ThreadPoolExecutor(20) as pool:

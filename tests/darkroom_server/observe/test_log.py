@@ -4,16 +4,20 @@ import hashlib
 import io
 import json
 import logging
+import shutil
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
+from darkroom.v1.image_service_pb2 import CancelRequest, PreprocessRequest
 from darkroom_plugins.quoting import printable, quoted
 from darkroom_server.observe.log import FORMAT, MAX_LINE, MAX_TRACEBACK, OneLine, json_lines
-from tests.support import RunningServer, Stream, generate_request, settle
+from tests.failing import Failing
+from tests.support import RunningServer, Stream, generate_request, png, refused, settle
 
 FORGED = "x\r\n2026-01-01 00:00:00,000 INFO darkroom_server.app: all is well\x1b[2K\u2028\u202e"
 
@@ -126,3 +130,47 @@ def test_a_job_is_one_record(json_log: tuple[logging.Logger, io.StringIO], tiny_
     assert phases <= job.keys()
     assert ("a s3cret" in json_log[1].getvalue()) is prompts
     assert "t0ken" not in json_log[1].getvalue()
+
+
+def test_a_job_says_why_it_ended_and_never_its_prompt(
+    json_log: tuple[logging.Logger, io.StringIO], tiny_model: Path, tmp_path: Path
+) -> None:
+    broken = shutil.copytree(tiny_model, tmp_path / "broken")
+    models: list[Any] = [{"name": "tiny", "path": tiny_model}, {"name": "broken", "path": broken, "preload": False}]
+    with RunningServer(plugins={"failing": Failing()}, models=models) as server:
+
+        def begin(name: str, timeout: float = 60, **parameters: Any) -> Stream:
+            given = {"prompt": "a s3cret", "request_id": name, "num_inference_steps": 400, **parameters}
+            return server.start(generate_request(**given), timeout)
+
+        stream = begin("left")
+        stream.read_until("step")
+        stream.call.cancel()
+        stream = begin("cancelled")
+        stream.read_until("step")
+        server.images.Cancel(CancelRequest(request_id="cancelled"))
+        refused(stream.read)
+        with server.paused():
+            refused(begin("late", timeout=1, num_inference_steps=5).read)
+        (weights,) = (broken / "unet").glob("*.safetensors")
+        weights.write_bytes(weights.read_bytes()[:-1000])
+        refused(begin("not-loaded", model="broken").read)
+        words = {"prompt": "fail after_evaluation error", "negative_prompt": "a s3cret"}
+        refused(begin("failed", **words, task="failing").read)
+        refused(begin("refused", num_inference_steps=0, negative_prompt="a s3cret").read)
+        picture = png(np.zeros((32, 32, 3), np.uint8))
+        given = PreprocessRequest(preprocessor="canny", image=picture, request_id="map")
+        list(server.images.Preprocess(given, timeout=60))
+        settle(server)
+    records = [json.loads(line) for line in json_log[1].getvalue().splitlines()]
+    outcomes = {record["request_id"]: record["outcome"] for record in records if "outcome" in record}
+    assert len([record for record in records if "outcome" in record]) == len(outcomes)
+    assert outcomes == {
+        "left": "CLIENT",
+        "cancelled": "CANCELLED",
+        "late": "DEADLINE",
+        "not-loaded": "LOAD_FAILED",
+        "failed": "PLUGIN_FAILED",
+        "map": "OK",
+    }
+    assert "s3cret" not in json_log[1].getvalue()

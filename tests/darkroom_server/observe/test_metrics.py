@@ -105,7 +105,8 @@ def test_cancels_by_their_cause(measured: RunningServer) -> None:
         stream.read_until("step")
         stream.call.cancel()
 
-    assert moved(measured, by_client)["darkroom_cancels_total cause=client"] == 1
+    rows = moved(measured, by_client)
+    assert rows["darkroom_cancels_total cause=client"] == rows["darkroom_jobs_ended_total reason=CLIENT"] == 1
 
     def by_deadline() -> None:
         request = generate_request(num_inference_steps=5)  # one that could have been done in time
@@ -113,7 +114,8 @@ def test_cancels_by_their_cause(measured: RunningServer) -> None:
             failed = refused(lambda: list(measured.images.Generate(request, metadata=ME, timeout=1)))
         assert failed.code == StatusCode.DEADLINE_EXCEEDED
 
-    assert moved(measured, by_deadline)["darkroom_cancels_total cause=deadline"] == 1
+    rows = moved(measured, by_deadline)
+    assert rows["darkroom_cancels_total cause=deadline"] == rows["darkroom_jobs_ended_total reason=DEADLINE"] == 1
 
     def by_request() -> None:
         stream = start(measured, request_id="x", num_inference_steps=500)

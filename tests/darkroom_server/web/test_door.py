@@ -63,7 +63,7 @@ def test_closing_the_connection_stops_the_job(
     """Within a step of the moment when the server hears of it."""
     engine, at_cancel = web.app.engine, []
     cancel, before = engine.cancel, engine.ticks
-    monkeypatch.setattr(engine, "cancel", lambda job: (at_cancel.append(engine.ticks), cancel(job)))
+    monkeypatch.setattr(engine, "cancel", lambda *why: (at_cancel.append(engine.ticks), cancel(*why)))
     with door(http):
         wait_for(lambda: engine.ticks > before)
     wait_for(lambda: web.app.jobs.active_jobs == 0 and engine.idle)
