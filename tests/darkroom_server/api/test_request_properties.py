@@ -1,6 +1,7 @@
 """Request validation, without a server: any message is refused by its fields' paths, or its numbers are in range."""
 
 import contextlib
+import io
 import math
 import re
 from dataclasses import dataclass
@@ -14,9 +15,10 @@ from google.protobuf.message import Message
 from google.protobuf.struct_pb2 import Struct
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image
 from pydantic import BaseModel, Field
 
-from darkroom.v1.image_service_pb2 import GenerateRequest
+from darkroom.v1.image_service_pb2 import EditRequest, GenerateRequest, PreprocessRequest
 from darkroom.v1.parameters_pb2 import IMAGE_FORMAT_JPEG
 from darkroom_plugins import Finisher, hookimpl
 from darkroom_plugins.builtin.schedulers import ENTRIES, OPTIONS
@@ -24,7 +26,8 @@ from darkroom_plugins.errors import InvalidRequest, RequestRefused
 from darkroom_plugins.manager import Plugins, load_plugins
 from darkroom_plugins.quoting import printable
 from darkroom_plugins.request import Request
-from darkroom_server.api.validation.request import check_generate
+from darkroom_server.api.preprocess import preprocess
+from darkroom_server.api.validation.request import check_edit, check_generate
 from darkroom_server.app import open_catalog
 from darkroom_server.config.demo import demo_model, with_demo
 from darkroom_server.config.settings import Limits, ModelSettings, Settings
@@ -155,12 +158,15 @@ def fill(draw: st.DrawFn, message: Any, most: int) -> None:
 
 
 @st.composite
-def messages(draw: st.DrawFn) -> GenerateRequest:
-    """Any request, as it arrives."""
-    message = GenerateRequest()
-    fill(draw, message, draw(st.integers(0, 2)))
-    fill(draw, message.parameters, draw(st.integers(0, 8)))
-    return GenerateRequest.FromString(message.SerializeToString())
+def messages(draw: st.DrawFn, kind: Any) -> Any:
+    """Any request of a kind, as it arrives."""
+    message = kind()
+    fill(draw, message, draw(st.integers(0, 2 if kind is GenerateRequest else 4)))
+    if kind is PreprocessRequest:
+        message.preprocessor = message.preprocessor or draw(st.sampled_from(["canny", ""]))
+    else:
+        fill(draw, message.parameters, draw(st.integers(0, 8)))
+    return kind.FromString(message.SerializeToString())
 
 
 def is_field(path: str, message: Message) -> bool:
@@ -218,18 +224,43 @@ def check_numbers(request: Request, catalog: Catalog) -> None:
     assert 1 <= (request.output.quality or 1) <= 100
 
 
-@settings(max_examples=200)
-@given(messages())
-def test_any_message_is_checked_or_refused_by_its_fields(opened: Opened, message: GenerateRequest) -> None:
-    try:
-        request = check_generate(message, opened.catalog)
-    except RequestRefused as error:
-        paths = [violation.field for violation in error.violations]
-    else:
-        check_numbers(request, opened.catalog)
-        return
+def check_refusal(error: RequestRefused, message: Message) -> None:
+    paths = [violation.field for violation in error.violations]
     assert paths
     assert [path for path in paths if not is_field(path, message)] == []
+
+
+@settings(max_examples=200)
+@given(messages(GenerateRequest))
+def test_any_message_is_checked_or_refused_by_its_fields(opened: Opened, message: GenerateRequest) -> None:
+    try:
+        check_numbers(check_generate(message, opened.catalog), opened.catalog)
+    except RequestRefused as error:
+        check_refusal(error, message)
+
+
+@settings(max_examples=100)
+@given(messages(EditRequest))
+def test_any_edit_is_checked_or_refused_by_its_fields(opened: Opened, message: EditRequest) -> None:
+    try:
+        request = check_edit(message, opened.catalog)
+    except RequestRefused as error:
+        check_refusal(error, message)
+    else:
+        check_numbers(request, opened.catalog)
+        assert 0 <= getattr(request.edit, "strength", 1.0) <= 1
+
+
+@settings(max_examples=100)
+@given(messages(PreprocessRequest))
+def test_any_preprocessing_is_done_or_refused_by_its_fields(opened: Opened, message: PreprocessRequest) -> None:
+    try:
+        (first, *chunks) = preprocess(message, opened.catalog)
+    except RequestRefused as error:
+        check_refusal(error, message)
+    else:
+        data = first["control_image"].image_bytes + b"".join(each["chunk"].data for each in chunks)
+        assert Image.open(io.BytesIO(data)).size == Image.open(io.BytesIO(message.image)).size
 
 
 # -------------------------------------------------------------------------------------------------------- single values
