@@ -216,8 +216,8 @@ class ImageServiceServicer(object):
     def Preprocess(self, request, context):
         """Preprocess makes a control map from a picture, for instance its Canny edges, without making a picture.
 
-        Streams `accepted` (empty), `queued` where it waits, `control_image` with
-        its `chunk` events, and `completed`. Cancelling the call stops the job.
+        Streams `accepted` (empty), `control_image` with its `chunk` events, and `completed`, once the map is made.
+        Cancelling the call stops the job.
 
         Fails with INVALID_ARGUMENT for a bad image or options, NOT_FOUND (PREPROCESSOR_NOT_FOUND), and as Generate does.
         """
