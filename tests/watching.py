@@ -9,6 +9,7 @@ import grpc
 
 from darkroom.v1 import image_service_pb2 as pb
 from darkroom.v1.events_pb2 import JobEvent
+from darkroom_server.api.keeper import RUN_SEQUENCES
 from tests.support import Stream
 
 KEPT = ("accepted", "image", "chunk")  # events that stay as they were sent when the server is lost
@@ -81,17 +82,15 @@ def check_lives(lives: Sequence[Sequence[JobEvent]], again: Sequence[JobEvent]) 
     assert (whole.kinds.count("accepted"), whole.kinds.count("completed")) == (1, 1)
     count = len(whole.of("accepted")[0].seeds)
     assert sorted(image.image_index for image in whole.of("image")) == list(range(count)), "not each picture once"
-    done = set[int]()
-    for life in lives:
-        newest = dict[int, int]()
-        for event in life:
-            if event.HasField("step"):
-                step = event.step
-                assert step.image_index not in done, f"picture {step.image_index} was begun again after it was done"
-                assert step.step > newest.get(step.image_index, 0), f"step {step.step} came again in one connection"
-                newest[step.image_index] = step.step
-            elif event.HasField("image"):
-                done.add(event.image.image_index)
+    done, newest = set[int](), dict[tuple[int, int], int]()  # the newest step of a run's picture
+    for event in whole.events:
+        if event.HasField("step"):
+            step, picture = event.step.step, (event.sequence // RUN_SEQUENCES, event.step.image_index)
+            assert event.step.image_index not in done, f"picture {event.step.image_index} was begun again when done"
+            assert step > newest.get(picture, 0), f"step {step} came again in one run"
+            newest[picture] = step
+        elif event.HasField("image"):
+            done.add(event.image.image_index)
     for image in whole.of("image"):
         assert len(whole.files()[image.image_index]) == image.total_bytes
     kept = [event for event in whole.events if event.WhichOneof("event") in KEPT]
