@@ -8,10 +8,12 @@ from typing import Any
 
 import pytest
 
+from darkroom.v1.events_pb2 import JobEvent
+from darkroom_server.api.keeper import RUN_SEQUENCES
 from darkroom_server.errors import OutOfMemory
 from darkroom_server.jobs.history import History
 from tests.killable import many
-from tests.watching import Watched, check
+from tests.watching import Watched, check, check_lives
 
 Event = tuple[str, int]  # kind and number
 
@@ -122,3 +124,28 @@ def test_the_checker_can_fail(changed: Sequence[int]) -> None:
     with pytest.raises(AssertionError):
         check(made, broken(changed))
     check(made, broken((1, 2, 3)))
+
+
+def lives_of(kinds: str) -> list[JobEvent]:
+    """The events of a job of one picture by their first letters; those after `/` are of the next run."""
+    bodies: dict[str, dict[str, Any]] = {
+        "a": {"accepted": {"seeds": [1]}},
+        "1": {"step": {"step": 1}},
+        "2": {"step": {"step": 2}},
+        "i": {"image": {"image_bytes": b"x", "total_bytes": 1}},
+        "c": {"completed": {}},
+    }
+    runs = [enumerate(run, 1 + number * RUN_SEQUENCES) for number, run in enumerate(kinds.split("/"))]
+    return [JobEvent(sequence=sequence, **bodies[kind]) for run in runs for sequence, kind in run]
+
+
+CASES = "12ic a12c a12i a12iic a11ic a1i2c aa12ic a12icc a1/12i/2c a12ic|a1ic"  # after `|`: what is read again
+
+
+@pytest.mark.parametrize("case", CASES.split())
+def test_the_checker_of_lives_can_fail(case: str) -> None:
+    for right in ("a12ic", "a1/12ic", "a12i/c"):
+        assert check_lives([lives_of(right)[:1], lives_of(right)[1:]], lives_of(right)).files() == {0: b"x"}
+    read, _, again = case.partition("|")
+    with pytest.raises(AssertionError):
+        check_lives([lives_of(read)], lives_of(again or read))
