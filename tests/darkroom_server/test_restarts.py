@@ -1,11 +1,13 @@
 """Kept jobs outlive the server's process: it is killed, or stopped, and starts again on the same folder."""
 
+import contextlib
 import hashlib
 import itertools
 import sqlite3
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -255,6 +257,21 @@ def test_a_suspects_evaluations_are_told_apart(start: Callable[..., RunningServe
     evaluations = Counter(point // TURN for point in points if point % TURN)
     assert evaluations[2] == evaluations[3] == 1
     assert evaluations[1] >= 2 * info.devices[0].deterministic_rows
+
+
+def test_accepted_is_sent_when_the_log_has_it(start: Callable[..., RunningServer], tmp_path: Path) -> None:
+    with start() as server, ThreadPoolExecutor() as pool:
+        path = tmp_path / "state/jobs.sqlite"
+        with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as other:
+            other.execute("BEGIN IMMEDIATE")  # nobody else can write
+            stream = server.start(kept("one", num_inference_steps=1))
+            reading = pool.submit(stream.read_until, "accepted")
+            server.generate(prompt="x", num_inference_steps=1)  # came later, and is done
+            assert not reading.done()
+            assert other.execute("SELECT count(*) FROM jobs").fetchone() == (0,)
+            other.execute("COMMIT")
+        assert reading.result(60).seeds
+        assert stream.read().kinds[-1] == "completed"
 
 
 def test_a_damaged_log_refuses_kept_jobs_alone(start: Callable[..., RunningServer], tmp_path: Path) -> None:
