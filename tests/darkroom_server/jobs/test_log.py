@@ -132,19 +132,25 @@ def test_files_that_nothing_names_are_swept(tmp_path: Path) -> None:
     assert files(tmp_path) == []
 
 
-def test_a_log_of_the_first_format_is_migrated(tmp_path: Path) -> None:
+@pytest.mark.parametrize("version", range(1, len(MIGRATIONS) + 1))
+def test_a_log_of_each_format_is_migrated(tmp_path: Path, version: int) -> None:
+    """With a job that had not ended, and one that had, with its events."""
     database = sqlite3.connect(tmp_path / DATABASE)
-    database.executescript(MIGRATIONS[0])
+    for script in MIGRATIONS[:version]:
+        database.executescript(script)
     database.execute(
-        "INSERT INTO jobs (owner, request_id, rpc, digest, request, created)"
-        " VALUES ('', 'old', 'Edit', x'', x'01', 3.0)"
+        "INSERT INTO jobs (id, owner, request_id, rpc, digest, request, created, ended, outcome) VALUES"
+        " (1, '', 'old', 'Edit', x'', x'01', 3.0, NULL, ''), (2, '', 'done', 'Edit', x'', x'01', 3.0, 4.0, 'done')"
     )
-    database.execute("PRAGMA user_version = 1")
+    database.execute("INSERT INTO events (job, sequence, data) VALUES (2, 7, x'05')")
+    database.execute(f"PRAGMA user_version = {version}")
     database.commit()
     database.close()
 
     async def test(log: JobLog, jobs: list[LoggedJob]) -> None:
-        assert [(each.request_id, each.rpc, each.deadline) for each in jobs] == [("old", "Edit", None)]
+        found = [(each.request_id, each.rpc, each.deadline, each.outcome) for each in jobs]
+        assert found == [("old", "Edit", None, ""), ("done", "Edit", None, "done")]
+        assert await log.events(2) == ([LoggedEvent(7, b"\5")], True)
         await log.add(job("new", deadline=4.0), [])
 
     run(tmp_path, test)
