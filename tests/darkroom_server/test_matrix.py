@@ -416,4 +416,5 @@ def test_slow_reader(rpc: str, models: list[dict[str, Any]], caplog: pytest.LogC
         streams_end(server)  # without reading on
         failed = refused(stream.read)
         assert (failed.code, failed.reason) == (StatusCode.RESOURCE_EXHAUSTED, "SLOW_READER")
+        assert read(server)["darkroom_cancels_total cause=slow_reader"] == 1
         check_nothing_is_left(server, caplog)
