@@ -7,7 +7,7 @@ import time
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
-from darkroom_server.errors import Cancelled, DeviceLost, to_domain_error
+from darkroom_server.errors import Cancelled, DeadlineExceeded, DeviceLost, to_domain_error
 from darkroom_server.jobs.events import Ended
 
 if TYPE_CHECKING:
@@ -71,7 +71,8 @@ def reason_of(error: BaseException | None) -> str:
     """Why a job ended, for programs."""
     if error is None:
         return "OK"
-    return getattr(error, "reason", "") or ("CANCELLED" if isinstance(error, Cancelled) else "INTERNAL")
+    kinds = {Cancelled: "CANCELLED", DeadlineExceeded: "DEADLINE"}
+    return getattr(error, "reason", "") or next((kinds[kind] for kind in kinds if isinstance(error, kind)), "INTERNAL")
 
 
 def log_end(job: Job, error: BaseException | None, now: float, moved: str = "", **record: Any) -> None:

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from darkroom.v1 import parameters_pb2
 from darkroom.v1.image_service_pb2 import CancelRequest, PreprocessRequest
 from darkroom_plugins.quoting import printable, quoted
 from darkroom_server.observe.log import FORMAT, MAX_LINE, MAX_TRACEBACK, OneLine, json_lines
@@ -151,7 +152,11 @@ def test_a_job_says_why_it_ended_and_never_its_prompt(
         server.images.Cancel(CancelRequest(request_id="cancelled"))
         refused(stream.read)
         with server.paused():
-            refused(begin("late", timeout=1, num_inference_steps=5).read)
+            keep = parameters_pb2.DISCONNECT_POLICY_KEEP
+            late = begin("late", timeout=1, num_inference_steps=5)
+            kept = begin("late-and-kept", timeout=1, num_inference_steps=5, disconnect_policy=keep)
+            for stream in (late, kept):
+                refused(stream.read)
         (weights,) = (broken / "unet").glob("*.safetensors")
         weights.write_bytes(weights.read_bytes()[:-1000])
         refused(begin("not-loaded", model="broken").read)
@@ -169,6 +174,7 @@ def test_a_job_says_why_it_ended_and_never_its_prompt(
         "left": "CLIENT",
         "cancelled": "CANCELLED",
         "late": "DEADLINE",
+        "late-and-kept": "DEADLINE",
         "not-loaded": "LOAD_FAILED",
         "failed": "PLUGIN_FAILED",
         "map": "OK",
