@@ -2,8 +2,9 @@
 
 import asyncio
 import contextlib
+import os
 import sqlite3
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -120,6 +121,33 @@ def test_a_damaged_picture_is_told(tmp_path: Path) -> None:
         assert await log.events(one) == ([LoggedEvent(1, b"accepted")], False)
 
     run(tmp_path, test)
+
+
+def test_what_is_written_outlives_a_power_cut(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A picture's file and its folder reach the disk before the event that names it, and each commit does."""
+    synced, fsync = list[Path](), os.fsync
+
+    def noted(descriptor: int) -> None:
+        synced.append(Path(f"/proc/self/fd/{descriptor}").readlink())
+        fsync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", noted)
+
+    class Watched(SqliteStore):
+        def execute(self, statement: str, values: Sequence[Any] = ()) -> Any:
+            if "INTO events" in statement:
+                assert synced == [*files(tmp_path), tmp_path / PICTURES]
+                assert super().execute("PRAGMA synchronous").fetchone() == (2,)  # FULL
+            return super().execute(statement, values)
+
+    async def test() -> None:
+        log = JobLog(Watched(tmp_path))
+        await log.open()
+        await log.add(job("one"), parts(len(PICTURE)))
+        log.close()
+
+    asyncio.run(test())
+    assert len(synced) == 2
 
 
 def test_files_that_nothing_names_are_swept(tmp_path: Path) -> None:
