@@ -284,6 +284,20 @@ def test_a_damaged_log_refuses_kept_jobs_alone(start: Callable[..., RunningServe
         assert server.generate(prompt="x", num_inference_steps=1).kinds[-1] == "completed"
 
 
+def test_a_log_that_is_damaged_meanwhile_refuses_kept_jobs_alone(
+    start: Callable[..., RunningServer], tmp_path: Path
+) -> None:
+    with start() as server:
+        server.start(kept("before")).read()
+        for path in (tmp_path / "state").glob("jobs.sqlite*"):
+            with path.open("r+b") as file:
+                file.write(b"\xa5" * path.stat().st_size)
+        for call in (lambda: server.start(kept("one")), lambda: watch(server, "before")):
+            failed = refused(lambda call=call: call().read())
+            assert (failed.code, failed.reason) == (grpc.StatusCode.UNAVAILABLE, "JOB_LOG_UNAVAILABLE")
+        assert server.generate(prompt="x", num_inference_steps=1).kinds[-1] == "completed"
+
+
 def test_a_picture_that_is_gone_from_the_disk(start: Callable[..., RunningServer], tmp_path: Path) -> None:
     large = kept("one", width=128, height=128, num_inference_steps=1)
     with start() as server:
