@@ -19,9 +19,10 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False, weakref_slot=True)
 class PromptEmbedding:
-    """An encoded prompt: the conditioning of one row."""
+    """An encoded prompt: the conditioning of one row. Equal to itself alone; what is derived of it may be kept by weak
+    reference."""
 
     hidden: torch.Tensor  # (1, tokens, width)
     pooled: torch.Tensor | None = None  # (1, width), for families that use one

@@ -70,11 +70,19 @@ def test_what_is_kept_is_bounded(network: nn.Module, monkeypatch: pytest.MonkeyP
     for each in prompts:
         with kept.fixed([each], BatchCache()):
             pass
-    assert list(kept.cached) == [id(each) for each in prompts[-2:]]
+    assert list(kept.cached) == prompts[-2:]
     before = Counting.products.copy()
     with kept.fixed(prompts, BatchCache()):  # more than have room
         evaluate(network, prompts)
     assert Counting.products - before == {4: len(kept.layers)}
+
+
+def test_those_of_a_prompt_go_with_it(network: nn.Module) -> None:
+    kept, first, second = Projections(network), prompt(1), prompt(2)
+    with kept.fixed([first, second], BatchCache()):
+        pass
+    del first
+    assert list(kept.cached) == [second]
 
 
 def an_evaluation(*prompts: PromptEmbedding, adapters: tuple[Any, ...] = ()) -> Evaluation:

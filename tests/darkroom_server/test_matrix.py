@@ -1,7 +1,9 @@
 """However a stream ends, and wherever its job is then: one terminal status, and nothing of the job is left."""
 
 import contextlib
+import gc
 import threading
+from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -44,6 +46,7 @@ FULL = edits_pb2.ImageToImage(strength=1.0)
 KEEP = parameters_pb2.DISCONNECT_POLICY_KEEP
 JOBS = ("Generate", "Edit", "Watch")
 SECONDS = 0.4  # of a deadline
+LONG = 400  # steps of a job that others wait for
 
 
 class Gate:
@@ -140,32 +143,39 @@ class Plugin:
 
 
 class HeldServer(RunningServer):
-    """A server that can be held at a place, and that counts its calls."""
+    """A server that can be held at a place. `called` has the number of calls, by RPC."""
 
     def __init__(self, **settings: Any) -> None:
         plugin = Plugin()
         self.gate = plugin.gate
         self._numbers = iter(range(10**6))
+        self.called: Counter[str] = Counter()
         plugins = {"held": plugin, "noise": noise_family}
         super().__init__(plugins=plugins, metrics="127.0.0.1:0", limits={"max_batch_rows": 2}, **settings)
 
     def open(self, rpc: str, stub: Any = None, timeout: float = 60, **parameters: Any) -> Stream:
         """Begin a stream. That of Watch is of a kept job whose own client has gone."""
-        stub = stub or self.images
         parameters = {"prompt": "x", "num_inference_steps": 6, "request_id": f"job-{next(self._numbers)}", **parameters}
+        if rpc == "Watch":
+            made = self.open("Generate", disconnect_policy=KEEP, **parameters)
+            made.read_until("accepted")
+            made.call.cancel()
+            return self.watch(parameters["request_id"], stub, timeout)
         if rpc == "Preprocess":
             wish = struct({"fault": parameters["prompt"] == "fault"})
             fields = {"request_id": parameters["request_id"], "image": PICTURE, "preprocessor_options": wish}
-            request = pb.PreprocessRequest(preprocessor="held", **fields)
-            return Stream(stub.Preprocess(request, timeout=timeout))
+            return self._call(rpc, pb.PreprocessRequest(preprocessor="held", **fields), stub, timeout)
         if rpc == "Edit":
-            return Stream(stub.Edit(edit_request(image=PICTURE, image_to_image=FULL, **parameters), timeout=timeout))
-        if rpc == "Generate":
-            return Stream(stub.Generate(generate_request(**parameters), timeout=timeout))
-        made = self.start(generate_request(disconnect_policy=KEEP, **parameters))
-        made.read_until("accepted")
-        made.call.cancel()
-        return Stream(stub.Watch(pb.WatchRequest(request_id=parameters["request_id"]), timeout=timeout))
+            edit = edit_request(image=PICTURE, image_to_image=FULL, **parameters)
+            return self._call(rpc, edit, stub, timeout)
+        return self._call(rpc, generate_request(**parameters), stub, timeout)
+
+    def watch(self, request_id: str, stub: Any = None, timeout: float = 60) -> Stream:
+        return self._call("Watch", pb.WatchRequest(request_id=request_id), stub, timeout)
+
+    def _call(self, rpc: str, request: Any, stub: Any, timeout: float) -> Stream:
+        self.called[rpc] += 1
+        return Stream(getattr(stub or self.images, rpc)(request, timeout=timeout))
 
     @contextlib.contextmanager
     def held(self, place: str) -> Iterator[dict[str, Any]]:
@@ -174,7 +184,7 @@ class HeldServer(RunningServer):
             with self.gate.at(place):
                 yield {"model": "cold"} if place == "loading" else {}
             return
-        first = self.open("Generate", num_inference_steps=400)
+        first = self.open("Generate", num_inference_steps=LONG)
         first.read_until("step")
         yield {}
         first.call.cancel()
@@ -216,6 +226,13 @@ def server(models: list[dict[str, Any]]) -> Iterator[HeldServer]:
                 running.gate.come("loading")
 
         patch.setattr(ModelHolding, "load", held_load)
+        for model in ("tiny", "cold"):  # what is made once, as the tables of schedulers
+            for steps in (6, LONG):
+                running.open("Generate", model=model, num_inference_steps=steps).read()
+        running.catalog.UnloadModel(UnloadModelRequest(model="cold"))
+        for file in Path(models[2]["path"], "unet").glob("*.safetensors"):  # after the start, which looks at it
+            file.write_bytes(file.read_bytes()[:-1000])
+        refused(running.open("Generate", model="broken").read)
         yield running
 
 
@@ -225,19 +242,47 @@ def streams_end(server: RunningServer) -> None:
         pass  # the test's own time limit ends this
 
 
-def check_nothing_is_left(server: RunningServer, caplog: pytest.LogCaptureFixture) -> None:
+class State(NamedTuple):
+    """What a server holds, and has counted."""
+
+    called: Counter[str]
+    ends: Counter[str]  # of calls, by RPC
+    jobs: float  # that have left the engine
+    bytes: float  # of tensors, without the embeddings that the cache of prompts has
+
+
+def state_of(server: HeldServer) -> State:
+    found, ends = read(server), Counter[str]()
+    for name, count in found.items():
+        kind, _, labels = name.partition(" method=/darkroom.v1.ImageService/")
+        if kind == "darkroom_calls_total" and (rpc := labels.partition(" ")[0]) in (*JOBS, "Preprocess"):
+            ends[rpc] += int(count)
+    gc.collect()
+    tensors = (each for each in gc.get_objects() if isinstance(each, torch.Tensor) and each.device.type == "cpu")
+    storages = {each.data_ptr(): each.nbytes() for each in (tensor.untyped_storage() for tensor in tensors)}
+    held = sum(storages.values()) - found["darkroom_prompt_cache_bytes"]
+    return State(server.called.copy(), ends, total(found, "darkroom_jobs_ended_total"), held)
+
+
+def check_nothing_is_left(server: HeldServer, before: State, caplog: pytest.LogCaptureFixture) -> None:
     settle(server)
     streams_end(server)
     assert not any(value for name, value in read(server).items() if name.startswith("darkroom_jobs "))
     caplog.get_records("call").clear()  # a logged exception holds what it went through
     wait_for(lambda: alive(Sample, Job) == 0)  # the engine may be in the turn still in which they ended
+    wait_for(lambda: state_of(server).bytes <= before.bytes)
+    after = state_of(server)
+    called = after.called - before.called
+    assert after.ends - before.ends == called  # one end each
+    assert after.jobs - before.jobs == called["Generate"] + called["Edit"]
 
 
 @pytest.fixture
 def counted(server: HeldServer, caplog: pytest.LogCaptureFixture) -> Iterator[HeldServer]:
     """The server; after the test nothing is left of its jobs and calls."""
+    before = state_of(server)
     yield server
-    check_nothing_is_left(server, caplog)
+    check_nothing_is_left(server, before, caplog)
     assert server.generate(prompt="x", num_inference_steps=1).kinds[-1] == "completed"
 
 
@@ -263,8 +308,7 @@ def test_cancelled(
         status = leave(counted, stream)
         assert refused(stream.read).code is status
     if rpc == "Watch" and leave is by_cancelling:  # a watcher's leaving is not the job's end
-        again = pb.WatchRequest(request_id=stream.events[0].request_id)
-        assert Stream(counted.images.Watch(again, timeout=60)).read().kinds[-1] == "completed"
+        assert counted.watch(stream.events[0].request_id).read().kinds[-1] == "completed"
     settle(counted)
     counted.catalog.UnloadModel(UnloadModelRequest(model="cold"))
 
@@ -312,8 +356,8 @@ class TestEnds:
         failed = refused(counted.open(rpc, prompt="fault").read)
         assert (failed.code, failed.reason) == (StatusCode.INTERNAL, "PLUGIN_FAILED")
 
-    def test_shutdown(self, models: list[dict[str, Any]], rpc: str) -> None:
-        with HeldServer(models=models) as server:
+    def test_shutdown(self, models: list[dict[str, Any]], rpc: str, caplog: pytest.LogCaptureFixture) -> None:
+        with HeldServer(models=models[:1]) as server:
             place = self.held(server, rpc)
             with server.held(place):
                 stream = server.open(rpc)
@@ -325,6 +369,8 @@ class TestEnds:
             stopping.result(60)
             assert (failed.code, failed.reason) == (StatusCode.UNAVAILABLE, "SHUTTING_DOWN")
             assert server.app.jobs.active_jobs == 0
+        caplog.get_records("call").clear()
+        wait_for(lambda: alive(Sample, Job) == 0)
 
 
 @pytest.mark.parametrize("rpc", JOBS)
@@ -333,9 +379,7 @@ class TestFaults:
         failed = refused(counted.open(rpc, prompt="memory").read)
         assert (failed.code, failed.reason) == (StatusCode.RESOURCE_EXHAUSTED, "OUT_OF_MEMORY")
 
-    def test_model_fault(self, counted: HeldServer, models: list[dict[str, Any]], rpc: str) -> None:
-        for file in Path(models[2]["path"], "unet").glob("*.safetensors"):
-            file.write_bytes(file.read_bytes()[:-1000])
+    def test_model_fault(self, counted: HeldServer, rpc: str) -> None:
         failed = refused(counted.open(rpc, model="broken").read)
         assert failed.reason == "LOAD_FAILED"
 
@@ -411,10 +455,12 @@ class TestFullDisk:
 def test_slow_reader(rpc: str, models: list[dict[str, Any]], caplog: pytest.LogCaptureFixture) -> None:
     size = {"width": 1024, "height": 1024, "num_images": 8, "num_inference_steps": 1}
     with HeldServer(models=models[-1:], slow_reader_seconds=0.5) as server:
+        server.open("Generate", model="noise", num_inference_steps=1).read()  # what is made once
+        before = state_of(server)
         stream = server.open(rpc, model="noise", **size)
         stream.read_until("image")
         streams_end(server)  # without reading on
         failed = refused(stream.read)
         assert (failed.code, failed.reason) == (StatusCode.RESOURCE_EXHAUSTED, "SLOW_READER")
         assert read(server)["darkroom_cancels_total cause=slow_reader"] == 1
-        check_nothing_is_left(server, caplog)
+        check_nothing_is_left(server, before, caplog)

@@ -3,7 +3,6 @@ each evaluation. On a CPU they are a tenth of an evaluation of a small picture."
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from weakref import WeakKeyDictionary
@@ -20,14 +19,15 @@ MAX_BYTES = 2**26
 
 
 class Projections:
-    """Cross-attention keys and values of prompts, for one UNet; least recently used ones are dropped."""
+    """Cross-attention keys and values of prompts, for one UNet, while somebody has the prompt's embedding; least
+    recently used ones are dropped."""
 
     def __init__(self, unet: nn.Module) -> None:
         attentions = [each for each in unet.modules() if isinstance(each, Attention) and each.is_cross_attention]
         plain = all(not each.norm_cross and each.added_kv_proj_dim is None for each in attentions)
         plain = plain and getattr(unet, "encoder_hid_proj", None) is None  # it projects the prompt first
         self.layers = [layer for each in attentions for layer in (each.to_k, each.to_v)] if plain else []
-        self.cached: OrderedDict[int, tuple[PromptEmbedding, list[torch.Tensor]]] = OrderedDict()  # by identity
+        self.cached: WeakKeyDictionary[PromptEmbedding, list[torch.Tensor]] = WeakKeyDictionary()  # latest last
 
     def fixed(self, prompts: Sequence[PromptEmbedding], batch_cache: BatchCache) -> AbstractContextManager[None]:
         """Context manager: the UNet's key and value layers return the cached tensors of these rows."""
@@ -43,15 +43,14 @@ class Projections:
         """By layer: (prompts, tokens, width)."""
         rows = [self._of(prompt) for prompt in prompts]
         while len(self.cached) > self.capacity(prompts):
-            self.cached.popitem(last=False)
+            del self.cached[next(iter(self.cached))]
         return {layer: torch.cat(parts) for layer, parts in zip(self.layers, zip(*rows, strict=True), strict=True)}
 
     def _of(self, prompt: PromptEmbedding) -> list[torch.Tensor]:
         """For each layer: (1, tokens, width)."""
-        if id(prompt) not in self.cached:
-            self.cached[id(prompt)] = prompt, [layer(prompt.hidden) for layer in self.layers]
-        self.cached.move_to_end(id(prompt))
-        return self.cached[id(prompt)][1]
+        made = self.cached.pop(prompt, None) or [layer(prompt.hidden) for layer in self.layers]
+        self.cached[prompt] = made
+        return made
 
     def capacity(self, prompts: Sequence[PromptEmbedding]) -> int:
         """How many such prompts fit."""
