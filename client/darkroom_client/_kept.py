@@ -48,6 +48,7 @@ class KeptCall:
         self._end = None if timeout is None else time.monotonic() + timeout
         self._after = after  # the sequence of the last event read
         self._answered = False
+        self._request_id = ""  # known once it is answered
         self._seen = _Seen()
         self._lost_at: float | None = None  # when the server was lost; None: it is there
         self._backoff = _FIRST_DELAY
@@ -67,6 +68,7 @@ class KeptCall:
             if response is None:
                 return None
             self._answered, self._after = True, response.event.sequence
+            self._request_id = response.event.request_id
             self._lost_at, self._backoff = None, _FIRST_DELAY
             if self._seen.is_new(response.event):
                 return response
@@ -98,7 +100,7 @@ class KeptCall:
             raise cancellation()
         left = None if self._end is None else max(self._end - time.monotonic(), 0.001)
         if self._again is not None and gone:
-            log.warning("the server does not know the job any more; it is started again")
+            log.warning("the server does not know the job %s any more; it is started again", self._request_id)
             return self._again(self._seen.seed or 0, left)
         return self._watch(self._after, left)
 

@@ -82,7 +82,7 @@ class JobManager(Registry):
             await self._company.enter(job)
             values = await self._residency.acquire(job.plan.needs, job.mailbox.put)
         except Exception as error:
-            failure = to_domain_error(error)
+            failure, job.load_seconds = to_domain_error(error), time.monotonic() - began
             job.mailbox.close(failure)
             self._engine.cancel(job, failure)
             job.waiting = None  # the engine never has it

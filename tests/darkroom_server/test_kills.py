@@ -25,7 +25,7 @@ from tests.watching import check_lives, follow
 KILLS = int(many("KILLS", 5))
 SERVERS = 4 if KILLS > 100 else 1
 CLIENTS = 3  # jobs at once, of each server
-LATE = 2.5  # the longest life of a server, in CPU seconds of a start and a long job
+LATE = 2.5  # the longest life of a server, in CPU seconds of a start and one job
 PATIENCE = 60.0  # seconds of a life in which the moment does not come
 PICTURE = png(np.arange(32 * 32 * 3, dtype=np.uint8).reshape(32, 32, 3))
 
@@ -75,7 +75,7 @@ class Killing:
     async def run(self) -> None:
         self.server.begin()
         async with AsyncClient(self.server.address) as client:
-            await pictures(client, self.share or 4)  # the longest of its jobs
+            await pictures(client, self.share or 4)  # one of its jobs that takes long
         self.started = self.server.cpu_seconds
         self.server.kill()
         async with self.channel() as channel:

@@ -45,7 +45,7 @@ PICTURE = png(np.full((32, 32, 3), 128, np.uint8))
 FULL = edits_pb2.ImageToImage(strength=1.0)
 KEEP = parameters_pb2.DISCONNECT_POLICY_KEEP
 JOBS = ("Generate", "Edit", "Watch")
-SECONDS = 0.4  # of a deadline
+SECONDS = 1.0  # of a deadline
 LONG = 400  # steps of a job that others wait for
 
 

@@ -1,9 +1,9 @@
 """Kept jobs outlive the server's process: it is killed, or stopped, and starts again on the same folder."""
 
-import contextlib
 import hashlib
 import itertools
 import sqlite3
+import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -21,6 +21,7 @@ from darkroom.v1.events_pb2 import JobEvent
 from darkroom_server.api import keeper
 from darkroom_server.api.suspects import TURN
 from darkroom_server.errors import JobLogFull
+from darkroom_server.jobs.log_store import Store
 from tests.killable import Forks, KillableServer
 from tests.support import RunningServer, Stream, edit_request, generate_request, png, preview, refused
 
@@ -259,17 +260,24 @@ def test_a_suspects_evaluations_are_told_apart(start: Callable[..., RunningServe
     assert evaluations[1] >= 2 * info.devices[0].deterministic_rows
 
 
-def test_accepted_is_sent_when_the_log_has_it(start: Callable[..., RunningServer], tmp_path: Path) -> None:
+def test_accepted_is_sent_when_the_log_has_it(
+    start: Callable[..., RunningServer], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    writing, go_on, add = threading.Event(), threading.Event(), Store.add
+
+    def held_add(*given: Any) -> int:
+        writing.set()
+        assert go_on.wait(60)
+        return add(*given)
+
+    monkeypatch.setattr(Store, "add", held_add)
     with start() as server, ThreadPoolExecutor() as pool:
-        path = tmp_path / "state/jobs.sqlite"
-        with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as other:
-            other.execute("BEGIN IMMEDIATE")  # nobody else can write
-            stream = server.start(kept("one", num_inference_steps=1))
-            reading = pool.submit(stream.read_until, "accepted")
-            server.generate(prompt="x", num_inference_steps=1)  # came later, and is done
-            assert not reading.done()
-            assert other.execute("SELECT count(*) FROM jobs").fetchone() == (0,)
-            other.execute("COMMIT")
+        stream = server.start(kept("one", num_inference_steps=1))
+        reading = pool.submit(stream.read_until, "accepted")
+        assert writing.wait(60)
+        server.generate(prompt="x", num_inference_steps=1)  # came later, and is done
+        assert not reading.done()
+        go_on.set()
         assert reading.result(60).seeds
         assert stream.read().kinds[-1] == "completed"
 

@@ -79,6 +79,9 @@ class ImageService(image_service_pb2_grpc.ImageServiceServicer):
                 async for made in events:
                     for event in made:
                         await self._write(context, response(event=event), job)
+        except DarkroomError as error:
+            job.failure = job.failure or error
+            raise
         finally:
             self._jobs.release(job)
 

@@ -69,6 +69,7 @@ class KeptRuns:
             error, last = await self._do(kept, job, rpc, message, refusal, turns)
             if timer is not None:
                 timer.cancel()
+            job.failure = job.failure or error
             self._backend.jobs.release(job)
             if turns is not None and isinstance(error, ShuttingDown):
                 await turns.forgive()

@@ -90,9 +90,15 @@ def count_job(job: Job, pixels: int) -> None:
     """Note whose a job is, and the pixels of its pictures."""
     job.pixels = pixels
     if (present := caller()) is not None:
-        job.bearer = present.token.name if present.token else ""
+        job.bearer = bearer()
         present.usage.jobs += 1
         present.usage.pixels += pixels
+
+
+def bearer() -> str:
+    """The name of the caller's token."""
+    known = _token()
+    return known.name if known is not None else ""
 
 
 def _token() -> TokenSettings | None:

@@ -60,6 +60,7 @@ class Submission:
 
     async def preprocess(self, job: Job, message: Any) -> AsyncGenerator[list[events_pb2.JobEvent], None]:
         """See Backend."""
+        job.bearer = quotas.bearer()
         try:
             made = await job.mailbox.unless_ended(self.jobs.read(preprocess, message, self.catalog))
         except RequestRefused:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from darkroom.v1 import image_service_pb2, parameters_pb2
 from darkroom_server.api.validation.request import check_generate
+from darkroom_server.errors import Cancelled
 from darkroom_server.jobs.events import Ended, Event, StepDone
 from darkroom_server.jobs.job import Job
 from darkroom_server.networks import compiled
@@ -69,7 +70,7 @@ async def _first_step(job: Job, engine: Engine) -> None:
     event: Event | None = None
     while not isinstance(event, StepDone | Ended):
         _, event = await job.mailbox.get()
-    engine.cancel(job, job.break_off)
+    engine.cancel(job, Cancelled("the warm-up has had its first step"))
     await released.wait()
     if isinstance(event, Ended) and event.error is not None:
         raise event.error

@@ -7,6 +7,7 @@ import time
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
+from darkroom_plugins.errors import DarkroomError
 from darkroom_server.errors import Cancelled, DeadlineExceeded, DeviceLost, to_domain_error
 from darkroom_server.jobs.events import Ended
 
@@ -71,8 +72,11 @@ def reason_of(error: BaseException | None) -> str:
     """Why a job ended, for programs."""
     if error is None:
         return "OK"
-    kinds = {Cancelled: "CANCELLED", DeadlineExceeded: "DEADLINE"}
-    return getattr(error, "reason", "") or next((kinds[kind] for kind in kinds if isinstance(error, kind)), "INTERNAL")
+    if isinstance(error, DarkroomError) and error.reason:
+        return error.reason
+    if isinstance(error, DeadlineExceeded):
+        return "DEADLINE"
+    return "CANCELLED" if isinstance(error, Cancelled) else "INTERNAL"
 
 
 def log_end(job: Job, error: BaseException | None, now: float, moved: str = "", **record: Any) -> None:

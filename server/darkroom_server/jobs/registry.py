@@ -121,7 +121,9 @@ class Registry(ABC):
     def end(self, job: Job, error: DarkroomError) -> bool:
         """End a job at once, even if its stream is blocked by a client that does not read. Returns False if it had
         ended."""
-        job.failure, ended = job.failure or error, job.mailbox.close(error)
+        ended = job.mailbox.close(error)
+        if ended:
+            job.failure = job.failure or error
         self.release(job)
         return ended
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections import Counter
 from typing import TYPE_CHECKING
 
 from prometheus_client import CollectorRegistry, generate_latest, start_http_server
@@ -92,7 +93,8 @@ class Metrics(Collector):
         dropped = self._jobs.dropped_previews()
         yield _counter("darkroom_previews_dropped_total", "Previews that a newer one replaced unread.", {(): dropped})
         kept = self._kept_jobs()
-        states = {(state.value,): sum(each.state is state for each in kept) for state in JobState}
+        found = Counter(each.state for each in kept)
+        states = {(state.value,): found[state] for state in JobState}
         yield _gauge("darkroom_kept_jobs", "Jobs that are kept, running or ended.", states, "state")
         size = sum(each.size for each in kept)
         yield _gauge("darkroom_kept_bytes", "What they take, in memory or on the disk.", {(): size})

@@ -5,6 +5,7 @@ import io
 import json
 import logging
 import shutil
+import sqlite3
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,8 +15,10 @@ import numpy as np
 import pytest
 
 from darkroom.v1 import parameters_pb2
-from darkroom.v1.image_service_pb2 import CancelRequest, PreprocessRequest
+from darkroom.v1.image_service_pb2 import CancelRequest, PreprocessRequest, WatchRequest
 from darkroom_plugins.quoting import printable, quoted
+from darkroom_server import app
+from darkroom_server.jobs.log_store import Store
 from darkroom_server.observe.log import FORMAT, MAX_LINE, MAX_TRACEBACK, OneLine, json_lines
 from tests.failing import Failing
 from tests.support import RunningServer, Stream, generate_request, png, refused, settle
@@ -138,7 +141,8 @@ def test_a_job_says_why_it_ended_and_never_its_prompt(
 ) -> None:
     broken = shutil.copytree(tiny_model, tmp_path / "broken")
     models: list[Any] = [{"name": "tiny", "path": tiny_model}, {"name": "broken", "path": broken, "preload": False}]
-    with RunningServer(plugins={"failing": Failing()}, models=models) as server:
+    keep = parameters_pb2.DISCONNECT_POLICY_KEEP
+    with RunningServer(plugins={"failing": Failing()}, models=models, limits={"max_batch_rows": 2}) as server:
 
         def begin(name: str, timeout: float = 60, **parameters: Any) -> Stream:
             given = {"prompt": "a s3cret", "request_id": name, "num_inference_steps": 400, **parameters}
@@ -151,25 +155,30 @@ def test_a_job_says_why_it_ended_and_never_its_prompt(
         stream.read_until("step")
         server.images.Cancel(CancelRequest(request_id="cancelled"))
         refused(stream.read)
+        settle(server)  # what waits no more does not count for the estimates
         with server.paused():
-            keep = parameters_pb2.DISCONNECT_POLICY_KEEP
-            late = begin("late", timeout=1, num_inference_steps=5)
-            kept = begin("late-and-kept", timeout=1, num_inference_steps=5, disconnect_policy=keep)
+            late = begin("late", timeout=2, num_inference_steps=1)
+            kept = begin("late-and-kept", timeout=2, num_inference_steps=1, disconnect_policy=keep)
             for stream in (late, kept):
                 refused(stream.read)
+            watch = WatchRequest(request_id="late-and-kept")
+            refused(Stream(server.images.Watch(watch, timeout=60)).read)  # to its end, after that of its call
         (weights,) = (broken / "unet").glob("*.safetensors")
         weights.write_bytes(weights.read_bytes()[:-1000])
         refused(begin("not-loaded", model="broken").read)
         words = {"prompt": "fail after_evaluation error", "negative_prompt": "a s3cret"}
         refused(begin("failed", **words, task="failing").read)
+        words["prompt"] = "fail finish error"  # of the first picture, while the others are in the making
+        refused(begin("not-finished", **words, task="failing", num_images=4).read)
+        refused(begin("not-finished-and-kept", **words, task="failing", num_images=4, disconnect_policy=keep).read)
         refused(begin("refused", num_inference_steps=0, negative_prompt="a s3cret").read)
         picture = png(np.zeros((32, 32, 3), np.uint8))
         given = PreprocessRequest(preprocessor="canny", image=picture, request_id="map")
         list(server.images.Preprocess(given, timeout=60))
         settle(server)
-    records = [json.loads(line) for line in json_log[1].getvalue().splitlines()]
-    outcomes = {record["request_id"]: record["outcome"] for record in records if "outcome" in record}
-    assert len([record for record in records if "outcome" in record]) == len(outcomes)
+    records = ended(json_log[1])
+    outcomes = {record["request_id"]: record["outcome"] for record in records}
+    assert len(records) == len(outcomes)
     assert outcomes == {
         "left": "CLIENT",
         "cancelled": "CANCELLED",
@@ -177,6 +186,51 @@ def test_a_job_says_why_it_ended_and_never_its_prompt(
         "late-and-kept": "DEADLINE",
         "not-loaded": "LOAD_FAILED",
         "failed": "PLUGIN_FAILED",
+        "not-finished": "PLUGIN_FAILED",
+        "not-finished-and-kept": "PLUGIN_FAILED",
         "map": "OK",
     }
     assert "s3cret" not in json_log[1].getvalue()
+
+
+def test_a_job_that_the_log_does_not_take_says_so(
+    json_log: tuple[logging.Logger, io.StringIO], tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*given: Any) -> int:
+        raise sqlite3.OperationalError("database or disk is full")
+
+    monkeypatch.setattr(Store, "add", full)
+    with RunningServer(models=[{"name": "tiny", "path": tiny_model}], state_dir=tmp_path / "state") as server:
+        keep = parameters_pb2.DISCONNECT_POLICY_KEEP
+        failed = refused(lambda: server.generate(prompt="x", num_inference_steps=400, disconnect_policy=keep))
+        settle(server)
+    assert outcomes_of(json_log[1]) == [failed.reason]
+
+
+def test_a_job_says_whose_it_was(json_log: tuple[logging.Logger, io.StringIO], tiny_model: Path) -> None:
+    token = {"name": "me", "sha256": hashlib.sha256(b"t0ken").hexdigest()}
+    with RunningServer(models=[{"name": "tiny", "path": tiny_model}], tokens=[token]) as server:
+        mine = {"metadata": [("authorization", "Bearer t0ken")], "timeout": 60}
+        Stream(server.images.Generate(generate_request(prompt="x", num_inference_steps=1), **mine)).read()
+        given = PreprocessRequest(preprocessor="canny", image=png(np.zeros((32, 32, 3), np.uint8)))
+        Stream(server.images.Preprocess(given, **mine)).read()
+        settle(server)
+    assert [record["token"] for record in ended(json_log[1])] == ["me", "me"]
+
+
+def test_a_warm_up_is_no_client_that_left(
+    json_log: tuple[logging.Logger, io.StringIO], tiny_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(app, "wants_warm_up", lambda model: True)
+    with RunningServer(models=[{"name": "tiny", "path": tiny_model}]) as server:
+        settle(server)
+    assert set(outcomes_of(json_log[1])) == {"CANCELLED"}
+
+
+def ended(log: io.StringIO) -> list[dict[str, Any]]:
+    """The records of the jobs that have ended."""
+    return [record for record in map(json.loads, log.getvalue().splitlines()) if "outcome" in record]
+
+
+def outcomes_of(log: io.StringIO) -> list[str]:
+    return [record["outcome"] for record in ended(log)]

@@ -109,9 +109,9 @@ def test_cancels_by_their_cause(measured: RunningServer) -> None:
     assert rows["darkroom_cancels_total cause=client"] == rows["darkroom_jobs_ended_total reason=CLIENT"] == 1
 
     def by_deadline() -> None:
-        request = generate_request(num_inference_steps=5)  # one that could have been done in time
+        request = generate_request(num_inference_steps=1)  # one that could have been done in time
         with measured.paused():
-            failed = refused(lambda: list(measured.images.Generate(request, metadata=ME, timeout=1)))
+            failed = refused(lambda: list(measured.images.Generate(request, metadata=ME, timeout=2)))
         assert failed.code == StatusCode.DEADLINE_EXCEEDED
 
     rows = moved(measured, by_deadline)
