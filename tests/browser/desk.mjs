@@ -52,6 +52,12 @@ export class Desk {
     await this.steps(count);
   }
 
+  // What lasts longer than a reload, however busy the machine is.
+  async askMuch(prompt) {
+    for (const edge of ["width", "height"]) await this.number(edge, 128);
+    await this.ask(prompt, 150);
+  }
+
   async make(prompt, count) {
     await this.ask(prompt, count);
     await this.press("generate");

@@ -36,7 +36,7 @@ export async function develop(given) {
 // Esc stops midway.
 export async function stop(given) {
   const desk = await Desk.at(given);
-  await desk.ask("a red circle", 150);
+  await desk.askMuch("a red circle");
   await desk.page.keyboard.press("Control+Enter");
   await desk.says("Step ");
   await desk.page.keyboard.press("Escape");
@@ -120,7 +120,7 @@ export async function reload(given) {
   await desk.make("a blue square", 4);
   await desk.unfold("More");
   await desk.number("num_images", 8);
-  await desk.ask("a red heart", 150); // which outlasts the reload
+  await desk.askMuch("a red heart");
   await desk.press("generate");
   await desk.says("0 of 8 pictures, ");
   const before = await desk.text("details");
