@@ -221,7 +221,8 @@ def test_a_warm_up_is_no_client_that_left(
     json_log: tuple[logging.Logger, io.StringIO], tiny_model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(app, "wants_warm_up", lambda model: True)
-    with RunningServer(models=[{"name": "tiny", "path": tiny_model}]) as server:
+    model = {"name": "tiny", "path": tiny_model, "default_num_inference_steps": 400}
+    with RunningServer(models=[model]) as server:
         settle(server)
     assert set(outcomes_of(json_log[1])) == {"CANCELLED"}
 
